@@ -1,0 +1,71 @@
+package limit
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A Rate is how much may happen in any period of a given length: a sliding window, not one
+// that starts at the full minute.
+type Rate struct {
+	N   int
+	Per time.Duration
+}
+
+// ParseRate reads "30/m", "500/h", "10000/d", or a period of its own as in "30/6s".
+func ParseRate(s string) (Rate, error) {
+	wrong := fmt.Errorf("%q is not a rate; write 30/m", s)
+	count, per, ok := strings.Cut(s, "/")
+	if !ok {
+		return Rate{}, wrong
+	}
+	n, err := strconv.Atoi(count)
+	if err != nil || n < 1 || n > 1_000_000_000 {
+		return Rate{}, wrong
+	}
+	switch per {
+	case "m":
+		return Rate{n, time.Minute}, nil
+	case "h":
+		return Rate{n, time.Hour}, nil
+	case "d":
+		return Rate{n, 24 * time.Hour}, nil
+	}
+	d, err := time.ParseDuration(per)
+	if err != nil || d < 100*time.Millisecond || d > 31*24*time.Hour {
+		return Rate{}, wrong
+	}
+	return Rate{n, d}, nil
+}
+
+// String returns the rate in the form that ParseRate reads.
+func (r Rate) String() string {
+	switch r.Per {
+	case time.Minute:
+		return strconv.Itoa(r.N) + "/m"
+	case time.Hour:
+		return strconv.Itoa(r.N) + "/h"
+	case 24 * time.Hour:
+		return strconv.Itoa(r.N) + "/d"
+	}
+	return strconv.Itoa(r.N) + "/" + r.Per.String()
+}
+
+// Limits is what one mailbox may do.
+type Limits struct {
+	Messages    Rate // accepted messages
+	Recipients  Rate // recipients of accepted messages, each time anew
+	Connections int  // leases out at one time
+}
+
+// Microsoft returns the limits of Exchange Online for one mailbox ("Exchange Online
+// limits", and "Improvements in SMTP client submission").
+func Microsoft() Limits {
+	return Limits{
+		Messages:    Rate{30, time.Minute},
+		Recipients:  Rate{10_000, 24 * time.Hour},
+		Connections: 3,
+	}
+}
