@@ -1,0 +1,258 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"golang.org/x/net/idna"
+)
+
+// Limits of RFC 5321, section 4.5.3.1.
+const (
+	maxLocal  = 64
+	maxDomain = 255
+)
+
+// An Address is one mail address, local@domain, as it was written. Two
+// addresses are the same when their keys are ([Address.Key]): Exchange Online
+// compares local parts without regard to case.
+type Address struct {
+	Local  string // without quotes; never empty in a non-zero Address
+	Domain string // as written; may be a single label or an address literal
+}
+
+// IsZero tells whether there is no address: the null sender, or nothing
+// recognisable where an address should be.
+func (a Address) IsZero() bool { return a.Local == "" && a.Domain == "" }
+
+// String returns the address in the form of RFC 5321, without angle brackets; the
+// zero Address is the empty string.
+func (a Address) String() string {
+	if a.IsZero() {
+		return ""
+	}
+	local := a.Local
+	if !isDotAtom(local) {
+		local = quote(local)
+	}
+	if a.Domain == "" {
+		return local
+	}
+	return local + "@" + a.Domain
+}
+
+// Key returns the form in which addresses are compared: lower case, the domain in
+// its ASCII form (RFC 5891). The zero Address has the empty key.
+func (a Address) Key() string {
+	if a.IsZero() {
+		return ""
+	}
+	return strings.ToLower(a.Local) + "@" + asciiDomain(a.Domain)
+}
+
+// Same tells whether a and b name the same mailbox.
+func (a Address) Same(b Address) bool {
+	return a == b || a.Key() == b.Key()
+}
+
+// Valid tells whether the address may be written into an envelope or a header that
+// leaves for Microsoft: a local part of at most 64 octets in ASCII, a domain name of at
+// least two labels (RFC 5321, section 4.1.2; address literals are not accepted).
+func (a Address) Valid() bool {
+	if a.Local == "" || len(a.Local) > maxLocal {
+		return false
+	}
+	for i := range len(a.Local) {
+		if c := a.Local[i]; c <= ' ' || c >= 0x7f {
+			return false
+		}
+	}
+	return validDomain(asciiDomain(a.Domain))
+}
+
+// Answerable tells whether a person could answer to this address: it is valid and its
+// domain looks like one of the public internet (RFC 6761, RFC 6762 and RFC 8375
+// reserve the others, besides what device makers invent).
+func (a Address) Answerable() bool {
+	if !a.Valid() {
+		return false
+	}
+	d := asciiDomain(a.Domain)
+	top := d[strings.LastIndexByte(d, '.')+1:]
+	return !privateTop[top] && !strings.HasSuffix(d, ".home.arpa") && d != "home.arpa"
+}
+
+// privateTop holds top-level names that never lead to a mailbox elsewhere.
+var privateTop = map[string]bool{
+	"local": true, "lan": true, "localdomain": true, "localhost": true, "home": true, "internal": true,
+	"intranet": true, "corp": true, "private": true, "invalid": true, "test": true, "example": true,
+	"workgroup": true, "printer": true, "arpa": true,
+}
+
+// ParseAddress reads an address as an SMTP envelope carries it, with or without angle
+// brackets, with a source route (RFC 5321, appendix C: ignored) or a quoted
+// local part. The empty string and "<>" give the zero Address. What has no domain
+// keeps an empty one, so that a decision can still name what was asked.
+func ParseAddress(s string) (Address, error) {
+	s = strings.TrimSpace(s)
+	if len(s) >= 2 && s[0] == '<' && s[len(s)-1] == '>' {
+		s = s[1 : len(s)-1]
+	}
+	if s == "" {
+		return Address{}, nil
+	}
+	if s[0] == '@' { // @a,@b:user@domain
+		i := strings.IndexByte(s, ':')
+		if i < 0 {
+			return Address{}, fmt.Errorf("%q is a source route without an address", clip(s))
+		}
+		s = s[i+1:]
+	}
+	a := splitAddress(s)
+	if err := checkLocal(a.Local); err != nil {
+		return Address{}, fmt.Errorf("%q: %w", clip(s), err)
+	}
+	if !plausibleDomain(a.Domain) {
+		return Address{}, fmt.Errorf("%q has no usable domain", clip(s))
+	}
+	return a, nil
+}
+
+// splitAddress divides at the last @, and takes the quotes off a quoted local part.
+func splitAddress(s string) Address {
+	local, domain := s, ""
+	if i := strings.LastIndexByte(s, '@'); i >= 0 {
+		local, domain = s[:i], strings.TrimSuffix(s[i+1:], ".")
+	}
+	if len(local) >= 2 && local[0] == '"' && local[len(local)-1] == '"' {
+		local = unquote(local[1 : len(local)-1])
+	}
+	return Address{Local: local, Domain: domain}
+}
+
+func checkLocal(local string) error {
+	if local == "" {
+		return errors.New("nothing stands before the @")
+	}
+	for i := range len(local) {
+		if c := local[i]; c < ' ' || c == 0x7f {
+			return errors.New("a control character stands in the local part")
+		}
+	}
+	return nil
+}
+
+// plausibleDomain refuses only what could never have been meant as a domain; an empty
+// one is fine here (a device's "root").
+func plausibleDomain(d string) bool {
+	return !strings.ContainsFunc(d, func(r rune) bool {
+		return r <= ' ' || r == 0x7f || strings.ContainsRune(`"(),:;<>@\`, r) && r != ':'
+	})
+}
+
+// validDomain tells whether d is a host name of at least two labels (RFC 1123,
+// section 2.1). d is in lower case and ASCII.
+func validDomain(d string) bool {
+	if len(d) > maxDomain || !strings.Contains(d, ".") {
+		return false
+	}
+	digits := true
+	for label := range strings.SplitSeq(d, ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+			return false
+		}
+		digits = true
+		for i := range len(label) {
+			c := label[i]
+			if c < '0' || c > '9' {
+				digits = false
+			}
+			if !('a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '-') {
+				return false
+			}
+		}
+	}
+	return !digits // the last label of a name is never a number; 10.0.0.1 is no domain
+}
+
+// asciiDomain returns the form in which domains are compared.
+func asciiDomain(d string) string {
+	if isASCII(d) {
+		return strings.ToLower(d)
+	}
+	if a, err := idna.Lookup.ToASCII(d); err == nil {
+		return a
+	}
+	return strings.ToLower(d)
+}
+
+// isDotAtom tells whether s may stand unquoted as a local part (RFC 5322, section 3.2.3).
+func isDotAtom(s string) bool {
+	if s == "" || s[0] == '.' || s[len(s)-1] == '.' || strings.Contains(s, "..") {
+		return false
+	}
+	for i := range len(s) {
+		if s[i] != '.' && !isAtext(s[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// isAtext is atext of RFC 5322, section 3.2.3; bytes over 0x7f are not.
+func isAtext(c byte) bool {
+	switch {
+	case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		return true
+	}
+	return strings.IndexByte("!#$%&'*+-/=?^_`{|}~", c) >= 0
+}
+
+func isASCII(s string) bool {
+	for i := range len(s) {
+		if s[i] >= 0x80 {
+			return false
+		}
+	}
+	return true
+}
+
+// quote writes a quoted-string (RFC 5322, section 3.2.4).
+func quote(s string) string {
+	var b strings.Builder
+	b.Grow(len(s) + 2)
+	b.WriteByte('"')
+	for i := range len(s) {
+		if s[i] == '"' || s[i] == '\\' {
+			b.WriteByte('\\')
+		}
+		b.WriteByte(s[i])
+	}
+	b.WriteByte('"')
+	return b.String()
+}
+
+// unquote takes the backslashes out of the inside of a quoted-string.
+func unquote(s string) string {
+	if strings.IndexByte(s, '\\') < 0 {
+		return s
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+1 < len(s) {
+			i++
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// clip shortens a stranger's text for an error or a log line.
+func clip(s string) string {
+	const most = 100
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "") + "…"
+}

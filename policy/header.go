@@ -1,0 +1,273 @@
+package policy
+
+import (
+	"net/mail"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// maxFrom is how many From fields we still repair; a message with more is an attack.
+const maxFrom = 20
+
+// wanted are the fields a decision reads, in lower case.
+var wanted = map[string]bool{
+	"from": true, "sender": true, "reply-to": true, "message-id": true, "date": true,
+	"auto-submitted": true, "x-auto-response-suppress": true, "x-original-from": true, "dkim-signature": true,
+}
+
+// Wants tells whether a decision depends on fields of that name, whatever its case. Nothing else of
+// a message needs to be kept.
+func Wants(name string) bool {
+	switch len(name) { // spares most fields the lower case
+	case 4, 6, 8, 10, 14, 15, 24:
+		return wanted[strings.ToLower(name)]
+	}
+	return false
+}
+
+// header is what a decision needs to know of a message's header.
+type header struct {
+	from, other []numbered
+	entry       namedAddress // the first address of the From fields
+	entries     int          // addresses in all From fields
+	asked       Address
+	sender      Address // of the envelope
+}
+
+// numbered is a field with its place among the fields of its name.
+type numbered struct {
+	Field
+	key   string // the name in lower case
+	index int    // from 1
+}
+
+func readHeader(r *Request) header {
+	var h header
+	h.other = make([]numbered, 0, len(r.Fields))
+	for _, f := range r.Fields {
+		n := numbered{Field: f, key: strings.ToLower(f.Name), index: 1}
+		if n.key == "from" {
+			n.index = len(h.from) + 1
+			h.from = append(h.from, n)
+			continue
+		}
+		for i := len(h.other) - 1; i >= 0; i-- {
+			if h.other[i].key == n.key {
+				n.index = h.other[i].index + 1
+				break
+			}
+		}
+		h.other = append(h.other, n)
+	}
+	if len(h.from) <= maxFrom {
+		for _, f := range h.from {
+			for _, e := range parseMailboxes(f.Value) {
+				if h.entries++; h.entries == 1 {
+					h.entry = e
+				}
+			}
+		}
+	}
+	// An envelope sender that is no address is treated as none: the identity takes its place.
+	h.sender, _ = ParseAddress(r.Sender)
+	h.asked = h.entry.addr
+	if h.asked.IsZero() {
+		h.asked = h.sender
+	}
+	return h
+}
+
+// changes lists what must change in the header for the message to leave as the identity.
+func (h *header) changes(r *Request, id Address) []HeaderChange {
+	var list []HeaderChange
+	rewritten := !h.asked.Same(id)
+	list = h.changeFrom(list, id)
+	list = h.dropForeignSender(list, id)
+	if rewritten {
+		list = h.keepOriginal(list)
+	}
+	list = h.addMissing(list, r, id)
+	if h.sender.IsZero() {
+		list = h.markAutomatic(list)
+	}
+	return h.dropFalseSignatures(list)
+}
+
+// changeFrom leaves exactly one From field, with the identity, well formed.
+func (h *header) changeFrom(list []HeaderChange, id Address) []HeaderChange {
+	if len(h.from) == 0 {
+		return append(list, HeaderChange{Op: Add, Name: "From", Value: writeMailbox("From", "", id)})
+	}
+	for _, f := range slices.Backward(h.from[1:]) {
+		list = append(list, HeaderChange{Op: Delete, Name: f.Name, Index: f.index})
+	}
+	first := h.from[0]
+	if len(h.from) == 1 && h.entries == 1 && wellFormed(first.Value, h.entry, id) {
+		return list
+	}
+	name := safeName(h.displayName(), id)
+	return append(list, HeaderChange{Op: Change, Name: first.Name, Index: 1, Value: writeMailbox(first.Name, name, id)})
+}
+
+// displayName returns the name of the sender: of the first address, or of a From that
+// has only a name.
+func (h *header) displayName() string {
+	if h.entries > 0 {
+		return h.entry.name
+	}
+	for _, f := range h.from {
+		if name := decodeName(readable(f.Value)); name != "" {
+			return name
+		}
+	}
+	return ""
+}
+
+// wellFormed tells whether a From field may leave byte for byte: one mailbox in the strict
+// syntax of RFC 5322, in ASCII, with the identity as its address and a display name that
+// pretends nothing.
+func wellFormed(value string, e namedAddress, id Address) bool {
+	if !e.addr.Same(id) || safeName(e.name, id) != e.name {
+		return false
+	}
+	for i := range len(value) {
+		c := value[i]
+		if c >= 0x7f || c < ' ' && c != '\n' && c != '\t' && c != '\r' {
+			return false
+		}
+	}
+	if strings.IndexByte(value, '\n') >= 0 {
+		for line := range strings.SplitSeq(value, "\n") {
+			if len(line) > 990 || strings.TrimSpace(line) == "" {
+				return false
+			}
+		}
+		value = strings.NewReplacer("\r", "", "\n", "").Replace(value)
+	}
+	a, err := mail.ParseAddress(strings.TrimSpace(value))
+	return err == nil && len(value) <= 990 && splitAddress(a.Address).Same(id)
+}
+
+// dropForeignSender deletes Sender fields that name someone else: Exchange Online would read
+// "Sender on behalf of From" and ask for a permission.
+func (h *header) dropForeignSender(list []HeaderChange, id Address) []HeaderChange {
+	for _, f := range slices.Backward(h.other) {
+		if f.key != "sender" {
+			continue
+		}
+		if e := parseMailboxes(f.Value); len(e) == 1 && f.index == 1 && wellFormed(f.Value, e[0], id) {
+			continue
+		}
+		list = append(list, HeaderChange{Op: Delete, Name: f.Name, Index: f.index})
+	}
+	return list
+}
+
+// keepOriginal makes answers go where they would have gone, and keeps the original From for
+// whoever looks for it.
+func (h *header) keepOriginal(list []HeaderChange) []HeaderChange {
+	if !h.sender.IsZero() && h.asked.Answerable() && !h.has("reply-to") {
+		list = append(list, HeaderChange{Op: Add, Name: "Reply-To", Value: writeMailbox("Reply-To", h.entry.name, h.asked)})
+	}
+	for _, f := range slices.Backward(h.other) {
+		if f.key == "x-original-from" {
+			list = append(list, HeaderChange{Op: Delete, Name: f.Name, Index: f.index})
+		}
+	}
+	var original []string
+	for _, f := range h.from {
+		original = append(original, readable(f.Value))
+	}
+	text := strings.TrimSpace(strings.Join(original, ", "))
+	if text == "" {
+		text = h.asked.String()
+	}
+	if text == "" {
+		return list
+	}
+	return append(list, HeaderChange{Op: Add, Name: "X-Original-From", Value: encodeText("X-Original-From", text)})
+}
+
+// has tells whether a field of that name is there and not empty.
+func (h *header) has(key string) bool {
+	return slices.ContainsFunc(h.other, func(f numbered) bool { return f.key == key && strings.TrimSpace(f.Value) != "" })
+}
+
+// set adds the field, or fills the first empty one of its name.
+func (h *header) set(list []HeaderChange, name, key, value string) []HeaderChange {
+	for _, f := range h.other {
+		if f.key == key {
+			return append(list, HeaderChange{Op: Change, Name: f.Name, Index: f.index, Value: value})
+		}
+	}
+	return append(list, HeaderChange{Op: Add, Name: name, Value: value})
+}
+
+// addMissing adds Message-ID and Date (RFC 5322, section 3.6) where a device left them out.
+// Exchange Online returns the Message-ID in its last reply, so it is the handle for a trace.
+func (h *header) addMissing(list []HeaderChange, r *Request, id Address) []HeaderChange {
+	if !h.has("message-id") {
+		unique := strconv.FormatInt(r.Now.UnixNano(), 36)
+		if r.QueueID != "" {
+			unique += "." + r.QueueID
+		}
+		list = h.set(list, "Message-ID", "message-id", "<"+unique+"@"+asciiDomain(id.Domain)+">")
+	}
+	if !h.has("date") {
+		list = h.set(list, "Date", "date", r.Now.Format(time.RFC1123Z))
+	}
+	return list
+}
+
+// markAutomatic says on a message with the null sender that nobody should answer it by
+// machine (RFC 3834, section 5, and [MS-OXCMAIL] for Exchange), since it leaves with
+// a sender that could be answered.
+func (h *header) markAutomatic(list []HeaderChange) []HeaderChange {
+	marked := slices.ContainsFunc(h.other, func(f numbered) bool {
+		v := strings.TrimSpace(f.Value)
+		return f.key == "auto-submitted" && v != "" && !strings.EqualFold(v, "no")
+	})
+	if !marked {
+		list = h.set(list, "Auto-Submitted", "auto-submitted", "auto-replied")
+	}
+	if !h.has("x-auto-response-suppress") {
+		list = h.set(list, "X-Auto-Response-Suppress", "x-auto-response-suppress", "All")
+	}
+	return list
+}
+
+// dropFalseSignatures deletes each DKIM-Signature that covers a field we changed (RFC 6376,
+// section 3.5, tag h=): it could only fail. Others stay.
+func (h *header) dropFalseSignatures(list []HeaderChange) []HeaderChange {
+	if len(list) == 0 {
+		return list
+	}
+	for _, f := range slices.Backward(h.other) {
+		if f.key != "dkim-signature" {
+			continue
+		}
+		signed := signedFields(f.Value)
+		if slices.ContainsFunc(list, func(c HeaderChange) bool { return signed[strings.ToLower(c.Name)] }) {
+			list = append(list, HeaderChange{Op: Delete, Name: f.Name, Index: f.index})
+		}
+	}
+	return list
+}
+
+// signedFields returns the names in the h= tag of a DKIM-Signature, in lower case. From is always
+// signed (RFC 6376, section 5.4).
+func signedFields(value string) map[string]bool {
+	names := map[string]bool{"from": true}
+	for tag := range strings.SplitSeq(value, ";") {
+		k, v, ok := strings.Cut(tag, "=")
+		if !ok || strings.TrimSpace(k) != "h" {
+			continue
+		}
+		for n := range strings.SplitSeq(v, ":") {
+			names[strings.ToLower(strings.Join(strings.Fields(n), ""))] = true
+		}
+	}
+	return names
+}

@@ -1,0 +1,56 @@
+package policy
+
+import "fmt"
+
+// A ReasonCode names one step of a decision; it is stable and part of what
+// users see ("reason" in the log).
+type ReasonCode string
+
+// The steps of a decision.
+const (
+	ReasonNoClient     ReasonCode = "no-client"      // nothing in clients: matches the peer
+	ReasonClient       ReasonCode = "client"         // the client that matched
+	ReasonNotAsked     ReasonCode = "no-sender"      // neither From nor envelope hold an address
+	ReasonMayNotAsk    ReasonCode = "client-senders" // the client's senders do not include the address
+	ReasonUnauthorized ReasonCode = "not-authorized" // no mailbox may send as the address
+	ReasonAuthorized   ReasonCode = "authorized"     // a mailbox may send as the address
+	ReasonFallback     ReasonCode = "client-from"    // the client's from took its place
+	ReasonRejected     ReasonCode = "rejected"       // the client has no from, or wants a rejection
+	ReasonNullSender   ReasonCode = "null-sender"    // a bounce: it leaves as the identity
+	ReasonTooMany      ReasonCode = "too-many"       // more From fields than any real message has
+)
+
+// A Reason is one step of a decision. It is cheap to make; its sentence is only put
+// together when someone asks for it.
+type Reason struct {
+	Code    ReasonCode
+	Subject string // the client, address or mailbox the step is about
+	Object  string // what it was held against
+}
+
+// String returns the step as a sentence for the administrator.
+func (r Reason) String() string {
+	switch r.Code {
+	case ReasonNoClient:
+		return fmt.Sprintf("no entry of clients: matches %s", r.Subject)
+	case ReasonClient:
+		return fmt.Sprintf("the peer %s is client %q", r.Object, r.Subject)
+	case ReasonNotAsked:
+		return "neither the From field nor the envelope names a sender"
+	case ReasonMayNotAsk:
+		return fmt.Sprintf("client %q may not ask for <%s>: its senders: do not include it", r.Object, r.Subject)
+	case ReasonUnauthorized:
+		return fmt.Sprintf("no mailbox may send as <%s>", r.Subject)
+	case ReasonAuthorized:
+		return fmt.Sprintf("mailbox %s may send as <%s>", r.Object, r.Subject)
+	case ReasonFallback:
+		return fmt.Sprintf("client %q has from: %s for such mail", r.Object, r.Subject)
+	case ReasonRejected:
+		return fmt.Sprintf("client %q has on_unauthorized: reject, or no from", r.Subject)
+	case ReasonNullSender:
+		return fmt.Sprintf("the null sender leaves as <%s>", r.Subject)
+	case ReasonTooMany:
+		return fmt.Sprintf("%s From fields are more than any real message has", r.Subject)
+	}
+	return string(r.Code)
+}

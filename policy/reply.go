@@ -1,0 +1,43 @@
+package policy
+
+import (
+	"fmt"
+	"strings"
+)
+
+// A Reply is what the sending client is told: an SMTP code, an enhanced code (RFC 3463)
+// and one sentence with the address and what to do about it. Codes from 400 to 499 mean
+// "try again", the others "never".
+type Reply struct {
+	Code     int    // 451, 550
+	Enhanced string // "5.7.1"
+	Text     string // one line, printable ASCII
+}
+
+// Temporary tells whether the client should try again.
+func (r Reply) Temporary() bool { return r.Code < 500 }
+
+// String returns the reply as it goes over the wire, without line end.
+func (r Reply) String() string { return fmt.Sprintf("%d %s %s", r.Code, r.Enhanced, r.Text) }
+
+// reject makes the permanent refusal of a sender: 5.7.1, delivery not authorized
+// (RFC 3463, section 3.8).
+func reject(format string, args ...any) *Reply {
+	return &Reply{Code: 550, Enhanced: "5.7.1", Text: wireText(fmt.Sprintf(format, args...))}
+}
+
+// wireText keeps a reply within one line of printable ASCII of bounded length, whatever
+// bytes a stranger put into it (RFC 5321, section 4.5.3.1.5: 512 octets).
+func wireText(s string) string {
+	const most = 400
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f {
+			return '?'
+		}
+		return r
+	}, s)
+	if len(s) > most {
+		s = s[:most]
+	}
+	return s
+}
