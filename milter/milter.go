@@ -1,0 +1,263 @@
+// Package milter is Postfix's inbound side: it translates between the milter protocol and
+// package policy. It decides nothing itself, keeps no message body, and holds no secret.
+package milter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	protocol "github.com/d--j/go-milter"
+
+	"github.com/sendas/sendas/policy"
+)
+
+// idleTime is how long a connection may rest between two commands; Postfix' smtpd_timeout,
+// the longest silence of an SMTP client, is 300 s.
+const idleTime = 10 * time.Minute
+
+// A Server is the milter. The zero value is not usable: fill in Log and Metrics, call Use.
+type Server struct {
+	Log     *slog.Logger
+	Metrics *Metrics
+
+	policy atomic.Pointer[policy.Policy]
+
+	mu     sync.Mutex // guards conns
+	conns  map[*conn]struct{}
+	closed chan struct{} // of Shutdown: the last connection has gone
+}
+
+// Use puts a policy into force for the messages that begin from now on.
+func (s *Server) Use(p *policy.Policy) { s.policy.Store(p) }
+
+// Serve accepts milter connections until the listener is closed. It may be called for
+// several listeners.
+func (s *Server) Serve(ln net.Listener) error {
+	srv := protocol.NewServer(
+		protocol.WithMilter(func() protocol.Milter { return &transaction{s: s} }),
+		protocol.WithoutDefaultMacros(),
+		protocol.WithAction(protocol.OptAddHeader|protocol.OptChangeHeader|protocol.OptChangeFrom),
+		// Ask for no step and no reply that a decision does not need: the reply to MAIL, where
+		// strangers are turned away, and the one to the end of the message remain.
+		protocol.WithProtocol(protocol.OptNoConnect|protocol.OptNoHelo|protocol.OptNoData|protocol.OptNoEOH|
+			protocol.OptNoBody|protocol.OptNoUnknown|protocol.OptNoRcptReply|protocol.OptNoHeaderReply),
+		protocol.WithMacroRequest(protocol.StageConnect, []string{protocol.MacroClientAddr}),
+		protocol.WithMacroRequest(protocol.StageMail, []string{protocol.MacroClientAddr, protocol.MacroAuthAuthen}),
+		protocol.WithMacroRequest(protocol.StageEOM, []string{protocol.MacroQueueId}),
+	)
+	err := srv.Serve(&listener{Listener: ln, s: s})
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, protocol.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// Shutdown waits until Postfix has closed all connections, so that every SMTP session that
+// has begun ends with the same milter, or until ctx ends; then it closes what is left.
+// Postfix answers those clients as milter_default_action says. Close the
+// listeners first.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	n := len(s.conns)
+	done := make(chan struct{})
+	if n > 0 {
+		s.closed = done
+	} else {
+		close(done)
+	}
+	s.mu.Unlock()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+	}
+	s.mu.Lock()
+	left := slices.Collect(maps.Keys(s.conns))
+	s.mu.Unlock()
+	for _, c := range left {
+		c.Close()
+	}
+	return fmt.Errorf("%d SMTP sessions had not ended in time", len(left))
+}
+
+// listener counts connections and gives each its deadlines, which the library does not.
+type listener struct {
+	net.Listener
+	s *Server
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	k := &conn{Conn: c, s: l.s}
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	if l.s.conns == nil {
+		l.s.conns = make(map[*conn]struct{})
+	}
+	l.s.conns[k] = struct{}{}
+	return k, nil
+}
+
+type conn struct {
+	net.Conn
+	s    *Server
+	once sync.Once
+}
+
+func (c *conn) Read(p []byte) (int, error) {
+	c.SetReadDeadline(time.Now().Add(idleTime))
+	return c.Conn.Read(p)
+}
+
+func (c *conn) Write(p []byte) (int, error) {
+	c.SetWriteDeadline(time.Now().Add(30 * time.Second)) // milter_command_timeout
+	return c.Conn.Write(p)
+}
+
+// Close may come twice: from Shutdown, then from the library.
+func (c *conn) Close() (err error) {
+	c.once.Do(func() {
+		c.s.mu.Lock()
+		defer c.s.mu.Unlock()
+		delete(c.s.conns, c)
+		if len(c.s.conns) == 0 && c.s.closed != nil {
+			close(c.s.closed)
+			c.s.closed = nil
+		}
+		err = c.Conn.Close()
+	})
+	return err
+}
+
+// transaction is one message. The library makes a new one for each, and runs it in one
+// goroutine.
+type transaction struct {
+	protocol.NoOpMilter
+	s      *Server
+	policy *policy.Policy // the same for the whole message, whatever is reloaded meanwhile
+	began  time.Time
+	req    policy.Request
+}
+
+// MailFrom turns away peers that are no client at all.
+func (t *transaction) MailFrom(from, _ string, m *protocol.Modifier) (*protocol.Response, error) {
+	t.policy, t.began = t.s.policy.Load(), time.Now()
+	t.req = policy.Request{Sender: from, Peer: peer(m), Rcpts: t.req.Rcpts[:0], Fields: t.req.Fields[:0]}
+	_, reply := t.policy.Admit(t.req.Peer)
+	if reply == nil {
+		return protocol.RespContinue, nil
+	}
+	t.s.Log.Info("message", "client", "", "addr", t.req.Peer.Addr, "login", t.req.Peer.Login, "asked", from,
+		"action", policy.Reject, "reason", policy.ReasonNoClient)
+	t.s.Metrics.observe("", policy.Reject, policy.ReasonNoClient, time.Since(t.began))
+	return respond(reply)
+}
+
+// peer reads who speaks from the macros, which outlive the first message of a
+// session, as the arguments of Connect do not.
+func peer(m *protocol.Modifier) policy.Peer {
+	p := policy.Peer{Login: m.Macros.Get(protocol.MacroAuthAuthen)}
+	addr := strings.TrimPrefix(m.Macros.Get(protocol.MacroClientAddr), "IPv6:")
+	if a, err := netip.ParseAddr(addr); err == nil {
+		p.Addr = a.Unmap()
+	}
+	return p
+}
+
+// RcptTo collects a recipient. Postfix sends those it has accepted itself.
+func (t *transaction) RcptTo(to, _ string, _ *protocol.Modifier) (*protocol.Response, error) {
+	t.req.Rcpts = append(t.req.Rcpts, to)
+	return protocol.RespContinue, nil
+}
+
+// Header collects the fields that a decision reads.
+func (t *transaction) Header(name, value string, _ *protocol.Modifier) (*protocol.Response, error) {
+	if policy.Wants(name) {
+		t.req.Fields = append(t.req.Fields, policy.Field{Name: name, Value: value})
+	}
+	return protocol.RespContinue, nil
+}
+
+// EndOfMessage decides and applies the decision. An error makes Postfix do as
+// milter_default_action says, which is to defer: a message never leaves half changed.
+func (t *transaction) EndOfMessage(m *protocol.Modifier) (*protocol.Response, error) {
+	if t.policy == nil {
+		return nil, errors.New("a message ended that had not begun")
+	}
+	t.req.QueueID, t.req.Now = m.Macros.Get(protocol.MacroQueueId), time.Now()
+	d := t.policy.Decide(&t.req)
+	defer t.report(&d)
+	if d.Action == policy.Reject {
+		return respond(d.Reply)
+	}
+	if err := apply(m, &d); err != nil {
+		return nil, fmt.Errorf("changing message %s: %w", t.req.QueueID, err)
+	}
+	return protocol.RespAccept, nil
+}
+
+// Abort forgets the message; the next may follow in the same session.
+func (t *transaction) Abort(*protocol.Modifier) error {
+	t.req = policy.Request{}
+	return nil
+}
+
+// report writes the one log line of the message.
+func (t *transaction) report(d *policy.Decision) {
+	reason := d.Reasons[len(d.Reasons)-1].Code
+	client, mailbox := "", ""
+	if d.Client != nil {
+		client = d.Client.Name
+	}
+	if d.Mailbox != nil {
+		mailbox = d.Mailbox.Address.String()
+	}
+	t.s.Log.Info("message", "qid", t.req.QueueID, "client", client, "addr", t.req.Peer.Addr, "login", t.req.Peer.Login,
+		"asked", d.Asked.String(), "identity", d.Identity.String(), "mailbox", mailbox,
+		"rcpts", len(t.req.Rcpts), "action", d.Action, "rewritten", d.Rewritten(), "reason", reason)
+	t.s.Metrics.observe(client, d.Action, reason, time.Since(t.req.Now))
+}
+
+// apply sends the changes to Postfix.
+func apply(m *protocol.Modifier, d *policy.Decision) error {
+	if d.Sender != "" {
+		if err := m.ChangeFrom(d.Sender, ""); err != nil {
+			return err
+		}
+	}
+	for _, c := range d.Changes {
+		var err error
+		switch c.Op {
+		case policy.Add:
+			err = m.AddHeader(c.Name, c.Value)
+		case policy.Change:
+			err = m.ChangeHeader(c.Index, c.Name, c.Value)
+		case policy.Delete:
+			err = m.ChangeHeader(c.Index, c.Name, "")
+		default:
+			err = fmt.Errorf("no such header operation: %q", c.Op)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// respond turns a reply into the protocol's form.
+func respond(r *policy.Reply) (*protocol.Response, error) {
+	return protocol.RejectWithCodeAndReason(uint16(r.Code), r.Enhanced+" "+r.Text)
+}

@@ -1,0 +1,289 @@
+package milter
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	protocol "github.com/d--j/go-milter"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/sendas/sendas/policy"
+)
+
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// site is a running milter.
+type site struct {
+	*Server
+	t    *testing.T
+	ln   net.Listener
+	path string
+	log  *logBuffer
+}
+
+func start(t *testing.T) *site {
+	t.Helper()
+	s := &site{t: t, path: filepath.Join(t.TempDir(), "milter"), log: &logBuffer{}}
+	s.Server = &Server{Log: slog.New(slog.NewTextHandler(s.log, nil)), Metrics: NewMetrics(prometheus.NewRegistry())}
+	s.Use(rules(t, "scan@contoso.com"))
+	ln, err := net.Listen("unix", s.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.ln = ln
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ln) }()
+	t.Cleanup(func() {
+		ln.Close()
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	return s
+}
+
+func rules(t *testing.T, from string) *policy.Policy {
+	t.Helper()
+	p, errs := policy.New(policy.Settings{
+		Domains:   []string{"contoso.com"},
+		Mailboxes: []policy.MailboxSettings{{Address: "scan@contoso.com", SendAs: []string{"hr@contoso.com"}}},
+		Clients: []policy.ClientSettings{
+			{Name: "printers", Networks: []string{"10.2.0.0/16"}, From: from},
+			{Name: "monitoring", Logins: []string{"nagios"}, OnUnauthorized: "reject"},
+		},
+	})
+	if errs != nil {
+		t.Fatal(errs)
+	}
+	return p
+}
+
+// dial begins an SMTP session of a client, as smtpd(8) tells it to a milter.
+func (s *site) dial(addr, login string) (*protocol.ClientSession, *protocol.MacroBag) {
+	s.t.Helper()
+	macros := protocol.NewMacroBag()
+	macros.Set(protocol.MacroClientAddr, addr)
+	macros.Set(protocol.MacroAuthAuthen, login)
+	macros.Set(protocol.MacroQueueId, "4cQXyz")
+	c, err := protocol.NewClient("unix", s.path).Session(macros)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { c.Close() })
+	family := protocol.FamilyInet
+	if strings.Contains(addr, ":") {
+		family = protocol.FamilyInet6
+	}
+	if _, err := c.Conn("mfp3.local", family, 4711, strings.TrimPrefix(addr, "IPv6:")); err != nil {
+		s.t.Fatal(err)
+	}
+	if _, err := c.Helo("mfp3"); err != nil {
+		s.t.Fatal(err)
+	}
+	return c, macros
+}
+
+// send plays one message and returns the reply, or what Postfix is told to change.
+func (s *site) send(c *protocol.ClientSession, sender string, header ...string) string {
+	s.t.Helper()
+	act, err := c.Mail(sender, "")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if act.StopProcessing() {
+		return act.SMTPReply
+	}
+	steps := []func() (*protocol.Action, error){
+		func() (*protocol.Action, error) { return c.Rcpt("<someone@example.net>", "") },
+		c.DataStart,
+	}
+	for _, h := range header {
+		name, value, _ := strings.Cut(h, ": ")
+		steps = append(steps, func() (*protocol.Action, error) { return c.HeaderField(name, value, nil) })
+	}
+	steps = append(steps, c.HeaderEnd, func() (*protocol.Action, error) { return c.BodyChunk([]byte("body\r\n")) })
+	for i, step := range steps {
+		if act, err := step(); err != nil || act.Type != protocol.ActionContinue && act.Type != protocol.ActionSkip {
+			s.t.Fatalf("step %d: %+v, %v", i, act, err)
+		}
+	}
+	changes, act, err := c.End()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if act.StopProcessing() {
+		return act.SMTPReply
+	}
+	var list []string
+	for _, m := range changes {
+		switch m.Type {
+		case protocol.ActionChangeFrom:
+			list = append(list, "sender "+m.From)
+		case protocol.ActionChangeHeader:
+			list = append(list, fmt.Sprintf("%s[%d]: %s", m.HeaderName, m.HeaderIndex, m.HeaderValue))
+		case protocol.ActionAddHeader:
+			list = append(list, fmt.Sprintf("+%s: %s", m.HeaderName, m.HeaderValue))
+		default:
+			list = append(list, fmt.Sprintf("unexpected %+v", m))
+		}
+	}
+	return strings.Join(list, "\n")
+}
+
+// begin plays a message up to its header.
+func (s *site) begin(c *protocol.ClientSession, sender string) {
+	s.t.Helper()
+	for _, step := range []func() (*protocol.Action, error){
+		func() (*protocol.Action, error) { return c.Mail(sender, "") },
+		func() (*protocol.Action, error) { return c.Rcpt("<someone@example.net>", "") },
+		c.DataStart,
+	} {
+		if act, err := step(); err != nil || act.Type != protocol.ActionContinue {
+			s.t.Fatalf("beginning a message: %+v, %v", act, err)
+		}
+	}
+}
+
+const (
+	id   = "Message-ID: <1@x>"
+	date = "Date: Sat, 21 Nov 2026 08:00:00 +0000"
+)
+
+func TestTransactions(t *testing.T) {
+	s := start(t)
+	for _, tc := range []struct {
+		name, addr, login, sender, from string
+		want                            string
+	}{
+		{"nothing to change", "10.2.0.9", "", "<hr@contoso.com>", "HR <hr@contoso.com>", ""},
+		{"rewritten", "10.2.0.9", "", "<root@mfp3>", "Mfp 3 <root@mfp3>",
+			"sender <scan@contoso.com>\nFrom[1]: Mfp 3 <scan@contoso.com>\n+X-Original-From: Mfp 3 <root@mfp3>"},
+		{"null sender", "10.2.0.9", "", "<>", "scan@contoso.com",
+			"sender <scan@contoso.com>\n+Auto-Submitted: auto-replied\n+X-Auto-Response-Suppress: All"},
+		{"unknown client", "192.0.2.1", "", "<hr@contoso.com>", "hr@contoso.com",
+			"550 5.7.1 192.0.2.1 is not a known client of this relay; ask its administrator to add it to clients: in sendas.yaml"},
+		{"IPv6 client", "IPv6:2001:db8::1", "", "<hr@contoso.com>", "hr@contoso.com",
+			"550 5.7.1 2001:db8::1 is not a known client of this relay; ask its administrator to add it to clients: in sendas.yaml"},
+		{"login", "192.0.2.1", "nagios", "<hr@contoso.com>", "hr@contoso.com", ""},
+		{"login, not authorised", "192.0.2.1", "nagios", "<a@contoso.com>", "a@contoso.com",
+			`550 5.7.1 <a@contoso.com>: no mailbox of this relay may send as this address; ask its administrator to list it under send_as: of the mailbox that has the permission (client "monitoring")`},
+		{"a percent sign is no format", "10.2.0.9", "", "<hr@contoso.com>", "100% <hr@contoso.com>", ""},
+	} {
+		c, _ := s.dial(tc.addr, tc.login)
+		if got := s.send(c, tc.sender, "From: "+tc.from, id, date); got != tc.want {
+			t.Errorf("%s:\n got  %q\n want %q", tc.name, got, tc.want)
+		}
+		c.Close()
+	}
+	lines := strings.Split(strings.TrimSpace(s.log.String()), "\n")
+	if len(lines) != 8 {
+		t.Errorf("%d log lines for 8 messages:\n%s", len(lines), s.log)
+	}
+	if !strings.Contains(lines[1], `qid=4cQXyz client=printers addr=10.2.0.9 login="" asked=root@mfp3 identity=scan@contoso.com mailbox=scan@contoso.com rcpts=1 action=accept rewritten=true reason=client-from`) {
+		t.Errorf("log line: %s", lines[1])
+	}
+	if n := testutil.ToFloat64(s.Metrics.messages.WithLabelValues("printers", "accept", "client-from")); n != 1 {
+		t.Errorf("sendas_messages_total is %v, want 1", n)
+	}
+}
+
+// TestSeveralMessages sends several messages in one session: each is decided on its own, a refused and an
+// aborted one among them, and who the client is stays known.
+func TestSeveralMessages(t *testing.T) {
+	s := start(t)
+	c, _ := s.dial("10.2.0.9", "")
+	if got := s.send(c, "<hr@contoso.com>", "From: a@b.example", id, date); !strings.HasPrefix(got, "sender <scan@contoso.com>") {
+		t.Errorf("first: %q", got)
+	}
+	s.begin(c, "<x@y.example>")
+	if _, err := c.HeaderField("From", "evil@y.example", nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Abort(nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.send(c, "<hr@contoso.com>", "From: hr@contoso.com", id, date); got != "" {
+		t.Errorf("after an aborted message: %q", got)
+	}
+}
+
+// TestReloadInTheMiddle: a message is decided by the rules it began with.
+func TestReloadInTheMiddle(t *testing.T) {
+	s := start(t)
+	c, _ := s.dial("10.2.0.9", "")
+	s.begin(c, "<x@y.example>")
+	s.Use(rules(t, "hr@contoso.com"))
+	if _, err := c.HeaderEnd(); err != nil {
+		t.Fatal(err)
+	}
+	c.BodyChunk([]byte("body"))
+	changes, _, err := c.End()
+	if err != nil || len(changes) == 0 || changes[0].From != "<scan@contoso.com>" {
+		t.Errorf("changes %+v, %v, want the sender scan@contoso.com", changes, err)
+	}
+	if got := s.send(c, "<x@y.example>", id, date); !strings.HasPrefix(got, "sender <hr@contoso.com>") {
+		t.Errorf("the next message: %q", got)
+	}
+}
+
+// TestShutdownFinishesWhatBegan: a session that has begun ends with the same milter.
+func TestShutdownFinishesWhatBegan(t *testing.T) {
+	s := start(t)
+	c, _ := s.dial("10.2.0.9", "")
+	s.begin(c, "<hr@contoso.com>")
+	s.ln.Close()
+	stopped := make(chan error, 1)
+	go func() { stopped <- s.Shutdown(t.Context()) }()
+	c.HeaderField("From", "hr@contoso.com", nil)
+	c.HeaderEnd()
+	c.BodyChunk([]byte("body"))
+	if _, act, err := c.End(); err != nil || act.Type != protocol.ActionAccept {
+		t.Errorf("the message under way: %+v, %v", act, err)
+	}
+	select {
+	case err := <-stopped:
+		t.Errorf("Shutdown returned %v before the session was over", err)
+	default:
+	}
+	c.Close()
+	if err := <-stopped; err != nil {
+		t.Errorf("Shutdown: %v", err)
+	}
+}
+
+func TestShutdownEndsInTime(t *testing.T) {
+	s := start(t)
+	c, _ := s.dial("10.2.0.9", "")
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := s.Shutdown(ctx); err == nil {
+		t.Error("Shutdown said nothing about the session that was cut")
+	}
+	if _, err := c.Mail("<a@b.example>", ""); err == nil {
+		t.Error("the session lives on")
+	}
+}

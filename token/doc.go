@@ -1,0 +1,19 @@
+// Package token gets access tokens from Microsoft Entra, keeps them fresh, and
+// hands Postfix's smtp(8) the right to send one message now.
+//
+// It has two halves. This one faces Microsoft: a [Source] asks Entra for one
+// token ([ClientCredentials] with a client secret or a certificate), and a
+// [Refresher] decorates a Source so that a token is always in memory, asked for
+// ahead of time, once, by one goroutine. The other half faces Postfix and asks
+// a Source for the token that goes into a lease.
+//
+// What goes wrong comes back as one of three types, so that callers decide by
+// type and never by reading texts:
+//
+//   - [FileError]: the secret or certificate file cannot be used; nothing was sent.
+//   - [RefusedError]: Microsoft answered with an OAuth error; it keeps the code.
+//   - [UnreachableError]: no answer, or one that is not Microsoft's; try later.
+//
+// Secrets have the type [Secret], which does not print, and no error of this
+// package holds a secret, a client assertion or a token.
+package token

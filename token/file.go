@@ -1,0 +1,114 @@
+package token
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+)
+
+// maxFile is the size in bytes above which a file is no secret, key or
+// certificate chain, but a mistake.
+const maxFile = 1 << 20
+
+// FileError tells what is wrong with a file that proves who we are, in a
+// sentence that says what to do. It lasts until an administrator mends the
+// file; it is read again for every request, so no restart is needed.
+type FileError struct {
+	Path    string
+	Problem string // "is empty: write …", follows the path
+	Err     error  // what the operating system or a parser said; may be nil
+}
+
+func (e *FileError) Error() string { return fmt.Sprintf("file %q %s", e.Path, e.Problem) }
+func (e *FileError) Unwrap() error { return e.Err }
+
+// Temporary is always false: waiting does not mend a file.
+func (e *FileError) Temporary() bool { return false }
+
+// CheckSecretFile tells whether path can serve as a client secret: a regular
+// file, closed to other users, with one line of text. The error is a
+// *FileError.
+func CheckSecretFile(path string) error {
+	_, err := readSecret(path)
+	return err
+}
+
+// readSecret returns the one line of a secret file without what stands around it.
+func readSecret(path string) (Secret, error) {
+	b, err := readPrivate(path)
+	if err != nil {
+		return "", err
+	}
+	// Editors on Windows put a byte order mark first; it is not in the secret.
+	s := strings.TrimSpace(strings.TrimPrefix(string(b), "\ufeff"))
+	switch {
+	case s == "":
+		return "", &FileError{Path: path, Problem: "is empty: write the Value of the client secret into it"}
+	case strings.ContainsFunc(s, notInSecret):
+		return "", &FileError{Path: path, Problem: "has blanks, several lines or bytes that are not text: " +
+			"write the Value of the client secret into it and nothing else"}
+	}
+	return Secret(s), nil
+}
+
+// notInSecret finds what no client secret has. Entra makes them of letters,
+// digits and punctuation of ASCII.
+func notInSecret(r rune) bool { return r <= ' ' || r >= 0x7f }
+
+// readPrivate reads a file that other users must not be able to read.
+func readPrivate(path string) ([]byte, error) {
+	b, mode, err := readFile(path)
+	if err != nil {
+		return nil, err
+	}
+	if mode.Perm()&0o007 != 0 {
+		return nil, &FileError{Path: path, Problem: fmt.Sprintf(
+			"is open to every user of this machine (mode %04o): type \"chmod o= %s\"", mode.Perm(), path)}
+	}
+	return b, nil
+}
+
+// readFile reads a whole regular file of a sane size.
+func readFile(path string) ([]byte, fs.FileMode, error) {
+	// Looked at before it is opened: opening a FIFO would wait for a writer.
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, 0, unreadable(path, err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, 0, &FileError{Path: path, Problem: "is not a regular file: name the file itself"}
+	}
+	if info.Size() > maxFile {
+		return nil, 0, &FileError{Path: path, Problem: "is larger than 1 MiB: it is no secret, key or certificate"}
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, 0, unreadable(path, err)
+	}
+	return b, info.Mode(), nil
+}
+
+func unreadable(path string, err error) *FileError {
+	e := &FileError{Path: path, Err: err}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		e.Problem = "does not exist: create it, or correct its name in the configuration"
+	case errors.Is(err, fs.ErrPermission):
+		e.Problem = fmt.Sprintf("may not be read by this service: "+
+			"give it to the group of its user, then type \"chmod 0640 %s\"", path)
+	default:
+		e.Problem = fmt.Sprintf("cannot be read: %v", causeOf(err))
+	}
+	return e
+}
+
+// causeOf drops the path from an error of the operating system: the sentence
+// around it names the file already.
+func causeOf(err error) error {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		return pe.Err
+	}
+	return err
+}

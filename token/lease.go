@@ -1,0 +1,351 @@
+package token
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sendas/sendas/policy/limit"
+)
+
+const (
+	// maxWait bounds a look-up: Postfix gives up after 100 s, and a process that waits holds
+	// a connection open.
+	maxWait = 55 * time.Second
+	// maxSession is when a lease whose session nobody saw end is taken back. Postfix waits at
+	// most smtp_data_done_timeout (600 s) for a verdict.
+	maxSession = 15 * time.Minute
+	// sweepEvery is how often sessions whose process has gone are looked for.
+	sweepEvery = time.Second
+)
+
+// Tokens gives the token of one credential; [Refresher] is one.
+type Tokens interface {
+	Source
+	// Discard tells that a server refused the token.
+	Discard(access Secret)
+}
+
+// A MailboxLease is how a mailbox may be used.
+type MailboxLease struct {
+	Address string // the user= of XOAUTH2, and the ledger's key
+	Limits  limit.Limits
+	Tokens  Tokens
+}
+
+// Directory says which mailbox may send as an envelope sender. It must be safe for
+// concurrent use and not change; a new configuration is a new Directory.
+type Directory interface {
+	// Mailbox returns the mailbox for the sender, or nil when none may send as it.
+	Mailbox(sender string) *MailboxLease
+}
+
+// Leases answers the look-ups of smtp(8): the map "lease" gives the right to submit one
+// message as one mailbox, together with the token; the map "reply" watches what became
+// of it. All methods are safe for concurrent use.
+type Leases struct {
+	ledger  limit.Ledger
+	log     *slog.Logger
+	metrics *Metrics
+	dir     atomic.Pointer[Directory]
+
+	mu       sync.Mutex // guards what follows
+	sessions map[int32]*session
+	queues   map[string]*queue
+}
+
+// queue holds back the look-ups for one mailbox, so that they are served in the order of their
+// coming and only the first of them asks the ledger.
+type queue struct {
+	turn    chan struct{} // holds one element: whoever has it may ask; waiting receivers are served in order
+	settled chan struct{} // tells the first that a lease has come back
+}
+
+// NewLeases makes the lease desk on a ledger. Call Use before the first look-up, and Run.
+func NewLeases(ledger limit.Ledger, m *Metrics, log *slog.Logger) *Leases {
+	return &Leases{ledger: ledger, log: log, metrics: m, sessions: make(map[int32]*session), queues: make(map[string]*queue)}
+}
+
+// Use puts a directory into force.
+func (l *Leases) Use(d Directory) { l.dir.Store(&d) }
+
+// Maps returns the socketmap names and what answers them.
+func (l *Leases) Maps() map[string]Map {
+	return map[string]Map{"lease": l.Lease, "reply": l.Reply}
+}
+
+// Run takes back the leases of sessions that ended unseen, until ctx ends.
+func (l *Leases) Run(ctx context.Context) {
+	t := time.NewTicker(sweepEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-t.C:
+			l.sweep(ctx, now)
+		}
+	}
+}
+
+// Lease answers the map "lease" (smtp_sasl_password_maps). The key is the envelope sender;
+// smtp(8) then also asks for the server's name, which is nobody's key here.
+func (l *Leases) Lease(ctx context.Context, c Caller, key string) Result {
+	began := time.Now()
+	l.end(ctx, c.PID, false)
+	at := strings.LastIndexByte(key, '@')
+	if at <= 0 {
+		l.enter(c.PID, &session{sender: key, began: began})
+		return Result{Status: NotFound}
+	}
+	m := (*l.dir.Load()).Mailbox(key)
+	if m == nil {
+		l.enter(c.PID, &session{sender: key, began: began})
+		l.metrics.lookups.WithLabelValues("", "unknown-sender").Inc()
+		l.log.Warn("no mailbox may send as the envelope sender; its mail waits in the queue",
+			"sender", key, "hint", "did the message pass the milter? else list the sender under send_as: of a mailbox")
+		return Result{Status: NotFound}
+	}
+	ctx, cancel := context.WithTimeout(ctx, maxWait)
+	defer cancel()
+	s, err := l.grant(ctx, m)
+	if err != nil {
+		if ctx.Err() != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return Result{Status: Temp, Value: "the token service is stopping"} // never sent
+		}
+		l.metrics.lookups.WithLabelValues(m.Address, "deferred").Inc()
+		l.log.Warn("look-up deferred", "mailbox", m.Address, "sender", key, "error", err)
+		return Result{Status: Temp, Value: oneLine(err.Error(), maxText)}
+	}
+	s.sender, s.began, s.waited = key, began, time.Since(began)
+	l.enter(c.PID, s)
+	l.metrics.lookups.WithLabelValues(m.Address, "ok").Inc()
+	l.metrics.waits.WithLabelValues(m.Address).Observe(s.waited.Seconds())
+	return Result{Status: OK, Value: m.Address + ":" + string(s.access)}
+}
+
+// grant waits for the mailbox's turn and for the ledger, and returns a session with a lease
+// and a token.
+func (l *Leases) grant(ctx context.Context, m *MailboxLease) (*session, error) {
+	if _, err := m.Tokens.Token(ctx); err != nil { // before any waiting: without a token it is in vain
+		return nil, fmt.Errorf("no token for mailbox %s: %w", m.Address, err)
+	}
+	q := l.queue(m.Address)
+	l.metrics.waiting.WithLabelValues(m.Address).Inc()
+	defer l.metrics.waiting.WithLabelValues(m.Address).Dec()
+	cause := limit.CauseMessages
+	select {
+	case <-q.turn:
+		defer func() { q.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return nil, tooLong(m, cause)
+	}
+	for {
+		a, err := l.ledger.Take(ctx, m.Address, m.Limits, time.Now())
+		if err != nil {
+			return nil, fmt.Errorf("the ledger cannot tell what mailbox %s has sent: %w", m.Address, err)
+		}
+		if a.Lease != 0 {
+			return l.equip(ctx, m, a.Lease)
+		}
+		if d, ok := ctx.Deadline(); ok && a.Cause != limit.CauseConnections && time.Now().Add(a.Wait).After(d) {
+			return nil, tooLong(m, a.Cause) // known now, so do not hold the connection
+		}
+		if cause = a.Cause; !q.wait(ctx, a.Wait) {
+			return nil, tooLong(m, cause)
+		}
+	}
+}
+
+// equip adds the token; a lease without one is given back.
+func (l *Leases) equip(ctx context.Context, m *MailboxLease, lease uint64) (*session, error) {
+	t, err := m.Tokens.Token(ctx)
+	if err != nil {
+		l.settle(context.WithoutCancel(ctx), m.Address, lease, limit.Outcome{})
+		return nil, fmt.Errorf("no token for mailbox %s: %w", m.Address, err)
+	}
+	return &session{mailbox: m.Address, lease: lease, access: t.Access}, nil
+}
+
+// tooLong words a wait that a look-up cannot sit out.
+func tooLong(m *MailboxLease, c limit.Cause) error {
+	what := map[limit.Cause]string{
+		limit.CauseMessages:    "its " + m.Limits.Messages.String() + " messages are used up",
+		limit.CauseRecipients:  "its " + m.Limits.Recipients.String() + " recipients are used up",
+		limit.CauseConnections: fmt.Sprintf("its %d connections are in use", m.Limits.Connections),
+	}
+	return fmt.Errorf("mailbox %s cannot send now: %s", m.Address, what[c])
+}
+
+// wait returns false when ctx has ended.
+func (q *queue) wait(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-q.settled:
+	case <-ctx.Done():
+		return false
+	}
+	return true
+}
+
+func (l *Leases) queue(mailbox string) *queue {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	q := l.queues[mailbox]
+	if q == nil {
+		q = &queue{turn: make(chan struct{}, 1), settled: make(chan struct{}, 1)}
+		q.turn <- struct{}{}
+		l.queues[mailbox] = q
+	}
+	return q
+}
+
+func (l *Leases) enter(pid int32, s *session) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sessions[pid] = s
+}
+
+// Reply answers the map "reply" (smtp_reply_filter): it sees each line the server sends. It leaves
+// all of them as they are but for two: a permanent code that only means "later", and
+// the refusal of a sender for whom there was no credential, which must not bounce.
+// A reply that said yes is never changed.
+func (l *Leases) Reply(ctx context.Context, c Caller, line string) Result {
+	banner := strings.HasPrefix(line, "220") && !strings.HasPrefix(line, "220 2.0.0")
+	l.mu.Lock()
+	s := l.sessions[c.PID]
+	if s == nil || s.stage == atVerdict {
+		l.mu.Unlock()
+		return Result{Status: NotFound}
+	}
+	if banner { // the session before it ended unseen
+		l.mu.Unlock()
+		l.end(ctx, c.PID, false)
+		return Result{Status: NotFound}
+	}
+	if s.mailbox == "" {
+		l.mu.Unlock()
+		return l.withoutCredential(s, line)
+	}
+	e := s.reply(line)
+	l.mu.Unlock()
+	if e.refused {
+		l.refused(s, line)
+	}
+	if e.verdict {
+		l.verdict(c.PID, s, e, line)
+	}
+	if e.later != "" {
+		return Result{Status: OK, Value: e.later + strings.TrimSpace(strings.TrimLeft(line[3:], "- 0123456789."))}
+	}
+	return Result{Status: NotFound}
+}
+
+// withoutCredential handles the session of a sender that no mailbox may send as: Microsoft's
+// permanent refusal at MAIL FROM becomes a temporary one, so that the message waits
+// for the administrator instead of bouncing.
+func (l *Leases) withoutCredential(s *session, line string) Result {
+	if class, _ := classify(line); class != ClassNoAuth {
+		return Result{Status: NotFound}
+	}
+	return Result{Status: OK, Value: oneLine("450 4.7.1 sendas: no mailbox may send as <"+s.sender+">: "+line, maxText)}
+}
+
+// refused handles a token that the server did not take.
+func (l *Leases) refused(s *session, line string) {
+	if m := (*l.dir.Load()).Mailbox(s.sender); m != nil {
+		m.Tokens.Discard(s.access)
+	}
+	l.log.Warn("Exchange Online refused the sign-in", "mailbox", s.mailbox, "reply", oneLine(line, maxText))
+}
+
+// verdict books what became of the message.
+func (l *Leases) verdict(pid int32, s *session, e event, line string) {
+	l.metrics.replies.WithLabelValues(s.mailbox, code(line), string(e.class)).Inc()
+	level := slog.LevelInfo
+	if e.class != ClassAccepted {
+		level = slog.LevelWarn
+	}
+	l.log.Log(context.Background(), level, "delivery", "mailbox", s.mailbox, "sender", s.sender, "recipients", s.accepted,
+		"class", e.class, "reply", oneLine(line, maxText), "waited", s.waited.Round(time.Millisecond), "took", time.Since(s.began).Round(time.Millisecond))
+	l.end(context.Background(), pid, e.class == ClassAccepted)
+}
+
+// end closes the session of a process, if it has one, and gives its lease back.
+func (l *Leases) end(ctx context.Context, pid int32, accepted bool) {
+	l.mu.Lock()
+	s := l.sessions[pid]
+	delete(l.sessions, pid)
+	if s == nil || s.lease == 0 || s.stage == atVerdict {
+		l.mu.Unlock()
+		return
+	}
+	o := s.outcome(accepted)
+	s.stage = atVerdict
+	l.mu.Unlock()
+	l.settle(context.WithoutCancel(ctx), s.mailbox, s.lease, o)
+}
+
+// settle returns a lease to the ledger and wakes the first who waits for one.
+func (l *Leases) settle(ctx context.Context, mailbox string, lease uint64, o limit.Outcome) {
+	if err := l.ledger.Settle(ctx, mailbox, lease, o, time.Now()); err != nil {
+		l.log.Error("booking a delivery", "mailbox", mailbox, "error", err)
+	}
+	select {
+	case l.queue(mailbox).settled <- struct{}{}:
+	default:
+	}
+}
+
+// sweep ends the sessions whose process has gone (kill(2) with signal 0), and those that
+// nobody saw end in all the time that Postfix could wait.
+func (l *Leases) sweep(ctx context.Context, now time.Time) {
+	type lost struct {
+		pid int32
+		s   *session
+	}
+	var list []lost
+	l.mu.Lock()
+	for pid, s := range l.sessions {
+		if now.Sub(s.began) > maxSession || pid > 0 && errors.Is(unix.Kill(int(pid), 0), unix.ESRCH) {
+			list = append(list, lost{pid, s})
+		}
+	}
+	l.mu.Unlock()
+	for _, x := range list {
+		if x.s.lease != 0 {
+			l.log.Debug("session ended unseen", "mailbox", x.s.mailbox, "pid", x.pid)
+		}
+		l.end(ctx, x.pid, false)
+	}
+}
+
+// Sessions returns how many leases are out, for tests and status.
+func (l *Leases) Sessions() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := 0
+	for _, s := range l.sessions {
+		if s.lease != 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// code returns the SMTP code of a reply line as a label, never anything else.
+func code(line string) string {
+	if len(line) < 3 || strings.Trim(line[:3], "0123456789") != "" {
+		return "none"
+	}
+	return line[:3]
+}

@@ -1,0 +1,291 @@
+package token
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sendas/sendas/policy/limit"
+)
+
+// theToken is what must never be seen in a log.
+const theToken = "eyJ0eXAiOiJKV1QifQ.c2VjcmV0.c2ln"
+
+type fakeTokens struct {
+	err       error
+	discarded []string
+}
+
+func (f *fakeTokens) Token(context.Context) (*Token, error) {
+	if f.err != nil {
+		return nil, f.err
+	}
+	return &Token{Access: theToken, Expires: time.Now().Add(time.Hour)}, nil
+}
+
+func (f *fakeTokens) Discard(s Secret) { f.discarded = append(f.discarded, string(s)) }
+
+type fakeDirectory map[string]*MailboxLease
+
+func (d fakeDirectory) Mailbox(sender string) *MailboxLease { return d[sender] }
+
+// desk is a lease desk with one mailbox, erp@contoso.com, which may also send as
+// billing@contoso.com.
+type desk struct {
+	*Leases
+	tokens *fakeTokens
+	log    *logBuffer
+	ledger *limit.Memory
+	limits limit.Limits
+}
+
+func newDesk(messages limit.Rate) *desk {
+	d := &desk{tokens: &fakeTokens{}, log: &logBuffer{}, ledger: limit.NewMemory(), limits: limit.Microsoft()}
+	d.limits.Messages = messages
+	d.Leases = NewLeases(d.ledger, NewMetrics(prometheus.NewRegistry()), slog.New(slog.NewTextHandler(d.log, nil)))
+	m := &MailboxLease{Address: "erp@contoso.com", Limits: d.limits, Tokens: d.tokens}
+	d.Use(fakeDirectory{"erp@contoso.com": m, "billing@contoso.com": m})
+	return d
+}
+
+// process returns a caller that no real process has, so that the sweep leaves it alone.
+func process(n int32) Caller { return Caller{PID: -n} }
+
+// Replies as Exchange Online gives them.
+const (
+	banner   = "220 LO4P302CA0005.outlook.office365.com Microsoft ESMTP MAIL Service ready at Thu, 10 Oct 2024 22:49:55 +0000 [08DCE8B62813AB2B]"
+	starttls = "220 2.0.0 SMTP server ready"
+	authOK   = "235 2.7.0 Authentication successful"
+	auth535  = "535 5.7.3 Authentication unsuccessful [AM0PR06CA0126.eurprd06.prod.outlook.com 2024-02-14T14:50:26.590Z 08DC2D372B4C3DED]"
+	mailOK   = "250 2.1.0 Sender OK"
+	rcptOK   = "250 2.1.5 Recipient OK"
+	dataOK   = "354 Start mail input; end with <CRLF>.<CRLF>"
+	accepted = "250 2.0.0 OK <b225fdda-3db5-4aeb-4d52-c74d71838980@contoso.com> [Hostname=SYBP282MB2635.AUSP282.PROD.OUTLOOK.COM]"
+	tooMany  = "432 4.3.2 Concurrent connections limit exceeded. Visit https://aka.ms/concurrent_sending for more information. [Hostname=P212321.PROD.OUTLOOK.COM]"
+	quota    = "554 5.2.0 STOREDRV.Submission.Exception:SubmissionQuotaExceededException; Failed to process message due to a permanent exception with message The message can't be submitted because the sender's submission quota was exceeded."
+	denied   = "554 5.2.252 SendAsDenied; AUTH@contoso.com not allowed to send as FROM@contoso.com; STOREDRV.Submission.Exception:SendAsDeniedException.MapiExceptionSendAsDenied; Failed to process message due to a permanent exception with message [BeginDiagnosticData]Cannot submit message."
+	noAuth   = "530 5.7.57 Client not authenticated to send mail. [LO4P302CA0005.GBRP302.PROD.OUTLOOK.COM]"
+)
+
+func (d *desk) play(t *testing.T, c Caller, lines ...string) (last Result) {
+	t.Helper()
+	for _, l := range lines {
+		last = d.Reply(t.Context(), c, l)
+	}
+	return last
+}
+
+func (d *desk) usage(t *testing.T) limit.Usage {
+	t.Helper()
+	u, err := d.ledger.Usage(t.Context(), "erp@contoso.com", d.limits, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+func TestSessions(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		replies []string
+		want    limit.Usage // afterwards
+		last    Result      // of the last reply
+	}{
+		{"accepted", []string{authOK, mailOK, rcptOK, rcptOK, dataOK, accepted}, limit.Usage{Messages: 1, Recipients: 2}, Result{Status: NotFound}},
+		{"a recipient refused", []string{authOK, mailOK, rcptOK, "550 5.1.10 Recipient not found", dataOK, accepted}, limit.Usage{Messages: 1, Recipients: 1}, Result{Status: NotFound}},
+		{"sign-in refused", []string{auth535}, limit.Usage{}, Result{Status: NotFound}},
+		{"a challenge before the refusal", []string{"334 eyJzdGF0dXMiOiI0MDAifQ==", auth535}, limit.Usage{}, Result{Status: NotFound}},
+		{"concurrency", []string{authOK, mailOK, rcptOK, dataOK, tooMany}, limit.Usage{Messages: 1}, Result{Status: NotFound}},
+		{"quota becomes temporary", []string{authOK, mailOK, rcptOK, dataOK, quota}, limit.Usage{Messages: 1},
+			Result{OK, "454 4.2.0 STOREDRV.Submission.Exception:SubmissionQuotaExceededException; Failed to process message due to a permanent exception with message The message can't be submitted because the sender's submission quota was exceeded."}},
+		{"Send As denied stays permanent", []string{authOK, mailOK, rcptOK, dataOK, denied}, limit.Usage{Messages: 1}, Result{Status: NotFound}},
+		{"MAIL refused", []string{authOK, "452 4.3.1 Insufficient system resources"}, limit.Usage{}, Result{Status: NotFound}},
+		{"lines of a longer reply", []string{authOK, "250-2.1.0 Sender", mailOK, rcptOK, dataOK, "250-2.0.0 OK", accepted}, limit.Usage{Messages: 1, Recipients: 1}, Result{Status: NotFound}},
+		{"still in DATA", []string{authOK, mailOK, rcptOK, dataOK}, limit.Usage{Messages: 1, Leases: 1}, Result{Status: NotFound}},
+		{"the server leaves", []string{authOK, mailOK, rcptOK, "421 4.3.2 Service not available"}, limit.Usage{}, Result{Status: NotFound}},
+		{"lost in DATA, then a new session", []string{authOK, mailOK, rcptOK, dataOK, banner}, limit.Usage{Messages: 1}, Result{Status: NotFound}},
+		{"lost before DATA, then a new session", []string{authOK, mailOK, rcptOK, banner}, limit.Usage{}, Result{Status: NotFound}},
+		{"STARTTLS is no banner", []string{starttls, authOK}, limit.Usage{Messages: 1, Leases: 1}, Result{Status: NotFound}},
+	} {
+		d := newDesk(limit.Rate{N: 30, Per: time.Minute})
+		if got := d.Lease(t.Context(), process(1), "billing@contoso.com"); got != (Result{OK, "erp@contoso.com:" + theToken}) {
+			t.Fatalf("%s: look-up answered %v", tc.name, got)
+		}
+		if got := d.play(t, process(1), tc.replies...); got != tc.last {
+			t.Errorf("%s: last reply answered %q, want %q", tc.name, got, tc.last)
+		}
+		if got := d.usage(t); got != tc.want {
+			t.Errorf("%s: usage %+v, want %+v", tc.name, got, tc.want)
+		}
+		if wantDiscard := strings.Contains(strings.Join(tc.replies, ""), auth535); (len(d.tokens.discarded) == 1) != wantDiscard {
+			t.Errorf("%s: discarded %d tokens", tc.name, len(d.tokens.discarded))
+		}
+		if strings.Contains(d.log.String(), theToken) {
+			t.Errorf("%s: the token is in the log:\n%s", tc.name, d.log)
+		}
+	}
+}
+
+// TestPositiveRepliesStay: a server that said yes has the message; changing its reply would
+// send it twice.
+func TestPositiveRepliesStay(t *testing.T) {
+	d := newDesk(limit.Rate{N: 30, Per: time.Minute})
+	d.Lease(t.Context(), process(1), "erp@contoso.com")
+	for _, l := range []string{authOK, mailOK, rcptOK, dataOK, "250 2.0.0 OK SubmissionQuotaExceeded 554 5.2.0"} {
+		if got := d.Reply(t.Context(), process(1), l); got.Status != NotFound {
+			t.Errorf("reply %q answered %v", l, got)
+		}
+	}
+}
+
+func TestUnknownSender(t *testing.T) {
+	for _, tc := range []struct{ key, reply, want string }{
+		{"stranger@contoso.com", noAuth, "450 4.7.1 sendas: no mailbox may send as <stranger@contoso.com>: " + noAuth},
+		{"smtp.office365.com", noAuth, "450 4.7.1 sendas: no mailbox may send as <smtp.office365.com>: " + noAuth},
+		{"stranger@contoso.com", "550 5.1.1 something else", ""},
+	} {
+		d := newDesk(limit.Rate{N: 30, Per: time.Minute})
+		if got := d.Lease(t.Context(), process(1), tc.key); got.Status != NotFound {
+			t.Errorf("look-up of %s: %v", tc.key, got)
+		}
+		if got := d.Reply(t.Context(), process(1), tc.reply); got.Value != tc.want {
+			t.Errorf("%s: reply %q, want %q", tc.key, got.Value, tc.want)
+		}
+	}
+}
+
+func TestWithoutToken(t *testing.T) {
+	d := newDesk(limit.Rate{N: 30, Per: time.Minute})
+	d.tokens.err = errors.New("Microsoft refused")
+	got := d.Lease(t.Context(), process(1), "erp@contoso.com")
+	if got != (Result{Temp, "no token for mailbox erp@contoso.com: Microsoft refused"}) {
+		t.Errorf("look-up without token: %v", got)
+	}
+	if u := d.usage(t); u != (limit.Usage{}) {
+		t.Errorf("usage %+v, want none", u)
+	}
+}
+
+// TestBacklog plays three smtp(8) processes with a backlog of 95 messages on a mailbox of 30 a
+// minute: waiting happens inside the look-ups, none is deferred, no window is over.
+func TestBacklog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDesk(limit.Rate{N: 30, Per: time.Minute})
+		var times []time.Time
+		done := make(chan time.Time, 100)
+		work := make(chan int, 95)
+		for i := range 95 {
+			work <- i
+		}
+		close(work)
+		begin := time.Now()
+		for n := range 3 {
+			go func() {
+				for range work {
+					c := process(int32(n + 1))
+					if got := d.Lease(t.Context(), c, "erp@contoso.com"); got.Status != OK {
+						t.Errorf("look-up after %v: %v", time.Since(begin), got)
+					}
+					d.play(t, c, authOK, mailOK, rcptOK, dataOK)
+					time.Sleep(500 * time.Millisecond)
+					d.play(t, c, accepted)
+					done <- time.Now()
+				}
+			}()
+		}
+		for range 95 {
+			times = append(times, <-done)
+		}
+		for i := 30; i < len(times); i++ {
+			if times[i].Sub(times[i-30]) < time.Minute {
+				t.Errorf("messages %d to %d within %v", i-29, i+1, times[i].Sub(times[i-30]))
+			}
+		}
+		if took := time.Since(begin); took > 3*time.Minute+15*time.Second {
+			t.Errorf("95 messages took %v", took)
+		}
+	})
+}
+
+// TestNoRoomSoon: a wait that the look-up could not sit out is answered at once.
+func TestNoRoomSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDesk(limit.Rate{N: 1, Per: time.Hour})
+		d.Lease(t.Context(), process(1), "erp@contoso.com")
+		d.play(t, process(1), authOK, mailOK, rcptOK, dataOK, accepted)
+		begin := time.Now()
+		got := d.Lease(t.Context(), process(2), "erp@contoso.com")
+		if got != (Result{Temp, "mailbox erp@contoso.com cannot send now: its 1/h messages are used up"}) || time.Since(begin) > time.Second {
+			t.Errorf("after %v: %v", time.Since(begin), got)
+		}
+	})
+}
+
+// TestLeasesComeBack: three sessions hang in DATA; nobody else gets a lease until one is taken
+// back, and then one that waits gets it without being deferred.
+func TestLeasesComeBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDesk(limit.Rate{N: 30, Per: time.Minute})
+		for n := range 3 {
+			d.Lease(t.Context(), process(int32(n+1)), "erp@contoso.com")
+			d.play(t, process(int32(n+1)), authOK, mailOK, rcptOK, dataOK)
+		}
+		if n := d.Sessions(); n != 3 {
+			t.Fatalf("%d sessions, want 3", n)
+		}
+		got := make(chan Result)
+		go func() { got <- d.Lease(t.Context(), process(4), "erp@contoso.com") }()
+		time.Sleep(20 * time.Second)
+		select {
+		case r := <-got:
+			t.Fatalf("a fourth lease: %v", r)
+		default:
+		}
+		d.sweep(t.Context(), time.Now().Add(maxSession))
+		if r := <-got; r.Status != OK {
+			t.Errorf("after the sweep: %v", r)
+		}
+	})
+}
+
+// TestSweepOfDeadProcess takes back the lease of a process that has gone.
+func TestSweepOfDeadProcess(t *testing.T) {
+	d := newDesk(limit.Rate{N: 30, Per: time.Minute})
+	d.Lease(t.Context(), Caller{PID: 1<<31 - 1}, "erp@contoso.com") // above any pid_max
+	d.Lease(t.Context(), Caller{PID: 1}, "erp@contoso.com")         // lives
+	d.sweep(t.Context(), time.Now())
+	if u := d.usage(t); u.Leases != 1 {
+		t.Errorf("usage %+v, want one lease out", u)
+	}
+}
+
+func TestClassify(t *testing.T) {
+	for _, tc := range []struct {
+		line  string
+		class ReplyClass
+	}{
+		{accepted, ClassAccepted}, {tooMany, ClassConcurrency}, {quota, ClassQuota}, {denied, ClassSendAs}, {auth535, ClassAuth}, {noAuth, ClassNoAuth},
+		{"432 4.3.2 STOREDRV.ClientSubmit; sender thread limit exceeded [Hostname=X]", ClassConcurrency},
+		{"554 5.2.0 STOREDRV.Submission.Exception:SendAsDeniedException.MapiExceptionSendAsDenied; Failed to process message", ClassSendAs},
+		{"550 5.7.60 SMTP; Client does not have permissions to send as this sender [host]", ClassSendAs},
+		{"554 5.2.2 mailbox full; STOREDRV.Submission.Exception:QuotaExceededException.MapiExceptionShutoffQuotaExceeded", ClassFull},
+		{"430 4.2.0 STOREDRV; mailbox logon failure; STOREDRV.Submission.Exception:ConnectionFailedTransientException", ClassLogon},
+		{"535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Tenant. Visit https://aka.ms/smtp_auth_disabled", ClassAuthOff},
+		{"451 4.7.0 Temporary server error. Please try again later. PRX2", ClassBusy},
+		{"450 4.1.1 x", ClassTemporary}, {"552 5.3.4 Message size exceeds fixed maximum message size", ClassPermanent}, {"", ClassUnreadable}, {"hello", ClassUnreadable},
+	} {
+		if got, _ := classify(tc.line); got != tc.class {
+			t.Errorf("classify(%.60q) = %s, want %s", tc.line, got, tc.class)
+		}
+	}
+	if got := fmt.Sprintf("%s %s %s", code("25x"), code(""), code("250 x")); got != "none none 250" {
+		t.Errorf("codes %s", got)
+	}
+}

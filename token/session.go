@@ -1,0 +1,89 @@
+package token
+
+import (
+	"strings"
+	"time"
+
+	"github.com/sendas/sendas/policy/limit"
+)
+
+// stage is how far an SMTP session has come, as its replies tell.
+type stage int
+
+const (
+	atAuth    stage = iota // the credential was given; AUTH is not answered
+	atMail                 // AUTH succeeded
+	atRcpt                 // MAIL was accepted
+	atData                 // DATA was accepted: from here Microsoft may count the message
+	atVerdict              // the end of DATA, or the session, was answered
+)
+
+// session is one SMTP session of one smtp(8) process, from the look-up of its credential on.
+// Its replies arrive in the order in which the server sent them, pipelined or not.
+type session struct {
+	mailbox  string // "" in a session that got no credential
+	sender   string
+	lease    uint64
+	access   Secret
+	began    time.Time
+	waited   time.Duration
+	stage    stage
+	accepted int // recipients
+}
+
+// event is what a reply line means for the session.
+type event struct {
+	class   ReplyClass
+	later   string // the beginning of a text that replaces the reply's own
+	verdict bool   // the session's fate is known
+	refused bool   // AUTH was refused
+}
+
+// reply takes one reply line. Only the last line of a reply moves the session on
+// (RFC 5321, section 4.2.1).
+func (s *session) reply(line string) event {
+	class, later := classify(line)
+	e := event{class: class, later: later}
+	if len(line) > 3 && line[3] == '-' || class == ClassUnreadable && !strings.HasPrefix(line, "3") {
+		return e
+	}
+	positive := class == ClassAccepted
+	switch s.stage {
+	case atAuth:
+		switch {
+		case strings.HasPrefix(line, "235"):
+			s.stage = atMail
+		case strings.HasPrefix(line, "334"): // a challenge; the verdict on AUTH follows
+		case !positive:
+			e.refused, e.verdict = true, true
+		}
+	case atMail:
+		if positive {
+			s.stage = atRcpt
+		} else {
+			e.verdict = true
+		}
+	case atRcpt:
+		switch {
+		case strings.HasPrefix(line, "354"):
+			s.stage = atData
+		case positive:
+			s.accepted++
+		case class == ClassBusy && strings.HasPrefix(line, "421"): // the server leaves
+			e.verdict = true
+		}
+	case atData:
+		e.verdict = true
+	}
+	return e
+}
+
+// outcome says what to book. A message is counted from DATA on, also when its verdict was
+// a refusal or never came: Microsoft may have counted it.
+func (s *session) outcome(accepted bool) limit.Outcome {
+	o := limit.Outcome{Submitted: s.stage >= atData}
+	if accepted {
+		o.Recipients = s.accepted
+	}
+	return o
+}
