@@ -301,7 +301,7 @@ func TestSettings(t *testing.T) {
 // that matches.
 func TestClientOrder(t *testing.T) {
 	s := Settings{Domains: []string{"contoso.com"}, Mailboxes: []MailboxSettings{{Address: "a@contoso.com"}}}
-	for _, c := range []ClientSettings{
+	s.Clients = []ClientSettings{
 		{Name: "narrow", Networks: []string{"10.1.2.0/24"}},
 		{Name: "both", Networks: []string{"10.1.0.0/16"}, Logins: []string{"bob"}},
 		{Name: "wide", Networks: []string{"10.0.0.0/8"}},
@@ -309,8 +309,6 @@ func TestClientOrder(t *testing.T) {
 		{Name: "bob", Logins: []string{"bob"}},
 		{Name: "anyone", Logins: []string{"*"}},
 		{Name: "rest", Networks: []string{"0.0.0.0/0", "::/0"}},
-	} {
-		s.Clients = append(s.Clients, c)
 	}
 	p := mustPolicy(t, s)
 	for _, tc := range []struct{ addr, login, want string }{

@@ -11,7 +11,7 @@ type explanation struct {
 
 const (
 	signIn    = `sign in again with "sendas login {credential}"`
-	thenCheck = `then run "sendas doctor"`
+	thenCheck = `then run "systemctl reload sendas-token"`
 	mendYAML  = `correct it in sendas.yaml and run "sendas check"`
 	itWaits   = `nothing to do: sendas waits and tries again by itself`
 	pickedUp  = `sendas takes it within 5 minutes, or at once on reload`
@@ -135,5 +135,5 @@ var byError = map[string]explanation{
 // unexplained stands for what no table has.
 var unexplained = explanation{
 	meaning: "this refusal has no explanation here",
-	act:     `search for its code at https://login.microsoftonline.com/error and run "sendas doctor"`,
+	act:     `search for its code at https://login.microsoftonline.com/error`,
 }
