@@ -3,6 +3,7 @@ package policy
 import (
 	"io"
 	"mime"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -214,7 +215,8 @@ func bareEntry(s string) namedAddress {
 		name []string
 		addr Address
 	)
-	for _, w := range words(s) {
+	list := words(s)
+	for _, w := range list {
 		if w[0] == '(' {
 			name = append(name, strings.TrimSuffix(w[1:], ")"))
 			continue
@@ -226,8 +228,10 @@ func bareEntry(s string) namedAddress {
 			}
 			if a, err := ParseAddress(t); err == nil && a.Domain != "" {
 				addr = a
-				continue
-			}
+				if a.Valid() || !slices.ContainsFunc(list, func(o string) bool { return o != w && o[0] != '(' }) {
+					continue
+				}
+			} // "scanner3@floor 3": an address to ask for, but more likely a name
 		}
 		name = append(name, w)
 	}

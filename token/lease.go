@@ -99,12 +99,14 @@ func (l *Leases) Run(ctx context.Context) {
 // smtp(8) then also asks for the server's name, which is nobody's key here.
 func (l *Leases) Lease(ctx context.Context, c Caller, key string) Result {
 	began := time.Now()
-	l.end(ctx, c.PID, false)
-	at := strings.LastIndexByte(key, '@')
-	if at <= 0 {
-		l.enter(c.PID, &session{sender: key, began: began})
+	if strings.LastIndexByte(key, '@') <= 0 { // a host, a next-hop, or "@domain"
+		if !l.without(c.PID) { // no address was asked for: the null sender
+			l.end(ctx, c.PID, false)
+			l.enter(c.PID, &session{began: began})
+		}
 		return Result{Status: NotFound}
 	}
+	l.end(ctx, c.PID, false)
 	m := (*l.dir.Load()).Mailbox(key)
 	if m == nil {
 		l.enter(c.PID, &session{sender: key, began: began})
@@ -207,6 +209,14 @@ func (l *Leases) queue(mailbox string) *queue {
 		l.queues[mailbox] = q
 	}
 	return q
+}
+
+// without tells whether the process's session is one that got no credential for its sender.
+func (l *Leases) without(pid int32) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.sessions[pid]
+	return s != nil && s.mailbox == ""
 }
 
 func (l *Leases) enter(pid int32, s *session) {

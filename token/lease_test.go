@@ -146,14 +146,21 @@ func TestPositiveRepliesStay(t *testing.T) {
 }
 
 func TestUnknownSender(t *testing.T) {
+	// smtp(8) asks for the sender, its domain, the server and the next-hop, in this order.
+	hosts := []string{"@contoso.com", "smtp.office365.com", "[smtp.office365.com]:587"}
 	for _, tc := range []struct{ key, reply, want string }{
 		{"stranger@contoso.com", noAuth, "450 4.7.1 sendas: no mailbox may send as <stranger@contoso.com>: " + noAuth},
-		{"smtp.office365.com", noAuth, "450 4.7.1 sendas: no mailbox may send as <smtp.office365.com>: " + noAuth},
+		{hosts[1], noAuth, "450 4.7.1 sendas: no mailbox may send as <>: " + noAuth},
 		{"stranger@contoso.com", "550 5.1.1 something else", ""},
 	} {
 		d := newDesk(limit.Rate{N: 30, Per: time.Minute})
 		if got := d.Lease(t.Context(), process(1), tc.key); got.Status != NotFound {
 			t.Errorf("look-up of %s: %v", tc.key, got)
+		}
+		for _, h := range hosts {
+			if got := d.Lease(t.Context(), process(1), h); got.Status != NotFound {
+				t.Errorf("look-up of %s: %v", h, got)
+			}
 		}
 		if got := d.Reply(t.Context(), process(1), tc.reply); got.Value != tc.want {
 			t.Errorf("%s: reply %q, want %q", tc.key, got.Value, tc.want)

@@ -1,0 +1,280 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/policy/limit"
+)
+
+// maxConfig is the size in bytes above which a file is no configuration, but a mistake.
+const maxConfig = 64 << 20
+
+// A Check says how far LoadConfig looks.
+type Check int
+
+// The checks.
+const (
+	SkipFiles  Check = iota // the file alone: for the milter, which may not read secrets
+	CheckFiles              // also that secrets and certificates can be used, and that nobody else can change the file
+)
+
+// A Config is the whole configuration. The one that LoadConfig returns is valid and complete;
+// it never changes, and is safe for concurrent use.
+type Config struct {
+	Tenant      TenantConfig                `yaml:"tenant"`
+	Credentials map[string]CredentialConfig `yaml:"credentials"`
+	Mailboxes   []MailboxConfig             `yaml:"mailboxes"`
+	Clients     []ClientConfig              `yaml:"clients"`
+	Milter      MilterConfig                `yaml:"milter"`
+	Token       TokenConfig                 `yaml:"token"`
+
+	// Policy is made of Tenant, Mailboxes and Clients. Its mailboxes are in the order of
+	// Mailboxes.
+	Policy *policy.Policy
+}
+
+// TenantConfig is the Microsoft 365 organisation.
+type TenantConfig struct {
+	ID               string          `yaml:"id"`    // GUID or domain
+	Cloud            string          `yaml:"cloud"` // key of clouds
+	Domains          []string        `yaml:"domains"`
+	AllowOnMicrosoft bool            `yaml:"allow_onmicrosoft"`
+	Endpoints        EndpointsConfig `yaml:"endpoints"`
+}
+
+// EndpointsConfig is where Microsoft is: what the cloud implies, overridden one by one.
+type EndpointsConfig struct {
+	Authority  string `yaml:"authority"`  // URL without path and closing slash
+	Scope      string `yaml:"scope"`      // of an app's own token, ends in /.default
+	Submission string `yaml:"submission"` // host:port
+	CAFile     string `yaml:"ca_file"`    // absolute, or empty
+}
+
+// CredentialConfig is a way to get an access token. Just one of ClientSecretFile and
+// CertificateFile is set; file names are absolute.
+type CredentialConfig struct {
+	Flow             string `yaml:"flow"`
+	ClientID         string `yaml:"client_id"`
+	ClientSecretFile string `yaml:"client_secret_file"`
+	CertificateFile  string `yaml:"certificate_file"`
+	KeyFile          string `yaml:"key_file"` // empty where CertificateFile holds the key too
+}
+
+// MailboxConfig is a mailbox as whom we authenticate.
+type MailboxConfig struct {
+	Address    string       `yaml:"address"` // in the form of policy.Mailbox.Address
+	Aliases    []string     `yaml:"aliases"`
+	Credential string       `yaml:"credential"` // key of Config.Credentials
+	SendAs     []string     `yaml:"send_as"`
+	Limits     LimitsConfig `yaml:"limits"`
+}
+
+// LimitsConfig is what one mailbox may do.
+type LimitsConfig struct {
+	Messages    limit.Rate `yaml:"messages"`
+	Recipients  limit.Rate `yaml:"recipients"`
+	Connections int        `yaml:"connections"`
+}
+
+// Limits returns the limits as the ledger takes them.
+func (l LimitsConfig) Limits() limit.Limits { return limit.Limits(l) }
+
+// ClientConfig is a client; see policy.Client.
+type ClientConfig struct {
+	Name           string   `yaml:"name"`
+	Networks       []string `yaml:"networks"`
+	Logins         []string `yaml:"logins"`
+	Senders        []string `yaml:"senders"`
+	From           string   `yaml:"from"`
+	OnUnauthorized string   `yaml:"on_unauthorized"`
+}
+
+// MilterConfig is the service that Postfix asks about incoming mail.
+type MilterConfig struct {
+	Listen string `yaml:"listen"` // unix:/path or inet:host:port
+	HTTP   string `yaml:"http"`   // host:port, or empty for none
+}
+
+// TokenConfig is the service that Postfix asks for credentials.
+type TokenConfig struct {
+	Listen string   `yaml:"listen"` // unix:/path
+	HTTP   string   `yaml:"http"`   // host:port, or empty for none
+	Peers  []string `yaml:"peers"`  // users who may ask
+}
+
+// Default returns what holds where the file says nothing. An endpoint of the tenant comes
+// from clouds, and entries of lists begin with their setDefaults.
+func Default() *Config {
+	return &Config{
+		Tenant: TenantConfig{Cloud: "global"},
+		Milter: MilterConfig{Listen: "unix:/var/spool/postfix/sendas/milter", HTTP: "127.0.0.1:9725"},
+		Token: TokenConfig{
+			Listen: "unix:/var/spool/postfix/sendas/credentials", HTTP: "127.0.0.1:9726", Peers: []string{"postfix"},
+		},
+	}
+}
+
+func (c *CredentialConfig) setDefaults() { c.Flow = "client_credentials" }
+func (m *MailboxConfig) setDefaults()    { m.Limits = LimitsConfig(limit.Microsoft()) }
+
+// clouds is what tenant.cloud implies (Microsoft's endpoint lists; GCC is in global).
+var clouds = map[string]EndpointsConfig{
+	"global": {
+		Authority: "https://login.microsoftonline.com", Scope: "https://outlook.office365.com/.default",
+		Submission: "smtp.office365.com:587",
+	},
+	"gcc-high": {
+		Authority: "https://login.microsoftonline.us", Scope: "https://outlook.office365.us/.default",
+		Submission: "smtp.office365.us:587",
+	},
+	"dod": {
+		Authority: "https://login.microsoftonline.us", Scope: "https://outlook.office365.us/.default",
+		Submission: "outlook-dod.office365.us:587",
+	},
+	"china": {
+		Authority: "https://login.partner.microsoftonline.cn", Scope: "https://partner.outlook.cn/.default",
+		Submission: "smtp.partner.outlook.cn:587",
+	},
+}
+
+// LoadConfig reads and checks a configuration file. Relative file names in it start at its
+// folder. The error is a *ConfigError with all that is wrong.
+func LoadConfig(path string, check Check) (*Config, error) {
+	data, err := readConfig(path, check)
+	if err != nil {
+		return nil, &ConfigError{File: path, Problems: []Problem{{Text: err.Error()}}}
+	}
+	return parseConfig(path, data, check)
+}
+
+// parseConfig is LoadConfig for what has been read.
+func parseConfig(path string, data []byte, check Check) (*Config, error) {
+	data = bytes.TrimPrefix(data, []byte("\ufeff"))
+	if p := checkText(data); p != nil {
+		return nil, newConfigError(path, data, []Problem{*p})
+	}
+	root, p := parseYAML(data)
+	if p != nil {
+		return nil, newConfigError(path, data, []Problem{*p})
+	}
+	dir, err := filepath.Abs(filepath.Dir(path))
+	if err != nil {
+		return nil, &ConfigError{File: path, Problems: []Problem{{Text: fmt.Sprintf("its folder is unknown: %v", err)}}}
+	}
+	c := Default()
+	d := decoder{root: root}
+	d.decode(c)
+	c.complete(dir)
+	k := checker{c: c, d: &d, files: check == CheckFiles}
+	if list := append(d.problems, k.check()...); len(list) > 0 {
+		return nil, newConfigError(path, data, list)
+	}
+	return c, nil
+}
+
+// readConfig returns the bytes of the file. Its errors follow the name of the file.
+func readConfig(path string, check Check) ([]byte, error) {
+	info, err := os.Stat(path) // before it is opened: opening a FIFO would wait for a writer
+	if err != nil {
+		return nil, unreadable(err)
+	}
+	switch {
+	case !info.Mode().IsRegular():
+		return nil, errors.New("is not a regular file; name the file itself")
+	case info.Size() > maxConfig:
+		return nil, errors.New("is larger than 64 MiB; that is no configuration")
+	case check == CheckFiles && info.Mode().Perm()&0o022 != 0:
+		return nil, fmt.Errorf("can be changed by others (mode %04o), who could redirect mail; type \"chmod go-w %s\"", info.Mode().Perm(), path)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, unreadable(err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxConfig))
+	if err != nil {
+		return nil, unreadable(err)
+	}
+	return data, nil
+}
+
+func unreadable(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return errors.New("does not exist; name another file with --config")
+	case errors.Is(err, fs.ErrPermission):
+		return errors.New("may not be read by this user; the services read it through its group (chgrp sendas, chmod 0640)")
+	}
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		err = e.Err
+	}
+	return fmt.Errorf("cannot be read: %v", err)
+}
+
+// checkText finds what no YAML parser should have to guess about.
+func checkText(data []byte) *Problem {
+	n := 0
+	for line := range bytes.Lines(data) {
+		n++
+		line = bytes.TrimSuffix(bytes.TrimSuffix(line, []byte("\n")), []byte("\r"))
+		text := bytes.TrimLeft(line, " \t")
+		switch {
+		case !utf8.Valid(line):
+			return &Problem{Line: n, Text: "this line is not UTF-8; save the file in UTF-8"}
+		case bytes.ContainsFunc(line, isControl):
+			return &Problem{Line: n, Text: "this line has a control character; remove it"}
+		case len(text) > 0 && bytes.ContainsRune(line[:len(line)-len(text)], '\t'):
+			return &Problem{Line: n, Text: "this line begins with a tab; YAML wants spaces"}
+		}
+	}
+	return nil
+}
+
+func isControl(r rune) bool { return r < ' ' && r != '\t' || 0x7f <= r && r < 0xa0 }
+
+// complete fills in what follows from other settings, and makes file names absolute.
+func (c *Config) complete(dir string) {
+	e, implied := &c.Tenant.Endpoints, clouds[c.Tenant.Cloud]
+	for _, f := range []struct {
+		have *string
+		want string
+	}{{&e.Authority, implied.Authority}, {&e.Scope, implied.Scope}, {&e.Submission, implied.Submission}} {
+		if *f.have == "" {
+			*f.have = f.want
+		}
+	}
+	e.Authority = strings.TrimSuffix(e.Authority, "/")
+	e.CAFile = under(dir, e.CAFile)
+	for name, r := range c.Credentials {
+		r.ClientSecretFile = under(dir, r.ClientSecretFile)
+		r.CertificateFile = under(dir, r.CertificateFile)
+		r.KeyFile = under(dir, r.KeyFile)
+		c.Credentials[name] = r
+	}
+	for _, p := range []*string{&c.Milter.Listen, &c.Token.Listen} {
+		if file, ok := strings.CutPrefix(*p, "unix:"); ok {
+			*p = "unix:" + under(dir, file)
+		}
+	}
+	for _, p := range []*string{&c.Milter.HTTP, &c.Token.HTTP} {
+		if *p == "off" {
+			*p = ""
+		}
+	}
+}
+
+func under(dir, file string) string {
+	if file == "" || filepath.IsAbs(file) {
+		return file
+	}
+	return filepath.Join(dir, file)
+}

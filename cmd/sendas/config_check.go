@@ -1,0 +1,317 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/token"
+)
+
+// maxSocketPath is what fits into sun_path with its closing NUL (unix(7)).
+const maxSocketPath = 107
+
+// maxBroken is how many values that do not fit at all leave anything to say about the rest.
+const maxBroken = 1000
+
+var (
+	plainWord  = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
+	guidForm   = regexp.MustCompile(`^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$`)
+	domainForm = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z][A-Za-z0-9-]*[A-Za-z0-9]$`)
+	hostForm   = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$`)
+)
+
+// A checker finds what only makes sense together, after the file has been decoded. What
+// follows from a value that did not decode is not reported again.
+type checker struct {
+	c        *Config
+	d        *decoder
+	files    bool
+	problems []Problem
+}
+
+func (k *checker) fail(path, format string, args ...any) {
+	if slices.ContainsFunc(k.d.broken, func(b string) bool { return within(path, b) || within(b, path) }) {
+		return
+	}
+	k.problems = append(k.problems, Problem{Line: k.d.find(path), Path: path, Text: fmt.Sprintf(format, args...)})
+}
+
+func (k *checker) check() []Problem {
+	if len(k.d.broken) > maxBroken {
+		return nil
+	}
+	k.tenant()
+	k.endpoints()
+	k.credentials()
+	k.mailboxes()
+	k.sockets()
+	k.policy()
+	return k.problems
+}
+
+func (k *checker) tenant() {
+	t := &k.c.Tenant
+	switch id := strings.ToLower(t.ID); {
+	case id == "":
+		k.fail("tenant.id", "the tenant is missing; write id: with its GUID or one of its domains")
+	case id == "common", id == "organizations", id == "consumers":
+		k.fail("tenant.id", "%q is for signing users in; an app gets tokens from one tenant: write its GUID or one of its domains", t.ID)
+	case !guidForm.MatchString(id) && !domainForm.MatchString(id):
+		k.fail("tenant.id", "%q is not a tenant; write its GUID or one of its domains", clip(t.ID))
+	}
+	if _, ok := clouds[t.Cloud]; !ok {
+		k.fail("tenant.cloud", "%q is not a cloud; write global (also for GCC), gcc-high, dod or china", clip(t.Cloud))
+	}
+}
+
+func (k *checker) endpoints() {
+	if _, ok := clouds[k.c.Tenant.Cloud]; !ok {
+		return // what the cloud implies is not known
+	}
+	e := &k.c.Tenant.Endpoints
+	const authority = "tenant.endpoints.authority"
+	switch u, err := url.Parse(e.Authority); {
+	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
+		k.fail(authority, "%q is not an address of the web; write one such as https://login.microsoftonline.com", clip(e.Authority))
+	case u.Scheme == "http" && !loopback(u.Hostname()):
+		k.fail(authority, "secrets do not travel without TLS; write https:// (http:// is for 127.0.0.1 only)")
+	case u.Path != "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil:
+		k.fail(authority, "write the scheme and the host alone, as in https://%s; the tenant comes from tenant.id", u.Host)
+	}
+	if u, err := url.Parse(e.Scope); err != nil || u.Scheme != "https" || u.Host == "" || u.Path != "/.default" {
+		k.fail("tenant.endpoints.scope", "%q is not what an app asks for; write https://HOST/.default", clip(e.Scope))
+	}
+	k.submission(e.Submission)
+	if k.files && e.CAFile != "" {
+		if _, err := token.NewHTTPClient(e.CAFile); err != nil {
+			k.fail("tenant.endpoints.ca_file", "%v", err)
+		}
+	}
+}
+
+func (k *checker) submission(s string) {
+	const path = "tenant.endpoints.submission"
+	host, port, err := net.SplitHostPort(s)
+	if _, bare := netip.ParseAddr(s); bare == nil {
+		host, err = s, nil
+	}
+	switch _, ip := netip.ParseAddr(host); {
+	case err != nil && hostForm.MatchString(s):
+		k.fail(path, "the port is missing; write %s:587", s)
+	case err != nil:
+		k.fail(path, "%q is not a host with its port; write smtp.office365.com:587", clip(s))
+	case ip == nil:
+		k.fail(path, "Microsoft wants a name, never an address; write smtp.office365.com:587")
+	case port == "465":
+		k.fail(path, "Microsoft has no implicit TLS (port 465); write smtp.office365.com:587")
+	case !hostForm.MatchString(host) || !validPort(port):
+		k.fail(path, "%q is not a host with its port; write smtp.office365.com:587", clip(s))
+	}
+}
+
+func loopback(host string) bool {
+	a, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && a.IsLoopback()
+}
+
+func validPort(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && n > 0
+}
+
+func (k *checker) credentials() {
+	for name, r := range k.c.Credentials {
+		path := join("credentials", name)
+		if !plainWord.MatchString(name) {
+			k.fail(path, "this is not a name; write letters, digits, - . and _ (it stands in logs and metrics)")
+		}
+		k.flow(path, r.Flow)
+		switch {
+		case r.ClientID == "":
+			k.fail(path, "client_id is missing; write the application (client) ID of the app registration")
+		case !guidForm.MatchString(r.ClientID):
+			k.fail(path+".client_id", "this is not the application (client) ID of an app registration; it has the form 01234567-89ab-cdef-0123-456789abcdef")
+		}
+		k.proof(path, r)
+	}
+}
+
+func (k *checker) flow(path, flow string) {
+	switch flow {
+	case "client_credentials":
+	case "device_code", "authorization_code", "managed_identity", "federated":
+		k.fail(path+".flow", "%q is not supported yet; write client_credentials", flow)
+	default:
+		k.fail(path+".flow", "%q is not a flow; write client_credentials", clip(flow))
+	}
+}
+
+// proof checks that there is one proof of who the app is.
+func (k *checker) proof(path string, r CredentialConfig) {
+	switch {
+	case r.ClientSecretFile == "" && r.CertificateFile == "" && r.KeyFile != "":
+		k.fail(path+".key_file", "a key needs its certificate; write certificate_file: too")
+	case r.ClientSecretFile == "" && r.CertificateFile == "":
+		k.fail(path, "nothing proves who the app is; write client_secret_file: or certificate_file:")
+	case r.ClientSecretFile != "" && r.CertificateFile != "":
+		k.fail(path, "an app proves itself by a secret or by a certificate; remove client_secret_file: or certificate_file:")
+	case r.ClientSecretFile != "" && r.KeyFile != "":
+		k.fail(path+".key_file", "a key belongs to a certificate; remove key_file:, or write certificate_file: in place of client_secret_file:")
+	case k.files && r.ClientSecretFile != "":
+		if err := token.CheckSecretFile(r.ClientSecretFile); err != nil {
+			k.fail(path+".client_secret_file", "%v", err)
+		}
+	case k.files:
+		if _, err := token.CheckCertificate(r.CertificateFile, r.KeyFile); err != nil {
+			k.fail(path+".certificate_file", "%v", err)
+		}
+	}
+}
+
+func (k *checker) mailboxes() {
+	if len(k.c.Mailboxes) == 0 {
+		k.fail("mailboxes", "no mailbox is listed; write at least one with address: and credential:")
+	}
+	if len(k.c.Clients) == 0 {
+		k.fail("clients", "no client is listed, so nobody could send; write at least one with name: and networks: or logins:")
+	}
+	allCredentials := !slices.Contains(k.d.broken, "credentials")
+	for i, m := range k.c.Mailboxes {
+		path := "mailboxes[" + strconv.Itoa(i) + "]"
+		_, known := k.c.Credentials[m.Credential]
+		switch {
+		case m.Credential == "":
+			k.fail(path+".credential", "the credential is missing; write credential: with a name from credentials:")
+		case !known && allCredentials:
+			k.fail(path+".credential", "there is no credential %q under credentials:", clip(m.Credential))
+		}
+		k.limits(path+".limits", m.Limits)
+	}
+}
+
+// limits keeps a mailbox within what Microsoft allows ("Exchange Online limits"). Periods other
+// than Microsoft's are not compared: a lab shortens the minute.
+func (k *checker) limits(path string, l LimitsConfig) {
+	most := limit.Microsoft()
+	over := func(have, most limit.Rate) bool { return have.Per == most.Per && have.N > most.N }
+	if over(l.Messages, most.Messages) {
+		k.fail(path+".messages", "Microsoft slows a mailbox down after 30 messages in a minute; write 30/m or less")
+	}
+	if over(l.Recipients, most.Recipients) {
+		k.fail(path+".recipients", "Microsoft refuses a mailbox's mail after 10000 recipients in a day; write 10000/d or less")
+	}
+	switch {
+	case l.Connections < 1:
+		k.fail(path+".connections", "%d connections can send nothing; write 1 to %d", l.Connections, most.Connections)
+	case l.Connections > most.Connections:
+		k.fail(path+".connections", "Microsoft answers 432 to more than %d connections of a mailbox; write 1 to %d", most.Connections, most.Connections)
+	}
+}
+
+// sockets checks where the services listen.
+func (k *checker) sockets() {
+	k.listen("milter.listen", k.c.Milter.Listen, true)
+	k.listen("token.listen", k.c.Token.Listen, false)
+	k.web("milter.http", k.c.Milter.HTTP, "127.0.0.1:9725")
+	k.web("token.http", k.c.Token.HTTP, "127.0.0.1:9726")
+	k.distinct()
+	if len(k.c.Token.Peers) == 0 {
+		k.fail("token.peers", "nobody may ask for credentials; write the user that Postfix runs as: [postfix]")
+	}
+	for i, p := range k.c.Token.Peers {
+		if p == "" {
+			k.fail(fmt.Sprintf("token.peers[%d]", i), "an empty name is nobody; write a user such as postfix")
+		}
+	}
+}
+
+func (k *checker) listen(path, s string, inet bool) {
+	kind, addr, _ := strings.Cut(s, ":")
+	switch {
+	case kind == "unix" && addr != "":
+		if len(addr) > maxSocketPath {
+			k.fail(path, "the socket's path has %d bytes; the system takes %d at most", len(addr), maxSocketPath)
+		}
+	case kind == "inet" && inet:
+		k.web(path, addr, "inet:127.0.0.1:8891")
+	case kind == "inet":
+		k.fail(path, "credentials go over a unix socket only, which tells who asks; write unix:/path")
+	case inet:
+		k.fail(path, "%q is not a socket; write unix:/path or inet:host:port", clip(s))
+	default:
+		k.fail(path, "%q is not a socket; write unix:/path", clip(s))
+	}
+}
+
+// web checks a host with its port; no address at all is good.
+func (k *checker) web(path, s, example string) {
+	if s == "" && !strings.HasSuffix(path, ".listen") {
+		return
+	}
+	host, port, err := net.SplitHostPort(s)
+	_, ip := netip.ParseAddr(host)
+	if err != nil || !validPort(port) || ip != nil && !hostForm.MatchString(host) {
+		k.fail(path, "%q is not an address with its port; write one such as %s", clip(s), example)
+	}
+}
+
+// distinct checks that no two services listen at the same place.
+func (k *checker) distinct() {
+	taken := make(map[string]string, 4)
+	for _, l := range []struct{ path, addr string }{
+		{"milter.listen", strings.TrimPrefix(k.c.Milter.Listen, "inet:")}, {"milter.http", k.c.Milter.HTTP},
+		{"token.listen", k.c.Token.Listen}, {"token.http", k.c.Token.HTTP},
+	} {
+		if l.addr == "" {
+			continue
+		}
+		if other, ok := taken[l.addr]; ok {
+			k.fail(l.path, "%s listens on %s already; write another one", other, l.addr)
+		}
+		taken[l.addr] = l.path
+	}
+}
+
+// policy makes the Policy. Of what it finds wrong, it reports the causes alone: without
+// domains no address is right, and without its mailbox no from is.
+func (k *checker) policy() {
+	p, errs := policy.New(k.c.settings())
+	has := func(base string) bool {
+		return slices.ContainsFunc(errs, func(e policy.FieldError) bool { return within(e.Path, base) }) ||
+			slices.ContainsFunc(k.d.broken, func(b string) bool { return within(b, base) || within(base, b) })
+	}
+	noDomains, noMailboxes := has("tenant.domains"), has("mailboxes") || len(k.c.Mailboxes) == 0
+	for _, e := range errs {
+		isFrom := within(e.Path, "clients") && strings.HasSuffix(e.Path, ".from")
+		if noDomains && (within(e.Path, "mailboxes") || isFrom) || noMailboxes && isFrom {
+			continue
+		}
+		k.fail(e.Path, "%s", e.Text)
+	}
+	if p == nil {
+		return
+	}
+	k.c.Policy = p
+	for i, m := range p.Mailboxes() {
+		k.c.Mailboxes[i].Address = m.Address.String()
+	}
+}
+
+func (c *Config) settings() policy.Settings {
+	s := policy.Settings{Domains: c.Tenant.Domains, AllowOnMicrosoft: c.Tenant.AllowOnMicrosoft}
+	for _, m := range c.Mailboxes {
+		s.Mailboxes = append(s.Mailboxes, policy.MailboxSettings{Address: m.Address, Aliases: m.Aliases, SendAs: m.SendAs})
+	}
+	for _, c := range c.Clients {
+		s.Clients = append(s.Clients, policy.ClientSettings(c))
+	}
+	return s
+}

@@ -1,0 +1,106 @@
+// Sendas makes an ordinary Postfix the mail exit of a Microsoft 365 organisation.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the linker; see the Makefile.
+var version = "devel"
+
+// Exit codes of sysexits.h, as Postfix uses them.
+const (
+	exitOK       = 0
+	exitUsage    = 64 // the command line is wrong
+	exitSoftware = 70 // something went wrong that is not of the kinds below
+	exitTempFail = 75 // try again later
+	exitConfig   = 78 // the configuration is wrong; a unit must not restart on it
+)
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+// run is the program. Results go to stdout; everything said to a person goes to stderr, prefixed,
+// lower case, without full stop, and with a hint where the reader can mend it.
+func run(args []string, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	root := newRoot(stdout, stderr)
+	root.SetArgs(args)
+	if err := root.ExecuteContext(ctx); err != nil {
+		return tell(stderr, err)
+	}
+	return exitOK
+}
+
+// tell prints the error and picks the exit code.
+func tell(w io.Writer, err error) int {
+	var config *ConfigError
+	if errors.As(err, &config) {
+		fmt.Fprintln(w, strings.TrimRight(err.Error(), "\n"))
+		fmt.Fprintln(w, "sendas: hint: mend the file, then run \"sendas check\"")
+		return exitConfig
+	}
+	fmt.Fprintf(w, "sendas: error: %v\n", err)
+	var e *exitError
+	if errors.As(err, &e) {
+		if e.hint != "" {
+			fmt.Fprintf(w, "sendas: hint: %s\n", e.hint)
+		}
+		return e.code
+	}
+	return exitUsage // cobra's own: an unknown command or flag
+}
+
+// exitError carries an exit code and what to type next.
+type exitError struct {
+	err  error
+	code int
+	hint string
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
+
+func failure(code int, hint string, format string, args ...any) error {
+	return &exitError{err: fmt.Errorf(format, args...), code: code, hint: hint}
+}
+
+// options are the flags that every command takes.
+type options struct {
+	config  string
+	verbose bool
+	stdout  io.Writer
+	stderr  io.Writer
+}
+
+const example = `  sendas check
+  sendas milter --config /etc/sendas/sendas.yaml`
+
+func newRoot(stdout, stderr io.Writer) *cobra.Command {
+	o := &options{stdout: stdout, stderr: stderr}
+	root := &cobra.Command{
+		Use:   "sendas",
+		Short: "Make an ordinary Postfix the mail exit of a Microsoft 365 organisation",
+		Long: `sendas is a plugin for an existing Postfix. Its milter decides who may send as whom and
+rewrites senders; its token service hands Postfix's smtp(8) the right to send one
+message now, with an access token from Microsoft Entra.`,
+		Example:       example,
+		Version:       version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.PersistentFlags().StringVarP(&o.config, "config", "c", "/etc/sendas/sendas.yaml", "the configuration `file`")
+	root.AddCommand(cmdCheck(o), cmdMilter(o), cmdToken(o))
+	return root
+}

@@ -1,0 +1,205 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// stopTime is how long a service finishes what is in flight; systemd's TimeoutStopSec
+// is longer.
+const stopTime = 25 * time.Second
+
+// newLog makes the log of a service: one line an event on stderr. The journal has its own
+// clock, so lines for it carry no time.
+func newLog(w io.Writer, verbose bool) *slog.Logger {
+	h := &slog.HandlerOptions{Level: slog.LevelInfo}
+	if verbose {
+		h.Level = slog.LevelDebug
+	}
+	if os.Getenv("JOURNAL_STREAM") != "" {
+		h.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey && len(groups) == 0 {
+				return slog.Attr{}
+			}
+			return a
+		}
+	}
+	return slog.New(slog.NewTextHandler(w, h))
+}
+
+// listen opens the socket that the configuration names ("unix:/path" or "inet:host:port"), or
+// takes the one of that name from systemd (sd_listen_fds(3)).
+func listen(name, spec string) (net.Listener, error) {
+	named, err := activation.ListenersWithNames()
+	if err != nil {
+		return nil, failure(exitSoftware, "", "taking sockets from systemd: %w", err)
+	}
+	if l := named[name]; len(l) > 0 && l[0] != nil {
+		return l[0], nil
+	}
+	network, addr, _ := strings.Cut(spec, ":")
+	if network == "inet" {
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			return nil, failure(exitTempFail, "", "listening on %s: %w", spec, err)
+		}
+		return l, nil
+	}
+	return listenUnix(addr)
+}
+
+// listenUnix makes a unix socket that every local user can connect to: who may, is a matter
+// of the folder it lies in, and for credentials of token.peers. A socket file that
+// nobody answers on is left over from a process that was killed, and is replaced.
+func listenUnix(path string) (net.Listener, error) {
+	if _, err := os.Lstat(path); err == nil {
+		c, err := net.DialTimeout("unix", path, time.Second)
+		if err == nil {
+			c.Close()
+			return nil, failure(exitTempFail, "stop the other process first", "another process serves %s", path)
+		}
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			if err := os.Remove(path); err != nil {
+				return nil, failure(exitTempFail, "", "replacing the socket of a dead process: %w", err)
+			}
+		}
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, failure(exitTempFail, "its folder must exist and belong to the user of this service", "listening: %w", err)
+	}
+	if err := os.Chmod(path, 0o666); err != nil {
+		l.Close()
+		return nil, failure(exitTempFail, "", "opening the socket to Postfix: %w", err)
+	}
+	return l, nil
+}
+
+// newRegistry makes the registry of a service, with what every service shows of itself.
+func newRegistry() (*prometheus.Registry, prometheus.Gauge, prometheus.Gauge) {
+	reg := prometheus.NewRegistry()
+	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "sendas_build_info", Help: "1, labelled by version."}, []string{"version"})
+	info.WithLabelValues(version).Set(1)
+	ok := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "sendas_config_last_reload_successful", Help: "1 if the last load of the configuration succeeded, else 0.",
+	})
+	at := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "sendas_config_last_reload_success_timestamp_seconds", Help: "When a configuration was last loaded with success.",
+	})
+	reg.MustRegister(info, ok, at, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return reg, ok, at
+}
+
+// serveHTTP serves figures until ctx ends. ready says why the service is not ready.
+func serveHTTP(ctx context.Context, addr string, reg *prometheus.Registry, ready func() error, log *slog.Logger) error {
+	if addr == "" {
+		return nil
+	}
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		return failure(exitTempFail, "choose another address in sendas.yaml, or http: off", "listening for metrics: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if err := ready(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ready")
+	})
+	srv := &http.Server{
+		Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
+		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	context.AfterFunc(ctx, func() { srv.Close() })
+	go func() {
+		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+			log.Error("serving metrics", "error", err)
+		}
+	}()
+	return nil
+}
+
+// reloader loads the configuration again at each SIGHUP: the new one replaces the old as a
+// whole, or changes nothing.
+type reloader struct {
+	path  string
+	check Check
+	ok    prometheus.Gauge
+	at    prometheus.Gauge
+	log   *slog.Logger
+	use   func(*Config) error
+}
+
+// loaded notes a success.
+func (r *reloader) loaded() {
+	r.ok.Set(1)
+	r.at.SetToCurrentTime()
+}
+
+// watch reloads until ctx ends.
+func (r *reloader) watch(ctx context.Context) {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hup:
+		}
+		c, err := LoadConfig(r.path, r.check)
+		if err == nil {
+			err = r.use(c)
+		}
+		if err != nil {
+			r.ok.Set(0)
+			r.log.Error("the new configuration is not used, the old one stays in force", "error", err)
+			continue
+		}
+		r.loaded()
+		r.log.Info("configuration loaded", "file", r.path, "mailboxes", len(c.Mailboxes), "clients", len(c.Clients))
+	}
+}
+
+// notify tells systemd of the service's state, if it is there (sd_notify(3)), and keeps its
+// watchdog quiet until ctx ends.
+func notify(ctx context.Context, log *slog.Logger) {
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		log.Warn("telling systemd", "error", err)
+	}
+	every, err := daemon.SdWatchdogEnabled(false)
+	if err != nil || every == 0 {
+		return
+	}
+	go func() {
+		t := time.NewTicker(every / 2)
+		defer t.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-t.C:
+				daemon.SdNotify(false, daemon.SdNotifyWatchdog)
+			}
+		}
+	}()
+}

@@ -1,0 +1,208 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os/user"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/token"
+)
+
+func cmdToken(o *options) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "token",
+		Short: "Run the token service: the right to send now",
+		Long: `token keeps access tokens fresh and answers the look-ups of Postfix's smtp(8): each is the
+request for permission to send one message as one mailbox, now. It never sees a message.
+SIGHUP loads the configuration again.`,
+		Example: "  sendas token --config /etc/sendas/sendas.yaml",
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return runToken(cmd.Context(), o) },
+	}
+	c.Flags().BoolVarP(&o.verbose, "verbose", "v", false, "log more")
+	return c
+}
+
+func runToken(ctx context.Context, o *options) error {
+	log := newLog(o.stderr, o.verbose)
+	cfg, err := LoadConfig(o.config, CheckFiles)
+	if err != nil {
+		return err
+	}
+	peers, err := userIDs(cfg.Token.Peers)
+	if err != nil {
+		return err
+	}
+	reg, ok, at := newRegistry()
+	metrics := token.NewMetrics(reg)
+	leases := token.NewLeases(limit.NewMemory(), metrics, log)
+	desk := &credentialDesk{ctx: ctx, metrics: metrics, log: log, leases: leases, running: make(map[string]*runningCredential)}
+	if err := desk.use(cfg); err != nil {
+		return err
+	}
+	ln, err := listen("credentials", cfg.Token.Listen)
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
+	if err := serveHTTP(ctx, cfg.Token.HTTP, reg, desk.ready, log); err != nil {
+		return err
+	}
+	r := &reloader{path: o.config, check: CheckFiles, ok: ok, at: at, log: log, use: desk.use}
+	r.loaded()
+	go r.watch(ctx)
+	go leases.Run(ctx)
+	notify(ctx, log)
+	log.Info("token service ready", "version", version, "listen", cfg.Token.Listen, "mailboxes", len(cfg.Mailboxes))
+	srv := &token.SocketmapServer{Maps: leases.Maps(), Peers: peers, Log: log}
+	if err := srv.Serve(ctx, ln); err != nil {
+		return failure(exitSoftware, "", "serving look-ups: %w", err)
+	}
+	desk.wait()
+	log.Info("token service stopped")
+	return nil
+}
+
+// userIDs looks the users up who may ask for credentials.
+func userIDs(names []string) ([]uint32, error) {
+	var list []uint32
+	for _, n := range names {
+		u, err := user.Lookup(n)
+		if err != nil {
+			return nil, failure(exitConfig, "write the user that Postfix runs as (postconf mail_owner) into token.peers", "token.peers: %w", err)
+		}
+		id, err := strconv.ParseUint(u.Uid, 10, 32)
+		if err != nil {
+			return nil, failure(exitConfig, "", "token.peers: user %q has the id %q", n, u.Uid)
+		}
+		list = append(list, uint32(id))
+	}
+	return list, nil
+}
+
+// credentialDesk runs one refresher for each credential in use, and makes the directory from
+// the configuration.
+type credentialDesk struct {
+	ctx     context.Context
+	metrics *token.Metrics
+	log     *slog.Logger
+	leases  *token.Leases
+
+	mu      sync.Mutex // guards running
+	running map[string]*runningCredential
+	wg      sync.WaitGroup
+}
+
+type runningCredential struct {
+	refresher *token.Refresher
+	source    sourceKey
+	stop      context.CancelFunc
+}
+
+// sourceKey is all that makes two credentials the same; a refresher survives a reload
+// that does not change it.
+type sourceKey struct{ tokenURL, clientID, scope, secretFile, certFile, keyFile, caFile string }
+
+// use puts a configuration into force: unchanged credentials keep their token, new ones
+// start, the others end.
+func (d *credentialDesk) use(c *Config) error {
+	client, err := token.NewHTTPClient(c.Tenant.Endpoints.CAFile)
+	if err != nil {
+		return failure(exitConfig, "", "tenant.endpoints.ca_file: %w", err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	next := make(map[string]*runningCredential)
+	dir := &directory{policy: c.Policy, byMailbox: make(map[string]*token.MailboxLease, len(c.Mailboxes))}
+	for _, m := range c.Mailboxes {
+		r := next[m.Credential]
+		if r == nil {
+			r = d.start(c, m.Credential, client)
+			next[m.Credential] = r
+		}
+		d.metrics.Mailbox(m.Address)
+		dir.byMailbox[m.Address] = &token.MailboxLease{Address: m.Address, Limits: m.Limits.Limits(), Tokens: r.refresher}
+	}
+	for name, r := range d.running {
+		if next[name] != r {
+			r.stop()
+		}
+	}
+	d.running = next
+	d.leases.Use(dir)
+	return nil
+}
+
+// directory is the token service's view of the policy.
+type directory struct {
+	policy    *policy.Policy
+	byMailbox map[string]*token.MailboxLease
+}
+
+func (d *directory) Mailbox(sender string) *token.MailboxLease {
+	a, err := policy.ParseAddress(sender)
+	if err != nil {
+		return nil
+	}
+	m := d.policy.MailboxFor(a)
+	if m == nil {
+		return nil
+	}
+	return d.byMailbox[m.Address.String()]
+}
+
+// ready says which credential has no live token.
+func (d *credentialDesk) ready() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for name, r := range d.running {
+		s := r.refresher.State()
+		if s.Have {
+			continue
+		}
+		if s.LastErr != nil {
+			return fmt.Errorf("credential %q has no token: %w", name, s.LastErr)
+		}
+		return fmt.Errorf("credential %q has no token yet", name)
+	}
+	return nil
+}
+
+// wait returns when all refreshers have ended.
+func (d *credentialDesk) wait() { d.wg.Wait() }
+
+// start returns the running credential of that name, with its refresher. d.mu is held.
+func (d *credentialDesk) start(c *Config, name string, client *http.Client) *runningCredential {
+	cc := c.Credentials[name]
+	src := &token.ClientCredentials{
+		Credential: name, ClientID: cc.ClientID, Scope: c.Tenant.Endpoints.Scope,
+		TokenURL:   c.Tenant.Endpoints.Authority + "/" + c.Tenant.ID + "/oauth2/v2.0/token",
+		SecretFile: cc.ClientSecretFile, CertificateFile: cc.CertificateFile, KeyFile: cc.KeyFile, Client: client,
+	}
+	if cc.CertificateFile != "" {
+		if end, err := token.CheckCertificate(cc.CertificateFile, cc.KeyFile); err == nil { // else the refresher says it
+			d.metrics.Certificate(name, end)
+		}
+	}
+	key := sourceKey{src.TokenURL, src.ClientID, src.Scope, src.SecretFile, src.CertificateFile, src.KeyFile, c.Tenant.Endpoints.CAFile}
+	if r := d.running[name]; r != nil && r.source == key {
+		r.refresher.Wake() // an administrator who reloads has perhaps just mended the secret
+		return r
+	}
+	ctx, cancel := context.WithCancel(d.ctx)
+	r := &runningCredential{source: key, stop: cancel}
+	var observe func(string, time.Duration)
+	r.refresher = token.NewRefresher(name, src, token.RefresherOptions{Log: d.log, Observe: func(result string, took time.Duration) { observe(result, took) }})
+	observe = d.metrics.Observe(name, r.refresher.State)
+	d.wg.Go(func() { r.refresher.Run(ctx) })
+	return r
+}
