@@ -1,0 +1,364 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// program builds sendas once, with the race detector, and the SASL plugin.
+var program = sync.OnceValues(func() (dir string, err error) {
+	dir, err = MakeDir()
+	if err != nil {
+		return "", err
+	}
+	for _, cmd := range []*exec.Cmd{
+		exec.Command("go", "build", "-race", "-o", filepath.Join(dir, "sendas"), "../../cmd/sendas"),
+		exec.Command("sh", "-c", `cc $(grep -v '^#' ../sasl/cc.flags) -o "$0"/libsendas-xoauth2.so ../sasl/xoauth2.c`, dir),
+	} {
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return "", fmt.Errorf("%v: %w\n%s", cmd.Args, err, out)
+		}
+	}
+	return dir, nil
+})
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if dir, err := program(); err == nil {
+		os.RemoveAll(dir)
+	}
+	os.Exit(code)
+}
+
+// startSite starts a site for a test, and after it looks for the four things that must never happen.
+func startSite(t *testing.T, c SiteConfig) (*Site, context.Context) {
+	t.Helper()
+	dir, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Sendas, c.PluginDir = filepath.Join(dir, "sendas"), dir
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	t.Cleanup(cancel)
+	s, err := StartSite(ctx, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			log, _ := s.Postfix.Log()
+			t.Logf("Postfix:\n%s\nmilter:\n%s\ntoken:\n%s", last(log), last(s.Milter.Log()), last(s.Token.Log()))
+		}
+		if err := s.Stop(); err != nil {
+			t.Errorf("stopping: %v", err)
+		}
+	})
+	t.Cleanup(func() { checkPromises(t, s) })
+	return s, ctx
+}
+
+func last(s string) string {
+	const most = 12_000
+	return s[max(0, len(s)-most):]
+}
+
+// checkPromises: nothing is sent twice, nothing leaves under a wrong name, no secret shows anywhere.
+func checkPromises(t *testing.T, s *Site) {
+	t.Helper()
+	seen := map[string]int{}
+	for _, m := range s.Exosim.Messages() {
+		if strings.Contains(m.Reply, "SendAsDenied") {
+			t.Errorf("left under a wrong name: %s", m.Reply)
+		}
+		if m.Accepted() {
+			seen[strings.Join(m.Header("Message-ID"), "")]++
+		}
+	}
+	for id, n := range seen {
+		if n > 1 {
+			t.Errorf("message %s was sent %d times", id, n)
+		}
+	}
+	for where, text := range s.Outputs(t.Context()) {
+		for what, secret := range map[string]string{"client secret": s.Secret, "access token": "eyJ", "base64 of XOAUTH2": "dXNlcj", "a data race": "DATA RACE"} {
+			if strings.Contains(text, secret) {
+				t.Errorf("%s shows in %s", what, where)
+			}
+		}
+	}
+}
+
+func TestStories(t *testing.T) {
+	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second})
+	want := 0
+	for _, story := range Stories() {
+		res, err := Send(ctx, s.Postfix.SMTPAddr(), story.Mail)
+		if err != nil {
+			t.Fatalf("%s: %v", story.Name, err)
+		}
+		if story.Refused != "" {
+			if got := res.Verdict().Line(); res.Accepted() || !strings.HasPrefix(got, story.Refused) {
+				t.Errorf("%s: answered %q, want %q", story.Name, got, story.Refused)
+			}
+			continue
+		}
+		if !res.Accepted() {
+			t.Errorf("%s: answered %q", story.Name, res.Verdict())
+			continue
+		}
+		want++
+		if err := s.WaitMessages(ctx, want); err != nil {
+			t.Fatalf("%s: %v", story.Name, err)
+		}
+		all := s.Exosim.Messages()
+		if bad := story.Compare(all[len(all)-1]); bad != "" {
+			t.Errorf("%s: %s\n%s", story.Name, bad, all[len(all)-1].Data)
+		}
+	}
+	if n := strings.Count(s.Milter.Log(), "msg=message"); n != len(Stories()) {
+		t.Errorf("%d log lines of the milter for %d messages", n, len(Stories()))
+	}
+}
+
+// TestWithCertificate signs in with a client assertion.
+func TestWithCertificate(t *testing.T) {
+	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second, Certificate: MakeCertificate})
+	if _, err := Send(ctx, s.Postfix.SMTPAddr(), Stories()[0].Mail); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.WaitMessages(ctx, 1); err != nil {
+		t.Fatal(err)
+	}
+	if n := s.Exosim.TokenRequests(); n["ok"] != 1 || len(n) != 1 {
+		t.Errorf("token requests %v, want one that succeeded", n)
+	}
+}
+
+// TestBurst: a backlog of an ERP uses the allowance and never passes it; none is deferred.
+func TestBurst(t *testing.T) {
+	const minute, n = 6 * time.Second, 180
+	s, ctx := startSite(t, SiteConfig{Minute: minute})
+	if err := s.Burst(ctx, n); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.WaitMessages(ctx, n); err != nil {
+		t.Fatal(err)
+	}
+	u := s.Exosim.Usage("erp@contoso.com")
+	share := s.Share("erp@contoso.com", 30, minute)
+	t.Logf("worst window %d by end of DATA, %d by verdict; %.4f of the allowance used", u.WorstByDot, u.WorstByVerdict, share)
+	if u.WorstByDot > 30 || u.WorstByVerdict > 30 {
+		t.Errorf("worst window %d by end of DATA, %d by verdict, limit 30", u.WorstByDot, u.WorstByVerdict)
+	}
+	if share < 0.97 {
+		t.Errorf("%.4f of the allowance used, want 0.97", share)
+	}
+	if u.MaxInData > 3 || len(u.Refused) > 0 {
+		t.Errorf("%d parallel deliveries, refused %v", u.MaxInData, u.Refused)
+	}
+	if log, _ := s.Postfix.Log(); strings.Contains(log, "status=deferred") {
+		t.Error("messages were deferred")
+	}
+}
+
+// TestKill kills both services again and again while mail flows: nothing is lost, nothing comes twice.
+func TestKill(t *testing.T) {
+	const n = 120
+	s, ctx := startSite(t, SiteConfig{Minute: 2 * time.Second})
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for i, v := range []*Service{s.Milter, s.Token} {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(time.Duration(300+170*i) * time.Millisecond):
+				}
+				if err := v.Kill(); err != nil {
+					t.Error(err)
+				}
+				time.Sleep(50 * time.Millisecond)
+				if err := v.Start(ctx); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	accepted := 0
+	for i := 0; accepted < n; i++ {
+		res, err := Send(ctx, s.Postfix.SMTPAddr(), burstMail(accepted))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if res.Accepted() {
+			accepted++ // else the device tries again, as milter_default_action=tempfail asks it to
+			continue
+		}
+		if v := res.Verdict(); v.Code/100 != 4 {
+			t.Fatalf("message %d: answered %q while the milter was away", i, v)
+		}
+	}
+	time.Sleep(2 * time.Second)
+	close(stop)
+	wg.Wait()
+	if err := s.Postfix.Flush(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.WaitMessages(ctx, n); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Postfix.WaitQueue(ctx, func(q []QueueEntry) bool { return len(q) == 0 }); err != nil {
+		t.Fatalf("something is left in the queue: %v", err)
+	}
+	if got := s.Accepted(); got != n {
+		t.Errorf("%d messages arrived, want %d", got, n)
+	}
+}
+
+// TestServicesDown: without the milter nothing is accepted, without the token service mail waits; both
+// heal by themselves.
+func TestServicesDown(t *testing.T) {
+	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second})
+	if err := s.Milter.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	res, err := Send(ctx, s.Postfix.SMTPAddr(), burstMail(1))
+	if err != nil || res.Accepted() || res.Verdict().Code != 451 {
+		t.Errorf("without milter: %v, %v, want 451", res.Verdict(), err)
+	}
+	if err := s.Milter.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Token.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if res, err := Send(ctx, s.Postfix.SMTPAddr(), burstMail(2)); err != nil || !res.Accepted() {
+		t.Fatalf("without token service: %v, %v", res.Verdict(), err)
+	}
+	q, err := s.Postfix.WaitQueue(ctx, func(q []QueueEntry) bool { return len(q) == 1 && q[0].Queue == "deferred" })
+	if err != nil {
+		t.Fatalf("queue %+v: %v", q, err)
+	}
+	if err := s.Token.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.WaitMessages(ctx, 1); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRefusals: what Exchange Online refuses, and what becomes of the message.
+func TestRefusals(t *testing.T) {
+	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second})
+	for _, tc := range []struct {
+		name   string
+		set    func()
+		reason string // in the queue
+		mend   func()
+	}{
+		{"SMTP AUTH is off", func() { s.SetMailbox(func(m *mailboxSettings) { m.SMTPAuthDisabled = true }) },
+			"SmtpClientAuthentication is disabled for the Mailbox", func() { s.SetMailbox(func(m *mailboxSettings) { m.SMTPAuthDisabled = false }) }},
+		{"mailbox full", func() { s.SetMailbox(func(m *mailboxSettings) { m.Full = true }) },
+			"STOREDRV.Submission.Exception:QuotaExceededException", func() { s.SetMailbox(func(m *mailboxSettings) { m.Full = false }) }},
+		{"no logon yet", func() { s.SetMailbox(func(m *mailboxSettings) { m.NoLogon = true }) },
+			"mailbox logon failure", func() { s.SetMailbox(func(m *mailboxSettings) { m.NoLogon = false }) }},
+	} {
+		before := s.Accepted()
+		tc.set()
+		if res, err := Send(ctx, s.Postfix.SMTPAddr(), burstMail(100+before)); err != nil || !res.Accepted() {
+			t.Fatalf("%s: %v, %v", tc.name, res.Verdict(), err)
+		}
+		q, err := s.Postfix.WaitQueue(ctx, func(q []QueueEntry) bool {
+			return len(q) == 1 && len(q[0].Recipients) == 1 && strings.Contains(q[0].Recipients[0].Reason, tc.reason)
+		})
+		if err != nil {
+			t.Fatalf("%s: queue %+v: %v", tc.name, q, err)
+		}
+		tc.mend()
+		if err := s.WaitMessages(ctx, before+1); err != nil {
+			t.Fatalf("%s: %v", tc.name, err)
+		}
+	}
+}
+
+// TestPastTheMilter: mail of a sender that no mailbox may send as waits, and does not bounce.
+func TestPastTheMilter(t *testing.T) {
+	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second})
+	if err := s.Postfix.Postconf(ctx, "smtpd_milters="); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Postfix.Reload(ctx); err != nil {
+		t.Fatal(err)
+	}
+	m := burstMail(1)
+	m.From = "stranger@contoso.com"
+	if res, err := Send(ctx, s.Postfix.SMTPAddr(), m); err != nil || !res.Accepted() {
+		t.Fatalf("%v, %v", res.Verdict(), err)
+	}
+	_, err := s.Postfix.WaitQueue(ctx, func(q []QueueEntry) bool {
+		return len(q) == 1 && len(q[0].Recipients) == 1 && strings.Contains(q[0].Recipients[0].Reason, "no mailbox may send as <stranger@contoso.com>")
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestLocalMail: mail of sendmail(1) passes the milter as mail of this host.
+func TestLocalMail(t *testing.T) {
+	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second})
+	msg := []byte("From: root (Cron Daemon)\nTo: admin@fabrikam.com\nSubject: cron\n\nout\n")
+	if err := s.Postfix.SendmailInject(ctx, "root@relay.lab.example", []string{"admin@fabrikam.com"}, msg); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.WaitMessages(ctx, 1); err != nil {
+		t.Fatal(err)
+	}
+	m := s.Exosim.Messages()[0]
+	if m.Sender != "monitor@contoso.com" || !bytes.Contains(m.Data, []byte("<monitor@contoso.com>")) {
+		t.Errorf("left as %s:\n%s", m.Sender, m.Data)
+	}
+}
+
+// TestReload: a new rule is in force after SIGHUP; a broken file changes nothing.
+func TestReload(t *testing.T) {
+	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second})
+	old, err := os.ReadFile(s.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reload := func(text, metric string) {
+		t.Helper()
+		if err := os.WriteFile(s.Config, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range []*Service{s.Milter, s.Token} {
+			if err := v.Signal(hangup); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.WaitMetric(ctx, metric); err != nil {
+			t.Fatal(err)
+		}
+	}
+	strange := Stories()[5].Mail
+	reload("tenant: [", "sendas_config_last_reload_successful 0")
+	if res, err := Send(ctx, s.Postfix.SMTPAddr(), strange); err != nil || res.Accepted() {
+		t.Errorf("with a broken file: %v, %v", res.Verdict(), err)
+	}
+	reload(strings.Replace(string(old), "networks: [10.2.0.0/16]", "networks: [10.2.0.0/16, 198.51.100.0/24]", 1), "sendas_config_last_reload_successful 1")
+	if res, err := Send(ctx, s.Postfix.SMTPAddr(), strange); err != nil || !res.Accepted() {
+		t.Errorf("with the new rule: %v, %v", res.Verdict(), err)
+	}
+	if err := s.WaitMessages(ctx, 1); err != nil {
+		t.Fatal(err)
+	}
+}

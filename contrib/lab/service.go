@@ -1,0 +1,129 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Service is one of the services of the program sendas, as a process of its own under a user
+// of its own. Its methods may be called from any goroutine.
+type Service struct {
+	binary string
+	args   []string
+	uid    uint32
+	gid    uint32
+	log    string // the file that stderr goes to
+	ready  string // the address whose /healthz answers when it listens
+
+	mu   sync.Mutex // guards cmd and done
+	cmd  *exec.Cmd
+	done chan struct{} // closed when the process has ended
+}
+
+// Start starts the process and waits until it serves.
+func (s *Service) Start(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cmd != nil {
+		return fmt.Errorf("%s runs already", s.args[0])
+	}
+	log, err := os.OpenFile(s.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := exec.Command(s.binary, s.args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Env = []string{"PATH=" + commandPath}
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: s.uid, Gid: s.gid}}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("starting sendas %s: %w", s.args[0], err)
+	}
+	s.cmd, s.done = cmd, make(chan struct{})
+	go func(done chan struct{}) { cmd.Wait(); close(done) }(s.done)
+	return s.waitReady(ctx)
+}
+
+func (s *Service) waitReady(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	return poll(ctx, func() (bool, error) {
+		select {
+		case <-s.done:
+			return false, fmt.Errorf("sendas %s ended at once: %s", s.args[0], s.Log())
+		default:
+		}
+		res, err := http.Get("http://" + s.ready + "/healthz")
+		if err != nil {
+			return false, nil
+		}
+		res.Body.Close()
+		return res.StatusCode == http.StatusOK, nil
+	})
+}
+
+// Signal sends a signal; it is no error when the process has gone.
+func (s *Service) Signal(sig syscall.Signal) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cmd == nil {
+		return nil
+	}
+	if err := s.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	return nil
+}
+
+// Stop asks the process to end and waits for it.
+func (s *Service) Stop() error { return s.end(syscall.SIGTERM) }
+
+// Kill ends the process at once, whatever it does.
+func (s *Service) Kill() error { return s.end(syscall.SIGKILL) }
+
+func (s *Service) end(sig syscall.Signal) error {
+	if err := s.Signal(sig); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cmd == nil {
+		return nil
+	}
+	defer func() { s.cmd = nil }()
+	select {
+	case <-s.done:
+		return nil
+	case <-time.After(stopTimeout + 15*time.Second):
+		s.cmd.Process.Kill()
+		<-s.done
+		return fmt.Errorf("sendas %s did not end in time", s.args[0])
+	}
+}
+
+// PID returns the process id, 0 when it does not run.
+func (s *Service) PID() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cmd == nil {
+		return 0
+	}
+	return s.cmd.Process.Pid
+}
+
+// Log returns all that the service has said, over its restarts.
+func (s *Service) Log() string {
+	b, err := os.ReadFile(s.log)
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}

@@ -1,0 +1,298 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/sendas/sendas/contrib/exosim"
+)
+
+// SiteConfig says what a site is made of. The site is contoso.com: printers in 10.2.0.0/16 that may
+// leave as scan@, SAP in 10.1.0.0/16 with erp@ and its Send As addresses billing@ and hr@, a
+// monitoring system that logs in and has monitor@.
+type SiteConfig struct {
+	Sendas    string        // the program
+	PluginDir string        // the folder of libsendas-xoauth2.so
+	Minute    time.Duration // the period of the message limit, at both ends; 0 is a real minute
+	// Exosim changes the simulator's configuration.
+	Exosim func(*exosim.Config)
+	// Certificate uses a client certificate instead of a secret.
+	Certificate func(dir string) (certFile, keyFile string, err error)
+}
+
+// Site is a running relay with all that is around it: a private Postfix, the two services under users of their
+// own, and the simulated Exchange Online.
+type Site struct {
+	Exosim  *exosim.Server
+	Postfix *Postfix
+	Milter  *Service
+	Token   *Service
+	Config  string // the services' configuration file
+	Secret  string // the app's client secret
+	Dir     string
+
+	milterHTTP, tokenHTTP string
+}
+
+// Users that the services run as; every Debian has them.
+const (
+	milterUser = 65534 // nobody
+	tokenUser  = 1     // daemon
+)
+
+const (
+	clientID = "5f2c0d3e-0000-4000-8000-000000000001"
+	objectID = "0b1ec700-0000-4000-8000-000000000002"
+)
+
+// StartSite starts a site. Stop it, also after an error of a test.
+func StartSite(ctx context.Context, c SiteConfig) (s *Site, err error) {
+	if c.Minute == 0 {
+		c.Minute = time.Minute
+	}
+	dir, err := MakeDir()
+	if err != nil {
+		return nil, err
+	}
+	s = &Site{Dir: dir, Secret: "s3cr3t~in/the+lab-" + filepath.Base(dir)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Stop())
+		}
+	}()
+	if err := s.startExosim(c); err != nil {
+		return nil, err
+	}
+	if err := s.startPostfix(ctx, c); err != nil {
+		return nil, err
+	}
+	if err := s.writeConfig(c); err != nil {
+		return nil, err
+	}
+	s.Milter = s.service(c.Sendas, "milter", milterUser, s.milterHTTP)
+	s.Token = s.service(c.Sendas, "token", tokenUser, s.tokenHTTP)
+	if err := s.Milter.Start(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.Token.Start(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Stop ends all that runs and removes the folder.
+func (s *Site) Stop() error {
+	var errs []error
+	if s.Postfix != nil {
+		errs = append(errs, s.Postfix.Stop())
+	}
+	for _, v := range []*Service{s.Milter, s.Token} {
+		if v != nil {
+			errs = append(errs, v.Stop())
+		}
+	}
+	if s.Exosim != nil {
+		s.Exosim.Close()
+	}
+	return errors.Join(append(errs, os.RemoveAll(s.Dir))...)
+}
+
+func (s *Site) startExosim(c SiteConfig) (err error) {
+	app := exosim.App{ClientID: clientID, ObjectID: objectID, Secret: s.Secret, Mailboxes: []string{"erp@contoso.com", "scan@contoso.com", "monitor@contoso.com"}}
+	if c.Certificate != nil {
+		cert, _, err := c.Certificate(s.Dir)
+		if err != nil {
+			return err
+		}
+		app.Secret, app.CertificateFile = "", cert
+	}
+	cfg := exosim.Config{
+		Tenant: "contoso.onmicrosoft.com", Domains: []string{"contoso.com"}, Window: c.Minute, CAFile: filepath.Join(s.Dir, "ca.pem"), Apps: []exosim.App{app},
+		Mailboxes: []exosim.Mailbox{
+			{Address: "erp@contoso.com", SendAs: []string{"billing@contoso.com", "hr@contoso.com"}},
+			{Address: "scan@contoso.com"}, {Address: "monitor@contoso.com"},
+		},
+	}
+	if c.Exosim != nil {
+		c.Exosim(&cfg)
+	}
+	s.Exosim, err = exosim.Start(cfg)
+	return err
+}
+
+func (s *Site) startPostfix(ctx context.Context, c SiteConfig) (err error) {
+	_, port, _ := net.SplitHostPort(s.Exosim.SubmissionAddr())
+	main := MainCF(port, filepath.Join(s.Dir, "ca.pem"))
+	// What a test site has besides: pretended clients, and retries within a test's patience.
+	main["mynetworks"] = "127.0.0.0/8 10.0.0.0/8 192.0.2.0/24 198.51.100.0/24"
+	main["minimal_backoff_time"] = "2s"
+	main["maximal_backoff_time"] = "4s"
+	main["queue_run_delay"] = "1s"
+	s.Postfix, err = StartPostfix(ctx, PostfixConfig{
+		Dir: filepath.Join(s.Dir, "p"), Main: main, Hosts: map[string]string{"smtp.office365.com": "127.0.0.1"},
+		SASLPluginDir: c.PluginDir, SocketUID: milterUser, SocketGID: tokenUser,
+	})
+	if err != nil {
+		return err
+	}
+	return os.Chmod(s.Postfix.SocketDir(), 0o775) // both services make their sockets here
+}
+
+// MainCF returns the settings of main.cf that README gives, for a submission host on another port
+// and with another authority.
+func MainCF(port, caFile string) map[string]string {
+	return map[string]string{
+		"smtpd_milters":                                    "unix:sendas/milter",
+		"non_smtpd_milters":                                "unix:sendas/milter",
+		"internal_mail_filter_classes":                     "bounce",
+		"milter_default_action":                            "tempfail",
+		"local_header_rewrite_clients":                     "",
+		"relayhost":                                        "[smtp.office365.com]:" + port,
+		"smtp_tls_security_level":                          "secure",
+		"smtp_tls_CAfile":                                  caFile,
+		"smtp_sasl_auth_enable":                            "yes",
+		"smtp_sasl_mechanism_filter":                       "xoauth2",
+		"smtp_sasl_security_options":                       "noanonymous",
+		"smtp_sasl_tls_security_options":                   "noanonymous",
+		"smtp_sender_dependent_authentication":             "yes",
+		"smtp_sasl_password_maps":                          "socketmap:unix:sendas/credentials:lease",
+		"smtp_reply_filter":                                "socketmap:unix:sendas/credentials:reply",
+		"smtp_tls_connection_reuse":                        "no",
+		"smtp_connection_cache_on_demand":                  "no",
+		"smtp_destination_concurrency_limit":               "3",
+		"smtp_destination_concurrency_failed_cohort_limit": "10",
+	}
+}
+
+func (s *Site) writeConfig(c SiteConfig) error {
+	ports, err := freePorts(2)
+	if err != nil {
+		return err
+	}
+	s.milterHTTP, s.tokenHTTP = ports[0], ports[1]
+	secretFile := filepath.Join(s.Dir, "relay-app.secret")
+	if err := writeOwned(secretFile, s.Secret+"\n", 0o600, tokenUser); err != nil {
+		return err
+	}
+	proof := "client_secret_file: relay-app.secret"
+	if c.Certificate != nil {
+		_, key, err := c.Certificate(s.Dir)
+		if err != nil {
+			return err
+		}
+		proof = "certificate_file: " + key
+	}
+	_, port, _ := net.SplitHostPort(s.Exosim.SubmissionAddr())
+	s.Config = filepath.Join(s.Dir, "sendas.yaml")
+	limits := "{messages: 30/" + c.Minute.String() + "}"
+	return os.WriteFile(s.Config, []byte(strings.NewReplacer(
+		"AUTHORITY", s.Exosim.Authority(), "PORT", port, "CLIENTID", clientID, "PROOF", proof, "LIMITS", limits,
+		"SOCKETS", s.Postfix.SocketDir(), "MILTERHTTP", s.milterHTTP, "TOKENHTTP", s.tokenHTTP,
+	).Replace(siteYAML)), 0o644)
+}
+
+const siteYAML = `tenant:
+  id: contoso.onmicrosoft.com
+  domains: [contoso.com]
+  endpoints:
+    authority: AUTHORITY
+    submission: smtp.office365.com:PORT
+    ca_file: ca.pem
+credentials:
+  relay-app:
+    flow: client_credentials
+    client_id: CLIENTID
+    PROOF
+mailboxes:
+  - address: erp@contoso.com
+    credential: relay-app
+    send_as: [billing@contoso.com, hr@contoso.com]
+    limits: LIMITS
+  - address: scan@contoso.com
+    credential: relay-app
+    limits: LIMITS
+  - address: monitor@contoso.com
+    credential: relay-app
+    limits: LIMITS
+clients:
+  - name: sap
+    networks: [10.1.0.0/16]
+    from: billing@contoso.com
+  - name: printers
+    networks: [10.2.0.0/16]
+    from: scan@contoso.com
+  - name: monitoring
+    logins: [nagios]
+    senders: ["*@contoso.com"]
+    on_unauthorized: reject
+  - name: this-host
+    networks: [127.0.0.0/8]
+    from: monitor@contoso.com
+milter:
+  listen: unix:SOCKETS/milter
+  http: MILTERHTTP
+token:
+  listen: unix:SOCKETS/credentials
+  http: TOKENHTTP
+`
+
+func (s *Site) service(binary, name string, user uint32, http string) *Service {
+	log := filepath.Join(s.Dir, name+".log")
+	return &Service{binary: binary, args: []string{name, "--config", s.Config}, uid: user, gid: user, log: log, ready: http}
+}
+
+// MetricsURLs returns where the two services show their figures.
+func (s *Site) MetricsURLs() []string {
+	return []string{"http://" + s.milterHTTP + "/metrics", "http://" + s.tokenHTTP + "/metrics"}
+}
+
+// TokenHTTP returns host:port of the token service's figures.
+func (s *Site) TokenHTTP() string { return s.tokenHTTP }
+
+// writeOwned writes a file that only one user can read.
+func writeOwned(path, content string, mode os.FileMode, uid int) error {
+	if err := os.WriteFile(path, []byte(content), mode); err != nil {
+		return err
+	}
+	return os.Chown(path, uid, -1)
+}
+
+// freePorts returns addresses on loopback that were free a moment ago.
+func freePorts(n int) ([]string, error) {
+	var list []string
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close()
+		list = append(list, l.Addr().String())
+	}
+	return list, nil
+}
+
+// WaitMessages waits until the simulator has seen n messages at the end of DATA that it accepted.
+func (s *Site) WaitMessages(ctx context.Context, n int) error {
+	err := poll(ctx, func() (bool, error) { return s.Accepted() >= n, nil })
+	if err != nil {
+		return fmt.Errorf("%d of %d messages reached Exchange Online: %w", s.Accepted(), n, err)
+	}
+	return nil
+}
+
+// Accepted returns how many messages the simulator has accepted.
+func (s *Site) Accepted() int {
+	n := 0
+	for _, m := range s.Exosim.Messages() {
+		if m.Accepted() {
+			n++
+		}
+	}
+	return n
+}
