@@ -12,7 +12,8 @@ LDFLAGS_GO = -s -w -X main.version=$(VERSION)
 # A short run of every fuzz target; "make fuzz FUZZTIME=10m" searches for longer.
 FUZZTIME ?= 5s
 
-DEBS = postfix libsasl2-dev libsasl2-modules gcc libc6-dev make ca-certificates
+# valgrind watches the plugin in its test.
+DEBS = postfix libsasl2-dev libsasl2-modules gcc libc6-dev ca-certificates valgrind
 
 .PHONY: all build demo test bench fuzz lint deps clean
 
@@ -31,7 +32,7 @@ build/exosim: $(GOFILES)
 # The flags stand in a file of their own, because the plugin's test builds with them too.
 build/libsendas-xoauth2.so: contrib/sasl/xoauth2.c contrib/sasl/cc.flags
 	mkdir -p build
-	$(CC) $(CPPFLAGS) $(CFLAGS) $$(grep -v '^#' contrib/sasl/cc.flags) -o $@ contrib/sasl/xoauth2.c $(LDFLAGS)
+	$(CC) @contrib/sasl/cc.flags $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ contrib/sasl/xoauth2.c
 
 # Debian starts no daemon here: the tests and the demo run a private Postfix of their own.
 deps:

@@ -388,8 +388,8 @@ func (p *Postfix) command(ctx context.Context, stdin io.Reader, name string, arg
 	cmd.WaitDelay = time.Second
 	if err := cmd.Run(); err != nil {
 		said := strings.TrimSpace(stdout.String() + stderr.String())
-		// Before it knows maillog_file, a program complains to syslog only.
-		return nil, fmt.Errorf("%s: %w: %s", name, cmp.Or(ctx.Err(), err), cmp.Or(said, "it said nothing; see the system's log"))
+		// Before main.cf is read and postlogd(8) runs, complaints go to syslog.
+		return nil, fmt.Errorf("%s: %w: %s", name, cmp.Or(ctx.Err(), err), cmp.Or(said, "it said nothing here; see the system's log"))
 	}
 	return stdout.Bytes(), nil
 }

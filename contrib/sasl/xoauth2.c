@@ -21,9 +21,9 @@
  * The token could stand in the line of AUTH already, but Postfix has no use
  * for it there: with a token, that line is longer than the 512 bytes that it
  * may have (RFC 4954 section 4). It would keep the token until the 334 comes,
- * and if that is not empty, Postfix (3.7 to 3.11 at least) writes what it has
- * kept, token and all, into its log and into the reason that senders get to
- * read. So this plugin lets the server begin.
+ * and if that is not empty, Postfix (3.7.11, and the 3.12 snapshots of 2026)
+ * writes what it has kept, token and all, into its log and into the reason
+ * that senders get to read. So this plugin lets the server begin.
  *
  * The first line of this file keeps the Go tool from taking C for cgo.
  */
