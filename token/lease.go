@@ -56,6 +56,9 @@ type Leases struct {
 	metrics *Metrics
 	dir     atomic.Pointer[Directory]
 
+	draining chan struct{} // closed: no more leases
+	drain    sync.Once
+
 	mu       sync.Mutex // guards what follows
 	sessions map[int32]*session
 	queues   map[string]*queue
@@ -70,7 +73,26 @@ type queue struct {
 
 // NewLeases makes the lease desk on a ledger. Call Use before the first look-up, and Run.
 func NewLeases(ledger limit.Ledger, m *Metrics, log *slog.Logger) *Leases {
-	return &Leases{ledger: ledger, log: log, metrics: m, sessions: make(map[int32]*session), queues: make(map[string]*queue)}
+	return &Leases{ledger: ledger, log: log, metrics: m, draining: make(chan struct{}),
+		sessions: make(map[int32]*session), queues: make(map[string]*queue)}
+}
+
+// Drain gives no more leases, and waits until all that are out have come back, or until ctx
+// ends. Look-ups for a lease stay unanswered from now on, while replies are watched to the end: smtp(8) that
+// cannot ask about the verdict of a message that Exchange Online has accepted would
+// send it again.
+func (l *Leases) Drain(ctx context.Context) error {
+	l.drain.Do(func() { close(l.draining) })
+	t := time.NewTicker(20 * time.Millisecond)
+	defer t.Stop()
+	for n := l.Sessions(); n > 0; n = l.Sessions() {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%d deliveries had not ended in time; Postfix may send their messages again", n)
+		}
+	}
+	return nil
 }
 
 // Use puts a directory into force.
@@ -115,11 +137,14 @@ func (l *Leases) Lease(ctx context.Context, c Caller, key string) Result {
 			"sender", key, "hint", "did the message pass the milter? else list the sender under send_as: of a mailbox")
 		return Result{Status: NotFound}
 	}
-	ctx, cancel := context.WithTimeout(ctx, maxWait)
+	waiting, cancel := context.WithTimeout(ctx, maxWait)
 	defer cancel()
-	s, err := l.grant(ctx, m)
+	s, err := l.grant(waiting, m)
+	if errors.Is(err, errDraining) {
+		<-ctx.Done() // the server stops: the next process answers
+	}
 	if err != nil {
-		if ctx.Err() != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		if ctx.Err() != nil {
 			return Result{Status: Temp, Value: "the token service is stopping"} // never sent
 		}
 		l.metrics.lookups.WithLabelValues(m.Address, "deferred").Inc()
@@ -146,10 +171,17 @@ func (l *Leases) grant(ctx context.Context, m *MailboxLease) (*session, error) {
 	select {
 	case <-q.turn:
 		defer func() { q.turn <- struct{}{} }()
+	case <-l.draining:
+		return nil, errDraining
 	case <-ctx.Done():
 		return nil, tooLong(m, cause)
 	}
 	for {
+		select {
+		case <-l.draining:
+			return nil, errDraining
+		default:
+		}
 		a, err := l.ledger.Take(ctx, m.Address, m.Limits, time.Now())
 		if err != nil {
 			return nil, fmt.Errorf("the ledger cannot tell what mailbox %s has sent: %w", m.Address, err)
@@ -160,7 +192,7 @@ func (l *Leases) grant(ctx context.Context, m *MailboxLease) (*session, error) {
 		if d, ok := ctx.Deadline(); ok && a.Cause != limit.CauseConnections && time.Now().Add(a.Wait).After(d) {
 			return nil, tooLong(m, a.Cause) // known now, so do not hold the connection
 		}
-		if cause = a.Cause; !q.wait(ctx, a.Wait) {
+		if cause = a.Cause; !q.wait(ctx, a.Wait, l.draining) {
 			return nil, tooLong(m, cause)
 		}
 	}
@@ -176,6 +208,9 @@ func (l *Leases) equip(ctx context.Context, m *MailboxLease, lease uint64) (*ses
 	return &session{mailbox: m.Address, lease: lease, access: t.Access}, nil
 }
 
+// errDraining ends a wait because the service stops.
+var errDraining = errors.New("the token service is stopping")
+
 // tooLong words a wait that a look-up cannot sit out.
 func tooLong(m *MailboxLease, c limit.Cause) error {
 	what := map[limit.Cause]string{
@@ -187,12 +222,13 @@ func tooLong(m *MailboxLease, c limit.Cause) error {
 }
 
 // wait returns false when ctx has ended.
-func (q *queue) wait(ctx context.Context, d time.Duration) bool {
+func (q *queue) wait(ctx context.Context, d time.Duration, draining <-chan struct{}) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
 	case <-q.settled:
+	case <-draining:
 	case <-ctx.Done():
 		return false
 	}
@@ -249,7 +285,7 @@ func (l *Leases) Reply(ctx context.Context, c Caller, line string) Result {
 	e := s.reply(line)
 	l.mu.Unlock()
 	if e.refused {
-		l.refused(s, line)
+		l.refused(s)
 	}
 	if e.verdict {
 		l.verdict(c.PID, s, e, line)
@@ -271,22 +307,22 @@ func (l *Leases) withoutCredential(s *session, line string) Result {
 }
 
 // refused handles a token that the server did not take.
-func (l *Leases) refused(s *session, line string) {
+func (l *Leases) refused(s *session) {
 	if m := (*l.dir.Load()).Mailbox(s.sender); m != nil {
 		m.Tokens.Discard(s.access)
 	}
-	l.log.Warn("Exchange Online refused the sign-in", "mailbox", s.mailbox, "reply", oneLine(line, maxText))
 }
 
 // verdict books what became of the message.
 func (l *Leases) verdict(pid int32, s *session, e event, line string) {
 	l.metrics.replies.WithLabelValues(s.mailbox, code(line), string(e.class)).Inc()
-	level := slog.LevelInfo
-	if e.class != ClassAccepted {
-		level = slog.LevelWarn
+	attrs := []any{"mailbox", s.mailbox, "sender", s.sender, "recipients", s.accepted, "class", e.class, "reply", oneLine(line, maxText),
+		"waited", s.waited.Round(time.Millisecond), "took", time.Since(s.began).Round(time.Millisecond)}
+	if e.class == ClassAccepted {
+		l.log.Info("delivery", attrs...)
+	} else {
+		l.log.Warn("delivery", append(attrs, "hint", explanations[e.class])...)
 	}
-	l.log.Log(context.Background(), level, "delivery", "mailbox", s.mailbox, "sender", s.sender, "recipients", s.accepted,
-		"class", e.class, "reply", oneLine(line, maxText), "waited", s.waited.Round(time.Millisecond), "took", time.Since(s.began).Round(time.Millisecond))
 	l.end(context.Background(), pid, e.class == ClassAccepted)
 }
 

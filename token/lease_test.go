@@ -262,6 +262,46 @@ func TestLeasesComeBack(t *testing.T) {
 	})
 }
 
+// TestDrain: a service that stops gives no more leases, but watches those that are out to their end.
+func TestDrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDesk(limit.Rate{N: 30, Per: time.Minute})
+		d.Lease(t.Context(), process(1), "erp@contoso.com")
+		d.play(t, process(1), authOK, mailOK, rcptOK, dataOK)
+		serving, stop := context.WithCancel(t.Context())
+		late := make(chan Result, 1)
+		drained := make(chan error, 1)
+		go func() { drained <- d.Drain(t.Context()) }()
+		synctest.Wait()
+		go func() { late <- d.Lease(serving, process(2), "erp@contoso.com") }()
+		time.Sleep(10 * time.Second)
+		if len(late) > 0 || len(drained) > 0 {
+			t.Fatalf("while a message is in DATA: %d late look-ups answered, %d drained", len(late), len(drained))
+		}
+		d.play(t, process(1), accepted)
+		if err := <-drained; err != nil {
+			t.Errorf("Drain: %v", err)
+		}
+		if len(late) > 0 {
+			t.Error("a look-up was answered by a service that stops")
+		}
+		stop()
+		if got := <-late; got.Status == OK {
+			t.Errorf("late look-up: %v", got)
+		}
+	})
+}
+
+func TestDrainInTime(t *testing.T) {
+	d := newDesk(limit.Rate{N: 30, Per: time.Minute})
+	d.Lease(t.Context(), process(1), "erp@contoso.com")
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
+	defer cancel()
+	if err := d.Drain(ctx); err == nil {
+		t.Error("Drain said nothing about the delivery that had not ended")
+	}
+}
+
 // TestSweepOfDeadProcess takes back the lease of a process that has gone.
 func TestSweepOfDeadProcess(t *testing.T) {
 	d := newDesk(limit.Rate{N: 30, Per: time.Minute})
@@ -288,8 +328,12 @@ func TestClassify(t *testing.T) {
 		{"451 4.7.0 Temporary server error. Please try again later. PRX2", ClassBusy},
 		{"450 4.1.1 x", ClassTemporary}, {"552 5.3.4 Message size exceeds fixed maximum message size", ClassPermanent}, {"", ClassUnreadable}, {"hello", ClassUnreadable},
 	} {
-		if got, _ := classify(tc.line); got != tc.class {
+		got, _ := classify(tc.line)
+		if got != tc.class {
 			t.Errorf("classify(%.60q) = %s, want %s", tc.line, got, tc.class)
+		}
+		if (explanations[got] == "") != (got == ClassAccepted || got == ClassUnreadable) {
+			t.Errorf("class %s is explained as %q", got, explanations[got])
 		}
 	}
 	if got := fmt.Sprintf("%s %s %s", code("25x"), code(""), code("250 x")); got != "none none 250" {

@@ -52,6 +52,23 @@ var upstreamRows = []upstreamRow{
 	{"451", "", "", ClassBusy, ""},
 }
 
+// explanations say what a class means and what to do about it; they are logged with the reply. Accepted
+// mail needs none.
+var explanations = map[ReplyClass]string{
+	ClassConcurrency: "more than 3 messages of the mailbox at one time; is another program using it? Postfix tries again",
+	ClassQuota:       "the mailbox has used up its recipients of the last 24 hours; its mail waits in the queue",
+	ClassFull:        "the mailbox is full, most likely with copies in Sent Items; empty it or set up an archive policy. Its mail waits in the queue",
+	ClassSendAs:      "Exchange Online does not let the mailbox send as this address; grant it with Add-RecipientPermission, or take the address out of send_as:. A fresh grant takes up to an hour",
+	ClassLogon:       "the app could sign in but has no right on the mailbox; a fresh grant takes up to two hours, so wait before changing anything",
+	ClassAuth: "Exchange Online does not accept the token for this mailbox: is the app in the role's scope, or does it have FullAccess; was New-ServicePrincipal " +
+		"given the object id of the enterprise application? A fresh grant takes up to two hours",
+	ClassAuthOff:   "SMTP AUTH is switched off, which counts for OAuth too; type Set-CASMailbox MAILBOX -SmtpClientAuthenticationDisabled $false",
+	ClassNoAuth:    "the session got no credential; check smtp_sasl_password_maps and the SASL plugin",
+	ClassBusy:      "the service has trouble; Postfix tries again",
+	ClassTemporary: "Postfix tries again",
+	ClassPermanent: "Postfix returns the message to its sender",
+}
+
 // classify reads a reply line.
 func classify(line string) (class ReplyClass, later string) {
 	if len(line) < 3 {

@@ -52,7 +52,7 @@ func runMilter(ctx context.Context, o *options) error {
 	}
 	r := &reloader{path: o.config, check: SkipFiles, ok: ok, at: at, log: log, use: use}
 	r.loaded()
-	go r.watch(ctx)
+	r.watch(ctx)
 
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ln) }()

@@ -155,10 +155,14 @@ func (r *reloader) loaded() {
 	r.at.SetToCurrentTime()
 }
 
-// watch reloads until ctx ends.
+// watch reloads until ctx ends. From its return on, SIGHUP no longer ends the process.
 func (r *reloader) watch(ctx context.Context) {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
+	go r.run(ctx, hup)
+}
+
+func (r *reloader) run(ctx context.Context, hup chan os.Signal) {
 	defer signal.Stop(hup)
 	for {
 		select {

@@ -32,6 +32,9 @@ SIGHUP loads the configuration again.`,
 	return c
 }
 
+// drainTime is how long deliveries are watched to their end when the service stops.
+const drainTime = 60 * time.Second
+
 func runToken(ctx context.Context, o *options) error {
 	log := newLog(o.stderr, o.verbose)
 	cfg, err := LoadConfig(o.config, CheckFiles)
@@ -59,12 +62,23 @@ func runToken(ctx context.Context, o *options) error {
 	}
 	r := &reloader{path: o.config, check: CheckFiles, ok: ok, at: at, log: log, use: desk.use}
 	r.loaded()
-	go r.watch(ctx)
-	go leases.Run(ctx)
+	r.watch(ctx)
 	notify(ctx, log)
 	log.Info("token service ready", "version", version, "listen", cfg.Token.Listen, "mailboxes", len(cfg.Mailboxes))
+	// The server outlives the signal: what is being delivered is watched to its end.
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	go leases.Run(serving)
+	context.AfterFunc(ctx, func() {
+		defer stop()
+		end, cancel := context.WithTimeout(context.Background(), drainTime)
+		defer cancel()
+		if err := leases.Drain(end); err != nil {
+			log.Warn("token service stopped early", "error", err)
+		}
+	})
 	srv := &token.SocketmapServer{Maps: leases.Maps(), Peers: peers, Log: log}
-	if err := srv.Serve(ctx, ln); err != nil {
+	if err := srv.Serve(serving, ln); err != nil {
 		return failure(exitSoftware, "", "serving look-ups: %w", err)
 	}
 	desk.wait()

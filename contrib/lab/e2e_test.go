@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sendas/sendas/contrib/exosim"
 	"github.com/sendas/sendas/contrib/sasl"
 )
 
@@ -168,10 +169,20 @@ func TestBurst(t *testing.T) {
 	}
 }
 
-// TestKill kills both services again and again while mail flows: nothing is lost, nothing comes twice.
-func TestKill(t *testing.T) {
+// TestKill kills both services again and again while mail flows: nothing is lost, nothing comes twice. The sockets
+// are systemd's: smtp(8) asks about the verdict of a message that Exchange Online has accepted, and must be
+// able to wait for the next process to answer.
+func TestKill(t *testing.T) { disturb(t, true, (*Service).Kill) }
+
+// TestRestart restarts both services again and again. They make their own sockets, so for a moment nobody
+// listens; what is being delivered then has come to its end before.
+func TestRestart(t *testing.T) { disturb(t, false, (*Service).Stop) }
+
+// disturb ends the services while mail flows, and counts what arrives.
+func disturb(t *testing.T, activated bool, end func(*Service) error) {
 	const n = 120
-	s, ctx := startSite(t, SiteConfig{Minute: 2 * time.Second})
+	s, ctx := startSite(t, SiteConfig{Minute: 2 * time.Second, Activated: activated,
+		Exosim: func(c *exosim.Config) { c.VerdictMin, c.VerdictMax = 10*time.Millisecond, 150*time.Millisecond }})
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	for i, v := range []*Service{s.Milter, s.Token} {
@@ -182,7 +193,7 @@ func TestKill(t *testing.T) {
 					return
 				case <-time.After(time.Duration(300+170*i) * time.Millisecond):
 				}
-				if err := v.Kill(); err != nil {
+				if err := end(v); err != nil {
 					t.Error(err)
 				}
 				time.Sleep(50 * time.Millisecond)
@@ -192,8 +203,7 @@ func TestKill(t *testing.T) {
 			}
 		})
 	}
-	accepted := 0
-	for i := 0; accepted < n; i++ {
+	for accepted := 0; accepted < n; {
 		res, err := Send(ctx, s.Postfix.SMTPAddr(), burstMail(accepted))
 		if err != nil {
 			t.Fatal(err)
@@ -203,10 +213,13 @@ func TestKill(t *testing.T) {
 			continue
 		}
 		if v := res.Verdict(); v.Code/100 != 4 {
-			t.Fatalf("message %d: answered %q while the milter was away", i, v)
+			t.Fatalf("message %d: answered %q while the milter was away", accepted, v)
 		}
 	}
-	time.Sleep(2 * time.Second)
+	ends := func() int { return strings.Count(s.Token.Log(), "token service ready") - 1 }
+	if err := poll(ctx, func() (bool, error) { return ends() >= 6 || s.Accepted() == n, nil }); err != nil {
+		t.Fatal(err)
+	}
 	close(stop)
 	wg.Wait()
 	if err := s.Postfix.Flush(ctx); err != nil {
@@ -220,6 +233,9 @@ func TestKill(t *testing.T) {
 	}
 	if got := s.Accepted(); got != n {
 		t.Errorf("%d messages arrived, want %d", got, n)
+	}
+	if ends() < 4 {
+		t.Errorf("the token service was ended only %d times", ends())
 	}
 }
 

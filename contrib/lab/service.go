@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -19,12 +20,31 @@ type Service struct {
 	args   []string
 	uid    uint32
 	gid    uint32
-	log    string // the file that stderr goes to
-	ready  string // the address whose /healthz answers when it listens
+	log    string   // the file that stderr goes to
+	socket *os.File // a listening socket to hand over as systemd does; nil: the service makes its own
+	name   string   // of the socket
+	ready  string   // the address whose /healthz answers when it listens
 
 	mu   sync.Mutex // guards cmd and done
 	cmd  *exec.Cmd
 	done chan struct{} // closed when the process has ended
+}
+
+// activate makes the socket that the service will be handed. It stays open between two runs of the
+// process, so that connections wait instead of being refused.
+func (s *Service) activate(name, path string) error {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	l.SetUnlinkOnClose(false)
+	if err := os.Chmod(path, 0o666); err != nil {
+		return err
+	}
+	s.name = name
+	s.socket, err = l.File()
+	return err
 }
 
 // Start starts the process and waits until it serves.
@@ -40,8 +60,13 @@ func (s *Service) Start(ctx context.Context) error {
 	}
 	defer log.Close()
 	cmd := exec.Command(s.binary, s.args...)
-	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = []string{"PATH=" + commandPath}
+	if s.socket != nil { // sd_listen_fds(3): the process must be told its own id
+		cmd = exec.Command("/bin/sh", append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, s.binary}, s.args...)...)
+		cmd.ExtraFiles = []*os.File{s.socket}
+		cmd.Env = append(cmd.Env, "LISTEN_FDS=1", "LISTEN_FDNAMES="+s.name)
+	}
+	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: s.uid, Gid: s.gid}}
 	if err := cmd.Start(); err != nil {

@@ -20,6 +20,8 @@ type SiteConfig struct {
 	Sendas    string        // the program
 	PluginDir string        // the folder of libsendas-xoauth2.so
 	Minute    time.Duration // the period of the message limit, at both ends; 0 is a real minute
+	// Activated hands the services their sockets as systemd does.
+	Activated bool
 	// Exosim changes the simulator's configuration.
 	Exosim func(*exosim.Config)
 	// Certificate uses a client certificate instead of a secret.
@@ -77,6 +79,14 @@ func StartSite(ctx context.Context, c SiteConfig) (s *Site, err error) {
 	}
 	s.Milter = s.service(c.Sendas, "milter", milterUser, s.milterHTTP)
 	s.Token = s.service(c.Sendas, "token", tokenUser, s.tokenHTTP)
+	if c.Activated {
+		if err := s.Milter.activate("milter", filepath.Join(s.Postfix.SocketDir(), "milter")); err != nil {
+			return nil, err
+		}
+		if err := s.Token.activate("credentials", filepath.Join(s.Postfix.SocketDir(), "credentials")); err != nil {
+			return nil, err
+		}
+	}
 	if err := s.Milter.Start(ctx); err != nil {
 		return nil, err
 	}
@@ -95,6 +105,9 @@ func (s *Site) Stop() error {
 	for _, v := range []*Service{s.Milter, s.Token} {
 		if v != nil {
 			errs = append(errs, v.Stop())
+			if v.socket != nil {
+				errs = append(errs, v.socket.Close())
+			}
 		}
 	}
 	if s.Exosim != nil {
