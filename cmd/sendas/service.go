@@ -68,7 +68,10 @@ func listen(name, spec string) (net.Listener, error) {
 // of the folder it lies in, and for credentials of token.peers. A socket file that
 // nobody answers on is left over from a process that was killed, and is replaced.
 func listenUnix(path string) (net.Listener, error) {
-	if _, err := os.Lstat(path); err == nil {
+	if fi, err := os.Lstat(path); err == nil {
+		if fi.Mode()&os.ModeSocket == 0 {
+			return nil, failure(exitConfig, "name another path, or move the file away", "%s is there and is no socket", path)
+		}
 		c, err := net.DialTimeout("unix", path, time.Second)
 		if err == nil {
 			c.Close()

@@ -271,6 +271,46 @@ func TestServicesDown(t *testing.T) {
 	}
 }
 
+// TestWrongSecret: Microsoft refuses the secret; the log and /readyz say what it is, mail waits. Once the
+// administrator has written the right one and reloads, mail flows.
+func TestWrongSecret(t *testing.T) {
+	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second})
+	if err := s.Token.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	secret := filepath.Join(s.Dir, "relay-app.secret")
+	if err := writeOwned(secret, "another-secret", 0o600, tokenUser); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Token.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if res, err := Send(ctx, s.Postfix.SMTPAddr(), burstMail(1)); err != nil || !res.Accepted() {
+		t.Fatalf("%v, %v", res.Verdict(), err)
+	}
+	if _, err := s.Postfix.WaitQueue(ctx, func(q []QueueEntry) bool { return len(q) == 1 && q[0].Queue == "deferred" }); err != nil {
+		t.Fatal(err)
+	}
+	if ready, err := get(ctx, "http://"+s.TokenHTTP()+"/readyz"); err != nil || !strings.Contains(ready, "AADSTS7000215") {
+		t.Errorf("/readyz: %q, %v", ready, err)
+	}
+	if log := s.Token.Log(); !strings.Contains(log, "AADSTS7000215") || !strings.Contains(log, "hint=") {
+		t.Errorf("the log does not say what to do:\n%s", log)
+	}
+	if log, _ := s.Postfix.Log(); !strings.Contains(log, "no token for mailbox erp@contoso.com") {
+		t.Error("Postfix's log does not say why")
+	}
+	if err := writeOwned(secret, s.Secret, 0o600, tokenUser); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Token.Signal(hangup); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.WaitMessages(ctx, 1); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestRefusals: what Exchange Online refuses, and what becomes of the message.
 func TestRefusals(t *testing.T) {
 	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second})
