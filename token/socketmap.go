@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,6 +37,9 @@ const (
 
 // A Caller is the process at the other end of a socketmap connection, as the kernel names
 // it (SO_PEERCRED, unix(7)). One smtp(8) process has one SMTP session at a time.
+//
+// A process in another PID namespace (Postfix in a container) has no number here; then each of
+// its connections gets a negative one of its own.
 type Caller struct {
 	PID int32
 	UID uint32
@@ -70,6 +74,8 @@ type SocketmapServer struct {
 	// Peers are the user ids that may ask; everyone else's connection is closed.
 	Peers []uint32
 	Log   *slog.Logger
+
+	nameless atomic.Int32 // counts callers without a process id
 
 	mu     sync.Mutex // guards conns and closed
 	conns  map[net.Conn]struct{}
@@ -198,9 +204,13 @@ func (s *SocketmapServer) identify(c net.Conn) (Caller, error) {
 		return Caller{}, fmt.Errorf("identifying the peer: %w", credErr)
 	}
 	for _, uid := range s.Peers {
-		if uid == cred.Uid {
-			return Caller{PID: cred.Pid, UID: cred.Uid}, nil
+		if uid != cred.Uid {
+			continue
 		}
+		if cred.Pid <= 0 {
+			cred.Pid = -s.nameless.Add(1)
+		}
+		return Caller{PID: cred.Pid, UID: cred.Uid}, nil
 	}
 	return Caller{}, fmt.Errorf("user id %d (process %d) may not ask for credentials; token.peers lists who may", cred.Uid, cred.Pid)
 }
