@@ -154,7 +154,7 @@ func (s *Site) Burst(ctx context.Context, n int) error {
 }
 
 // Share returns which part of an allowance of limit messages per period a mailbox used while it had a
-// backlog: from one period after its first message to its last.
+// backlog: in the whole periods from one period after its first message to its last.
 func (s *Site) Share(mailbox string, limit int, period time.Duration) float64 {
 	var times []time.Time
 	for _, m := range s.Exosim.Messages() {
@@ -166,14 +166,18 @@ func (s *Site) Share(mailbox string, limit int, period time.Duration) float64 {
 		return 0
 	}
 	slices.SortFunc(times, time.Time.Compare)
-	begin, end := times[0].Add(period), times[len(times)-1]
-	n := 0
+	begin := times[0].Add(period)
+	periods := int(times[len(times)-1].Sub(begin) / period)
+	end, n := begin.Add(time.Duration(periods)*period), 0
 	for _, t := range times {
-		if t.After(begin) {
+		if t.After(begin) && !t.After(end) {
 			n++
 		}
 	}
-	return float64(n) / (float64(limit) * float64(end.Sub(begin)) / float64(period))
+	if periods < 1 {
+		return 0
+	}
+	return float64(n) / float64(limit*periods)
 }
 
 // MakeCertificate makes a certificate and a file with certificate and key for the site's app, and
