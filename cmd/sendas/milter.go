@@ -28,7 +28,8 @@ sessions that have begun are over.`,
 func runMilter(ctx context.Context, o *options) error {
 	log := newLog(o.stderr, o.verbose)
 	protocol.LogWarning = func(format string, v ...any) { log.Warn("milter connection", "error", fmt.Sprintf(format, v...)) }
-	cfg, err := LoadConfig(o.config, SkipFiles)
+	load := func(path string) (*Config, error) { return LoadConfig(path, SkipFiles) }
+	cfg, err := load(o.config)
 	if err != nil {
 		return err
 	}
@@ -50,7 +51,7 @@ func runMilter(ctx context.Context, o *options) error {
 	if err := serveHTTP(ctx, cfg.Milter.HTTP, reg, func() error { return nil }, log); err != nil {
 		return err
 	}
-	r := &reloader{path: o.config, check: SkipFiles, ok: ok, at: at, log: log, use: use}
+	r := &reloader{path: o.config, load: load, ok: ok, at: at, log: log, use: use}
 	r.loaded()
 	r.watch(ctx)
 

@@ -144,12 +144,12 @@ func serveHTTP(ctx context.Context, addr string, reg *prometheus.Registry, ready
 // reloader loads the configuration again at each SIGHUP: the new one replaces the old as a
 // whole, or changes nothing.
 type reloader struct {
-	path  string
-	check Check
-	ok    prometheus.Gauge
-	at    prometheus.Gauge
-	log   *slog.Logger
-	use   func(*Config) error
+	path string
+	load func(path string) (*Config, error)
+	ok   prometheus.Gauge
+	at   prometheus.Gauge
+	log  *slog.Logger
+	use  func(*Config) error
 }
 
 // loaded notes a success.
@@ -173,7 +173,7 @@ func (r *reloader) run(ctx context.Context, hup chan os.Signal) {
 			return
 		case <-hup:
 		}
-		c, err := LoadConfig(r.path, r.check)
+		c, err := r.load(r.path)
 		if err == nil {
 			err = r.use(c)
 		}

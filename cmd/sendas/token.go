@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"os/user"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -37,7 +39,8 @@ const drainTime = 60 * time.Second
 
 func runToken(ctx context.Context, o *options) error {
 	log := newLog(o.stderr, o.verbose)
-	cfg, err := LoadConfig(o.config, CheckFiles)
+	load := func(path string) (*Config, error) { return loadForToken(path, log) }
+	cfg, err := load(o.config)
 	if err != nil {
 		return err
 	}
@@ -60,7 +63,7 @@ func runToken(ctx context.Context, o *options) error {
 	if err := serveHTTP(ctx, cfg.Token.HTTP, reg, desk.ready, log); err != nil {
 		return err
 	}
-	r := &reloader{path: o.config, check: CheckFiles, ok: ok, at: at, log: log, use: desk.use}
+	r := &reloader{path: o.config, load: load, ok: ok, at: at, log: log, use: desk.use}
 	r.loaded()
 	r.watch(ctx)
 	notify(ctx, log)
@@ -84,6 +87,31 @@ func runToken(ctx context.Context, o *options) error {
 	desk.wait()
 	log.Info("token service stopped")
 	return nil
+}
+
+// loadForToken loads the configuration for the service. What is wrong with the files of a credential is
+// logged, but keeps no other credential from working: a certificate that ended in the night must not stop
+// everything at the next restart. The refresher looks at the files again for every request, and refuses
+// what "sendas check" refuses.
+func loadForToken(path string, log *slog.Logger) (*Config, error) {
+	c, err := LoadConfig(path, CheckFiles)
+	var wrong *ConfigError
+	if !errors.As(err, &wrong) {
+		return c, err
+	}
+	for _, p := range wrong.Problems {
+		if !strings.HasPrefix(p.Path, "credentials.") || !strings.HasSuffix(p.Path, "_file") {
+			return nil, err
+		}
+	}
+	c, skipped := LoadConfig(path, SkipFiles)
+	if skipped != nil {
+		return nil, err
+	}
+	for _, p := range wrong.Problems {
+		log.Error("a credential cannot be used", "problem", p.Path+": "+p.Text, "hint", `mend it; "sendas check" says whether it is good`)
+	}
+	return c, nil
 }
 
 // userIDs looks the users up who may ask for credentials.
