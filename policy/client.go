@@ -40,14 +40,16 @@ type Peer struct {
 
 // String names the peer in a sentence.
 func (p Peer) String() string {
-	s := "an unknown address"
-	if p.Addr.IsValid() {
-		s = p.Addr.String()
+	login := "login " + quote(clip(p.Login))
+	switch {
+	case p.Addr.IsValid() && p.Login != "":
+		return p.Addr.String() + " (" + login + ")"
+	case p.Addr.IsValid():
+		return p.Addr.String()
+	case p.Login != "":
+		return login
 	}
-	if p.Login != "" {
-		s += " (login " + quote(clip(p.Login)) + ")"
-	}
-	return s
+	return "a peer without address or login"
 }
 
 const noClient = int(^uint(0) >> 1)

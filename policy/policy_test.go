@@ -247,7 +247,7 @@ func TestReasonsAreSentences(t *testing.T) {
 	p := mustPolicy(t, contoso())
 	d := p.Decide(&Request{Peer: peer("10.2.0.9", ""), Sender: "<>", Fields: []Field{{"From", "ceo@contoso.com"}}})
 	want := []string{
-		`the peer 10.2.0.9 is client "printers"`,
+		`10.2.0.9 is client "printers"`,
 		`no mailbox may send as <ceo@contoso.com>`,
 		`client "printers" has from: scan@contoso.com for such mail`,
 		`the null sender leaves as <scan@contoso.com>`,

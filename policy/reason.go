@@ -34,7 +34,7 @@ func (r Reason) String() string {
 	case ReasonNoClient:
 		return fmt.Sprintf("no entry of clients: matches %s", r.Subject)
 	case ReasonClient:
-		return fmt.Sprintf("the peer %s is client %q", r.Object, r.Subject)
+		return fmt.Sprintf("%s is client %q", r.Object, r.Subject)
 	case ReasonNotAsked:
 		return "neither the From field nor the envelope names a sender"
 	case ReasonMayNotAsk:

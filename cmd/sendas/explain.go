@@ -1,0 +1,236 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sendas/sendas/policy"
+)
+
+// question is a made-up message.
+type question struct {
+	client, login string
+	from          string // envelope
+	headerFrom    string
+	to            []string
+	message       string // file
+	json          bool
+}
+
+func cmdExplain(o *options) *cobra.Command {
+	q := &question{}
+	c := &cobra.Command{
+		Use:   "explain --client IP --from ADDRESS",
+		Short: "Say what would become of a message, and why",
+		Long: `explain makes the decision that the milter would make on a message, by the same code, and
+prints it with its reasons and the changes to the header. Without --header-from and --message the
+From field is the envelope sender. Nothing is sent, and no service needs to run.`,
+		Example: "  sendas explain --client 10.2.0.9 --from mfp3@floor.local\n" +
+			"  sendas explain --client 10.2.0.9 --from mfp3@floor.local --message scan.eml --json",
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error { return explain(o, q) },
+	}
+	f := c.Flags()
+	f.StringVar(&q.client, "client", "", "the `IP` address of the client")
+	f.StringVar(&q.login, "login", "", "the SASL login of the client at Postfix")
+	f.StringVar(&q.from, "from", "", "the envelope sender; empty is the null sender of a bounce")
+	f.StringVar(&q.headerFrom, "header-from", "", "the From field, as the device writes it")
+	f.StringSliceVar(&q.to, "to", nil, "a recipient; may be given several times")
+	f.StringVar(&q.message, "message", "", "a `file` with a message, whose header is used")
+	f.BoolVar(&q.json, "json", false, "print JSON")
+	return c
+}
+
+func explain(o *options, q *question) error {
+	req, err := q.request()
+	if err != nil {
+		return err
+	}
+	cfg, err := LoadConfig(o.config, SkipFiles)
+	if err != nil {
+		return err
+	}
+	d := cfg.Policy.Decide(req)
+	if q.json {
+		e := json.NewEncoder(o.stdout)
+		e.SetIndent("", "  ")
+		e.SetEscapeHTML(false)
+		return e.Encode(answerOf(&d))
+	}
+	writeAnswer(o.stdout, req, &d)
+	return nil
+}
+
+// request turns the flags into what the milter would see.
+func (q *question) request() (*policy.Request, error) {
+	if q.client == "" && q.login == "" {
+		return nil, failure(exitUsage, "for example: sendas explain --client 10.2.0.9 --from mfp3@floor.local", "who sends? --client or --login is missing")
+	}
+	r := &policy.Request{Sender: q.from, Rcpts: q.to, QueueID: "QUEUEID", Now: time.Now(), Peer: policy.Peer{Login: q.login}}
+	if q.client != "" {
+		a, err := netip.ParseAddr(q.client)
+		if err != nil {
+			return nil, failure(exitUsage, "write the address that Postfix logs, such as 10.2.0.9", "--client: %q is no IP address", q.client)
+		}
+		r.Peer.Addr = a
+	}
+	switch {
+	case q.message != "" && q.headerFrom != "":
+		return nil, failure(exitUsage, "leave one of the two out", "--message and --header-from both say what From is")
+	case q.message != "":
+		f, err := os.Open(q.message)
+		if err != nil {
+			return nil, failure(exitUsage, "", "--message: %w", err)
+		}
+		defer f.Close()
+		if r.Fields, err = readFields(f); err != nil {
+			return nil, failure(exitUsage, "", "--message: reading %s: %w", q.message, err)
+		}
+	case q.headerFrom != "":
+		r.Fields = []policy.Field{{Name: "From", Value: q.headerFrom}}
+	case q.from != "":
+		r.Fields = []policy.Field{{Name: "From", Value: q.from}}
+	}
+	return r, nil
+}
+
+// readFields reads the header of a message as Postfix hands it to a milter: folds kept with a bare
+// LF, one blank after the colon dropped. It keeps the fields that a decision reads.
+func readFields(r io.Reader) ([]policy.Field, error) {
+	var list []policy.Field
+	keep := false
+	for s := bufio.NewReader(io.LimitReader(r, 1<<20)); ; {
+		line, err := s.ReadString('\n')
+		if err != nil && err != io.EOF {
+			return nil, err
+		}
+		text := strings.TrimRight(line, "\r\n")
+		if text == "" {
+			return list, nil // the end of the header, or of the file
+		}
+		if text[0] == ' ' || text[0] == '\t' {
+			if keep {
+				list[len(list)-1].Value += "\n" + text
+			}
+			continue
+		}
+		name, value, ok := strings.Cut(text, ":")
+		name = strings.TrimRight(name, " \t")
+		if keep = ok && policy.Wants(name); keep {
+			list = append(list, policy.Field{Name: name, Value: strings.TrimPrefix(value, " ")})
+		}
+	}
+}
+
+// answer is the decision as JSON. Its keys are stable.
+type answer struct {
+	Action   policy.Action  `json:"action"`
+	Client   string         `json:"client"` // "" where none matched
+	Asked    string         `json:"asked"`
+	Identity string         `json:"identity"` // "" when rejected
+	Mailbox  string         `json:"mailbox"`
+	Route    string         `json:"route"`
+	Sender   string         `json:"sender"` // the new envelope sender; "" when it stays
+	Reply    string         `json:"reply"`  // "" when accepted
+	Reasons  []answerReason `json:"reasons"`
+	Changes  []answerChange `json:"changes"`
+}
+
+type answerReason struct {
+	Code policy.ReasonCode `json:"code"`
+	Text string            `json:"text"`
+}
+
+type answerChange struct {
+	Op    policy.Op `json:"op"`
+	Name  string    `json:"name"`
+	Index int       `json:"index"` // among the fields of that name, from 1; 0 for a new one
+	Value string    `json:"value"`
+}
+
+// routeSubmission is the way out that is always there: XOAUTH2 to Microsoft's submission host.
+const routeSubmission = "submission"
+
+func answerOf(d *policy.Decision) answer {
+	a := answer{Action: d.Action, Asked: d.Asked.String(), Identity: d.Identity.String(), Sender: d.Sender,
+		Reasons: []answerReason{}, Changes: []answerChange{}}
+	if d.Client != nil {
+		a.Client = d.Client.Name
+	}
+	if d.Mailbox != nil {
+		a.Mailbox, a.Route = d.Mailbox.Address.String(), routeSubmission
+	}
+	if d.Reply != nil {
+		a.Reply = d.Reply.String()
+	}
+	for _, r := range d.Reasons {
+		a.Reasons = append(a.Reasons, answerReason{r.Code, r.String()})
+	}
+	for _, c := range d.Changes {
+		a.Changes = append(a.Changes, answerChange{c.Op, c.Name, c.Index, c.Value})
+	}
+	return a
+}
+
+// writeAnswer prints the decision for a person, the changes as a diff.
+func writeAnswer(w io.Writer, r *policy.Request, d *policy.Decision) {
+	a := answerOf(d)
+	for _, row := range [][2]string{{"action", string(a.Action)}, {"reply", a.Reply}, {"client", a.Client}, {"asked", a.Asked},
+		{"identity", a.Identity}, {"mailbox", a.Mailbox}, {"route", a.Route}} {
+		if row[1] != "" {
+			fmt.Fprintf(w, "%-9s %s\n", row[0], row[1])
+		}
+	}
+	fmt.Fprintln(w, "because")
+	for i, x := range a.Reasons {
+		fmt.Fprintf(w, "  %d. %s\n", i+1, x.Text)
+	}
+	if len(a.Changes) == 0 && a.Sender == "" {
+		return
+	}
+	fmt.Fprintln(w, "changes")
+	if a.Sender != "" {
+		fmt.Fprintf(w, "- MAIL FROM:<%s>\n+ MAIL FROM:<%s>\n", strings.Trim(r.Sender, "<>"), a.Sender)
+	}
+	for _, c := range a.Changes {
+		if c.Op != policy.Add {
+			fmt.Fprintf(w, "- %s: %s\n", c.Name, visible(fieldAt(r.Fields, c.Name, c.Index)))
+		}
+		if c.Op != policy.Delete {
+			fmt.Fprintf(w, "+ %s: %s\n", c.Name, visible(c.Value))
+		}
+	}
+}
+
+// fieldAt returns the body of the index-th field of that name.
+func fieldAt(list []policy.Field, name string, index int) string {
+	for _, f := range list {
+		if strings.EqualFold(f.Name, name) {
+			if index--; index == 0 {
+				return f.Value
+			}
+		}
+	}
+	return ""
+}
+
+// visible keeps a stranger's bytes from the terminal: folds stay, what does not print is shown as its code.
+func visible(s string) string {
+	var b strings.Builder
+	for line := range strings.SplitSeq(s, "\n") {
+		if b.Len() > 0 {
+			b.WriteString("\n  ")
+		}
+		q := fmt.Sprintf("%q", strings.ReplaceAll(line, "\t", " "))
+		b.WriteString(strings.NewReplacer(`\"`, `"`, `\\`, `\`).Replace(q[1 : len(q)-1]))
+	}
+	return b.String()
+}
