@@ -31,7 +31,7 @@ func writeMailbox(field, name string, a Address) string {
 // could not be folded otherwise.
 func encodePhrase(name string) string {
 	if utf8.RuneCountInString(name) > maxName {
-		name = string([]rune(name)[:maxName])
+		name = strings.TrimRight(string([]rune(name)[:maxName]), " ")
 	}
 	if !isASCII(name) {
 		return mime.BEncoding.Encode("utf-8", name)
@@ -60,7 +60,7 @@ func isAtom(s string) bool {
 // characters, so that no line can pass 998 octets.
 func encodeText(field, text string) string {
 	if utf8.RuneCountInString(text) > maxText {
-		text = string([]rune(text)[:maxText])
+		text = strings.TrimRight(string([]rune(text)[:maxText]), " ")
 	}
 	if !isASCII(text) {
 		text = mime.BEncoding.Encode("utf-8", text)

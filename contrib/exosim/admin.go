@@ -2,33 +2,142 @@ package exosim
 
 import (
 	"encoding/json"
+	"io"
 	"net/http"
+	"slices"
+	"strconv"
+	"strings"
 )
 
-// adminHandler lists what was captured: GET /messages, GET /mailboxes, GET /tokens; and PUT /faults
-// sets the troubles.
+// adminHandler shows and changes what runs; README.md lists the paths.
 func (s *Server) adminHandler() http.Handler {
 	mux := http.NewServeMux()
-	answer := func(w http.ResponseWriter, v any) {
-		w.Header().Set("Content-Type", "application/json")
-		json.NewEncoder(w).Encode(v)
-	}
-	mux.HandleFunc("GET /messages", func(w http.ResponseWriter, _ *http.Request) { answer(w, s.Messages()) })
-	mux.HandleFunc("GET /tokens", func(w http.ResponseWriter, _ *http.Request) { answer(w, s.TokenRequests()) })
-	mux.HandleFunc("GET /mailboxes", func(w http.ResponseWriter, _ *http.Request) {
-		all := map[string]Usage{}
-		for _, m := range s.cfg.Mailboxes {
-			all[m.Address] = s.Usage(m.Address)
-		}
-		answer(w, all)
+	mux.HandleFunc("GET /messages", s.adminMessages)
+	mux.HandleFunc("GET /messages/{id}", s.adminMessage)
+	mux.HandleFunc("DELETE /messages", func(w http.ResponseWriter, _ *http.Request) {
+		s.Forget()
+		w.WriteHeader(http.StatusNoContent)
 	})
-	mux.HandleFunc("PUT /faults", func(w http.ResponseWriter, r *http.Request) {
-		var f Faults
-		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4096)).Decode(&f); err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
-		}
-		s.SetFaults(f)
+	mux.HandleFunc("GET /mailboxes", func(w http.ResponseWriter, _ *http.Request) { answer(w, s.usages()) })
+	mux.HandleFunc("PATCH /mailboxes/{address}", s.adminMailbox)
+	mux.HandleFunc("GET /tokens", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, map[string]any{"requests": s.TokenRequestsByApp(), "auth_refused": s.AuthRefused()})
 	})
+	mux.HandleFunc("DELETE /tokens", func(w http.ResponseWriter, _ *http.Request) {
+		s.RevokeTokens()
+		w.WriteHeader(http.StatusNoContent)
+	})
+	mux.HandleFunc("GET /faults", func(w http.ResponseWriter, _ *http.Request) { answer(w, s.Faults()) })
+	mux.HandleFunc("PUT /faults", func(w http.ResponseWriter, r *http.Request) { s.adminFaults(w, r, Faults{}) })
+	mux.HandleFunc("PATCH /faults", func(w http.ResponseWriter, r *http.Request) { s.adminFaults(w, r, s.Faults()) })
 	return mux
+}
+
+func answer(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	json.NewEncoder(w).Encode(v) // fails only if the client has gone
+}
+
+// readJSON decodes a small body strictly, or answers 400.
+func readJSON(w http.ResponseWriter, r *http.Request, v any) bool {
+	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10))
+	d.DisallowUnknownFields()
+	err := d.Decode(v)
+	if err == nil && d.More() {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+	}
+	return err == nil
+}
+
+// adminMessages lists the messages without their content; ?mailbox= keeps those
+// of one, ?after= those with a higher id, ?data=1 adds the content in base64.
+func (s *Server) adminMessages(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	after, err := strconv.Atoi(q.Get("after"))
+	if q.Get("after") != "" && err != nil {
+		http.Error(w, "after: not a number", http.StatusBadRequest)
+		return
+	}
+	list := []Message{}
+	for _, m := range s.Messages() {
+		if m.ID <= after || q.Has("mailbox") && !strings.EqualFold(m.Mailbox, q.Get("mailbox")) {
+			continue
+		}
+		c := *m
+		if q.Get("data") != "1" {
+			c.Data = nil
+		}
+		list = append(list, c)
+	}
+	answer(w, list)
+}
+
+// adminMessage returns the content of one message, byte for byte.
+func (s *Server) adminMessage(w http.ResponseWriter, r *http.Request) {
+	all := s.Messages()
+	i := slices.IndexFunc(all, func(m *Message) bool { return strconv.Itoa(m.ID) == r.PathValue("id") })
+	if i < 0 {
+		http.NotFound(w, r)
+		return
+	}
+	w.Header().Set("Content-Type", "message/rfc822")
+	w.Write(all[i].Data)
+}
+
+// mailboxState is a mailbox with what it did.
+type mailboxState struct {
+	Mailbox
+	Usage
+}
+
+func (s *Server) usages() []mailboxState {
+	list := []mailboxState{}
+	for _, m := range s.cfg.Mailboxes {
+		state, _ := s.mailbox(m.Address)
+		list = append(list, mailboxState{state, s.Usage(m.Address)})
+	}
+	return list
+}
+
+// mailbox returns a copy of a mailbox's settings.
+func (s *Server) mailbox(address string) (Mailbox, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.mailboxes[strings.ToLower(address)]
+	if b == nil {
+		return Mailbox{}, false
+	}
+	m := b.Mailbox
+	m.Aliases, m.SendAs = slices.Clone(m.Aliases), slices.Clone(m.SendAs)
+	return m, true
+}
+
+// adminMailbox changes what the body names.
+func (s *Server) adminMailbox(w http.ResponseWriter, r *http.Request) {
+	m, ok := s.mailbox(r.PathValue("address"))
+	if !ok {
+		http.NotFound(w, r)
+		return
+	}
+	if !readJSON(w, r, &m) {
+		return
+	}
+	s.SetMailbox(r.PathValue("address"), func(old *Mailbox) { *old = m })
+	m, _ = s.mailbox(r.PathValue("address"))
+	answer(w, m)
+}
+
+// adminFaults changes of f what the body names, and puts it into force.
+func (s *Server) adminFaults(w http.ResponseWriter, r *http.Request, f Faults) {
+	if !readJSON(w, r, &f) {
+		return
+	}
+	if err := s.SetFaults(f); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	answer(w, f)
 }

@@ -2,17 +2,22 @@ package exosim
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/goccy/go-yaml"
 )
 
-// Config is what the simulator plays. The zero value of a field means its default.
+// Config is what the simulator plays. The zero value of a field means its
+// default, which is Microsoft's figure where there is one.
 type Config struct {
-	Tenant  string   `yaml:"tenant"`  // id or domain in token URLs; contoso.onmicrosoft.com
-	Domains []string `yaml:"domains"` // accepted domains
+	Tenant   string   `yaml:"tenant"`    // a domain of the tenant, for token URLs; contoso.onmicrosoft.com
+	TenantID string   `yaml:"tenant_id"` // the tenant's GUID, accepted in token URLs too
+	Domains  []string `yaml:"domains"`   // accepted domains, for token URLs and for checking the mailboxes; none: not checked
 
 	Apps      []App     `yaml:"apps"`
 	Mailboxes []Mailbox `yaml:"mailboxes"`
@@ -20,56 +25,118 @@ type Config struct {
 	// SMTPAuthDisabled switches SMTP AUTH off for the tenant.
 	SMTPAuthDisabled bool `yaml:"smtp_auth_disabled"`
 
-	// Messages per Window, recipients per RecipientWindow, and parallel deliveries of a mailbox.
+	// Messages per Window, recipients per RecipientWindow, and parallel
+	// deliveries of a mailbox.
 	Messages        int           `yaml:"messages"`         // 30
 	Window          time.Duration `yaml:"window"`           // 1m
 	Recipients      int           `yaml:"recipients"`       // 10000
 	RecipientWindow time.Duration `yaml:"recipient_window"` // 24h
 	Connections     int           `yaml:"connections"`      // 3
-	EnforceRate     bool          `yaml:"enforce_rate"`     // refuse messages over the rate instead of only noting them
+	// EnforceRate says what happens to more than Messages in a Window: nothing
+	// but a note of it, a verdict that comes later (what Microsoft documents),
+	// or a refusal.
+	EnforceRate RateMode `yaml:"enforce_rate"` // off
 
-	// TokenLife is how long tokens live; Entra gives 60 to 90 minutes.
-	TokenLife time.Duration `yaml:"token_life"` // 1h
-	// VerdictMin and VerdictMax bound the time between the end of DATA and the verdict.
+	MaxSize         int64 `yaml:"max_size"`          // bytes of a message, as EHLO says; 157286400
+	MaxMessageRcpts int   `yaml:"max_message_rcpts"` // recipients of one message; 500
+	HighVolume      bool  `yaml:"high_volume"`       // High Volume Email: AUTH wants a token with 10 minutes left
+
+	// TokenLife is how long tokens live; 0 is as in Entra, at random between
+	// 60 and 90 minutes.
+	TokenLife time.Duration `yaml:"token_life"`
+	// VerdictMin and VerdictMax bound the time between the end of DATA and the
+	// verdict; the real service takes 0.5 to 3 s.
 	VerdictMin time.Duration `yaml:"verdict_min"`
 	VerdictMax time.Duration `yaml:"verdict_max"`
-	// TarPit delays refusals; the real service takes about 5 s.
+	// TarPit delays refusals before DATA; the real service takes about 5 s.
 	TarPit time.Duration `yaml:"tar_pit"`
+	// Idle is how long a client may be silent.
+	Idle time.Duration `yaml:"idle"` // 5m
 	// Challenge sends a 334 with a JSON error before a 535, as Google does.
 	Challenge bool `yaml:"challenge"`
+	// SendAsText chooses among the wordings of a missing Send As right that
+	// are still seen: 5.2.252, 5.2.0 or 5.7.60.
+	SendAsText string `yaml:"send_as_text"` // 5.2.252
+	// Seed makes random delays and faults repeatable; 0 is another run each time.
+	Seed uint64 `yaml:"seed"`
 
-	Submission string `yaml:"submission"` // address to listen on; 127.0.0.1:0
-	Entra      string `yaml:"entra"`      // HTTPS; 127.0.0.1:0
-	Admin      string `yaml:"admin"`      // HTTP; none
-	// CAFile is where the certificate of the simulator's own authority is written.
-	CAFile string `yaml:"ca_file"`
+	Submission string `yaml:"submission"`  // address to listen on; 127.0.0.1:0
+	Entra      string `yaml:"entra"`       // HTTPS; 127.0.0.1:0
+	EntraPlain bool   `yaml:"entra_plain"` // HTTP instead
+	Admin      string `yaml:"admin"`       // HTTP; none
+	// CAFile is where the certificate of the simulator's own authority is
+	// written. With CAKeyFile both are kept, and used again at the next start.
+	CAFile    string `yaml:"ca_file"`
+	CAKeyFile string `yaml:"ca_key_file"`
+
+	// Log gets one line per refused AUTH and per verdict; nil is silence.
+	Log *slog.Logger `yaml:"-"`
 }
 
-// App is an app registration with its service principal in Exchange.
+// RateMode says what happens to messages over the rate.
+type RateMode string
+
+const (
+	RateOff    RateMode = "off"    // accepted; only the counters show it
+	RateDelay  RateMode = "delay"  // the verdict waits until the message is within the rate
+	RateReject RateMode = "reject" // 451
+)
+
+// The two ways in which an app may be entitled; see App.Model.
+const (
+	ModelClassic = "classic"
+	ModelRBAC    = "rbac"
+)
+
+const sendAsApp = "SMTP.SendAsApp"
+
+// App is an app registration with its service principal in Exchange. It prints
+// without its secret.
 type App struct {
 	ClientID        string    `yaml:"client_id"`
-	ObjectID        string    `yaml:"object_id"`          // of the enterprise application
+	ObjectID        string    `yaml:"object_id"`          // of the enterprise application: the token's oid
 	ExchangeID      string    `yaml:"exchange_object_id"` // what New-ServicePrincipal was given; default ObjectID
+	NotInExchange   bool      `yaml:"not_in_exchange"`    // New-ServicePrincipal was forgotten
 	Secret          string    `yaml:"secret"`
 	SecretExpires   time.Time `yaml:"secret_expires"`
-	CertificateFile string    `yaml:"certificate_file"` // PEM
-	// Roles are the app permissions: SMTP.SendAsApp in the classic model, none with App RBAC.
+	CertificateFile string    `yaml:"certificate_file"` // PEM; all certificates in it are registered
+
+	// Model is classic (permission SMTP.SendAsApp in Entra, FullAccess on each
+	// mailbox) or rbac (App RBAC: no permission, a role with a scope). It only
+	// sets Roles where they are not given; the token decides, as in Exchange.
+	Model string `yaml:"model"`
+	// Roles are the app permissions in the token.
 	Roles []string `yaml:"roles"`
-	// Mailboxes are those with FullAccess (classic) or in the role's scope (App RBAC).
-	Mailboxes []string `yaml:"mailboxes"`
+	// FullAccess and RBACScope are addresses of mailboxes, "*" for all;
+	// Mailboxes is for both.
+	FullAccess []string `yaml:"full_access"`
+	RBACScope  []string `yaml:"rbac_scope"`
+	Mailboxes  []string `yaml:"mailboxes"`
 }
+
+// String names the app and leaves its secret out.
+func (a App) String() string { return "app " + a.ClientID }
+
+// GoString is for %#v.
+func (a App) GoString() string { return a.String() }
+
+// LogValue is for slog.
+func (a App) LogValue() slog.Value { return slog.StringValue(a.String()) }
 
 // Mailbox is a mailbox of the tenant.
 type Mailbox struct {
-	Address          string   `yaml:"address"`
-	Aliases          []string `yaml:"aliases"`
-	SendAs           []string `yaml:"send_as"` // addresses on which this mailbox has Send As
-	SMTPAuthDisabled bool     `yaml:"smtp_auth_disabled"`
-	Full             bool     `yaml:"full"`     // Sent Items filled it
-	NoLogon          bool     `yaml:"no_logon"` // permissions have not replicated
+	Address          string   `yaml:"address" json:"address"`
+	Aliases          []string `yaml:"aliases" json:"aliases,omitempty"`
+	SendAs           []string `yaml:"send_as" json:"send_as,omitempty"` // addresses on which this mailbox has Send As
+	SMTPAuthDisabled bool     `yaml:"smtp_auth_disabled" json:"smtp_auth_disabled"`
+	SMTPAuthEnabled  bool     `yaml:"smtp_auth_enabled" json:"smtp_auth_enabled"` // in spite of the tenant's switch
+	Full             bool     `yaml:"full" json:"full"`                           // Sent Items filled it
+	NoLogon          bool     `yaml:"no_logon" json:"no_logon"`                   // permissions have not replicated
 }
 
-// LoadConfig reads a YAML file; unknown keys are errors.
+// LoadConfig reads a YAML file; unknown keys are errors. Relative file names in
+// it start at its folder. Errors show the place and no line of the file, since
+// it holds secrets.
 func LoadConfig(path string) (Config, error) {
 	var c Config
 	b, err := os.ReadFile(path)
@@ -77,48 +144,116 @@ func LoadConfig(path string) (Config, error) {
 		return c, err
 	}
 	if err := yaml.UnmarshalWithOptions(b, &c, yaml.Strict()); err != nil {
+		return c, fmt.Errorf("%s: %s", path, strings.TrimSpace(yaml.FormatError(err, false, false)))
+	}
+	files := []*string{&c.CAFile, &c.CAKeyFile}
+	for i := range c.Apps {
+		files = append(files, &c.Apps[i].CertificateFile)
+	}
+	for _, f := range files {
+		if *f != "" && !filepath.IsAbs(*f) {
+			*f = filepath.Join(filepath.Dir(path), *f)
+		}
+	}
+	if err := c.complete(); err != nil {
 		return c, fmt.Errorf("%s: %w", path, err)
 	}
 	return c, nil
 }
 
-// complete fills in defaults.
+// or sets *p to its default.
+func or[T comparable](p *T, v T) {
+	var zero T
+	if *p == zero {
+		*p = v
+	}
+}
+
+// complete fills in defaults and refuses what cannot be meant.
 func (c *Config) complete() error {
-	set := func(p *string, v string) {
-		if *p == "" {
-			*p = v
-		}
-	}
-	setN := func(p *int, v int) {
-		if *p == 0 {
-			*p = v
-		}
-	}
-	setD := func(p *time.Duration, v time.Duration) {
-		if *p == 0 {
-			*p = v
-		}
-	}
-	set(&c.Tenant, "contoso.onmicrosoft.com")
-	set(&c.Submission, "127.0.0.1:0")
-	set(&c.Entra, "127.0.0.1:0")
-	setN(&c.Messages, 30)
-	setN(&c.Recipients, 10_000)
-	setN(&c.Connections, 3)
-	setD(&c.Window, time.Minute)
-	setD(&c.RecipientWindow, 24*time.Hour)
-	setD(&c.TokenLife, time.Hour)
+	or(&c.Tenant, "contoso.onmicrosoft.com")
+	or(&c.TenantID, "9a1f7d52-3c4e-4b6a-8d20-6f5e4c3b2a10")
+	or(&c.Submission, "127.0.0.1:0")
+	or(&c.Entra, "127.0.0.1:0")
+	or(&c.Messages, 30)
+	or(&c.Window, time.Minute)
+	or(&c.Recipients, 10_000)
+	or(&c.RecipientWindow, 24*time.Hour)
+	or(&c.Connections, 3)
+	or(&c.EnforceRate, RateOff)
+	or(&c.MaxSize, 157286400)
+	or(&c.MaxMessageRcpts, 500)
+	or(&c.Idle, 5*time.Minute)
+	or(&c.SendAsText, "5.2.252")
+	or(&c.Log, slog.New(slog.DiscardHandler))
 	c.VerdictMax = max(c.VerdictMax, c.VerdictMin)
-	for i := range c.Apps {
-		set(&c.Apps[i].ExchangeID, c.Apps[i].ObjectID)
+	// The caller's slices stay as they are.
+	c.Apps, c.Mailboxes = slices.Clone(c.Apps), slices.Clone(c.Mailboxes)
+	if err := c.checkFigures(); err != nil {
+		return err
 	}
+	if err := c.completeApps(); err != nil {
+		return err
+	}
+	return c.checkMailboxes()
+}
+
+func (c *Config) checkFigures() error {
+	if !slices.Contains([]RateMode{RateOff, RateDelay, RateReject}, c.EnforceRate) {
+		return fmt.Errorf("enforce_rate: %q is not off, delay or reject", c.EnforceRate)
+	}
+	if sendAsTexts[c.SendAsText] == "" {
+		return fmt.Errorf("send_as_text: %q is not 5.2.252, 5.2.0 or 5.7.60", c.SendAsText)
+	}
+	if min(c.Messages, c.Recipients, c.Connections, c.MaxMessageRcpts, int(c.MaxSize)) < 0 {
+		return fmt.Errorf("messages, recipients, connections, max_size, max_message_rcpts: a limit is negative")
+	}
+	if min(c.Window, c.RecipientWindow, c.TokenLife, c.VerdictMin, c.TarPit, c.Idle) < 0 {
+		return fmt.Errorf("window, recipient_window, token_life, verdict_min, tar_pit, idle: a time is negative")
+	}
+	if c.CAKeyFile != "" && c.CAFile == "" {
+		return fmt.Errorf("ca_key_file: needs ca_file beside it")
+	}
+	return nil
+}
+
+func (c *Config) completeApps() error {
 	seen := map[string]bool{}
-	for _, m := range c.Mailboxes {
+	for i := range c.Apps {
+		a := &c.Apps[i]
+		if a.ClientID == "" || seen[a.ClientID] {
+			return fmt.Errorf("apps[%d].client_id: %q is empty or listed twice", i, a.ClientID)
+		}
+		seen[a.ClientID] = true
+		or(&a.ExchangeID, a.ObjectID)
+		switch a.Model {
+		case "", ModelRBAC:
+		case ModelClassic:
+			if a.Roles == nil {
+				a.Roles = []string{sendAsApp}
+			}
+		default:
+			return fmt.Errorf("apps[%d].model: %q is not classic or rbac", i, a.Model)
+		}
+	}
+	return nil
+}
+
+func (c *Config) checkMailboxes() error {
+	seen := map[string]bool{}
+	for i, m := range c.Mailboxes {
+		_, domain, ok := strings.Cut(m.Address, "@")
 		key := strings.ToLower(m.Address)
-		if !strings.Contains(key, "@") || seen[key] {
-			return fmt.Errorf("exosim: mailbox %q is no address or listed twice", m.Address)
+		if !ok || seen[key] {
+			return fmt.Errorf("mailboxes[%d].address: %q is no address or listed twice", i, m.Address)
 		}
 		seen[key] = true
+		if len(c.Domains) > 0 && !slices.ContainsFunc(c.Domains, func(d string) bool { return strings.EqualFold(d, domain) }) {
+			return fmt.Errorf("mailboxes[%d].address: %q is in none of the domains", i, m.Address)
+		}
+		if m.SMTPAuthDisabled && m.SMTPAuthEnabled {
+			return fmt.Errorf("mailboxes[%d]: smtp_auth_disabled and smtp_auth_enabled exclude each other", i)
+		}
 	}
 	return nil
 }

@@ -1,11 +1,19 @@
-// Package exosim is a simulated Exchange Online and Entra: enough of both to test a relay
-// without Microsoft. It says no where the real ones say no, in their words: to a
-// token for another audience, to a sender without Send As, to a fourth delivery at the
-// same time, to the 10,001st recipient.
+// Package exosim is a simulated Exchange Online and Entra: enough of both to
+// test a relay without Microsoft. It says no where the real ones say no, in
+// their words: to a token for another audience, to a sender without Send As,
+// to a fourth delivery at the same time, to the 10,001st recipient.
 //
-// The SMTP server is written by hand and not with a library, because banner, EHLO lines,
-// the answers to AUTH, MAIL and RCPT and the order of checks must be those of the real service byte for
-// byte, and go-smtp v0.25 has its own texts for all of them in its code.
+// [Start] starts it inside a test; the program in cmd/exosim starts it from a
+// file. Both keep every message with its verdict, and count for each mailbox
+// the worst minute that it ever had.
 //
-// All methods of [Server] are safe for concurrent use.
+// The SMTP server is written by hand. go-smtp v0.25.1 has these texts in its
+// code, out of a back end's reach: the banner, the order of the EHLO lines, the
+// replies to a good MAIL, RCPT, AUTH, STARTTLS, DATA, RSET and QUIT, 501 for a
+// cancelled AUTH, 502 where Exchange says 503 5.5.2, and it hangs up after four
+// errors. A relay's reply filter reads just these texts.
+//
+// One goroutine serves each connection and owns its state; what they share is
+// in [Server] under one mutex. All methods of Server are safe for concurrent
+// use.
 package exosim

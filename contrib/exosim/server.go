@@ -1,136 +1,122 @@
 package exosim
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
+	"context"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
-	"errors"
+	"encoding/binary"
 	"fmt"
-	"io"
-	"log"
-	"math/big"
+	mathrand "math/rand/v2"
 	"net"
-	"net/http"
-	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 )
 
-// Faults are troubles that can be switched on while the simulator runs.
-type Faults struct {
-	RefuseConnect  bool // 421 instead of a banner
-	DropInData     int  // close that many of the next connections after DATA, before anything is accepted
-	DropAfterData  int  // accept that many of the next messages, and close without telling
-	Busy           int  // answer that many of the next messages with 451
-	EntraDown      bool // close connections without an answer
-	EntraStatus    int  // answer token requests with that HTTP status and an HTML page
-	EntraRetry     int  // Retry-After in seconds, with EntraStatus
-	EntraDelay     time.Duration
-	EntraTruncated bool // cut the JSON of a good answer in half
-}
-
 // Server is a running simulator.
 type Server struct {
 	cfg   Config
 	tls   *tls.Config
-	ca    []byte
-	keys  *rsa.PrivateKey // signs access tokens
+	ca    []byte          // PEM
+	key   *rsa.PrivateKey // signs access tokens
 	smtp  net.Listener
-	entra net.Listener
-	admin net.Listener
-	https []*http.Server
+	entra *httpEndpoint
+	admin *httpEndpoint // nil without
+	stop  context.Context
+	halt  context.CancelFunc
 	wg    sync.WaitGroup
 
-	mu        sync.Mutex // guards what follows
-	faults    Faults
-	mailboxes map[string]*mailbox // by lower-case address
-	apps      map[string]*App
-	usedJTI   map[string]bool
-	revoked   time.Time // tokens issued before are dead
-	messages  []*Message
-	conns     map[net.Conn]struct{}
-	requests  map[string]int // token requests by result
-	serial    uint64
-	closed    bool
+	mu          sync.Mutex // guards what follows
+	faults      Faults
+	mailboxes   map[string]*mailbox // by lower-case address
+	apps        map[string]*App     // by client id
+	certs       map[string][]*x509.Certificate
+	usedJTI     map[string]time.Time // client assertions seen, until they expire
+	tokens      map[string]time.Time // ids of live access tokens, until they expire
+	messages    []*Message
+	serial      int // of the last message
+	accepted    int
+	kept        chan struct{} // closed when the next message has its verdict
+	requests    map[tokenRequest]int
+	authRefused map[string]int
+	conns       map[net.Conn]struct{}
+	random      *mathrand.Rand
 }
 
-// mailbox is a mailbox with what it did.
-type mailbox struct {
-	Mailbox
-	sessions, inData       int // now
-	maxSessions, maxInData int
-	dots, verdicts         []time.Time // of accepted messages
-	sent                   []sent
-	refused                map[string]int // by code
-}
-
-type sent struct {
-	at time.Time
-	n  int
-}
-
-// Start starts a simulator.
+// Start starts a simulator. It listens when Start returns. The error names the
+// field of c that is wrong, or the address that cannot be had.
 func Start(c Config) (*Server, error) {
 	if err := c.complete(); err != nil {
-		return nil, err
-	}
-	s := &Server{cfg: c, mailboxes: map[string]*mailbox{}, apps: map[string]*App{}, usedJTI: map[string]bool{},
-		conns: map[net.Conn]struct{}{}, requests: map[string]int{}}
-	for _, m := range c.Mailboxes {
-		s.mailboxes[strings.ToLower(m.Address)] = &mailbox{Mailbox: m, refused: map[string]int{}}
-	}
-	for i := range c.Apps {
-		s.apps[c.Apps[i].ClientID] = &c.Apps[i]
-	}
-	if err := s.certificates(); err != nil {
 		return nil, fmt.Errorf("exosim: %w", err)
 	}
-	if err := s.listen(); err != nil {
+	s := &Server{
+		cfg: c, mailboxes: map[string]*mailbox{}, apps: map[string]*App{}, certs: map[string][]*x509.Certificate{},
+		usedJTI: map[string]time.Time{}, tokens: map[string]time.Time{}, kept: make(chan struct{}), requests: map[tokenRequest]int{},
+		authRefused: map[string]int{}, conns: map[net.Conn]struct{}{}, random: newRandom(c.Seed),
+	}
+	s.stop, s.halt = context.WithCancel(context.Background())
+	if err := s.prepare(); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("exosim: %w", err)
 	}
 	return s, nil
 }
 
+func newRandom(seed uint64) *mathrand.Rand {
+	if seed == 0 {
+		seed = mathrand.Uint64()
+	}
+	return mathrand.New(mathrand.NewPCG(seed, 0))
+}
+
+func (s *Server) prepare() (err error) {
+	for _, m := range s.cfg.Mailboxes {
+		s.mailboxes[strings.ToLower(m.Address)] = newMailbox(m, &s.cfg)
+	}
+	for i := range s.cfg.Apps {
+		a := &s.cfg.Apps[i]
+		s.apps[a.ClientID] = a
+		if s.certs[a.ClientID], err = readCertificates(a.CertificateFile); err != nil {
+			return fmt.Errorf("apps[%d].certificate_file: %w", i, err)
+		}
+	}
+	if s.key, err = rsa.GenerateKey(rand.Reader, 2048); err != nil {
+		return err
+	}
+	if s.tls, s.ca, err = certificates(s.cfg.CAFile, s.cfg.CAKeyFile); err != nil {
+		return err
+	}
+	return s.listen()
+}
+
 func (s *Server) listen() (err error) {
 	if s.smtp, err = net.Listen("tcp", s.cfg.Submission); err != nil {
 		return err
 	}
-	s.wg.Go(s.serveSMTP)
-	if s.entra, err = net.Listen("tcp", s.cfg.Entra); err != nil {
+	s.wg.Go(func() { s.serveSMTP(s.smtp, submission{s}) })
+	overTLS := s.tls
+	if s.cfg.EntraPlain {
+		overTLS = nil
+	}
+	s.entra = &httpEndpoint{addr: s.cfg.Entra, tls: overTLS, handler: s.entraHandler()}
+	if err := s.entra.open(); err != nil {
 		return err
 	}
-	s.serveHTTP(tls.NewListener(s.entra, s.tls), http.HandlerFunc(s.serveEntra))
 	if s.cfg.Admin == "" {
 		return nil
 	}
-	if s.admin, err = net.Listen("tcp", s.cfg.Admin); err != nil {
-		return err
-	}
-	s.serveHTTP(s.admin, s.adminHandler())
-	return nil
+	s.admin = &httpEndpoint{addr: s.cfg.Admin, handler: s.adminHandler()}
+	return s.admin.open()
 }
 
-func (s *Server) serveHTTP(ln net.Listener, h http.Handler) {
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, ErrorLog: log.New(io.Discard, "", 0)}
-	s.https = append(s.https, srv)
-	s.wg.Go(func() {
-		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-			log.Printf("exosim: %v", err)
-		}
-	})
-}
-
-// Close stops the simulator and waits for its connections.
+// Close stops the simulator and waits until its SMTP sessions have ended. It may
+// be called again.
 func (s *Server) Close() {
 	s.mu.Lock()
-	s.closed = true
+	s.halt()
 	for c := range s.conns {
 		c.Close()
 	}
@@ -138,20 +124,62 @@ func (s *Server) Close() {
 	if s.smtp != nil {
 		s.smtp.Close()
 	}
-	for _, h := range s.https {
-		h.Close()
+	for _, e := range []*httpEndpoint{s.entra, s.admin} {
+		if e != nil {
+			e.end()
+		}
 	}
 	s.wg.Wait()
 }
 
-// SubmissionAddr returns host:port of the submission service.
+// sleep waits, and reports false if the simulator stops before.
+func (s *Server) sleep(d time.Duration) bool {
+	if d <= 0 {
+		return s.stop.Err() == nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-s.stop.Done():
+		return false
+	}
+}
+
+// track remembers an open connection, so that Close can end it; false if
+// the simulator has stopped.
+func (s *Server) track(c net.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stop.Err() != nil {
+		return false
+	}
+	s.conns[c] = struct{}{}
+	return true
+}
+
+func (s *Server) untrack(c net.Conn) {
+	c.Close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c)
+}
+
+// newSession returns the id that banner and errors show: 16 hex digits that begin
+// with 08D, as they have for years.
+func (s *Server) newSession() string {
+	var b [8]byte
+	rand.Read(b[:])
+	return fmt.Sprintf("08DE%012X", binary.BigEndian.Uint64(b[:])>>16)
+}
+
+// SubmissionAddr returns host:port of the submission service, an IP address; the
+// certificate is for smtp.office365.com and localhost as well.
 func (s *Server) SubmissionAddr() string { return s.smtp.Addr().String() }
 
 // Authority returns the base URL of the token service.
-func (s *Server) Authority() string {
-	_, port, _ := net.SplitHostPort(s.entra.Addr().String())
-	return "https://localhost:" + port
-}
+func (s *Server) Authority() string { return s.entra.url() }
 
 // TokenURL returns the token endpoint of the tenant.
 func (s *Server) TokenURL() string { return s.Authority() + "/" + s.cfg.Tenant + "/oauth2/v2.0/token" }
@@ -161,67 +189,50 @@ func (s *Server) AdminAddr() string {
 	if s.admin == nil {
 		return ""
 	}
-	return s.admin.Addr().String()
+	return s.admin.address()
 }
 
 // CA returns the certificate of the simulator's authority, PEM.
 func (s *Server) CA() []byte { return s.ca }
 
-// SetFaults switches troubles on and off.
-func (s *Server) SetFaults(f Faults) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.faults = f
-}
+// CAFile returns Config.CAFile.
+func (s *Server) CAFile() string { return s.cfg.CAFile }
 
-// SetMailbox changes a mailbox while the simulator runs.
+// SetMailbox changes a mailbox while the simulator runs; its address stays. It
+// does nothing for one that does not exist. change must not call the Server.
 func (s *Server) SetMailbox(address string, change func(*Mailbox)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if m := s.mailboxes[strings.ToLower(address)]; m != nil {
-		change(&m.Mailbox)
+	b := s.mailboxes[strings.ToLower(address)]
+	if b == nil {
+		return
 	}
+	m := b.Mailbox
+	m.Aliases, m.SendAs = slices.Clone(m.Aliases), slices.Clone(m.SendAs)
+	change(&m)
+	m.Address = b.Address
+	b.Mailbox = m
 }
 
-// RevokeTokens makes all tokens issued so far worthless.
-func (s *Server) RevokeTokens() {
+// SetApp changes an app while the simulator runs, a new secret for instance;
+// client id and certificates stay. It does nothing for one that does not exist.
+// change must not call the Server.
+func (s *Server) SetApp(clientID string, change func(*App)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.revoked = time.Now()
+	a := s.apps[clientID]
+	if a == nil {
+		return
+	}
+	changed := *a
+	change(&changed)
+	changed.ClientID = clientID
+	s.apps[clientID] = &changed // a request may be reading the old one
 }
 
-// certificates makes an authority and a certificate for the names that clients know.
-func (s *Server) certificates() error {
-	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return err
-	}
-	now := time.Now()
-	ca := &x509.Certificate{SerialNumber: big.NewInt(now.UnixNano()), Subject: pkix.Name{CommonName: "exosim authority"},
-		NotBefore: now.Add(-time.Hour), NotAfter: now.AddDate(1, 0, 0), IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature}
-	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, caKey.Public(), caKey)
-	if err != nil {
-		return err
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return err
-	}
-	leaf := &x509.Certificate{SerialNumber: big.NewInt(now.UnixNano() + 1), Subject: pkix.Name{CommonName: "outlook.com"},
-		NotBefore: now.Add(-time.Hour), NotAfter: now.AddDate(1, 0, 0), DNSNames: []string{"smtp.office365.com", "outlook.office365.com", "localhost"},
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
-	der, err := x509.CreateCertificate(rand.Reader, leaf, ca, key.Public(), caKey)
-	if err != nil {
-		return err
-	}
-	if s.keys, err = rsa.GenerateKey(rand.Reader, 2048); err != nil {
-		return err
-	}
-	s.ca = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER})
-	s.tls = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
-	if s.cfg.CAFile != "" {
-		return os.WriteFile(s.cfg.CAFile, s.ca, 0o644)
-	}
-	return nil
+// SetSMTPAuthDisabled switches SMTP AUTH off for the tenant, or on again.
+func (s *Server) SetSMTPAuthDisabled(off bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cfg.SMTPAuthDisabled = off
 }

@@ -4,150 +4,114 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/tls"
-	"encoding/base64"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
-	"net/textproto"
+	"os"
+	"strconv"
 	"strings"
 	"time"
 )
 
-const (
-	frontend = "LO4P302CA0005.outlook.office365.com"
-	machine  = "LO4P302CA0005.GBRP302.PROD.OUTLOOK.COM"
-	backend  = "SYBP282MB2635.AUSP282.PROD.OUTLOOK.COM"
-
-	maxLine  = 12288 + 64 // RFC 4954, section 4.5.3: base64 lines of AUTH
-	maxSize  = 157286400
-	idleTime = 5 * time.Minute
-)
+// maxLine is room for the base64 of AUTH (RFC 4954, section 4: 12288 bytes) with
+// its command.
+const maxLine = 12288 + 64
 
 // conn is one SMTP connection; one goroutine owns it.
 type conn struct {
-	s       *Server
-	c       net.Conn
-	r       *bufio.Reader
-	id      string // [08DCE8B62813AB2B]
-	tls     bool
-	greeted bool
+	s   *Server
+	svc service
+	c   net.Conn
+	r   *bufio.Reader
+	id  string // 08DCE8B62813AB2B
+	tls *tls.Conn
+
+	helo    string   // "" until EHLO or HELO
 	box     *mailbox // authenticated as
 	authErr string   // the last refusal of AUTH, repeated at MAIL FROM
 
-	from  string
-	rcpts []string
-	mail  bool // MAIL was accepted
-}
-
-func (s *Server) serveSMTP() {
-	for {
-		c, err := s.smtp.Accept()
-		if err != nil {
-			return
-		}
-		s.mu.Lock()
-		if s.closed {
-			s.mu.Unlock()
-			c.Close()
-			return
-		}
-		s.conns[c] = struct{}{}
-		s.serial++
-		id := fmt.Sprintf("%016X", 0x08DCE8B600000000+s.serial)
-		s.mu.Unlock()
-		s.wg.Go(func() {
-			k := &conn{s: s, c: c, r: bufio.NewReaderSize(c, maxLine), id: id}
-			k.serve()
-			k.leave()
-			c.Close()
-			s.mu.Lock()
-			delete(s.conns, c)
-			s.mu.Unlock()
-		})
-	}
-}
-
-// reply sends one or more lines with the same code.
-func (k *conn) reply(lines ...string) error {
-	k.c.SetWriteDeadline(time.Now().Add(30 * time.Second))
-	_, err := k.c.Write([]byte(strings.Join(lines, "\r\n") + "\r\n"))
-	return err
-}
-
-// refuse waits as the real service does before it refuses.
-func (k *conn) refuse(line string) error {
-	time.Sleep(k.s.cfg.TarPit)
-	return k.reply(line)
-}
-
-// where returns the bracket at the end of errors.
-func (k *conn) where() string {
-	return "[" + machine + " " + time.Now().UTC().Format("2006-01-02T15:04:05.000Z") + " " + k.id + "]"
-}
-
-func (k *conn) readLine() (string, error) {
-	k.c.SetReadDeadline(time.Now().Add(idleTime))
-	b, err := k.r.ReadSlice('\n')
-	if err != nil {
-		return "", err
-	}
-	return strings.TrimRight(string(b), "\r\n"), nil
-}
-
-func (k *conn) serve() {
-	if k.s.fault(func(f *Faults) bool { return f.RefuseConnect }) {
-		k.reply("421 4.3.2 Service not available")
-		return
-	}
-	k.reply("220 " + frontend + " Microsoft ESMTP MAIL Service ready at " + time.Now().UTC().Format(time.RFC1123Z) + " [" + k.id + "]")
-	for {
-		line, err := k.readLine()
-		if err != nil {
-			if errors.Is(err, bufio.ErrBufferFull) {
-				k.reply("500 5.3.3 Line too long")
-			}
-			return
-		}
-		verb, arg, _ := strings.Cut(line, " ")
-		if k.command(strings.ToUpper(verb), arg) != nil {
-			return
-		}
-	}
+	mail   bool // MAIL was accepted
+	from   string
+	rcpts  []string
+	inData bool // svc.begin was called
+	slot   bool // the submission service's
+	chunks []byte
+	tooBig bool // chunks would be over the limit
 }
 
 // errQuit ends the connection.
 var errQuit = errors.New("over")
 
-func (k *conn) command(verb, arg string) error {
-	switch verb {
-	case "EHLO":
-		return k.ehlo()
-	case "HELO":
-		k.greeted = true
-		return k.reply("250 " + frontend + " Hello [" + k.host() + "]")
-	case "STARTTLS":
-		return k.startTLS()
-	case "AUTH":
-		return k.auth(arg)
-	case "MAIL":
-		return k.mailFrom(arg)
-	case "RCPT":
-		return k.rcptTo(arg)
-	case "DATA":
-		return k.data()
-	case "RSET":
-		k.reset()
-		return k.reply("250 2.0.0 Resetting")
-	case "NOOP":
-		return k.reply("250 2.0.0 OK")
-	case "QUIT":
-		k.reply("221 2.0.0 Service closing transmission channel")
-		return errQuit
-	case "HELP", "VRFY", "EXPN":
-		return k.reply("502 5.3.3 Command not implemented")
+// commands answer one command each. An error ends the connection.
+var commands = map[string]func(*conn, string) error{
+	"EHLO":     (*conn).ehlo,
+	"HELO":     (*conn).hello,
+	"STARTTLS": (*conn).startTLS,
+	"AUTH":     (*conn).auth,
+	"MAIL":     (*conn).mailFrom,
+	"RCPT":     (*conn).rcptTo,
+	"DATA":     (*conn).data,
+	"BDAT":     (*conn).bdat,
+	"RSET":     func(k *conn, _ string) error { k.reset(); return k.reply("250 2.0.0 Resetting") },
+	"NOOP":     func(k *conn, _ string) error { return k.reply("250 2.0.0 OK") },
+	"QUIT":     (*conn).quit,
+	"HELP":     func(k *conn, _ string) error { return k.reply(textNoCommand) },
+	"VRFY":     func(k *conn, _ string) error { return k.reply(textNoCommand) },
+	"EXPN":     func(k *conn, _ string) error { return k.reply(textNoCommand) },
+}
+
+// serveSMTP accepts connections for a service until the listener is closed.
+func (s *Server) serveSMTP(ln net.Listener, svc service) {
+	for {
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		if !s.track(c) {
+			c.Close()
+			return
+		}
+		s.wg.Go(func() {
+			defer s.untrack(c)
+			k := &conn{s: s, svc: svc, c: c, r: bufio.NewReaderSize(c, maxLine), id: s.newSession()}
+			k.serve()
+			k.signOff()
+		})
 	}
-	return k.refuse(fmt.Sprintf("500 5.3.3 Unrecognized command '%.20s' %s", strings.Map(printable, verb), k.where()))
+}
+
+func (k *conn) serve() {
+	if k.s.Faults().RefuseConnect {
+		k.reply(textUnavailable)
+		return
+	}
+	if k.reply(banner(time.Now(), k.id)) != nil {
+		return
+	}
+	for {
+		line, err := k.readLine()
+		if err == nil {
+			err = k.command(line)
+		}
+		switch {
+		case errors.Is(err, bufio.ErrBufferFull):
+			k.reply("500 5.3.3 Line too long")
+			return
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			k.reply("421 4.4.1 Connection timed out" + k.bracket())
+			return
+		case err != nil:
+			return
+		}
+	}
+}
+
+func (k *conn) command(line string) error {
+	verb, arg, _ := strings.Cut(line, " ")
+	if run := commands[strings.ToUpper(verb)]; run != nil {
+		return run(k, strings.TrimSpace(arg))
+	}
+	return k.refuse(fmt.Sprintf("500 5.3.3 Unrecognized command '%.20s'", strings.Map(printable, verb)) + k.bracket())
 }
 
 func printable(r rune) rune {
@@ -157,272 +121,344 @@ func printable(r rune) rune {
 	return r
 }
 
-func (k *conn) host() string {
+// reply sends one or more lines.
+func (k *conn) reply(lines ...string) error {
+	k.c.SetWriteDeadline(time.Now().Add(30 * time.Second))
+	_, err := k.c.Write([]byte(strings.Join(lines, "\r\n") + "\r\n"))
+	return err
+}
+
+// refuse waits as the real service does before it refuses.
+func (k *conn) refuse(line string) error {
+	if !k.s.sleep(k.s.cfg.TarPit) {
+		return errQuit
+	}
+	return k.reply(line)
+}
+
+func (k *conn) bracket() string { return bracket(time.Now(), k.id) }
+
+// readLine returns a line without its end.
+func (k *conn) readLine() (string, error) {
+	k.c.SetReadDeadline(time.Now().Add(k.s.cfg.Idle))
+	b, err := k.r.ReadSlice('\n')
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimRight(string(b), "\r\n"), nil
+}
+
+func (k *conn) ehlo(arg string) error {
+	k.reset()
+	k.helo = arg
+	if arg == "" {
+		return k.reply(textBadArgs)
+	}
+	lines := []string{"250-" + frontend + " Hello [" + k.remoteIP() + "]"}
+	for _, x := range k.svc.extensions(k) {
+		lines = append(lines, "250-"+x)
+	}
+	last := &lines[len(lines)-1]
+	*last = "250 " + (*last)[4:]
+	return k.reply(lines...)
+}
+
+func (k *conn) hello(arg string) error {
+	k.reset()
+	k.helo = arg
+	if arg == "" {
+		return k.reply(textBadArgs)
+	}
+	return k.reply("250 " + frontend + " Hello [" + k.remoteIP() + "]")
+}
+
+func (k *conn) remoteIP() string {
 	h, _, _ := net.SplitHostPort(k.c.RemoteAddr().String())
 	return h
 }
 
-func (k *conn) ehlo() error {
-	k.greeted = true
-	k.reset()
-	offer := "STARTTLS"
-	if k.tls {
-		offer = "AUTH LOGIN XOAUTH2"
+func (k *conn) startTLS(string) error {
+	if k.helo == "" {
+		return k.reply(textSendHello)
 	}
-	return k.reply("250-"+frontend+" Hello ["+k.host()+"]", "250-SIZE 157286400", "250-PIPELINING", "250-DSN", "250-ENHANCEDSTATUSCODES",
-		"250-"+offer, "250-8BITMIME", "250-BINARYMIME", "250-CHUNKING", "250 SMTPUTF8")
-}
-
-func (k *conn) startTLS() error {
-	if k.tls || k.r.Buffered() > 0 { // what was pipelined before TLS must not be heard after it (CVE-2011-0411)
-		return k.reply("503 5.5.2 Send hello first")
+	if k.tls != nil {
+		return k.reply("503 5.5.2 Only one STARTTLS command can be issued per session")
 	}
-	k.reply("220 2.0.0 SMTP server ready")
+	if err := k.reply(textReady); err != nil {
+		return err
+	}
 	t := tls.Server(k.c, k.s.tls)
 	t.SetDeadline(time.Now().Add(30 * time.Second))
 	if err := t.Handshake(); err != nil {
 		return err
 	}
-	k.c, k.r, k.tls, k.greeted = t, bufio.NewReaderSize(t, maxLine), true, false
+	// The new reader forgets what was pipelined before TLS (CVE-2011-0411), and
+	// what was said before does not count (RFC 3207, section 4.2).
+	k.c, k.tls, k.r = t, t, bufio.NewReaderSize(t, maxLine)
+	k.helo = ""
+	k.reset()
 	return nil
 }
 
-func (k *conn) auth(arg string) error {
-	mech, initial, hasInitial := strings.Cut(arg, " ")
-	mech = strings.ToUpper(mech)
-	switch {
-	case !k.tls:
-		return k.reply("504 5.7.4 Unrecognized authentication type")
-	case !k.greeted:
-		return k.reply("503 5.5.2 Send hello first")
-	case k.box != nil:
-		return k.reply("503 5.5.1 Already authenticated")
-	case mech == "LOGIN":
-		return k.authLogin(initial, hasInitial)
-	case mech != "XOAUTH2":
-		return k.reply("504 5.7.4 Unrecognized authentication type")
-	}
-	if !hasInitial {
-		k.reply("334 ")
-		line, err := k.readLine()
-		if err != nil {
-			return err
-		}
-		initial = line
-	}
-	if initial == "*" {
-		return k.authRefused("535 5.7.3 Authentication unsuccessful " + k.where())
-	}
-	user, token, err := parseXOAUTH2(initial)
-	if err != nil {
-		return k.refuse("501 5.5.4 Invalid arguments")
-	}
-	box, refusal := k.s.authenticate(user, token, k.where())
-	if refusal != "" {
-		return k.authRefused(refusal)
-	}
-	k.box = box
-	k.s.enter(box)
-	return k.reply("235 2.7.0 Authentication successful")
+func (k *conn) quit(string) error {
+	// Before the reply: a client that opens its next session when it reads this
+	// one must not be counted twice.
+	k.signOff()
+	k.reply(textBye)
+	return errQuit
 }
 
-// authLogin is refused as it is where Basic authentication is off.
-func (k *conn) authLogin(_ string, hasInitial bool) error {
-	prompts := []string{"334 VXNlcm5hbWU6", "334 UGFzc3dvcmQ6"}
-	if hasInitial {
-		prompts = prompts[1:]
+// signOff forgets the transaction and the mailbox.
+func (k *conn) signOff() {
+	k.reset()
+	if k.box != nil {
+		k.s.leave(k.box)
+		k.box = nil
 	}
-	for _, p := range prompts {
-		k.reply(p)
-		if _, err := k.readLine(); err != nil {
-			return err
-		}
-	}
-	return k.authRefused("535 5.7.139 Authentication unsuccessful, basic authentication is disabled. " + k.where())
 }
 
-func (k *conn) authRefused(line string) error {
-	if k.s.cfg.Challenge {
-		k.reply("334 " + base64.StdEncoding.EncodeToString([]byte(`{"status":"400","schemes":"Bearer"}`)))
-		if _, err := k.readLine(); err != nil {
-			return err
-		}
+// reset forgets the transaction.
+func (k *conn) reset() {
+	if k.inData {
+		k.svc.end(k)
 	}
-	k.authErr = line
-	return k.refuse(line)
+	k.inData, k.mail, k.from, k.rcpts, k.chunks, k.tooBig = false, false, "", nil, nil, false
 }
 
-// parseXOAUTH2 reads the payload of Microsoft's "SASL XOAUTH2" page:
-// base64("user=" userName ^A "auth=Bearer " accessToken ^A ^A).
-func parseXOAUTH2(b64 string) (user, token string, err error) {
-	b, err := base64.StdEncoding.DecodeString(b64)
-	if err != nil {
-		return "", "", err
-	}
-	parts := strings.Split(string(b), "\x01")
-	if len(parts) != 4 || parts[2] != "" || parts[3] != "" {
-		return "", "", errors.New("not two fields and two ^A")
-	}
-	user, ok := strings.CutPrefix(parts[0], "user=")
-	token, ok2 := strings.CutPrefix(parts[1], "auth=Bearer ")
-	if !ok || !ok2 || user == "" || token == "" {
-		return "", "", errors.New("user= or auth=Bearer is missing")
-	}
-	return user, token, nil
-}
+// mailParams are the parameters of MAIL that the extensions bring; RCPT has
+// those of DSN.
+var (
+	mailParams = map[string]bool{"SIZE": true, "BODY": true, "RET": true, "ENVID": true, "AUTH": true, "SMTPUTF8": true}
+	rcptParams = map[string]bool{"NOTIFY": true, "ORCPT": true}
+)
 
 func (k *conn) mailFrom(arg string) error {
-	switch {
-	case !k.greeted:
-		return k.reply("503 5.5.2 Send hello first")
-	case !k.tls:
-		return k.refuse("451 5.7.3 STARTTLS is required to send mail")
-	case k.box == nil && k.authErr != "":
-		return k.refuse("530 5.7.57 Client not authenticated to send mail. Error: " + k.authErr)
-	case k.box == nil:
-		return k.refuse("530 5.7.57 Client not authenticated to send mail. " + k.where())
-	case k.mail:
-		return k.reply("503 5.5.2 Sender already specified")
+	if k.helo == "" {
+		return k.reply(textSendHello)
 	}
-	addr, params, ok := path(arg, "FROM:")
+	if refusal := k.svc.admits(k); refusal != "" {
+		return k.refuse(refusal)
+	}
+	if k.mail {
+		return k.reply(textTwoSenders)
+	}
+	addr, params, ok := path(arg, "FROM:", mailParams)
 	if !ok {
-		return k.reply("501 5.5.4 Invalid arguments")
+		return k.reply(textBadArgs)
 	}
-	for p := range strings.FieldsSeq(params) {
-		var n int64
-		if _, err := fmt.Sscanf(strings.ToUpper(p), "SIZE=%d", &n); err == nil && n > maxSize {
-			return k.reply("552 5.3.4 Message size exceeds fixed maximum message size")
+	if size, given := params["SIZE"]; given {
+		n, err := strconv.ParseInt(size, 10, 64)
+		if err != nil || n < 0 {
+			return k.reply(textBadArgs)
+		}
+		if n > k.s.cfg.MaxSize {
+			return k.reply(textTooLarge)
 		}
 	}
 	k.mail, k.from = true, addr
-	return k.reply("250 2.1.0 Sender OK")
+	return k.reply(textSenderOK)
 }
 
 func (k *conn) rcptTo(arg string) error {
-	addr, _, ok := path(arg, "TO:")
+	addr, _, ok := path(arg, "TO:", rcptParams)
 	switch {
 	case !k.mail:
-		return k.reply("503 5.5.2 Need mail command")
+		return k.reply(textNeedMail)
 	case !ok || addr == "":
-		return k.reply("501 5.5.4 Invalid arguments")
-	case len(k.rcpts) >= 500:
-		return k.reply("452 4.5.3 Too many recipients")
+		return k.reply(textBadArgs)
+	case len(k.rcpts) >= k.s.cfg.MaxMessageRcpts:
+		return k.reply(textManyRcpts)
 	}
 	k.rcpts = append(k.rcpts, addr)
-	return k.reply("250 2.1.5 Recipient OK")
+	return k.reply(textRcptOK)
 }
 
-// path reads "FROM:<address> parameters".
-func path(arg, prefix string) (addr, params string, ok bool) {
+// path reads "FROM:<address> KEY=VALUE KEY". An address without brackets is
+// refused, as the real service does since 2018.
+func path(arg, prefix string, known map[string]bool) (addr string, params map[string]string, ok bool) {
 	if len(arg) < len(prefix) || !strings.EqualFold(arg[:len(prefix)], prefix) {
-		return "", "", false
+		return "", nil, false
 	}
-	rest := strings.TrimSpace(arg[len(prefix):])
-	end := strings.LastIndexByte(rest, '>')
-	if !strings.HasPrefix(rest, "<") || end < 0 {
-		return "", "", false
+	rest, ok := strings.CutPrefix(strings.TrimSpace(arg[len(prefix):]), "<")
+	end := closing(rest)
+	if !ok || end < 0 {
+		return "", nil, false
 	}
-	return rest[1:end], rest[end+1:], true
+	addr = rest[:end]
+	if strings.ContainsFunc(addr, func(r rune) bool { return r < ' ' || r == 0x7f }) || addr != "" && !strings.Contains(addr, "@") {
+		return "", nil, false
+	}
+	params = map[string]string{}
+	for p := range strings.FieldsSeq(rest[end+1:]) {
+		key, value, _ := strings.Cut(p, "=")
+		key = strings.ToUpper(key)
+		if !known[key] {
+			return "", nil, false
+		}
+		params[key] = value
+	}
+	return addr, params, true
 }
 
-func (k *conn) reset() { k.mail, k.from, k.rcpts = false, "", nil }
+// closing returns the index of the > that ends a path; a quoted local part may
+// contain one (RFC 5321, section 4.1.2).
+func closing(s string) int {
+	quoted := false
+	for i := 0; i < len(s); i++ {
+		switch {
+		case quoted && s[i] == '\\':
+			i++
+		case s[i] == '"':
+			quoted = !quoted
+		case s[i] == '>' && !quoted:
+			return i
+		}
+	}
+	return -1
+}
 
-func (k *conn) data() error {
-	if !k.mail {
-		return k.reply("503 5.5.2 Need mail command")
+func (k *conn) data(arg string) error {
+	if refusal := k.notReady(); refusal != "" {
+		return k.reply(refusal)
 	}
-	if len(k.rcpts) == 0 {
-		return k.reply("503 5.5.2 Need rcpt command")
+	if arg != "" {
+		return k.reply(textBadArgs)
 	}
-	k.reply("354 Start mail input; end with <CRLF>.<CRLF>")
-	parallel := k.s.beginData(k.box)
-	defer k.s.endData(k.box)
-	if k.s.fault(func(f *Faults) bool { return countDown(&f.DropInData) }) {
+	if k.chunks != nil {
+		return k.reply("503 5.5.2 DATA after BDAT")
+	}
+	if err := k.reply(textStartData); err != nil {
+		return err
+	}
+	k.begin()
+	if k.dropNow() {
+		k.readLine()
 		return errQuit
 	}
-	raw, err := k.body()
+	data, tooBig, err := k.body()
 	if err != nil {
 		return err
 	}
-	m := &Message{Session: k.id, Mailbox: k.box.Address, Sender: k.from, Recipients: k.rcpts, Data: raw,
-		TLS: tls.VersionName(k.c.(*tls.Conn).ConnectionState().Version), Dot: time.Now()}
-	if d := k.s.cfg.VerdictMax - k.s.cfg.VerdictMin; k.s.cfg.VerdictMax > 0 {
-		time.Sleep(k.s.cfg.VerdictMin + time.Duration(rand.Int64N(int64(d)+1)))
+	return k.finish(data, tooBig)
+}
+
+// notReady returns why there is no content wanted yet, "" if there is.
+func (k *conn) notReady() string {
+	switch {
+	case k.helo == "":
+		return textSendHello
+	case !k.mail:
+		return textNeedMail
+	case len(k.rcpts) == 0:
+		return textNeedRcpt
 	}
-	silent := k.s.judge(k.box, m, parallel)
-	k.reset()
-	if silent {
+	return ""
+}
+
+func (k *conn) begin() {
+	if !k.inData {
+		k.inData = true
+		k.svc.begin(k)
+	}
+}
+
+func (k *conn) dropNow() bool { return k.s.strikes(func(f *Faults) *int { return &f.DropInData }) }
+
+// body reads a message to its final dot, which only CR LF . CR LF is, and takes
+// the doubled dots away (RFC 5321, section 4.5.2). All else stays as it is.
+func (k *conn) body() (data []byte, tooBig bool, err error) {
+	var b bytes.Buffer
+	lineStart, last := true, byte(0)
+	for {
+		k.c.SetReadDeadline(time.Now().Add(k.s.cfg.Idle))
+		chunk, err := k.r.ReadSlice('\n')
+		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
+			return nil, false, err
+		}
+		if lineStart && string(chunk) == ".\r\n" {
+			return b.Bytes(), tooBig, nil
+		}
+		n := len(chunk)
+		if n > 1 {
+			last = chunk[n-2]
+		}
+		end := chunk[n-1] == '\n' && last == '\r'
+		last = chunk[n-1]
+		if lineStart && chunk[0] == '.' {
+			chunk = chunk[1:]
+		}
+		lineStart = end
+		if tooBig = tooBig || int64(b.Len()+len(chunk)) > k.s.cfg.MaxSize; !tooBig {
+			b.Write(chunk)
+		}
+	}
+}
+
+// bdat takes one chunk (RFC 3030). A chunk follows its command even when it is
+// refused.
+func (k *conn) bdat(arg string) error {
+	number, last, more := strings.Cut(arg, " ")
+	n, err := strconv.ParseUint(number, 10, 32)
+	if err != nil || more && !strings.EqualFold(last, "LAST") {
+		// Where the next command begins is unknown.
+		k.reply(textBadArgs)
 		return errQuit
 	}
-	if m.Reply[0] != '2' {
-		return k.refuse(m.Reply)
+	refusal := k.notReady()
+	if refusal == "" {
+		k.begin()
+		if k.dropNow() {
+			return errQuit
+		}
+	}
+	if err := k.readChunk(int64(n), refusal != ""); err != nil {
+		return err
+	}
+	switch {
+	case refusal != "":
+		return k.reply(refusal)
+	case more:
+		return k.finish(k.chunks, k.tooBig)
+	}
+	return k.reply(fmt.Sprintf("250 2.0.0 %d bytes received", n))
+}
+
+// readChunk appends n bytes to the chunks, or throws them away.
+func (k *conn) readChunk(n int64, discard bool) error {
+	if k.chunks == nil && !discard {
+		k.chunks = []byte{}
+	}
+	buf := make([]byte, min(n, 32<<10))
+	for n > 0 {
+		k.c.SetReadDeadline(time.Now().Add(k.s.cfg.Idle))
+		got, err := k.r.Read(buf[:min(n, int64(len(buf)))])
+		n -= int64(got)
+		k.tooBig = !discard && (k.tooBig || int64(len(k.chunks)+got) > k.s.cfg.MaxSize)
+		if !discard && !k.tooBig {
+			k.chunks = append(k.chunks, buf[:got]...)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// finish has a complete message judged.
+func (k *conn) finish(data []byte, tooBig bool) error {
+	if tooBig {
+		k.reset()
+		return k.reply(textTooLarge)
+	}
+	m := &Message{Session: k.id, Helo: k.helo, Sender: k.from, Recipients: k.rcpts, Data: data, Dot: time.Now()}
+	if k.tls != nil {
+		m.TLS = tls.VersionName(k.tls.ConnectionState().Version)
+	}
+	k.svc.judge(k, m)
+	// Before the reply: the client may begin its next message when it reads it.
+	k.reset()
+	if m.Dropped {
+		return errQuit
 	}
 	return k.reply(m.Reply)
-}
-
-// body reads the message to its final dot.
-func (k *conn) body() ([]byte, error) {
-	var b bytes.Buffer
-	for {
-		k.c.SetReadDeadline(time.Now().Add(idleTime))
-		line, err := k.r.ReadSlice('\n')
-		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
-			return nil, err
-		}
-		if string(line) == ".\r\n" && (b.Len() == 0 || bytes.HasSuffix(b.Bytes(), []byte("\n"))) {
-			return b.Bytes(), nil
-		}
-		if len(line) > 0 && line[0] == '.' && (b.Len() == 0 || bytes.HasSuffix(b.Bytes(), []byte("\n"))) {
-			line = line[1:]
-		}
-		if b.Write(line); b.Len() > maxSize {
-			return nil, textproto.ProtocolError("too large")
-		}
-	}
-}
-
-// leave forgets the connection's mailbox.
-func (k *conn) leave() {
-	if k.box == nil {
-		return
-	}
-	k.s.mu.Lock()
-	defer k.s.mu.Unlock()
-	k.box.sessions--
-}
-
-func (s *Server) enter(b *mailbox) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	b.sessions++
-	b.maxSessions = max(b.maxSessions, b.sessions)
-}
-
-func (s *Server) beginData(b *mailbox) int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	b.inData++
-	b.maxInData = max(b.maxInData, b.inData)
-	return b.inData
-}
-
-func (s *Server) endData(b *mailbox) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	b.inData--
-}
-
-func (s *Server) fault(ask func(*Faults) bool) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return ask(&s.faults)
-}
-
-// countDown uses up one of n.
-func countDown(n *int) bool {
-	if *n <= 0 {
-		return false
-	}
-	*n--
-	return true
 }

@@ -2,15 +2,19 @@
 //
 //	exosim --config exosim.yaml
 //
-// It prints one line of JSON with its addresses when it listens, and ends at SIGTERM.
+// When it listens it prints one line of JSON with its addresses; it ends at
+// SIGTERM and SIGINT. Exit codes are those of sysexits.h: 64 for a wrong
+// command line, 78 for a wrong configuration, 75 if an address cannot be had.
 package main
 
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
@@ -18,13 +22,39 @@ import (
 	"github.com/sendas/sendas/contrib/exosim"
 )
 
-func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
 
-func run(args []string, stdout, stderr io.Writer) int {
+// addresses is the line on stdout.
+type addresses struct {
+	Submission string `json:"submission"` // host:port
+	Authority  string `json:"authority"`  // base URL
+	TokenURL   string `json:"token_url"`
+	Admin      string `json:"admin"` // host:port, "" without
+	CAFile     string `json:"ca_file"`
+}
+
+// run is the program until ctx is done.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("exosim", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	file := flags.String("config", "", "the simulator's configuration `file` (YAML)")
-	if err := flags.Parse(args); err != nil {
+	flags.Usage = func() {
+		fmt.Fprint(stderr, "usage: exosim --config FILE [--verbose]\n\n"+
+			"Simulates Exchange Online and Entra. FILE is YAML; contrib/exosim/README.md has one to begin with.\n\n")
+		flags.PrintDefaults()
+	}
+	file := flags.String("config", "", "the simulator's configuration `file`")
+	verbose := flags.Bool("verbose", false, "log verdicts and refused sign-ins to stderr")
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
+		return 64
+	case *file == "" || flags.NArg() > 0:
+		flags.Usage()
 		return 64
 	}
 	c, err := exosim.LoadConfig(*file)
@@ -32,17 +62,20 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "exosim: error:", err)
 		return 78
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
+	if *verbose {
+		c.Log = slog.New(slog.NewTextHandler(stderr, nil))
+	}
 	s, err := exosim.Start(c)
 	if err != nil {
 		fmt.Fprintln(stderr, "exosim: error:", err)
 		return 75
 	}
 	defer s.Close()
-	json.NewEncoder(stdout).Encode(map[string]string{
-		"submission": s.SubmissionAddr(), "authority": s.Authority(), "token_url": s.TokenURL(), "admin": s.AdminAddr(), "ca_file": c.CAFile,
-	})
+	err = json.NewEncoder(stdout).Encode(addresses{s.SubmissionAddr(), s.Authority(), s.TokenURL(), s.AdminAddr(), s.CAFile()})
+	if err != nil {
+		fmt.Fprintln(stderr, "exosim: error:", err)
+		return 75
+	}
 	<-ctx.Done()
 	return 0
 }

@@ -1,0 +1,83 @@
+package exosim
+
+import (
+	"crypto/sha1"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+)
+
+// checkAssertion verifies a client assertion (RFC 7523, and Microsoft's page
+// "certificate credentials"). Its clock is strict: a client on this machine has
+// the same one.
+func (s *Server) checkAssertion(app *App, assertion string, q *tokenQuery) *refusal {
+	s.mu.Lock()
+	certs := s.certs[app.ClientID]
+	s.mu.Unlock()
+	var c jwt.RegisteredClaims
+	_, err := jwt.NewParser(jwt.WithValidMethods([]string{"PS256", "RS256"}), jwt.WithoutClaimsValidation()).
+		ParseWithClaims(assertion, &c, func(t *jwt.Token) (any, error) { return registeredKey(certs, t) })
+	now := time.Now()
+	switch {
+	case errors.Is(err, jwt.ErrTokenMalformed):
+		return refuse("invalid_client", 50012, "Client assertion is malformed.")
+	case err != nil:
+		return refuse("invalid_client", 700027, "The certificate with identifier used to sign the client assertion is not registered on application. "+
+			"[Reason - The key was not found.], Please visit the Azure Portal and check the keys of app '%s'.", app.ClientID)
+	case c.ExpiresAt == nil || c.NotBefore == nil:
+		return refuse("invalid_client", 50013, "Assertion failed validation: exp or nbf is missing.")
+	case !now.Before(c.ExpiresAt.Time) || now.Before(c.NotBefore.Time):
+		return refuse("invalid_client", 700024, "Client assertion is not within its valid time range. Current time: %s, assertion valid from %s, expiry time of assertion %s.",
+			now.UTC().Format(time.RFC3339), c.NotBefore.UTC().Format(time.RFC3339), c.ExpiresAt.UTC().Format(time.RFC3339))
+	case c.Issuer != app.ClientID || c.Subject != app.ClientID:
+		return refuse("invalid_client", 700021, "Client assertion application identifier doesn't match 'client_id' parameter.")
+	case len(c.Audience) != 1 || !slices.Contains(s.endpoints(q), c.Audience[0]):
+		return refuse("invalid_client", 50013, "Assertion failed validation: aud is not the token endpoint.")
+	case c.ID == "" || !s.firstUse(app.ClientID+" "+c.ID, c.ExpiresAt.Time, now):
+		return refuse("invalid_client", 50013, "Assertion failed validation: jti is missing or was used before.")
+	}
+	return nil
+}
+
+// firstUse notes an assertion's id until the assertion expires, and tells whether
+// it was not known.
+func (s *Server) firstUse(id string, expires, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.usedJTI, func(_ string, t time.Time) bool { return t.Before(now) })
+	_, used := s.usedJTI[id]
+	s.usedJTI[id] = expires
+	return !used
+}
+
+// registeredKey returns the public key of the certificate that the header names:
+// by SHA-256, or as older clients do by SHA-1 with RS256.
+func registeredKey(certs []*x509.Certificate, t *jwt.Token) (any, error) {
+	for _, c := range certs {
+		sum := sha256.Sum256(c.Raw)
+		if names(t.Header["x5t#S256"], sum[:]) {
+			return c.PublicKey, nil
+		}
+		old := sha1.Sum(c.Raw)
+		if t.Header["alg"] == "RS256" && t.Header["x5t#S256"] == nil && names(t.Header["x5t"], old[:]) {
+			return c.PublicKey, nil
+		}
+	}
+	return nil, fmt.Errorf("no such certificate")
+}
+
+// names compares a thumbprint. Microsoft's page wants base64url; its library for
+// Go writes standard base64 with padding; Entra takes both.
+func names(header any, sum []byte) bool {
+	text, _ := header.(string)
+	text = strings.NewReplacer("+", "-", "/", "_").Replace(strings.TrimRight(text, "="))
+	return text == base64.RawURLEncoding.EncodeToString(sum)
+}

@@ -1,0 +1,193 @@
+package exosim
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestLoadConfig(t *testing.T) {
+	_, cert, _ := certificate(t)
+	file := filepath.Join(filepath.Dir(cert), "exosim.yaml")
+	write(t, file, `
+tenant_id: 11111111-2222-4333-8444-555555555555
+domains: [contoso.com]
+window: 6s
+enforce_rate: delay
+verdict_min: 500ms
+ca_file: ca.pem
+apps:
+  - client_id: 5f2c0d3e-0000-4000-8000-000000000001
+    object_id: 0b1ec700-0000-4000-8000-000000000002
+    secret: not-a-secret
+    secret_expires: 2030-01-02T03:04:05Z
+    certificate_file: app.pem
+    model: classic
+    full_access: [erp@contoso.com]
+mailboxes:
+  - {address: erp@contoso.com, aliases: [sap@contoso.com], send_as: [billing@contoso.com], full: true}
+`)
+	c, err := LoadConfig(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := c.Apps[0]
+	for _, tc := range []struct{ what, got, want any }{
+		{"tenant", c.Tenant, "contoso.onmicrosoft.com"}, {"window", c.Window, 6 * time.Second}, {"messages", c.Messages, 30},
+		{"recipients", c.Recipients, 10000}, {"recipient window", c.RecipientWindow, 24 * time.Hour}, {"connections", c.Connections, 3},
+		{"rate mode", c.EnforceRate, RateDelay}, {"verdict", c.VerdictMax, 500 * time.Millisecond}, {"idle", c.Idle, 5 * time.Minute},
+		{"size", c.MaxSize, int64(157286400)}, {"CA file", c.CAFile, filepath.Join(filepath.Dir(file), "ca.pem")},
+		{"certificate", a.CertificateFile, cert}, {"expiry", a.SecretExpires.UTC(), time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)},
+		{"roles", fmt.Sprint(a.Roles), "[SMTP.SendAsApp]"}, {"Exchange id", a.ExchangeID, "0b1ec700-0000-4000-8000-000000000002"},
+		{"full", c.Mailboxes[0].Full, true}, {"submission", c.Submission, "127.0.0.1:0"}, {"admin", c.Admin, ""},
+	} {
+		if tc.got != tc.want {
+			t.Errorf("%s is %v, want %v", tc.what, tc.got, tc.want)
+		}
+	}
+	s, err := Start(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	s.Close() // again is nothing
+}
+
+func write(t *testing.T, file, text string) {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestBadConfigs(t *testing.T) {
+	for _, tc := range []struct{ text, want string }{
+		{"mailbxes: []", `unknown field "mailbxes"`},
+		{"apps: [{secret: hunter2, secrt: x}]", `unknown field "secrt"`},
+		{"window: 1", "Config.Window of type time.Duration"},
+		{"window: -1s", "a time is negative"},
+		{"messages: -1", "a limit is negative"},
+		{"enforce_rate: yes please", `enforce_rate: "yes please" is not off, delay or reject`},
+		{"send_as_text: 5.7.1", `send_as_text: "5.7.1" is not 5.2.252, 5.2.0 or 5.7.60`},
+		{"ca_key_file: ca.key", "ca_key_file: needs ca_file beside it"},
+		{"apps: [{secret: hunter2}]", `apps[0].client_id: "" is empty or listed twice`},
+		{"apps: [{client_id: a}, {client_id: a}]", `apps[1].client_id: "a" is empty or listed twice`},
+		{"apps: [{client_id: a, model: new}]", `apps[0].model: "new" is not classic or rbac`},
+		{"mailboxes: [{address: erp}]", `mailboxes[0].address: "erp" is no address or listed twice`},
+		{"mailboxes: [{address: a@b.c}, {address: A@b.c}]", `mailboxes[1].address: "A@b.c" is no address or listed twice`},
+		{"domains: [contoso.com]\nmailboxes: [{address: a@b.c}]", `mailboxes[0].address: "a@b.c" is in none of the domains`},
+		{"mailboxes: [{address: a@b.c, smtp_auth_disabled: true, smtp_auth_enabled: true}]", "exclude each other"},
+	} {
+		file := filepath.Join(t.TempDir(), "bad.yaml")
+		write(t, file, tc.text)
+		_, err := LoadConfig(file)
+		if err == nil || !strings.Contains(err.Error(), tc.want) || !strings.Contains(err.Error(), file) {
+			t.Errorf("%s: got %v, want %s", tc.text, err, tc.want)
+		}
+		if err != nil && strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: the error shows the secret", tc.text)
+		}
+	}
+	if _, err := LoadConfig(filepath.Join(t.TempDir(), "none.yaml")); err == nil {
+		t.Error("a missing file was read")
+	}
+}
+
+func TestStartFails(t *testing.T) {
+	busy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	noPEM := filepath.Join(t.TempDir(), "x.pem")
+	write(t, noPEM, "x")
+	for _, tc := range []struct {
+		change func(*Config)
+		want   string
+	}{
+		{func(c *Config) { c.Submission = busy.Addr().String() }, "address already in use"},
+		{func(c *Config) { c.Entra = busy.Addr().String() }, "address already in use"},
+		{func(c *Config) { c.Admin = busy.Addr().String() }, "address already in use"},
+		{func(c *Config) { c.CAFile = filepath.Join(noPEM, "ca.pem") }, "not a directory"},
+		{func(c *Config) { c.Apps[0].CertificateFile = noPEM }, "apps[0].certificate_file: " + noPEM + ": no certificate in PEM format"},
+		{func(c *Config) { c.SendAsText = "x" }, "send_as_text"},
+	} {
+		c := testConfig()
+		tc.change(&c)
+		if s, err := Start(c); err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("got %v, %v, want %s", s, err, tc.want)
+		}
+	}
+}
+
+// TestSecretsDoNotPrint: no verb shows a secret.
+func TestSecretsDoNotPrint(t *testing.T) {
+	c := testConfig()
+	c.Apps[0].Secret = "hunter2"
+	var log strings.Builder
+	slog.New(slog.NewTextHandler(&log, nil)).Info("x", "app", c.Apps[0], "apps", c.Apps)
+	for _, got := range []string{fmt.Sprintf("%v", c), fmt.Sprintf("%+v", c), fmt.Sprintf("%#v", c), fmt.Sprintf("%s", c.Apps), fmt.Sprintf("%+v", &c.Apps[0]), log.String()} {
+		if strings.Contains(got, "hunter2") {
+			t.Errorf("a secret shows in %s", got)
+		}
+	}
+}
+
+// TestLogHasNoToken: what goes on is logged, tokens are not.
+func TestLogHasNoToken(t *testing.T) {
+	var log lockedBuffer
+	s := startTest(t, func(c *Config) {
+		c.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	})
+	token := s.Issue(app1, audience, -time.Second)
+	greet(t, s).say("AUTH XOAUTH2 " + xoauth2("erp@contoso.com", token))
+	login(t, s, "erp@contoso.com").send("erp@contoso.com", "From: erp@contoso.com"+id, 1)
+	post(t, s, tokenPath, form())
+	got := log.String()
+	if !strings.Contains(got, "token expired") || !strings.Contains(got, "250 2.0.0 OK") {
+		t.Errorf("log: %s", got)
+	}
+	for _, secret := range []string{token, "eyJ", "dXNlcj", secret1} {
+		if strings.Contains(got, secret) {
+			t.Errorf("%q shows in the log: %s", secret, got)
+		}
+	}
+}
+
+// TestCA: the certificate is good for the names of Microsoft and for loopback,
+// and the authority lives on if it may.
+func TestCA(t *testing.T) {
+	dir := t.TempDir()
+	start := func(keyFile string) *Server {
+		return startTest(t, func(c *Config) { c.CAFile, c.CAKeyFile = filepath.Join(dir, "ca.pem"), keyFile })
+	}
+	first := start(filepath.Join(dir, "ca.key"))
+	written, err := os.ReadFile(first.CAFile())
+	if err != nil || string(written) != string(first.CA()) {
+		t.Errorf("CA file: %v", err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(written)
+	second := start(filepath.Join(dir, "ca.key"))
+	for _, name := range []string{"smtp.office365.com", "localhost", "127.0.0.1", "login.microsoftonline.com"} {
+		c, err := tls.Dial("tcp", strings.TrimPrefix(second.Authority(), "https://"), &tls.Config{RootCAs: pool, ServerName: name})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		c.Close()
+	}
+	if _, err := tls.Dial("tcp", strings.TrimPrefix(second.Authority(), "https://"), &tls.Config{RootCAs: pool, ServerName: "contoso.com"}); err == nil {
+		t.Error("the certificate is good for any name")
+	}
+	if third := start(""); string(third.CA()) == string(first.CA()) {
+		t.Error("an authority without key file was used again")
+	}
+}

@@ -1,0 +1,207 @@
+package exosim
+
+import (
+	"bytes"
+	"context"
+	"maps"
+	"net/mail"
+	"net/textproto"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Message is a message that reached the end of DATA, accepted or not. Nobody
+// may change it.
+type Message struct {
+	ID         int       `json:"id"`      // 1 for the first
+	Session    string    `json:"session"` // as in the banner
+	Mailbox    string    `json:"mailbox"` // authenticated as
+	TLS        string    `json:"tls"`     // "TLS 1.3"
+	Helo       string    `json:"helo"`
+	Sender     string    `json:"sender"` // envelope
+	Recipients []string  `json:"recipients"`
+	Data       []byte    `json:"data,omitempty"` // as sent, dots unstuffed
+	Size       int       `json:"size"`
+	Dot        time.Time `json:"dot"` // when the final dot came
+	Verdict    time.Time `json:"verdict"`
+	Reply      string    `json:"reply"`   // "" if the connection was dropped before a decision
+	Dropped    bool      `json:"dropped"` // the client was not told the reply
+}
+
+// Accepted tells whether the service took the message.
+func (m *Message) Accepted() bool { return strings.HasPrefix(m.Reply, "2") }
+
+// Header returns the bodies of a header field, unfolded.
+func (m *Message) Header(name string) []string {
+	msg, err := mail.ReadMessage(bytes.NewReader(m.Data))
+	if err != nil {
+		return nil
+	}
+	return msg.Header[textproto.CanonicalMIMEHeaderKey(name)]
+}
+
+// mailbox is a mailbox with what it did. Server.mu guards it.
+type mailbox struct {
+	Mailbox
+	sessions, maxSessions int // authenticated connections
+	inData, maxInData     int // from DATA to the verdict
+	slots                 int // of those, within the limit of parallel deliveries
+	accepted, recipients  int
+	dots, verdicts        window // accepted messages, by final dot and by verdict
+	sent                  window // their recipients, by verdict
+	refused               map[string]int
+}
+
+func newMailbox(m Mailbox, c *Config) *mailbox {
+	b := &mailbox{Mailbox: m}
+	b.forget(c)
+	return b
+}
+
+// forget starts all counts anew, but for what goes on now.
+func (b *mailbox) forget(c *Config) {
+	b.maxSessions, b.maxInData, b.accepted, b.recipients, b.refused = b.sessions, b.inData, 0, 0, map[string]int{}
+	b.dots, b.verdicts, b.sent = window{length: c.Window}, window{length: c.Window}, window{length: c.RecipientWindow}
+}
+
+// Usage is what a mailbox did.
+type Usage struct {
+	Accepted        int            `json:"accepted"`
+	Refused         map[string]int `json:"refused"`          // messages by code: "432"; "dropped" without a reply
+	WorstByDot      int            `json:"worst_by_dot"`     // most accepted messages in any window, by final dot
+	WorstByVerdict  int            `json:"worst_by_verdict"` // the same by verdict
+	Recipients      int            `json:"recipients"`       // of accepted messages, in the current recipient window
+	WorstRecipients int            `json:"worst_recipients"` // the most in any recipient window
+	TotalRecipients int            `json:"total_recipients"`
+	MaxSessions     int            `json:"max_sessions"` // most authenticated connections at a time
+	MaxInData       int            `json:"max_in_data"`  // most messages between DATA and verdict at a time
+}
+
+// Usage returns what a mailbox did, nothing for one that does not exist.
+func (s *Server) Usage(address string) Usage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.mailboxes[strings.ToLower(address)]
+	if b == nil {
+		return Usage{}
+	}
+	return Usage{
+		Accepted: b.accepted, Refused: maps.Clone(b.refused),
+		WorstByDot: b.dots.worst, WorstByVerdict: b.verdicts.worst,
+		Recipients: b.sent.at(time.Now()), WorstRecipients: b.sent.worst, TotalRecipients: b.recipients,
+		MaxSessions: b.maxSessions, MaxInData: b.maxInData,
+	}
+}
+
+// Messages returns all messages that reached the end of DATA, in the order of
+// their verdicts.
+func (s *Server) Messages() []*Message {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.messages)
+}
+
+// WaitAccepted waits until n messages have been accepted in all.
+func (s *Server) WaitAccepted(ctx context.Context, n int) error {
+	for {
+		s.mu.Lock()
+		have, kept := s.accepted, s.kept
+		s.mu.Unlock()
+		if have >= n {
+			return nil
+		}
+		select {
+		case <-kept:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// Forget drops all messages and starts the counters anew.
+func (s *Server) Forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.messages, s.accepted = nil, 0
+	clear(s.requests)
+	clear(s.authRefused)
+	for _, b := range s.mailboxes {
+		b.forget(&s.cfg)
+	}
+}
+
+// keep notes a message that has its verdict. The caller holds s.mu.
+func (s *Server) keep(b *mailbox, m *Message) {
+	s.messages = append(s.messages, m)
+	s.serial++
+	m.ID, m.Size = s.serial, len(m.Data)
+	close(s.kept)
+	s.kept = make(chan struct{})
+	s.cfg.Log.Info("verdict", "session", m.Session, "mailbox", m.Mailbox, "reply", m.Reply, "dropped", m.Dropped)
+	switch {
+	case m.Accepted():
+		s.accepted++
+		b.accepted++
+		b.recipients += len(m.Recipients)
+		b.dots.add(m.Dot, 1)
+		b.verdicts.add(m.Verdict, 1)
+		b.sent.add(m.Verdict, len(m.Recipients))
+	case m.Reply == "":
+		b.refused["dropped"]++
+	default:
+		b.refused[m.Reply[:3]]++
+	}
+}
+
+// enter, beginData and their opposites count what goes on at the same time.
+
+func (s *Server) enter(b *mailbox) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b.sessions++
+	b.maxSessions = max(b.maxSessions, b.sessions)
+}
+
+func (s *Server) leave(b *mailbox) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b.sessions--
+}
+
+// beginData counts a message in DATA, and tells whether it is within the limit
+// of parallel deliveries.
+func (s *Server) beginData(b *mailbox) (slot bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b.inData++
+	b.maxInData = max(b.maxInData, b.inData)
+	return s.takeSlot(b)
+}
+
+// takeSlot takes one of the mailbox's parallel deliveries if one is free. The
+// caller holds s.mu.
+func (s *Server) takeSlot(b *mailbox) bool {
+	if b.slots >= s.cfg.Connections {
+		return false
+	}
+	b.slots++
+	return true
+}
+
+// lateSlot is the second chance, at the final dot, of a message that began when
+// all were taken.
+func (s *Server) lateSlot(b *mailbox) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.takeSlot(b)
+}
+
+func (s *Server) endData(b *mailbox, slot bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b.inData--
+	if slot {
+		b.slots--
+	}
+}

@@ -1,0 +1,149 @@
+package exosim
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"net"
+	"os"
+	"time"
+)
+
+// authority is a certificate authority of one's own.
+type authority struct {
+	cert *x509.Certificate
+	key  crypto.Signer
+}
+
+// certificates returns what a server with the names that clients know needs,
+// and the authority's certificate as PEM, which is written to caFile if that is
+// not empty. With keyFile the authority is the same at the next start.
+func certificates(caFile, keyFile string) (*tls.Config, []byte, error) {
+	ca, err := loadAuthority(caFile, keyFile)
+	if err != nil {
+		return nil, nil, err
+	}
+	if ca == nil {
+		if ca, err = newAuthority(); err != nil {
+			return nil, nil, err
+		}
+		if err := ca.save(caFile, keyFile); err != nil {
+			return nil, nil, err
+		}
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, err
+	}
+	leaf := template("outlook.com")
+	leaf.DNSNames = []string{"smtp.office365.com", "outlook.office365.com", "login.microsoftonline.com", "localhost"}
+	leaf.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
+	leaf.KeyUsage, leaf.ExtKeyUsage = x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	der, err := x509.CreateCertificate(rand.Reader, leaf, ca.cert, key.Public(), ca.key)
+	if err != nil {
+		return nil, nil, err
+	}
+	conf := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	return conf, ca.pem(), nil
+}
+
+// template is a certificate without its use. Serial numbers are random: a client
+// may keep two of our certificates apart by issuer and number.
+func template(name string) *x509.Certificate {
+	now := time.Now()
+	serial, _ := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120)) // crypto/rand does not fail
+	return &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: name}, NotBefore: now.Add(-time.Hour), NotAfter: now.AddDate(1, 0, 0)}
+}
+
+func newAuthority() (*authority, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	t := template("exosim authority")
+	t.IsCA, t.BasicConstraintsValid, t.KeyUsage = true, true, x509.KeyUsageCertSign|x509.KeyUsageDigitalSignature
+	der, err := x509.CreateCertificate(rand.Reader, t, t, key.Public(), key)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := x509.ParseCertificate(der)
+	return &authority{cert, key}, err
+}
+
+// loadAuthority returns nil if there is none to be used again.
+func loadAuthority(caFile, keyFile string) (*authority, error) {
+	if keyFile == "" {
+		return nil, nil
+	}
+	if _, err := os.Stat(keyFile); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	pair, err := tls.LoadX509KeyPair(caFile, keyFile)
+	if err != nil {
+		return nil, err
+	}
+	key, ok := pair.PrivateKey.(crypto.Signer)
+	if !ok || !pair.Leaf.IsCA {
+		return nil, fmt.Errorf("%s: not a certificate authority", caFile)
+	}
+	return &authority{pair.Leaf, key}, nil
+}
+
+func (a *authority) pem() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
+}
+
+func (a *authority) save(caFile, keyFile string) error {
+	if keyFile != "" {
+		der, err := x509.MarshalPKCS8PrivateKey(a.key)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
+			return err
+		}
+	}
+	if caFile == "" {
+		return nil
+	}
+	return os.WriteFile(caFile, a.pem(), 0o644)
+}
+
+// readCertificates returns the certificates of an app; none without a file.
+func readCertificates(file string) ([]*x509.Certificate, error) {
+	if file == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	var list []*x509.Certificate
+	for block, rest := pem.Decode(b); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		if _, ok := c.PublicKey.(*rsa.PublicKey); !ok {
+			return nil, fmt.Errorf("%s: the key is not RSA, which Entra does not take", file)
+		}
+		list = append(list, c)
+	}
+	if list == nil {
+		return nil, fmt.Errorf("%s: no certificate in PEM format", file)
+	}
+	return list, nil
+}
