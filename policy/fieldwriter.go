@@ -112,7 +112,7 @@ func safeName(name string, identity Address) string {
 		}
 		list[i] = strings.NewReplacer("@", " at ", "＠", " at ", "﹫", " at ").Replace(w)
 	}
-	return strings.Join(list, " ")
+	return strings.Join(strings.Fields(strings.Join(list, " ")), " ") // "@@b.c" leaves blanks
 }
 
 func cutAt(s string) (local, domain string, ok bool) {
