@@ -92,6 +92,10 @@ func (p *Policy) Decide(r *Request) Decision {
 	d.Client = c
 	d.because(ReasonClient, c.Name, r.Peer.String())
 
+	if n := len(r.Fields); n > maxFields {
+		return d.rejected(reject("the message has %d fields for sender, date and signatures; that is no mail", n),
+			Reason{Code: ReasonTooMany, Subject: strconv.Itoa(n)})
+	}
 	h := readHeader(r)
 	if len(h.from) > maxFrom {
 		return d.rejected(reject("the message has %d From fields; it may have one", len(h.from)),

@@ -11,6 +11,9 @@ import (
 // maxFrom is how many From fields we still repair; a message with more is an attack.
 const maxFrom = 20
 
+// maxFields is the same for all fields that a decision reads, taken together.
+const maxFields = 500
+
 // wanted are the fields a decision reads, in lower case.
 var wanted = map[string]bool{
 	"from": true, "sender": true, "reply-to": true, "message-id": true, "date": true,
@@ -146,8 +149,11 @@ func wellFormed(value string, e namedAddress, id Address) bool {
 		}
 		value = strings.NewReplacer("\r", "", "\n", "").Replace(value)
 	}
+	if len(value) > 990 {
+		return false
+	}
 	a, err := mail.ParseAddress(strings.TrimSpace(value))
-	return err == nil && len(value) <= 990 && splitAddress(a.Address).Same(id)
+	return err == nil && splitAddress(a.Address).Same(id)
 }
 
 // dropForeignSender deletes Sender fields that name someone else: Exchange Online would read
@@ -157,8 +163,10 @@ func (h *header) dropForeignSender(list []HeaderChange, id Address) []HeaderChan
 		if f.key != "sender" {
 			continue
 		}
-		if e := parseMailboxes(f.Value); len(e) == 1 && f.index == 1 && wellFormed(f.Value, e[0], id) {
-			continue
+		if f.index == 1 {
+			if e := parseMailboxes(f.Value); len(e) == 1 && wellFormed(f.Value, e[0], id) {
+				continue
+			}
 		}
 		list = append(list, HeaderChange{Op: Delete, Name: f.Name, Index: f.index})
 	}

@@ -45,6 +45,9 @@ func parseMailboxes(body string) []namedAddress {
 	return list
 }
 
+// maxSender is how many bytes of a field are read; RFC 5322, section 2.1.1, allows a line 998.
+const maxSender = 1000
+
 func joinName(a, b string) string {
 	if a == "" || b == "" {
 		return a + b
@@ -55,7 +58,16 @@ func joinName(a, b string) string {
 // readable undoes folding (RFC 5322, section 2.2.3), turns control characters into
 // spaces and 8-bit bytes that are not UTF-8 into the characters of Windows-1252,
 // which is what devices of the western world mean by them.
+//
+// Of a text longer than any real sender it keeps the two ends: what follows looks for closing quotes and
+// brackets again and again, and must not keep a processor busy for a stranger's 100 kB.
 func readable(s string) string {
+	if len(s) > maxSender {
+		valid := utf8.ValidString(s)
+		if s = s[:maxSender/2] + " " + s[len(s)-maxSender/2:]; valid {
+			s = strings.ToValidUTF8(s, "")
+		}
+	}
 	clean := true
 	for i := range len(s) {
 		if s[i] < ' ' || s[i] >= 0x7f {

@@ -227,6 +227,26 @@ func TestTooManyFrom(t *testing.T) {
 	}
 }
 
+// TestHostileLengths: what costs the parser most is over at once; without a bound it would take hours.
+func TestHostileLengths(t *testing.T) {
+	p := mustPolicy(t, contoso())
+	for _, unit := range []string{`<`, `"`, `(`, `<"\"`, `("\"`, `\"`, `,`, `<(`, `a@b.c,`, `=?utf-8?q?`, `a@`, `:`, " "} {
+		from := strings.Repeat(unit, 100_000/len(unit))
+		d := p.Decide(&Request{Peer: peer("10.2.0.9", ""), Fields: fields(complete + "From: " + from)})
+		if d.Action != Accept || d.Identity.String() != "scan@contoso.com" {
+			t.Errorf("100 kB of %q: %s as %s", unit, d.Action, d.Identity)
+		}
+	}
+	d := p.Decide(&Request{Peer: peer("10.2.0.9", ""), Fields: fields("From: " + strings.Repeat("long name ", 1000) + "<hr@contoso.com>")})
+	if d.Identity.String() != "hr@contoso.com" {
+		t.Errorf("an address behind 10 kB of name: left as %s", d.Identity)
+	}
+	d = p.Decide(&Request{Peer: peer("10.2.0.9", ""), Fields: fields(strings.Repeat("Sender: a@b.c\n", maxFields+1))})
+	if d.Action != Reject {
+		t.Errorf("%d Sender fields: %s", maxFields+1, d.Action)
+	}
+}
+
 func TestReplies(t *testing.T) {
 	p := mustPolicy(t, contoso())
 	for _, tc := range []struct{ addr, login, from, want string }{

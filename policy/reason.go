@@ -17,7 +17,7 @@ const (
 	ReasonFallback     ReasonCode = "client-from"    // the client's from took its place
 	ReasonRejected     ReasonCode = "rejected"       // the client has no from, or wants a rejection
 	ReasonNullSender   ReasonCode = "null-sender"    // a bounce: it leaves as the identity
-	ReasonTooMany      ReasonCode = "too-many"       // more From fields than any real message has
+	ReasonTooMany      ReasonCode = "too-many"       // more fields of one kind than any real message has
 )
 
 // A Reason is one step of a decision. It is cheap to make; its sentence is only put
@@ -50,7 +50,7 @@ func (r Reason) String() string {
 	case ReasonNullSender:
 		return fmt.Sprintf("the null sender leaves as <%s>", r.Subject)
 	case ReasonTooMany:
-		return fmt.Sprintf("%s From fields are more than any real message has", r.Subject)
+		return fmt.Sprintf("%s fields of one kind are more than any real message has", r.Subject)
 	}
 	return string(r.Code)
 }
