@@ -167,14 +167,13 @@ func (l *Leases) grant(ctx context.Context, m *MailboxLease) (*session, error) {
 	q := l.queue(m.Address)
 	l.metrics.waiting.WithLabelValues(m.Address).Inc()
 	defer l.metrics.waiting.WithLabelValues(m.Address).Dec()
-	cause := limit.CauseMessages
 	select {
 	case <-q.turn:
 		defer func() { q.turn <- struct{}{} }()
 	case <-l.draining:
 		return nil, errDraining
 	case <-ctx.Done():
-		return nil, tooLong(m, cause)
+		return nil, fmt.Errorf("mailbox %s cannot send now: other look-ups for it have waited longer", m.Address)
 	}
 	for {
 		select {
@@ -192,8 +191,8 @@ func (l *Leases) grant(ctx context.Context, m *MailboxLease) (*session, error) {
 		if d, ok := ctx.Deadline(); ok && a.Cause != limit.CauseConnections && time.Now().Add(a.Wait).After(d) {
 			return nil, tooLong(m, a.Cause) // known now, so do not hold the connection
 		}
-		if cause = a.Cause; !q.wait(ctx, a.Wait, l.draining) {
-			return nil, tooLong(m, cause)
+		if !q.wait(ctx, a.Wait, l.draining) {
+			return nil, tooLong(m, a.Cause)
 		}
 	}
 }
@@ -291,7 +290,8 @@ func (l *Leases) Reply(ctx context.Context, c Caller, line string) Result {
 		l.verdict(c.PID, s, e, line)
 	}
 	if e.later != "" {
-		return Result{Status: OK, Value: e.later + strings.TrimSpace(strings.TrimLeft(line[3:], "- 0123456789."))}
+		text := strings.TrimSpace(strings.TrimLeft(line[3:], "- 0123456789."))
+		return Result{Status: OK, Value: likeLine(e.later+text, line)}
 	}
 	return Result{Status: NotFound}
 }
@@ -303,7 +303,16 @@ func (l *Leases) withoutCredential(s *session, line string) Result {
 	if class, _ := classify(line); class != ClassNoAuth {
 		return Result{Status: NotFound}
 	}
-	return Result{Status: OK, Value: oneLine("450 4.7.1 sendas: no mailbox may send as <"+s.sender+">: "+line, maxText)}
+	return Result{Status: OK, Value: likeLine(oneLine("450 4.7.1 sendas: no mailbox may send as <"+s.sender+">: "+line, maxText), line)}
+}
+
+// likeLine makes a replacement of one line of a reply continue or end the reply as that line
+// did (RFC 5321, section 4.2.1); else smtp(8) would take the rest for the next reply.
+func likeLine(text, line string) string {
+	if len(line) > 3 && line[3] == '-' {
+		return text[:3] + "-" + text[4:]
+	}
+	return text
 }
 
 // refused handles a token that the server did not take.

@@ -145,6 +145,28 @@ func TestPositiveRepliesStay(t *testing.T) {
 	}
 }
 
+// TestLinesOfOneReply: every line of a replaced reply has the new code, and only the last ends it.
+func TestLinesOfOneReply(t *testing.T) {
+	d := newDesk(limit.Rate{N: 30, Per: time.Minute})
+	d.Lease(t.Context(), process(1), "erp@contoso.com")
+	d.play(t, process(1), authOK, mailOK, rcptOK, dataOK)
+	for _, tc := range []struct{ line, want string }{
+		{"554-5.2.0 STOREDRV.Submission.Exception:SubmissionQuotaExceededException; first", "454-4.2.0 STOREDRV.Submission.Exception:SubmissionQuotaExceededException; first"},
+		{"554 5.2.0 second", "454 4.2.0 second"},
+	} {
+		if got := d.Reply(t.Context(), process(1), tc.line); got != (Result{OK, tc.want}) {
+			t.Errorf("reply %q answered %v, want %q", tc.line, got, tc.want)
+		}
+	}
+	if u := d.usage(t); u.Leases != 0 || u.Messages != 1 {
+		t.Errorf("usage %+v, want one message and no lease out", u)
+	}
+	d.Lease(t.Context(), process(2), "stranger@contoso.com")
+	if got := d.Reply(t.Context(), process(2), "530-5.7.57 Client not authenticated to send mail."); !strings.HasPrefix(got.Value, "450-4.7.1 sendas: ") {
+		t.Errorf("first line of a longer reply: %v", got)
+	}
+}
+
 func TestUnknownSender(t *testing.T) {
 	// smtp(8) asks for the sender, its domain, the server and the next-hop, in this order.
 	hosts := []string{"@contoso.com", "smtp.office365.com", "[smtp.office365.com]:587"}

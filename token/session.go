@@ -28,7 +28,8 @@ type session struct {
 	began    time.Time
 	waited   time.Duration
 	stage    stage
-	accepted int // recipients
+	accepted int    // recipients
+	later    string // of an earlier line of the reply that is coming in
 }
 
 // event is what a reply line means for the session.
@@ -43,8 +44,16 @@ type event struct {
 // (RFC 5321, section 4.2.1).
 func (s *session) reply(line string) event {
 	class, later := classify(line)
+	if later == "" && class != ClassAccepted {
+		later = s.later // all lines of a reply have the same code
+	}
 	e := event{class: class, later: later}
-	if len(line) > 3 && line[3] == '-' || class == ClassUnreadable && !strings.HasPrefix(line, "3") {
+	if len(line) > 3 && line[3] == '-' {
+		s.later = later
+		return e
+	}
+	s.later = ""
+	if class == ClassUnreadable && !strings.HasPrefix(line, "3") {
 		return e
 	}
 	positive := class == ClassAccepted
