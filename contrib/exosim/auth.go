@@ -17,7 +17,7 @@ func (k *conn) auth(arg string) error {
 	switch {
 	case k.helo == "":
 		return k.reply(textSendHello)
-	case k.tls == nil:
+	case !k.offers("AUTH"):
 		return k.reply(textNoMechanism)
 	case k.box != nil:
 		return k.reply("503 5.5.1 Already authenticated")
@@ -27,6 +27,14 @@ func (k *conn) auth(arg string) error {
 		return k.authXOAUTH2(strings.TrimSpace(initial), hasInitial)
 	}
 	return k.reply(textNoMechanism)
+}
+
+// offers tells whether EHLO has an extension for the session as it is.
+func (k *conn) offers(extension string) bool {
+	return slices.ContainsFunc(k.svc.extensions(k), func(x string) bool {
+		name, _, _ := strings.Cut(x, " ")
+		return name == extension
+	})
 }
 
 // authLogin is refused as it is where Basic authentication is off, whatever the

@@ -17,7 +17,7 @@ import (
 type Config struct {
 	Tenant   string   `yaml:"tenant"`    // a domain of the tenant, for token URLs; contoso.onmicrosoft.com
 	TenantID string   `yaml:"tenant_id"` // the tenant's GUID, accepted in token URLs too
-	Domains  []string `yaml:"domains"`   // accepted domains, for token URLs and for checking the mailboxes; none: not checked
+	Domains  []string `yaml:"domains"`   // accepted domains, for token URLs, the MX endpoint, and for checking the mailboxes; none: not checked
 
 	Apps      []App     `yaml:"apps"`
 	Mailboxes []Mailbox `yaml:"mailboxes"`
@@ -60,7 +60,21 @@ type Config struct {
 	// Seed makes random delays and faults repeatable; 0 is another run each time.
 	Seed uint64 `yaml:"seed"`
 
+	// Connectors are the inbound connectors that the MX endpoint knows.
+	Connectors []Connector `yaml:"connectors"`
+	// ClientCAFile is PEM: who vouches for the certificates of connectors,
+	// beside the simulator's own authority.
+	ClientCAFile string `yaml:"client_ca_file"`
+	// RejectDirectSend has the MX endpoint refuse envelope senders of Domains
+	// that come by no connector.
+	RejectDirectSend bool `yaml:"reject_direct_send"`
+	// KnownRecipients are addresses that exist beside the mailboxes and their
+	// aliases. Where there are any, the MX endpoint refuses all others in
+	// Domains; where there are none, it takes them all.
+	KnownRecipients []string `yaml:"known_recipients"`
+
 	Submission string `yaml:"submission"`  // address to listen on; 127.0.0.1:0
+	MX         string `yaml:"mx"`          // address of the MX endpoint, which takes mail for Domains; none
 	Entra      string `yaml:"entra"`       // HTTPS; 127.0.0.1:0
 	EntraPlain bool   `yaml:"entra_plain"` // HTTP instead
 	Admin      string `yaml:"admin"`       // HTTP; none
@@ -146,7 +160,7 @@ func LoadConfig(path string) (Config, error) {
 	if err := yaml.UnmarshalWithOptions(b, &c, yaml.Strict()); err != nil {
 		return c, fmt.Errorf("%s: %s", path, strings.TrimSpace(yaml.FormatError(err, false, false)))
 	}
-	files := []*string{&c.CAFile, &c.CAKeyFile}
+	files := []*string{&c.CAFile, &c.CAKeyFile, &c.ClientCAFile}
 	for i := range c.Apps {
 		files = append(files, &c.Apps[i].CertificateFile)
 	}
@@ -188,14 +202,20 @@ func (c *Config) complete() error {
 	or(&c.Log, slog.New(slog.DiscardHandler))
 	c.VerdictMax = max(c.VerdictMax, c.VerdictMin)
 	// The caller's slices stay as they are.
-	c.Apps, c.Mailboxes = slices.Clone(c.Apps), slices.Clone(c.Mailboxes)
+	c.Apps, c.Mailboxes, c.Connectors = slices.Clone(c.Apps), slices.Clone(c.Mailboxes), slices.Clone(c.Connectors)
 	if err := c.checkFigures(); err != nil {
 		return err
 	}
 	if err := c.completeApps(); err != nil {
 		return err
 	}
-	return c.checkMailboxes()
+	if err := c.checkMailboxes(); err != nil {
+		return err
+	}
+	if err := c.completeConnectors(); err != nil {
+		return err
+	}
+	return c.checkMX()
 }
 
 func (c *Config) checkFigures() error {
@@ -242,17 +262,66 @@ func (c *Config) completeApps() error {
 func (c *Config) checkMailboxes() error {
 	seen := map[string]bool{}
 	for i, m := range c.Mailboxes {
-		_, domain, ok := strings.Cut(m.Address, "@")
 		key := strings.ToLower(m.Address)
-		if !ok || seen[key] {
+		if !strings.Contains(m.Address, "@") || seen[key] {
 			return fmt.Errorf("mailboxes[%d].address: %q is no address or listed twice", i, m.Address)
 		}
 		seen[key] = true
-		if len(c.Domains) > 0 && !slices.ContainsFunc(c.Domains, func(d string) bool { return strings.EqualFold(d, domain) }) {
+		if len(c.Domains) > 0 && !c.owns(m.Address) {
 			return fmt.Errorf("mailboxes[%d].address: %q is in none of the domains", i, m.Address)
 		}
 		if m.SMTPAuthDisabled && m.SMTPAuthEnabled {
 			return fmt.Errorf("mailboxes[%d]: smtp_auth_disabled and smtp_auth_enabled exclude each other", i)
+		}
+	}
+	return nil
+}
+
+// owns tells whether an address is in one of Domains.
+func (c *Config) owns(address string) bool {
+	at := strings.LastIndexByte(address, '@')
+	return at >= 0 && slices.ContainsFunc(c.Domains, func(d string) bool { return strings.EqualFold(d, address[at+1:]) })
+}
+
+func (c *Config) completeConnectors() error {
+	seen := map[string]bool{}
+	for i := range c.Connectors {
+		k := &c.Connectors[i]
+		key := strings.ToLower(k.Name)
+		if key == "" || seen[key] {
+			return fmt.Errorf("connectors[%d].name: %q is empty or listed twice", i, k.Name)
+		}
+		seen[key] = true
+		if err := k.complete(); err != nil {
+			return fmt.Errorf("connectors[%d].%w", i, err)
+		}
+		// Exchange takes only names of accepted domains for a connector.
+		if k.CertificateName != "" && !c.contains(k.CertificateName) {
+			return fmt.Errorf("connectors[%d].certificate_name: %q is in none of the domains", i, k.CertificateName)
+		}
+	}
+	return nil
+}
+
+// contains tells whether a host name is one of Domains or below one.
+func (c *Config) contains(host string) bool {
+	host = "." + strings.ToLower(host)
+	return slices.ContainsFunc(c.Domains, func(d string) bool { return strings.HasSuffix(host, "."+strings.ToLower(d)) })
+}
+
+func (c *Config) checkMX() error {
+	if c.MX == "" && (len(c.Connectors) > 0 || c.ClientCAFile != "" || c.RejectDirectSend || len(c.KnownRecipients) > 0) {
+		return fmt.Errorf("connectors, client_ca_file, reject_direct_send, known_recipients: need mx beside them")
+	}
+	if c.MX != "" && len(c.Domains) == 0 {
+		return fmt.Errorf("mx: needs domains beside it")
+	}
+	for i, a := range c.KnownRecipients {
+		if !strings.Contains(a, "@") {
+			return fmt.Errorf("known_recipients[%d]: %q is no address", i, a)
+		}
+		if !c.owns(a) {
+			return fmt.Errorf("known_recipients[%d]: %q is in none of the domains", i, a)
 		}
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -67,6 +68,9 @@ func write(t *testing.T, file, text string) {
 	}
 }
 
+// inMX is what configurations of the MX endpoint have in common.
+const inMX = "mx: 127.0.0.1:0\ndomains: [B.c]\n"
+
 func TestBadConfigs(t *testing.T) {
 	for _, tc := range []struct{ text, want string }{
 		{"mailbxes: []", `unknown field "mailbxes"`},
@@ -84,6 +88,23 @@ func TestBadConfigs(t *testing.T) {
 		{"mailboxes: [{address: a@b.c}, {address: A@b.c}]", `mailboxes[1].address: "A@b.c" is no address or listed twice`},
 		{"domains: [contoso.com]\nmailboxes: [{address: a@b.c}]", `mailboxes[0].address: "a@b.c" is in none of the domains`},
 		{"mailboxes: [{address: a@b.c, smtp_auth_disabled: true, smtp_auth_enabled: true}]", "exclude each other"},
+		{"mx: 127.0.0.1:0", "mx: needs domains beside it"},
+		{"domains: [b.c]\nreject_direct_send: true", "connectors, client_ca_file, reject_direct_send, known_recipients: need mx beside them"},
+		{"domains: [b.c]\nclient_ca_file: ca.pem", "need mx beside them"},
+		{"domains: [b.c]\nknown_recipients: [a@b.c]", "need mx beside them"},
+		{"domains: [b.c]\nconnectors: [{name: x, sender_ips: [10.1.0.1]}]", "need mx beside them"},
+		{inMX + "known_recipients: [a@b.c, info]", `known_recipients[1]: "info" is no address`},
+		{inMX + "known_recipients: [a@example.net]", `known_recipients[0]: "a@example.net" is in none of the domains`},
+		{inMX + "connectors: [{sender_ips: [10.1.0.1]}]", `connectors[0].name: "" is empty or listed twice`},
+		{inMX + "connectors: [{name: x, sender_ips: [10.1.0.1]}, {name: X, sender_ips: [10.1.0.2]}]", `connectors[1].name: "X" is empty or listed twice`},
+		{inMX + "connectors: [{name: x}]", "connectors[0].sender_ips: needed, or certificate_name"},
+		{inMX + "connectors: [{name: x, sender_ips: [10.1.0.1, 10.1]}]", `connectors[0].sender_ips[1]: "10.1" is no address and no network such as 10.1.0.0/16`},
+		{inMX + "connectors: [{name: x, sender_ips: [10.1.0.0/33]}]", `"10.1.0.0/33" is no address and no network`},
+		{inMX + "connectors: [{name: x, certificate_name: '*'}]", `connectors[0].certificate_name: "*" is no name such as relay.contoso.com or *.contoso.com`},
+		{inMX + "connectors: [{name: x, certificate_name: 'a.*.b.c'}]", `"a.*.b.c" is no name`},
+		{inMX + "connectors: [{name: x, certificate_name: relay}]", `"relay" is no name`},
+		{inMX + "connectors: [{name: x, certificate_name: relay.xb.c}]", `connectors[0].certificate_name: "relay.xb.c" is in none of the domains`},
+		{inMX + "connectors: [{name: x, certificat_name: relay.b.c}]", `unknown field "certificat_name"`},
 	} {
 		file := filepath.Join(t.TempDir(), "bad.yaml")
 		write(t, file, tc.text)
@@ -118,6 +139,8 @@ func TestStartFails(t *testing.T) {
 		{func(c *Config) { c.CAFile = filepath.Join(noPEM, "ca.pem") }, "not a directory"},
 		{func(c *Config) { c.Apps[0].CertificateFile = noPEM }, "apps[0].certificate_file: " + noPEM + ": no certificate in PEM format"},
 		{func(c *Config) { c.SendAsText = "x" }, "send_as_text"},
+		{func(c *Config) { c.MX, c.Domains = busy.Addr().String(), []string{"contoso.com"} }, "address already in use"},
+		{func(c *Config) { c.MX, c.Domains, c.ClientCAFile = "127.0.0.1:0", []string{"contoso.com"}, noPEM }, "client_ca_file: " + noPEM + ": no certificate in PEM format"},
 	} {
 		c := testConfig()
 		tc.change(&c)
@@ -140,11 +163,16 @@ func TestSecretsDoNotPrint(t *testing.T) {
 	}
 }
 
+// testLog writes all there is to log.
+func testLog(w io.Writer) *slog.Logger {
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
 // TestLogHasNoToken: what goes on is logged, tokens are not.
 func TestLogHasNoToken(t *testing.T) {
 	var log lockedBuffer
 	s := startTest(t, func(c *Config) {
-		c.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		c.Log = testLog(&log)
 	})
 	token := s.Issue(app1, audience, -time.Second)
 	greet(t, s).say("AUTH XOAUTH2 " + xoauth2("erp@contoso.com", token))
@@ -176,7 +204,7 @@ func TestCA(t *testing.T) {
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(written)
 	second := start(filepath.Join(dir, "ca.key"))
-	for _, name := range []string{"smtp.office365.com", "localhost", "127.0.0.1", "login.microsoftonline.com"} {
+	for _, name := range []string{"smtp.office365.com", "localhost", "127.0.0.1", "login.microsoftonline.com", "contoso-com.mail.protection.outlook.com"} {
 		c, err := tls.Dial("tcp", strings.TrimPrefix(second.Authority(), "https://"), &tls.Config{RootCAs: pool, ServerName: name})
 		if err != nil {
 			t.Errorf("%s: %v", name, err)

@@ -3,6 +3,11 @@
 // their words: to a token for another audience, to a sender without Send As,
 // to a fourth delivery at the same time, to the 10,001st recipient.
 //
+// There are two SMTP endpoints. Submission takes mail from signed-in mailboxes.
+// The MX endpoint takes it from everybody for the organisation (direct send),
+// and from its inbound connectors, known by address or client certificate, for
+// everybody.
+//
 // [Start] starts it inside a test; the program in cmd/exosim starts it from a
 // file. Both keep every message with its verdict, and count for each mailbox
 // the worst minute that it ever had.

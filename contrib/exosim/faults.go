@@ -9,12 +9,13 @@ import (
 
 // Faults are troubles that can be switched on while the simulator runs. A
 // number counts down: so many of the next connections, messages or requests.
+// What concerns a mailbox leaves the MX endpoint alone.
 type Faults struct {
 	RefuseConnect    bool `json:"refuse_connect"`     // 421 instead of a banner
 	DropInData       int  `json:"drop_in_data"`       // hang up at the first line after DATA
 	DropBeforeAccept int  `json:"drop_before_accept"` // hang up after the final dot, with nothing accepted
 	DropAfterData    int  `json:"drop_after_data"`    // accept, and hang up without telling
-	Busy             int  `json:"busy"`               // 451 4.7.0 at the end of DATA
+	Busy             int  `json:"busy"`               // 451 at the end of DATA: 4.7.0, and 4.7.500 at the MX endpoint
 
 	Concurrent      int     `json:"concurrent"`       // 432 4.3.2 at the end of DATA
 	ConcurrentShare float64 `json:"concurrent_share"` // the same at random, for that share of the messages: 0 to 1

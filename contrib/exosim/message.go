@@ -14,20 +14,29 @@ import (
 // Message is a message that reached the end of DATA, accepted or not. Nobody
 // may change it.
 type Message struct {
-	ID         int       `json:"id"`      // 1 for the first
-	Session    string    `json:"session"` // as in the banner
-	Mailbox    string    `json:"mailbox"` // authenticated as
-	TLS        string    `json:"tls"`     // "TLS 1.3"
-	Helo       string    `json:"helo"`
-	Sender     string    `json:"sender"` // envelope
-	Recipients []string  `json:"recipients"`
-	Data       []byte    `json:"data,omitempty"` // as sent, dots unstuffed
-	Size       int       `json:"size"`
-	Dot        time.Time `json:"dot"` // when the final dot came
-	Verdict    time.Time `json:"verdict"`
-	Reply      string    `json:"reply"`   // "" if the connection was dropped before a decision
-	Dropped    bool      `json:"dropped"` // the client was not told the reply
+	ID          int       `json:"id"`          // 1 for the first
+	Session     string    `json:"session"`     // as in the banner
+	Endpoint    string    `json:"endpoint"`    // EndpointSubmission or EndpointMX
+	Mailbox     string    `json:"mailbox"`     // authenticated as; "" at the MX endpoint
+	Connector   string    `json:"connector"`   // at the MX endpoint, its name; "" is direct send
+	Certificate string    `json:"certificate"` // at the MX endpoint, the verified client certificate's name, the one that the connector knows if there are several; "" without
+	TLS         string    `json:"tls"`         // "TLS 1.3", "" without
+	Helo        string    `json:"helo"`
+	Sender      string    `json:"sender"` // envelope
+	Recipients  []string  `json:"recipients"`
+	Data        []byte    `json:"data,omitempty"` // as sent, dots unstuffed
+	Size        int       `json:"size"`
+	Dot         time.Time `json:"dot"` // when the final dot came
+	Verdict     time.Time `json:"verdict"`
+	Reply       string    `json:"reply"`   // "" if the connection was dropped before a decision
+	Dropped     bool      `json:"dropped"` // the client was not told the reply
 }
+
+// The values of Message.Endpoint.
+const (
+	EndpointSubmission = "submission"
+	EndpointMX         = "mx"
+)
 
 // Accepted tells whether the service took the message.
 func (m *Message) Accepted() bool { return strings.HasPrefix(m.Reply, "2") }
@@ -131,17 +140,27 @@ func (s *Server) Forget() {
 	}
 }
 
-// keep notes a message that has its verdict. The caller holds s.mu.
+// keep notes a message that has its verdict; b is its mailbox, nil without. The
+// caller holds s.mu.
 func (s *Server) keep(b *mailbox, m *Message) {
 	s.messages = append(s.messages, m)
 	s.serial++
 	m.ID, m.Size = s.serial, len(m.Data)
 	close(s.kept)
 	s.kept = make(chan struct{})
-	s.cfg.Log.Info("verdict", "session", m.Session, "mailbox", m.Mailbox, "reply", m.Reply, "dropped", m.Dropped)
+	s.cfg.Log.Info("verdict", "session", m.Session, "endpoint", m.Endpoint, "mailbox", m.Mailbox, "connector", m.Connector, "reply", m.Reply, "dropped", m.Dropped)
+	if m.Accepted() {
+		s.accepted++
+	}
+	if b != nil {
+		b.note(m)
+	}
+}
+
+// note counts a message that has its verdict.
+func (b *mailbox) note(m *Message) {
 	switch {
 	case m.Accepted():
-		s.accepted++
 		b.accepted++
 		b.recipients += len(m.Recipients)
 		b.dots.add(m.Dot, 1)

@@ -16,6 +16,7 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -26,9 +27,9 @@ type authority struct {
 }
 
 // certificates returns what a server with the names that clients know needs,
-// and the authority's certificate as PEM, which is written to caFile if that is
-// not empty. With keyFile the authority is the same at the next start.
-func certificates(caFile, keyFile string) (*tls.Config, []byte, error) {
+// and the authority, whose certificate is written to caFile if that is not
+// empty. With keyFile the authority is the same at the next start.
+func certificates(caFile, keyFile string) (*tls.Config, *authority, error) {
 	ca, err := loadAuthority(caFile, keyFile)
 	if err != nil {
 		return nil, nil, err
@@ -41,20 +42,88 @@ func certificates(caFile, keyFile string) (*tls.Config, []byte, error) {
 			return nil, nil, err
 		}
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, nil, err
-	}
 	leaf := template("outlook.com")
-	leaf.DNSNames = []string{"smtp.office365.com", "outlook.office365.com", "login.microsoftonline.com", "localhost"}
+	leaf.DNSNames = []string{"smtp.office365.com", "outlook.office365.com", "*.mail.protection.outlook.com", "login.microsoftonline.com", "localhost"}
 	leaf.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
-	leaf.KeyUsage, leaf.ExtKeyUsage = x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-	der, err := x509.CreateCertificate(rand.Reader, leaf, ca.cert, key.Public(), ca.key)
+	leaf.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	der, key, err := ca.issue(leaf)
 	if err != nil {
 		return nil, nil, err
 	}
 	conf := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
-	return conf, ca.pem(), nil
+	return conf, ca, nil
+}
+
+// issue signs a certificate with a new key.
+func (a *authority) issue(leaf *x509.Certificate) (der []byte, key *ecdsa.PrivateKey, err error) {
+	if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+		return nil, nil, err
+	}
+	leaf.KeyUsage |= x509.KeyUsageDigitalSignature
+	der, err = x509.CreateCertificate(rand.Reader, leaf, a.cert, key.Public(), a.key)
+	return der, key, err
+}
+
+// ClientCertificate returns a new certificate for a client, good for a year, and
+// its key, both PEM. The name, such as relay.contoso.com or *.contoso.com, is
+// its common name and its DNS name. The MX endpoint trusts it.
+func (s *Server) ClientCertificate(name string) (certPEM, keyPEM []byte, err error) {
+	if name == "" {
+		return nil, nil, errors.New("exosim: a client certificate needs a name")
+	}
+	leaf := template(name)
+	leaf.DNSNames, leaf.ExtKeyUsage = []string{name}, []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	der, key, err := s.ca.issue(leaf)
+	if err != nil {
+		return nil, nil, fmt.Errorf("exosim: client certificate for %q: %w", name, err)
+	}
+	if keyPEM, err = pemKey(key); err != nil {
+		return nil, nil, fmt.Errorf("exosim: client certificate for %q: %w", name, err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), keyPEM, nil
+}
+
+func pemKey(key crypto.Signer) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), err
+}
+
+// clientRoots returns whom to trust with client certificates: the authority
+// itself, and those in a file if there is one.
+func (a *authority) clientRoots(file string) (*x509.CertPool, error) {
+	roots := x509.NewCertPool()
+	roots.AddCert(a.cert)
+	if file == "" {
+		return roots, nil
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	if !roots.AppendCertsFromPEM(b) {
+		return nil, fmt.Errorf("%s: no certificate in PEM format", file)
+	}
+	return roots, nil
+}
+
+// clientNames returns the names of a client's certificate, the common name
+// first; none if it sent none, or none that an authority vouches for. What the
+// certificate may be used for is not looked at: public authorities give out
+// hardly any for clients, and relays use the one they have as a server.
+func (s *Server) clientNames(chain []*x509.Certificate) ([]string, error) {
+	if len(chain) == 0 {
+		return nil, nil
+	}
+	leaf, between := chain[0], x509.NewCertPool()
+	for _, c := range chain[1:] {
+		between.AddCert(c)
+	}
+	_, err := leaf.Verify(x509.VerifyOptions{Roots: s.clientRoots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	if err != nil {
+		return nil, err
+	}
+	names := slices.DeleteFunc([]string{leaf.Subject.CommonName}, func(n string) bool { return n == "" })
+	return append(names, leaf.DNSNames...), nil
 }
 
 // template is a certificate without its use. Serial numbers are random: a client
@@ -105,11 +174,11 @@ func (a *authority) pem() []byte {
 
 func (a *authority) save(caFile, keyFile string) error {
 	if keyFile != "" {
-		der, err := x509.MarshalPKCS8PrivateKey(a.key)
+		key, err := pemKey(a.key)
 		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
+		if err := os.WriteFile(keyFile, key, 0o600); err != nil {
 			return err
 		}
 	}

@@ -19,33 +19,33 @@ func (m *Mailbox) mayBe(address string) bool {
 // senders returns the addresses that a message claims to be from, or why it is
 // refused: From must be there once and well formed, and with several addresses
 // there must be a Sender, which then is claimed too ("on behalf of").
-func senders(data []byte) (list []string, refusal string) {
+func senders(data []byte) (from, sender []string, refusal string) {
 	msg, err := mail.ReadMessage(bytes.NewReader(data))
 	if err != nil {
-		return nil, textBadFrom
+		return nil, nil, textBadFrom
 	}
 	fields := msg.Header["From"]
 	if len(fields) > 1 && len(msg.Header["Sender"]) == 0 {
-		return nil, textManyFrom
+		return nil, nil, textManyFrom
 	}
 	if len(fields) != 1 {
-		return nil, textBadFrom
+		return nil, nil, textBadFrom
 	}
 	from, ok := addresses(fields[0])
 	if !ok {
-		return nil, textBadFrom
+		return nil, nil, textBadFrom
 	}
 	if len(from) > 1 && len(msg.Header["Sender"]) == 0 {
-		return nil, textManyFrom
+		return nil, nil, textManyFrom
 	}
 	for _, f := range msg.Header["Sender"] {
 		more, ok := addresses(f)
 		if !ok {
-			return nil, textBadFrom
+			return nil, nil, textBadFrom
 		}
-		from = append(from, more...)
+		sender = append(sender, more...)
 	}
-	return from, ""
+	return from, sender, ""
 }
 
 // addresses reads an address list strictly (RFC 5322, section 3.4): what

@@ -20,14 +20,18 @@ import (
 type Server struct {
 	cfg   Config
 	tls   *tls.Config
-	ca    []byte          // PEM
+	mxTLS *tls.Config // asks for a client certificate
+	ca    *authority
 	key   *rsa.PrivateKey // signs access tokens
 	smtp  net.Listener
+	mx    net.Listener // nil without
 	entra *httpEndpoint
 	admin *httpEndpoint // nil without
 	stop  context.Context
 	halt  context.CancelFunc
 	wg    sync.WaitGroup
+
+	clientRoots *x509.CertPool // who vouches for client certificates
 
 	mu          sync.Mutex // guards what follows
 	faults      Faults
@@ -89,6 +93,14 @@ func (s *Server) prepare() (err error) {
 	if s.tls, s.ca, err = certificates(s.cfg.CAFile, s.cfg.CAKeyFile); err != nil {
 		return err
 	}
+	if s.clientRoots, err = s.ca.clientRoots(s.cfg.ClientCAFile); err != nil {
+		return fmt.Errorf("client_ca_file: %w", err)
+	}
+	// Any certificate passes the handshake, as at the real service, which names
+	// no authorities either: one that nobody vouches for is worth nothing, but
+	// TLS goes on.
+	s.mxTLS = s.tls.Clone()
+	s.mxTLS.ClientAuth = tls.RequestClientCert
 	return s.listen()
 }
 
@@ -97,6 +109,12 @@ func (s *Server) listen() (err error) {
 		return err
 	}
 	s.wg.Go(func() { s.serveSMTP(s.smtp, submission{s}) })
+	if s.cfg.MX != "" {
+		if s.mx, err = net.Listen("tcp", s.cfg.MX); err != nil {
+			return err
+		}
+		s.wg.Go(func() { s.serveSMTP(s.mx, mx{s}) })
+	}
 	overTLS := s.tls
 	if s.cfg.EntraPlain {
 		overTLS = nil
@@ -121,8 +139,10 @@ func (s *Server) Close() {
 		c.Close()
 	}
 	s.mu.Unlock()
-	if s.smtp != nil {
-		s.smtp.Close()
+	for _, ln := range []net.Listener{s.smtp, s.mx} {
+		if ln != nil {
+			ln.Close()
+		}
 	}
 	for _, e := range []*httpEndpoint{s.entra, s.admin} {
 		if e != nil {
@@ -178,6 +198,15 @@ func (s *Server) newSession() string {
 // certificate is for smtp.office365.com and localhost as well.
 func (s *Server) SubmissionAddr() string { return s.smtp.Addr().String() }
 
+// MXAddr returns host:port of the MX endpoint, an IP address, "" without; the
+// certificate is for all names below mail.protection.outlook.com as well.
+func (s *Server) MXAddr() string {
+	if s.mx == nil {
+		return ""
+	}
+	return s.mx.Addr().String()
+}
+
 // Authority returns the base URL of the token service.
 func (s *Server) Authority() string { return s.entra.url() }
 
@@ -193,7 +222,7 @@ func (s *Server) AdminAddr() string {
 }
 
 // CA returns the certificate of the simulator's authority, PEM.
-func (s *Server) CA() []byte { return s.ca }
+func (s *Server) CA() []byte { return s.ca.pem() }
 
 // CAFile returns Config.CAFile.
 func (s *Server) CAFile() string { return s.cfg.CAFile }
@@ -228,6 +257,13 @@ func (s *Server) SetApp(clientID string, change func(*App)) {
 	change(&changed)
 	changed.ClientID = clientID
 	s.apps[clientID] = &changed // a request may be reading the old one
+}
+
+// SetRejectDirectSend switches Config.RejectDirectSend.
+func (s *Server) SetRejectDirectSend(on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cfg.RejectDirectSend = on
 }
 
 // SetSMTPAuthDisabled switches SMTP AUTH off for the tenant, or on again.

@@ -21,10 +21,13 @@ const maxLine = 12288 + 64
 type conn struct {
 	s   *Server
 	svc service
+	at  endpoint // of svc
 	c   net.Conn
 	r   *bufio.Reader
 	id  string // 08DCE8B62813AB2B
 	tls *tls.Conn
+
+	certNames []string // of the client's certificate, where it is asked for and verified
 
 	helo    string   // "" until EHLO or HELO
 	box     *mailbox // authenticated as
@@ -73,7 +76,7 @@ func (s *Server) serveSMTP(ln net.Listener, svc service) {
 		}
 		s.wg.Go(func() {
 			defer s.untrack(c)
-			k := &conn{s: s, svc: svc, c: c, r: bufio.NewReaderSize(c, maxLine), id: s.newSession()}
+			k := &conn{s: s, svc: svc, at: svc.about(), c: c, r: bufio.NewReaderSize(c, maxLine), id: s.newSession()}
 			k.serve()
 			k.signOff()
 		})
@@ -85,7 +88,7 @@ func (k *conn) serve() {
 		k.reply(textUnavailable)
 		return
 	}
-	if k.reply(banner(time.Now(), k.id)) != nil {
+	if k.reply(banner(k.at.host, time.Now(), k.id)) != nil {
 		return
 	}
 	for {
@@ -136,7 +139,7 @@ func (k *conn) refuse(line string) error {
 	return k.reply(line)
 }
 
-func (k *conn) bracket() string { return bracket(time.Now(), k.id) }
+func (k *conn) bracket() string { return bracket(k.at.machine, time.Now(), k.id) }
 
 // readLine returns a line without its end.
 func (k *conn) readLine() (string, error) {
@@ -154,7 +157,7 @@ func (k *conn) ehlo(arg string) error {
 	if arg == "" {
 		return k.reply(textBadArgs)
 	}
-	lines := []string{"250-" + frontend + " Hello [" + k.remoteIP() + "]"}
+	lines := []string{"250-" + k.at.host + " Hello [" + k.remoteIP() + "]"}
 	for _, x := range k.svc.extensions(k) {
 		lines = append(lines, "250-"+x)
 	}
@@ -169,7 +172,7 @@ func (k *conn) hello(arg string) error {
 	if arg == "" {
 		return k.reply(textBadArgs)
 	}
-	return k.reply("250 " + frontend + " Hello [" + k.remoteIP() + "]")
+	return k.reply("250 " + k.at.host + " Hello [" + k.remoteIP() + "]")
 }
 
 func (k *conn) remoteIP() string {
@@ -187,7 +190,7 @@ func (k *conn) startTLS(string) error {
 	if err := k.reply(textReady); err != nil {
 		return err
 	}
-	t := tls.Server(k.c, k.s.tls)
+	t := tls.Server(k.c, k.at.tls)
 	t.SetDeadline(time.Now().Add(30 * time.Second))
 	if err := t.Handshake(); err != nil {
 		return err
@@ -197,6 +200,10 @@ func (k *conn) startTLS(string) error {
 	k.c, k.tls, k.r = t, t, bufio.NewReaderSize(t, maxLine)
 	k.helo = ""
 	k.reset()
+	var err error
+	if k.certNames, err = k.s.clientNames(t.ConnectionState().PeerCertificates); err != nil {
+		k.s.cfg.Log.Info("client certificate not trusted", "session", k.id, "err", err)
+	}
 	return nil
 }
 
@@ -268,6 +275,9 @@ func (k *conn) rcptTo(arg string) error {
 		return k.reply(textBadArgs)
 	case len(k.rcpts) >= k.s.cfg.MaxMessageRcpts:
 		return k.reply(textManyRcpts)
+	}
+	if refusal := k.svc.recipient(k, addr); refusal != "" {
+		return k.refuse(refusal)
 	}
 	k.rcpts = append(k.rcpts, addr)
 	return k.reply(textRcptOK)
@@ -450,7 +460,7 @@ func (k *conn) finish(data []byte, tooBig bool) error {
 		k.reset()
 		return k.reply(textTooLarge)
 	}
-	m := &Message{Session: k.id, Helo: k.helo, Sender: k.from, Recipients: k.rcpts, Data: data, Dot: time.Now()}
+	m := &Message{Session: k.id, Endpoint: k.at.name, Helo: k.helo, Sender: k.from, Recipients: k.rcpts, Data: data, Dot: time.Now()}
 	if k.tls != nil {
 		m.TLS = tls.VersionName(k.tls.ConnectionState().Version)
 	}

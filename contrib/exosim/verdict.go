@@ -2,17 +2,23 @@ package exosim
 
 import (
 	"cmp"
+	"crypto/tls"
+	"slices"
 	"time"
 )
 
-// A service is what differs between the SMTP endpoints of Exchange Online.
-// There is one, submission; an MX endpoint would be another one behind the
-// same conn. Its methods are called by many connections at the same time.
+// A service is what differs between the SMTP endpoints of Exchange Online:
+// submission, and mx. Its methods are called by many connections at the same
+// time.
 type service interface {
-	// extensions are the lines of EHLO.
+	// about tells how the endpoint presents itself; it is always the same.
+	about() endpoint
+	// extensions are the lines of EHLO. There is AUTH where it is among them.
 	extensions(k *conn) []string
 	// admits returns why the session may not send mail, "" if it may.
 	admits(k *conn) string
+	// recipient returns why the session may not send to an address, "" if it may.
+	recipient(k *conn, address string) string
 	// begin is told that a message's content starts to come, end that the
 	// message has its verdict or is lost.
 	begin(k *conn)
@@ -22,10 +28,28 @@ type service interface {
 	judge(k *conn, m *Message)
 }
 
+// endpoint is how an SMTP endpoint presents itself.
+type endpoint struct {
+	name    string // Message.Endpoint
+	host    string // in the banner and in EHLO
+	machine string // in errors
+	tls     *tls.Config
+}
+
 // submission is smtp.office365.com:587.
 type submission struct{ s *Server }
 
-func (v submission) extensions(k *conn) []string { return extensions(k.tls != nil, v.s.cfg.MaxSize) }
+func (v submission) about() endpoint {
+	return endpoint{name: EndpointSubmission, host: frontend, machine: machine, tls: v.s.tls}
+}
+
+// extensions have AUTH in the place of STARTTLS.
+func (v submission) extensions(k *conn) []string {
+	if k.tls != nil {
+		return extensions("AUTH LOGIN XOAUTH2", v.s.cfg.MaxSize)
+	}
+	return extensions("STARTTLS", v.s.cfg.MaxSize)
+}
 
 func (v submission) admits(k *conn) string {
 	switch {
@@ -38,6 +62,9 @@ func (v submission) admits(k *conn) string {
 	}
 	return ""
 }
+
+// recipient takes everybody; who does not exist is found out later.
+func (v submission) recipient(*conn, string) string { return "" }
 
 func (v submission) begin(k *conn) { k.slot = v.s.beginData(k.box) }
 
@@ -83,7 +110,7 @@ func (s *Server) refuse(b *mailbox, m *Message, reply string) {
 
 // refusal returns why a message is refused for what it is, "" if it is not.
 func (s *Server) refusal(b *mailbox, m *Message) string {
-	claimed, bad := senders(m.Data)
+	from, sender, bad := senders(m.Data)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -96,7 +123,7 @@ func (s *Server) refusal(b *mailbox, m *Message) string {
 	case bad != "":
 		return bad
 	}
-	for _, a := range append(claimed, m.Sender) {
+	for _, a := range slices.Concat(from, sender, []string{m.Sender}) {
 		if !b.mayBe(a) {
 			return sendAsDenied(s.cfg.SendAsText, b.Address, cmp.Or(a, "<>"))
 		}

@@ -11,7 +11,11 @@ import (
 const (
 	frontend = "LO4P302CA0005.outlook.office365.com"
 	machine  = "LO4P302CA0005.GBRP302.PROD.OUTLOOK.COM"
-	backend  = "SYBP282MB2635.AUSP282.PROD.OUTLOOK.COM"
+	// The same for the MX endpoint.
+	mxFrontend = "HE1EUR01FT048.mail.protection.outlook.com"
+	mxMachine  = "HE1EUR01FT048.eop-EUR01.prod.protection.outlook.com"
+
+	backend = "SYBP282MB2635.AUSP282.PROD.OUTLOOK.COM"
 
 	atBackend = " [Hostname=" + backend + "]"
 )
@@ -58,6 +62,16 @@ const (
 	textFull = "554 5.2.2 mailbox full; STOREDRV.Submission.Exception:QuotaExceededException.MapiExceptionShutoffQuotaExceeded"
 )
 
+// What only the MX endpoint says; machine, time and session follow a refusal.
+const (
+	textMXBusy       = "451 4.7.500 Server busy. Please try again later from [%s]. (S77719)"
+	textNoRecipient  = "550 5.4.1 Recipient address rejected: Access denied"
+	textRelayDenied  = "550 5.7.64 TenantAttribution; Relay Access Denied SMTP"
+	textNoDirectSend = "550 5.7.68 TenantInboundAttribution; Direct Send not allowed for this organization from unauthorized sources"
+	textUnregistered = "550 5.7.750 Service unavailable. Client blocked from sending from unregistered domains"
+	textQueued       = "250 2.6.0 %s [InternalId=%d, Hostname=%s] %d bytes in %.3f, %.3f KB/sec Queued mail for delivery"
+)
+
 // sendAsTexts are the wordings of a missing Send As right, newest first; the
 // newest names mailbox and sender.
 var sendAsTexts = map[string]string{
@@ -77,21 +91,21 @@ func sendAsDenied(form, mailbox, sender string) string {
 	return text
 }
 
-// extensions returns what EHLO offers, in the order of the real service. AUTH
-// takes the place of STARTTLS.
-func extensions(overTLS bool, maxSize int64) []string {
-	offer := "STARTTLS"
-	if overTLS {
-		offer = "AUTH LOGIN XOAUTH2"
+// extensions returns what EHLO offers, in the order of the real service. offer is
+// what comes in the fifth place, "" for nothing.
+func extensions(offer string, maxSize int64) []string {
+	list := []string{fmt.Sprintf("SIZE %d", maxSize), "PIPELINING", "DSN", "ENHANCEDSTATUSCODES"}
+	if offer != "" {
+		list = append(list, offer)
 	}
-	return []string{fmt.Sprintf("SIZE %d", maxSize), "PIPELINING", "DSN", "ENHANCEDSTATUSCODES", offer, "8BITMIME", "BINARYMIME", "CHUNKING", "SMTPUTF8"}
+	return append(list, "8BITMIME", "BINARYMIME", "CHUNKING", "SMTPUTF8")
 }
 
-func banner(now time.Time, session string) string {
-	return "220 " + frontend + " Microsoft ESMTP MAIL Service ready at " + now.UTC().Format(time.RFC1123Z) + " [" + session + "]"
+func banner(host string, now time.Time, session string) string {
+	return "220 " + host + " Microsoft ESMTP MAIL Service ready at " + now.UTC().Format(time.RFC1123Z) + " [" + session + "]"
 }
 
 // bracket is the end of a frontend's error: machine, time and session.
-func bracket(now time.Time, session string) string {
+func bracket(machine string, now time.Time, session string) string {
 	return " [" + machine + " " + now.UTC().Format("2006-01-02T15:04:05.000Z") + " " + session + "]"
 }

@@ -31,6 +31,7 @@ func main() {
 // addresses is the line on stdout.
 type addresses struct {
 	Submission string `json:"submission"` // host:port
+	MX         string `json:"mx"`         // host:port, "" without
 	Authority  string `json:"authority"`  // base URL
 	TokenURL   string `json:"token_url"`
 	Admin      string `json:"admin"` // host:port, "" without
@@ -71,7 +72,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 75
 	}
 	defer s.Close()
-	err = json.NewEncoder(stdout).Encode(addresses{s.SubmissionAddr(), s.Authority(), s.TokenURL(), s.AdminAddr(), s.CAFile()})
+	err = json.NewEncoder(stdout).Encode(addresses{s.SubmissionAddr(), s.MXAddr(), s.Authority(), s.TokenURL(), s.AdminAddr(), s.CAFile()})
 	if err != nil {
 		fmt.Fprintln(stderr, "exosim: error:", err)
 		return 75
