@@ -3,6 +3,7 @@ module github.com/sendas/sendas
 go 1.26.0
 
 require (
+	blitiri.com.ar/go/spf v1.6.0
 	github.com/coreos/go-systemd/v22 v22.7.0
 	github.com/d--j/go-milter v0.9.1
 	github.com/gaissmai/bart v0.30.0
