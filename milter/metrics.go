@@ -12,6 +12,7 @@ import (
 // package policy: never a stranger's text.
 type Metrics struct {
 	messages *prometheus.CounterVec
+	asked    *prometheus.CounterVec
 	duration prometheus.Histogram
 }
 
@@ -20,13 +21,16 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		messages: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sendas_messages_total", Help: "Messages decided on.",
-		}, []string{"client" /* "" for unknown peers */, "action" /* accept, reject */, "reason" /* authorized, client-from, no-client, … */}),
+		}, []string{"client" /* "" for unknown peers */, "action" /* accept, reject, defer */, "reason" /* authorized, client-from, no-client, … */}),
+		asked: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sendas_policy_requests_total", Help: "Requests of the policy delegation protocol answered.",
+		}, []string{"client" /* "" for unknown peers */, "action" /* dunno, filter, refuse */}),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "sendas_decision_seconds", Help: "Time from the end of a message to the decision sent.",
 			Buckets: []float64{.00001, .00003, .0001, .0003, .001, .003, .01, .1},
 		}),
 	}
-	reg.MustRegister(m.messages, m.duration)
+	reg.MustRegister(m.messages, m.asked, m.duration)
 	return m
 }
 

@@ -27,8 +27,9 @@ const idleTime = 10 * time.Minute
 
 // A Server is the milter. The zero value is not usable: fill in Log and Metrics, call Use.
 type Server struct {
-	Log     *slog.Logger
-	Metrics *Metrics
+	Log      *slog.Logger
+	Metrics  *Metrics
+	Sessions *Sessions // shared with the PolicyServer
 
 	policy atomic.Pointer[policy.Policy]
 
@@ -46,13 +47,15 @@ func (s *Server) Serve(ln net.Listener) error {
 	srv := protocol.NewServer(
 		protocol.WithMilter(func() protocol.Milter { return &transaction{s: s} }),
 		protocol.WithoutDefaultMacros(),
-		protocol.WithAction(protocol.OptAddHeader|protocol.OptChangeHeader|protocol.OptChangeFrom),
-		// Ask for no step and no reply that a decision does not need: the reply to MAIL, where
-		// strangers are turned away, and the one to the end of the message remain.
+		protocol.WithAction(protocol.OptAddHeader|protocol.OptChangeHeader|protocol.OptChangeFrom|
+			protocol.OptAddRcptWithArgs|protocol.OptRemoveRcpt),
+		// Ask for no step and no reply that a decision does not need. The one to the end of the message
+		// remains; strangers are turned away earlier by the policy service, which costs one request more.
 		protocol.WithProtocol(protocol.OptNoConnect|protocol.OptNoHelo|protocol.OptNoData|protocol.OptNoEOH|
-			protocol.OptNoBody|protocol.OptNoUnknown|protocol.OptNoRcptReply|protocol.OptNoHeaderReply),
+			protocol.OptNoBody|protocol.OptNoUnknown|protocol.OptNoMailReply|protocol.OptNoRcptReply|protocol.OptNoHeaderReply),
 		protocol.WithMacroRequest(protocol.StageConnect, []string{protocol.MacroClientAddr}),
-		protocol.WithMacroRequest(protocol.StageMail, []string{protocol.MacroClientAddr, protocol.MacroAuthAuthen}),
+		protocol.WithMacroRequest(protocol.StageMail, []string{protocol.MacroClientAddr, protocol.MacroClientPort,
+			protocol.MacroAuthAuthen, protocol.MacroTlsVersion, protocol.MacroCertSubject}),
 		protocol.WithMacroRequest(protocol.StageEOM, []string{protocol.MacroQueueId}),
 	)
 	err := srv.Serve(&listener{Listener: ln, s: s})
@@ -90,7 +93,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return fmt.Errorf("%d SMTP sessions had not ended in time", len(left))
 }
 
-// listener counts connections and gives each its deadlines, which the library does not.
+// listener counts connections and gives each its deadlines and its buffers, which the library does not.
 type listener struct {
 	net.Listener
 	s *Server
@@ -108,7 +111,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		l.s.conns = make(map[*conn]struct{})
 	}
 	l.s.conns[k] = struct{}{}
-	return k, nil
+	return wrap(k), nil
 }
 
 type conn struct {
@@ -148,32 +151,30 @@ type transaction struct {
 	protocol.NoOpMilter
 	s      *Server
 	policy *policy.Policy // the same for the whole message, whatever is reloaded meanwhile
-	began  time.Time
 	req    policy.Request
 }
 
-// MailFrom turns away peers that are no client at all.
-func (t *transaction) MailFrom(from, _ string, m *protocol.Modifier) (*protocol.Response, error) {
-	t.policy, t.began = t.s.policy.Load(), time.Now()
-	t.req = policy.Request{Sender: from, Peer: peer(m), Rcpts: t.req.Rcpts[:0], Fields: t.req.Fields[:0]}
-	_, reply := t.policy.Admit(t.req.Peer)
-	if reply == nil {
-		return protocol.RespContinue, nil
-	}
-	t.s.Log.Info("message", "client", "", "addr", t.req.Peer.Addr, "login", t.req.Peer.Login, "asked", from,
-		"action", policy.Reject, "reason", policy.ReasonNoClient)
-	t.s.Metrics.observe("", policy.Reject, policy.ReasonNoClient, time.Since(t.began))
-	return respond(reply)
+// MailFrom begins a message.
+func (t *transaction) MailFrom(from, _ string, _ *protocol.Modifier) (*protocol.Response, error) {
+	t.policy = t.s.policy.Load()
+	t.req = policy.Request{Sender: from, Rcpts: t.req.Rcpts[:0], Fields: t.req.Fields[:0]}
+	return protocol.RespContinue, nil
 }
 
 // peer reads who speaks from the macros, which outlive the first message of a
 // session, as the arguments of Connect do not.
-func peer(m *protocol.Modifier) policy.Peer {
-	p := policy.Peer{Login: m.Macros.Get(protocol.MacroAuthAuthen)}
+func (t *transaction) peer(m *protocol.Modifier) policy.Peer {
+	p := policy.Peer{Login: m.Macros.Get(protocol.MacroAuthAuthen), Subject: m.Macros.Get(protocol.MacroCertSubject)}
 	addr := strings.TrimPrefix(m.Macros.Get(protocol.MacroClientAddr), "IPv6:")
 	if a, err := netip.ParseAddr(addr); err == nil {
 		p.Addr = a.Unmap()
 	}
+	if !t.policy.UsesFingerprints() || m.Macros.Get(protocol.MacroTlsVersion) == "" {
+		return p
+	}
+	// No macro has the fingerprint; the policy service was told it at RCPT of the same session.
+	c, known := t.s.Sessions.find(sessionKey{p.Addr, m.Macros.Get(protocol.MacroClientPort)}, time.Now())
+	p.Fingerprint, p.KeyFingerprint, p.NoFingerprint = c.fingerprint, c.publicKey, !known
 	return p
 }
 
@@ -198,12 +199,13 @@ func (t *transaction) EndOfMessage(m *protocol.Modifier) (*protocol.Response, er
 		return nil, errors.New("a message ended that had not begun")
 	}
 	t.req.QueueID, t.req.Now = m.Macros.Get(protocol.MacroQueueId), time.Now()
+	t.req.Peer = t.peer(m) // not before: the policy service hears of a certificate at RCPT
 	d := t.policy.Decide(&t.req)
 	defer t.report(&d)
-	if d.Action == policy.Reject {
+	if d.Reply != nil {
 		return respond(d.Reply)
 	}
-	if err := apply(m, &d); err != nil {
+	if err := t.apply(m, &d); err != nil {
 		return nil, fmt.Errorf("changing message %s: %w", t.req.QueueID, err)
 	}
 	return protocol.RespAccept, nil
@@ -218,23 +220,28 @@ func (t *transaction) Abort(*protocol.Modifier) error {
 // report writes the one log line of the message.
 func (t *transaction) report(d *policy.Decision) {
 	reason := d.Reasons[len(d.Reasons)-1].Code
-	client, mailbox := "", ""
+	client, route := "", ""
 	if d.Client != nil {
 		client = d.Client.Name
 	}
-	if d.Mailbox != nil {
-		mailbox = d.Mailbox.Address.String()
+	if d.Route != nil {
+		route = d.Route.Name
 	}
 	t.s.Log.Info("message", "qid", t.req.QueueID, "client", client, "addr", t.req.Peer.Addr, "login", t.req.Peer.Login,
-		"asked", d.Asked.String(), "identity", d.Identity.String(), "mailbox", mailbox,
+		"asked", d.Asked.String(), "identity", d.Identity.String(), "mailbox", d.User.String(), "route", route,
 		"rcpts", len(t.req.Rcpts), "action", d.Action, "rewritten", d.Rewritten(), "reason", reason)
 	t.s.Metrics.observe(client, d.Action, reason, time.Since(t.req.Now))
 }
 
 // apply sends the changes to Postfix.
-func apply(m *protocol.Modifier, d *policy.Decision) error {
+func (t *transaction) apply(m *protocol.Modifier, d *policy.Decision) error {
 	if d.Sender != "" {
 		if err := m.ChangeFrom(d.Sender, ""); err != nil {
+			return err
+		}
+	}
+	if d.NoBounce {
+		if err := t.silence(m); err != nil {
 			return err
 		}
 	}
@@ -251,6 +258,20 @@ func apply(m *protocol.Modifier, d *policy.Decision) error {
 			err = fmt.Errorf("no such header operation: %q", c.Op)
 		}
 		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// silence enters each recipient anew, so that none causes a bounce (RFC 3461, section 4.1). Postfix passes it on to Microsoft.
+func (t *transaction) silence(m *protocol.Modifier) error {
+	slices.Sort(t.req.Rcpts)
+	for _, to := range slices.Compact(t.req.Rcpts) {
+		if err := m.DeleteRecipient(to); err != nil {
+			return err
+		}
+		if err := m.AddRecipient(to, "NOTIFY=NEVER"); err != nil {
 			return err
 		}
 	}

@@ -3,7 +3,9 @@ package milter
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -39,16 +41,19 @@ func (l *logBuffer) String() string {
 // site is a running milter.
 type site struct {
 	*Server
-	t    *testing.T
+	t    testing.TB
 	ln   net.Listener
 	path string
 	log  *logBuffer
+
+	sessions *Sessions
 }
 
-func start(t *testing.T) *site {
+func start(t testing.TB) *site {
 	t.Helper()
 	s := &site{t: t, path: filepath.Join(t.TempDir(), "milter"), log: &logBuffer{}}
-	s.Server = &Server{Log: slog.New(slog.NewTextHandler(s.log, nil)), Metrics: NewMetrics(prometheus.NewRegistry())}
+	s.sessions = &Sessions{}
+	s.Server = &Server{Sessions: s.sessions, Log: slog.New(slog.NewTextHandler(s.log, nil)), Metrics: NewMetrics(prometheus.NewRegistry())}
 	s.Use(rules(t, "scan@contoso.com"))
 	ln, err := net.Listen("unix", s.path)
 	if err != nil {
@@ -66,7 +71,7 @@ func start(t *testing.T) *site {
 	return s
 }
 
-func rules(t *testing.T, from string) *policy.Policy {
+func rules(t testing.TB, from string) *policy.Policy {
 	t.Helper()
 	p, errs := policy.New(policy.Settings{
 		Domains:   []string{"contoso.com"},
@@ -147,6 +152,10 @@ func (s *site) send(c *protocol.ClientSession, sender string, header ...string) 
 			list = append(list, fmt.Sprintf("%s[%d]: %s", m.HeaderName, m.HeaderIndex, m.HeaderValue))
 		case protocol.ActionAddHeader:
 			list = append(list, fmt.Sprintf("+%s: %s", m.HeaderName, m.HeaderValue))
+		case protocol.ActionDelRcpt:
+			list = append(list, "-"+m.Rcpt)
+		case protocol.ActionAddRcpt:
+			list = append(list, "+"+m.Rcpt+" "+m.RcptArgs)
 		default:
 			list = append(list, fmt.Sprintf("unexpected %+v", m))
 		}
@@ -183,7 +192,7 @@ func TestTransactions(t *testing.T) {
 		{"rewritten", "10.2.0.9", "", "<root@mfp3>", "Mfp 3 <root@mfp3>",
 			"sender <scan@contoso.com>\nFrom[1]: Mfp 3 <scan@contoso.com>\n+X-Original-From: Mfp 3 <root@mfp3>"},
 		{"null sender", "10.2.0.9", "", "<>", "scan@contoso.com",
-			"sender <scan@contoso.com>\n+Auto-Submitted: auto-replied\n+X-Auto-Response-Suppress: All"},
+			"sender <scan@contoso.com>\n-<someone@example.net>\n+<someone@example.net> NOTIFY=NEVER\n+Auto-Submitted: auto-replied\n+X-Auto-Response-Suppress: All"},
 		{"unknown client", "192.0.2.1", "", "<hr@contoso.com>", "hr@contoso.com",
 			"550 5.7.1 192.0.2.1 is not a known client of this relay; ask its administrator to add it to clients: in sendas.yaml"},
 		{"IPv6 client", "IPv6:2001:db8::1", "", "<hr@contoso.com>", "hr@contoso.com",
@@ -203,7 +212,7 @@ func TestTransactions(t *testing.T) {
 	if len(lines) != 8 {
 		t.Errorf("%d log lines for 8 messages:\n%s", len(lines), s.log)
 	}
-	if !strings.Contains(lines[1], `qid=4cQXyz client=printers addr=10.2.0.9 login="" asked=root@mfp3 identity=scan@contoso.com mailbox=scan@contoso.com rcpts=1 action=accept rewritten=true reason=client-from`) {
+	if !strings.Contains(lines[1], `qid=4cQXyz client=printers addr=10.2.0.9 login="" asked=root@mfp3 identity=scan@contoso.com mailbox=scan@contoso.com route=submission rcpts=1 action=accept rewritten=true reason=client-from`) {
 		t.Errorf("log line: %s", lines[1])
 	}
 	if n := testutil.ToFloat64(s.Metrics.messages.WithLabelValues("printers", "accept", "client-from")); n != 1 {
@@ -231,22 +240,65 @@ func TestSeveralMessages(t *testing.T) {
 	}
 }
 
-// TestReloadInTheMiddle: a message is decided by the rules it began with.
-func TestReloadInTheMiddle(t *testing.T) {
+// TestPieces: Postfix sends many packets in one write, and the kernel may cut them anywhere.
+func TestPieces(t *testing.T) {
 	s := start(t)
-	c, _ := s.dial("10.2.0.9", "")
-	s.begin(c, "<x@y.example>")
-	s.Use(rules(t, "hr@contoso.com"))
-	if _, err := c.HeaderEnd(); err != nil {
+	packet := func(code byte, data string) string {
+		return string(binary.BigEndian.AppendUint32(nil, uint32(1+len(data)))) + string(code) + data
+	}
+	negotiation := packet('O', "\x00\x00\x00\x06\x00\x00\x01\xff\x00\x1f\xff\xff")
+	message := packet('D', "M{client_addr}\x0010.2.0.9\x00") + packet('M', "<root@mfp3>\x00") + packet('R', "<someone@example.net>\x00") +
+		packet('L', "From\x00Mfp 3 <root@mfp3>\x00") + packet('L', "Message-ID\x00<1@x>\x00") +
+		packet('L', "Date\x00Sat, 21 Nov 2026 08:00:00 +0000\x00") + packet('E', "") + packet('A', "")
+	want := packet('e', "<scan@contoso.com>\x00") + packet('m', "\x00\x00\x00\x01From\x00Mfp 3 <scan@contoso.com>\x00") +
+		packet('h', "X-Original-From\x00Mfp 3 <root@mfp3>\x00") + packet('a', "")
+	for _, size := range []int{1, 3, 4, 5, 7, 64, 1 << 20} {
+		c, err := net.Dial("unix", s.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(time.Minute))
+		if _, err := io.WriteString(c, negotiation); err != nil {
+			t.Fatal(err)
+		}
+		head := make([]byte, 4)
+		if _, err := io.ReadFull(c, head); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.CopyN(io.Discard, c, int64(binary.BigEndian.Uint32(head))); err != nil {
+			t.Fatal(err)
+		}
+		for round := range 3 { // in one session
+			for rest := message; rest != ""; rest = rest[min(size, len(rest)):] {
+				if _, err := io.WriteString(c, rest[:min(size, len(rest))]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			got := make([]byte, len(want))
+			if _, err := io.ReadFull(c, got); err != nil || string(got) != want {
+				t.Errorf("message %d in pieces of %d bytes:\n got  %q, %v\n want %q", round, size, got, err, want)
+			}
+		}
+	}
+}
+
+// TestReloadInTheMiddle: a message is decided by the rules it began with. Nothing is answered before its end, so
+// only the transaction itself knows when it has begun.
+func TestReloadInTheMiddle(t *testing.T) {
+	s := &Server{}
+	s.Use(rules(t, "scan@contoso.com"))
+	trx := &transaction{s: s}
+	before := s.policy.Load()
+	if _, err := trx.MailFrom("<x@y.example>", "", nil); err != nil {
 		t.Fatal(err)
 	}
-	c.BodyChunk([]byte("body"))
-	changes, _, err := c.End()
-	if err != nil || len(changes) == 0 || changes[0].From != "<scan@contoso.com>" {
-		t.Errorf("changes %+v, %v, want the sender scan@contoso.com", changes, err)
+	s.Use(rules(t, "hr@contoso.com"))
+	if trx.policy != before {
+		t.Error("a message under way changed its rules")
 	}
-	if got := s.send(c, "<x@y.example>", id, date); !strings.HasPrefix(got, "sender <hr@contoso.com>") {
-		t.Errorf("the next message: %q", got)
+	if _, err := trx.MailFrom("<x@y.example>", "", nil); err != nil || trx.policy == before {
+		t.Errorf("the next message has the old rules, %v", err)
 	}
 }
 

@@ -1,8 +1,10 @@
 package policy
 
 import (
+	"encoding/hex"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/gaissmai/bart"
 )
@@ -16,15 +18,23 @@ const (
 	Refuse  OnUnauthorized = "reject"  // refuse it
 )
 
-// A Client is a device or application that sends to Postfix. Every condition it lists must
-// hold: one of the networks, and one of the logins.
+// A Client is a device or application that sends to Postfix. Every kind of condition it lists must
+// hold: one of the networks, one of the logins, one of the certificates' subjects, one of the fingerprints.
 type Client struct {
 	Name           string
 	Networks       []netip.Prefix
 	Logins         []string  // SASL logins at Postfix; "*" is any login
+	Subjects       []string  // common names of client certificates that Postfix trusts; lower case
+	Fingerprints   []string  // of client certificates or their public keys; as [fingerprint] writes them
 	Senders        []Pattern // what it may ask for; empty: every identity of its route
-	From           Address   // the identity for senders that are not authorised; may be zero
+	From           Address   // the identity for senders that are not authorised, without its template; may be zero
 	OnUnauthorized OnUnauthorized
+	Route          *Route
+
+	from        fallback
+	displayName string  // template; "" keeps the name
+	replyTo     Address // zero: the original sender
+	noReplyTo   bool
 }
 
 // maySend tells whether the client may ask for the address at all.
@@ -34,22 +44,48 @@ func (c *Client) maySend(a Address) bool {
 
 // A Peer is what Postfix knows of the one who speaks to it.
 type Peer struct {
-	Addr  netip.Addr // the zero value where Postfix gave none
-	Login string     // the SASL login, "" without
+	Addr    netip.Addr // the zero value where Postfix gave none
+	Login   string     // the SASL login, "" without
+	Subject string     // common name of the client certificate, "" unless Postfix trusts the certificate
+	// Fingerprint and KeyFingerprint are those of the client certificate, trusted or not.
+	Fingerprint, KeyFingerprint string
+	// NoFingerprint tells that there may be a certificate whose fingerprint nobody told us.
+	NoFingerprint bool
 }
 
 // String names the peer in a sentence.
 func (p Peer) String() string {
-	login := "login " + quote(clip(p.Login))
-	switch {
-	case p.Addr.IsValid() && p.Login != "":
-		return p.Addr.String() + " (" + login + ")"
-	case p.Addr.IsValid():
-		return p.Addr.String()
-	case p.Login != "":
-		return login
+	var list []string
+	if p.Login != "" {
+		list = append(list, "login "+quote(clip(p.Login)))
 	}
-	return "a peer without address or login"
+	if p.Subject != "" {
+		list = append(list, "certificate "+quote(clip(p.Subject)))
+	}
+	if p.Fingerprint != "" {
+		list = append(list, "fingerprint "+clip(p.Fingerprint))
+	}
+	more := strings.Join(list, ", ")
+	switch {
+	case !p.Addr.IsValid() && more == "":
+		return "a peer without address or login"
+	case !p.Addr.IsValid():
+		return more
+	case more != "":
+		return p.Addr.String() + " (" + more + ")"
+	}
+	return p.Addr.String()
+}
+
+// fingerprint returns a fingerprint in the form in which they are compared, and "" for what is none: SHA-1,
+// SHA-256, SHA-384 or SHA-512 in hexadecimal, with or without colons. MD5 is none: two certificates can be made
+// to have the same.
+func fingerprint(s string) string {
+	b, err := hex.DecodeString(strings.ReplaceAll(strings.TrimSpace(s), ":", ""))
+	if err != nil || !slices.Contains([]int{20, 32, 48, 64}, len(b)) {
+		return ""
+	}
+	return string(b)
 }
 
 const noClient = int(^uint(0) >> 1)
@@ -60,34 +96,37 @@ const noClient = int(^uint(0) >> 1)
 // Clients with networks alone are in byNetwork: under each prefix stands the
 // lowest index among the clients of that prefix and of all that cover it, so that one
 // longest-prefix match answers "first in the list". Clients with logins are found by
-// login, and only those few are compared one by one.
+// login, the others with certificates by these, and only those few are compared one by one.
 type clientIndex struct {
-	list      []Client
-	byNetwork bart.Table[int]
-	byLogin   map[string][]int // ascending
-	anyLogin  []int            // ascending: clients with login "*"
+	list          []Client
+	byNetwork     bart.Table[int]
+	byLogin       map[string][]int // ascending
+	anyLogin      []int            // ascending: clients with login "*"
+	bySubject     map[string][]int // ascending; so is the next
+	byFingerprint map[string][]int
+	fingerprints  bool // some client wants one
 }
 
 func newClientIndex(list []Client) *clientIndex {
-	x := &clientIndex{list: list, byLogin: make(map[string][]int)}
+	x := &clientIndex{list: list, byLogin: make(map[string][]int), bySubject: make(map[string][]int), byFingerprint: make(map[string][]int)}
 	first := make(map[netip.Prefix]int)
 	for i := range list {
 		c := &list[i]
-		for _, l := range c.Logins {
-			if l == "*" {
-				x.anyLogin = append(x.anyLogin, i)
-				continue
-			}
-			x.byLogin[l] = append(x.byLogin[l], i)
-		}
-		if len(c.Logins) > 0 {
-			continue
-		}
-		for _, p := range c.Networks {
-			p = p.Masked()
-			if have, ok := first[p]; !ok || i < have {
-				first[p] = i
-				x.byNetwork.Insert(p, i)
+		x.fingerprints = x.fingerprints || len(c.Fingerprints) > 0
+		switch {
+		case len(c.Logins) > 0:
+			x.addLogins(c.Logins, i)
+		case len(c.Fingerprints) > 0:
+			enter(x.byFingerprint, c.Fingerprints, i)
+		case len(c.Subjects) > 0:
+			enter(x.bySubject, c.Subjects, i)
+		default:
+			for _, p := range c.Networks {
+				p = p.Masked()
+				if have, ok := first[p]; !ok || i < have {
+					first[p] = i
+					x.byNetwork.Insert(p, i)
+				}
 			}
 		}
 	}
@@ -105,6 +144,22 @@ func newClientIndex(list []Client) *clientIndex {
 	return x
 }
 
+func (x *clientIndex) addLogins(logins []string, i int) {
+	for _, l := range logins {
+		if l == "*" {
+			x.anyLogin = append(x.anyLogin, i)
+			continue
+		}
+		x.byLogin[l] = append(x.byLogin[l], i)
+	}
+}
+
+func enter(index map[string][]int, keys []string, i int) {
+	for _, k := range keys {
+		index[k] = append(index[k], i)
+	}
+}
+
 // find returns the client, or nil.
 func (x *clientIndex) find(p Peer) *Client {
 	best := noClient
@@ -114,9 +169,20 @@ func (x *clientIndex) find(p Peer) *Client {
 			best = i
 		}
 	}
+	p.Addr = addr
 	if p.Login != "" {
-		best = x.firstOf(x.byLogin[p.Login], addr, best)
-		best = x.firstOf(x.anyLogin, addr, best)
+		best = x.firstOf(x.byLogin[p.Login], &p, best)
+		best = x.firstOf(x.anyLogin, &p, best)
+	}
+	if p.Subject != "" {
+		best = x.firstOf(x.bySubject[strings.ToLower(p.Subject)], &p, best)
+	}
+	if x.fingerprints {
+		for _, f := range []string{fingerprint(p.Fingerprint), fingerprint(p.KeyFingerprint)} {
+			if f != "" {
+				best = x.firstOf(x.byFingerprint[f], &p, best)
+			}
+		}
 	}
 	if best == noClient {
 		return nil
@@ -124,16 +190,30 @@ func (x *clientIndex) find(p Peer) *Client {
 	return &x.list[best]
 }
 
-// firstOf returns the lowest index below best whose networks, if it has any, hold addr.
-func (x *clientIndex) firstOf(candidates []int, addr netip.Addr, best int) int {
+// firstOf returns the lowest index below best whose client the peer is.
+func (x *clientIndex) firstOf(candidates []int, p *Peer, best int) int {
 	for _, i := range candidates {
 		if i >= best {
 			return best
 		}
-		nets := x.list[i].Networks
-		if len(nets) == 0 || slices.ContainsFunc(nets, func(n netip.Prefix) bool { return n.Contains(addr) }) {
+		if x.list[i].is(p) {
 			return i
 		}
 	}
 	return best
+}
+
+// is tells whether the peer meets every kind of condition that the client lists.
+func (c *Client) is(p *Peer) bool {
+	has := func(list []string, values ...string) bool {
+		return len(list) == 0 || slices.ContainsFunc(values, func(v string) bool { return v != "" && slices.Contains(list, v) })
+	}
+	if len(c.Networks) > 0 && !slices.ContainsFunc(c.Networks, func(n netip.Prefix) bool { return n.Contains(p.Addr) }) {
+		return false
+	}
+	if p.Login != "" && slices.Contains(c.Logins, "*") {
+		return has(c.Subjects, strings.ToLower(p.Subject)) && has(c.Fingerprints, fingerprint(p.Fingerprint), fingerprint(p.KeyFingerprint))
+	}
+	return has(c.Logins, p.Login) && has(c.Subjects, strings.ToLower(p.Subject)) &&
+		has(c.Fingerprints, fingerprint(p.Fingerprint), fingerprint(p.KeyFingerprint))
 }

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -28,6 +29,7 @@ type Action string
 const (
 	Accept Action = "accept"
 	Reject Action = "reject"
+	Defer  Action = "defer" // the client is asked to try again
 )
 
 // An Op is a way of changing a header.
@@ -54,11 +56,21 @@ type Decision struct {
 	Action   Action
 	Client   *Client // nil where none matched
 	Asked    Address // the sender that was wanted; may be zero
-	Identity Address // as whom it leaves; zero with Reject
-	Mailbox  *Mailbox
+	Identity Address // as whom it leaves; zero unless accepted
+	// Mailbox is the one that the message leaves through, User who authenticates. They are nil and zero where
+	// the message leaves by a connector or directly.
+	Mailbox *Mailbox
+	User    Address
+	// Route is the way out, that of the tenant's own recipients if External says that the others leave another way.
+	// It is nil where no client matched.
+	Route    *Route
+	External *Route
 	Sender   string // the new envelope sender; "" leaves it as it is
+	// NoBounce is for a message that came with the null sender and leaves with another one: none of its recipients may
+	// cause a bounce (RFC 3461, section 4.1: NOTIFY=NEVER), or two refusals would chase each other for ever.
+	NoBounce bool
 	Changes  []HeaderChange
-	Reply    *Reply // with Reject
+	Reply    *Reply // unless accepted
 	Reasons  []Reason
 }
 
@@ -67,9 +79,14 @@ func (d *Decision) Rewritten() bool {
 	return d.Action == Accept && !d.Asked.Same(d.Identity)
 }
 
-// Admit answers what is known before a message is seen, at MAIL FROM: whether the
-// peer is any client at all. The Reply is nil when it is one.
+// Admit answers what is known before a message is seen: whether the peer is any client at all. The
+// Reply is nil when it is one.
 func (p *Policy) Admit(peer Peer) (*Client, *Reply) {
+	if peer.NoFingerprint && p.clients.fingerprints {
+		// Without it the peer could be taken for another client, and its mail leave under a wrong name.
+		return nil, later("4.3.5", "the relay does not know the fingerprint of the client certificate; its administrator has to add "+
+			"check_policy_service unix:sendas/policy to smtpd_recipient_restrictions")
+	}
 	if c := p.clients.find(peer); c != nil {
 		return c, nil
 	}
@@ -79,47 +96,100 @@ func (p *Policy) Admit(peer Peer) (*Client, *Reply) {
 // Decide says what becomes of the message. It keeps nothing of the request.
 //
 // The wanted sender is the address of the From field, else the envelope sender. If the
-// client may ask for it and a mailbox may send as it, it becomes the identity; otherwise
+// client may ask for it and its route lets us use it, it becomes the identity; otherwise
 // the client's from does, or the message is rejected. Envelope sender and From always
 // leave as the same identity, because Exchange Online checks both, and only after the
 // whole message was sent.
 func (p *Policy) Decide(r *Request) Decision {
 	d := Decision{Action: Accept, Reasons: make([]Reason, 0, 4)}
-	c, reply := p.Admit(r.Peer)
-	if c == nil {
-		return d.rejected(reply, Reason{Code: ReasonNoClient, Subject: r.Peer.String()})
+	if !p.admitted(r, &d) {
+		return d
 	}
-	d.Client = c
-	d.because(ReasonClient, c.Name, r.Peer.String())
-
+	c := d.Client
 	if n := len(r.Fields); n > maxFields {
-		return d.rejected(reject("the message has %d fields for sender, date and signatures; that is no mail", n),
+		d.refuse(malformed("the message has %d fields for sender, date and signatures; that is no mail", n),
 			Reason{Code: ReasonTooMany, Subject: strconv.Itoa(n)})
+		return d
 	}
 	h := readHeader(r)
 	if len(h.from) > maxFrom {
-		return d.rejected(reject("the message has %d From fields; it may have one", len(h.from)),
+		d.refuse(malformed("the message has %d From fields; it may have one", len(h.from)),
 			Reason{Code: ReasonTooMany, Subject: strconv.Itoa(len(h.from))})
+		return d
 	}
 	d.Asked = h.asked
 	id, ok := p.authorise(c, h.asked, &d)
 	if !ok {
 		if c.OnUnauthorized == Refuse || c.From.IsZero() {
-			return d.rejected(refusal(c, &d), Reason{Code: ReasonRejected, Subject: c.Name})
+			d.refuse(refusal(c, &d), Reason{Code: ReasonRejected, Subject: c.Name})
+			return d
 		}
-		id = p.identities[c.From.Key()]
-		d.because(ReasonFallback, id.addr.String(), c.Name)
+		id = p.fallback(c, h.asked, &d)
 	}
-	d.Identity, d.Mailbox = id.addr, id.mailbox
+	d.Identity, d.Mailbox, d.User = id.addr, id.mailbox, id.user()
+	if !d.bySubmission() {
+		d.Mailbox, d.User = nil, Address{}
+	}
 	if !h.sender.Same(id.addr) {
 		d.Sender = id.addr.String()
 	}
-	if h.sender.IsZero() {
+	if d.NoBounce = h.sender.IsZero(); d.NoBounce {
 		d.because(ReasonNullSender, id.addr.String(), "")
 	}
-	d.Changes = h.changes(r, id.addr)
+	d.Changes = h.changes(r, c, id.addr)
 	return d
 }
+
+// admitted decides what can be told before the header has come: who it is, and which way it
+// leaves. It is all that [Policy.Foresee] asks.
+func (p *Policy) admitted(r *Request, d *Decision) bool {
+	c, reply := p.Admit(r.Peer)
+	if c == nil {
+		code := ReasonNoClient
+		if reply.Temporary() {
+			code = ReasonNoFingerprint
+		}
+		d.refuse(reply, Reason{Code: code, Subject: r.Peer.String()})
+		return false
+	}
+	d.Client = c
+	d.because(ReasonClient, c.Name, r.Peer.String())
+	return p.route(r, d)
+}
+
+// route finds the way out of the message.
+func (p *Policy) route(r *Request, d *Decision) bool {
+	d.Route = d.Client.Route
+	if d.Route.Type != Direct {
+		return true
+	}
+	own, stranger := 0, ""
+	for _, to := range r.Rcpts {
+		if p.own(to) {
+			own++
+		} else if stranger == "" {
+			stranger = to
+		}
+	}
+	switch {
+	case stranger == "":
+		return true
+	case d.Route.RefuseExternal:
+		stranger = clip(trimAngles(stranger))
+		d.refuse(reject("<%s>: route %q of client %q reaches the recipients of this organisation alone", stranger, d.Route.Name, d.Client.Name),
+			Reason{Code: ReasonExternalRefused, Subject: stranger, Object: d.Route.Name})
+		return false
+	case own == 0:
+		d.Route = p.routes[0]
+	default:
+		d.External = p.routes[0]
+	}
+	d.because(ReasonExternal, strconv.Itoa(len(r.Rcpts)-own), d.Client.Route.Name)
+	return true
+}
+
+// bySubmission tells whether some of the message leaves through a mailbox.
+func (d *Decision) bySubmission() bool { return d.Route.Type == Submission || d.External != nil }
 
 // authorise answers the two questions apart: may the client ask for it, and does the
 // route allow it.
@@ -132,13 +202,29 @@ func (p *Policy) authorise(c *Client, a Address, d *Decision) (identity, bool) {
 		d.because(ReasonMayNotAsk, a.String(), c.Name)
 		return identity{}, false
 	}
-	id, ok := p.identities[a.Key()]
-	if !ok {
+	id, ok := p.onRoute(d.Route, a, d.External != nil)
+	switch {
+	case !ok && d.bySubmission():
 		d.because(ReasonUnauthorized, a.String(), "")
-		return identity{}, false
+	case !ok:
+		d.because(ReasonNotVerified, a.String(), d.Route.Name)
+	case d.bySubmission():
+		d.because(ReasonAuthorized, a.String(), id.user().String())
+	default:
+		d.because(ReasonVerified, a.String(), d.Route.Name)
 	}
-	d.because(ReasonAuthorized, a.String(), id.mailbox.Address.String())
-	return id, true
+	return id, ok
+}
+
+// fallback returns the identity that the client has for senders that are not authorised.
+func (p *Policy) fallback(c *Client, asked Address, d *Decision) identity {
+	a := c.from.at(asked)
+	id, ok := p.onRoute(d.Route, a, d.External != nil)
+	if !ok { // a template that came out as an address for which there is no permission
+		id, _ = p.onRoute(d.Route, c.From, d.External != nil)
+	}
+	d.because(ReasonFallback, id.addr.String(), c.Name)
+	return id
 }
 
 // refusal words the rejection by the step that failed.
@@ -148,6 +234,9 @@ func refusal(c *Client, d *Decision) *Reply {
 		return reject("<%s>: client %q may not send as this address; ask the relay's administrator to add it to senders: of the client", d.Asked, c.Name)
 	case ReasonNotAsked:
 		return reject("the message names no sender, and client %q has no from: in sendas.yaml", c.Name)
+	case ReasonNotVerified:
+		return reject("<%s>: not an address of a verified domain of this organisation; ask the relay's administrator to list "+
+			"the domain under tenant.domains if the organisation has it (client %q, route %q)", d.Asked, c.Name, d.Route.Name)
 	}
 	return reject("<%s>: no mailbox of this relay may send as this address; ask its administrator to list it under send_as: "+
 		"of the mailbox that has the permission (client %q)", d.Asked, c.Name)
@@ -157,8 +246,15 @@ func (d *Decision) because(code ReasonCode, subject, object string) {
 	d.Reasons = append(d.Reasons, Reason{Code: code, Subject: subject, Object: object})
 }
 
-func (d Decision) rejected(reply *Reply, why Reason) Decision {
+// refuse ends the decision with a reply to the client.
+func (d *Decision) refuse(reply *Reply, why Reason) {
 	d.Action, d.Reply = Reject, reply
+	if reply.Temporary() {
+		d.Action = Defer
+	}
 	d.Reasons = append(d.Reasons, why)
-	return d
+}
+
+func trimAngles(s string) string {
+	return strings.TrimSuffix(strings.TrimPrefix(strings.TrimSpace(s), "<"), ">")
 }

@@ -83,12 +83,20 @@ func readHeader(r *Request) header {
 }
 
 // changes lists what must change in the header for the message to leave as the identity.
-func (h *header) changes(r *Request, id Address) []HeaderChange {
+func (h *header) changes(r *Request, c *Client, id Address) []HeaderChange {
 	var list []HeaderChange
 	rewritten := !h.asked.Same(id)
-	list = h.changeFrom(list, id)
-	list = h.dropForeignSender(list, id)
+	name := h.displayName()
 	if rewritten {
+		name = c.rename(name, h.asked)
+	}
+	list = h.changeFrom(list, name, id)
+	list = h.dropForeignSender(list, id)
+	list = h.repairReplyTo(list)
+	if rewritten {
+		list = h.replyTo(list, c)
+	}
+	if rewritten || h.entries > 1 || len(h.from) > 1 { // else the other addresses would be lost
 		list = h.keepOriginal(list)
 	}
 	list = h.addMissing(list, r, id)
@@ -99,9 +107,10 @@ func (h *header) changes(r *Request, id Address) []HeaderChange {
 }
 
 // changeFrom leaves exactly one From field, with the identity, well formed.
-func (h *header) changeFrom(list []HeaderChange, id Address) []HeaderChange {
+func (h *header) changeFrom(list []HeaderChange, name string, id Address) []HeaderChange {
+	name = safeName(name, id)
 	if len(h.from) == 0 {
-		return append(list, HeaderChange{Op: Add, Name: "From", Value: writeMailbox("From", "", id)})
+		return append(list, HeaderChange{Op: Add, Name: "From", Value: writeMailbox("From", name, id)})
 	}
 	for _, f := range slices.Backward(h.from[1:]) {
 		list = append(list, HeaderChange{Op: Delete, Name: f.Name, Index: f.index})
@@ -110,7 +119,6 @@ func (h *header) changeFrom(list []HeaderChange, id Address) []HeaderChange {
 	if len(h.from) == 1 && h.entries == 1 && wellFormed(first.Value, h.entry, id) {
 		return list
 	}
-	name := safeName(h.displayName(), id)
 	return append(list, HeaderChange{Op: Change, Name: first.Name, Index: 1, Value: writeMailbox(first.Name, name, id)})
 }
 
@@ -152,9 +160,13 @@ func wellFormed(value string, e namedAddress, id Address) bool {
 	if len(value) > 990 {
 		return false
 	}
-	a, err := mail.ParseAddress(strings.TrimSpace(value))
-	return err == nil && splitAddress(a.Address).Same(id)
+	a, err := strict.Parse(strings.TrimSpace(value))
+	// An encoded word can hold line ends, and whatever else decoding e.name has thrown away.
+	return err == nil && splitAddress(a.Address).Same(id) && strings.Map(printable, a.Name) == a.Name
 }
+
+// strict reads addresses by RFC 5322, in every character set that we know.
+var strict = mail.AddressParser{WordDecoder: &wordDecoder}
 
 // dropForeignSender deletes Sender fields that name someone else: Exchange Online would read
 // "Sender on behalf of From" and ask for a permission.
@@ -173,12 +185,55 @@ func (h *header) dropForeignSender(list []HeaderChange, id Address) []HeaderChan
 	return list
 }
 
-// keepOriginal makes answers go where they would have gone, and keeps the original From for
-// whoever looks for it.
-func (h *header) keepOriginal(list []HeaderChange) []HeaderChange {
-	if !h.sender.IsZero() && h.asked.Answerable() && !h.has("reply-to") {
-		list = append(list, HeaderChange{Op: Add, Name: "Reply-To", Value: writeMailbox("Reply-To", h.entry.name, h.asked)})
+// replyTo makes answers go where they would have gone, or where the client's reply_to says. Nothing should
+// answer what came with the null sender.
+func (h *header) replyTo(list []HeaderChange, c *Client) []HeaderChange {
+	if h.sender.IsZero() || c.noReplyTo || h.has("reply-to") {
+		return list // also where a Reply-To without any address goes: nobody knows what it meant
 	}
+	switch {
+	case !c.replyTo.IsZero():
+		return h.set(list, "Reply-To", "reply-to", writeMailbox("Reply-To", "", c.replyTo))
+	case h.asked.Answerable():
+		return h.set(list, "Reply-To", "reply-to", writeMailbox("Reply-To", safeName(h.entry.name, h.asked), h.asked))
+	}
+	return list
+}
+
+// repairReplyTo writes a malformed Reply-To anew: since 2018 Exchange Online refuses messages for an address without
+// brackets or a bare @ in a display name ("Improvements in the SMTP AUTH client submission protocol"). One without any
+// address would be as bad; it goes.
+func (h *header) repairReplyTo(list []HeaderChange) []HeaderChange {
+	for _, f := range slices.Backward(h.other) {
+		if f.key != "reply-to" || strings.TrimSpace(f.Value) == "" || wellFormedList(f.Value) {
+			continue
+		}
+		var good []string
+		for _, e := range parseMailboxes(f.Value) {
+			if e.addr.Valid() && len(good) < maxFrom {
+				good = append(good, writeMailbox(f.Name, safeName(e.name, e.addr), e.addr))
+			}
+		}
+		if len(good) == 0 {
+			list = append(list, HeaderChange{Op: Delete, Name: f.Name, Index: f.index})
+			continue
+		}
+		list = append(list, HeaderChange{Op: Change, Name: f.Name, Index: f.index, Value: strings.Join(good, ",\n ")})
+	}
+	return list
+}
+
+// wellFormedList tells whether a field holds a strict list of addresses, or groups of them, in ASCII.
+func wellFormedList(value string) bool {
+	if !isASCII(value) || strings.ContainsFunc(value, func(r rune) bool { return r < ' ' && r != '\n' && r != '\t' && r != '\r' }) {
+		return false
+	}
+	list, err := strict.ParseList(strings.NewReplacer("\r", "", "\n", "").Replace(value))
+	return err == nil && len(list) > 0
+}
+
+// keepOriginal keeps the original From for whoever looks for it.
+func (h *header) keepOriginal(list []HeaderChange) []HeaderChange {
 	for _, f := range slices.Backward(h.other) {
 		if f.key == "x-original-from" {
 			list = append(list, HeaderChange{Op: Delete, Name: f.Name, Index: f.index})

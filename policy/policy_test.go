@@ -195,7 +195,7 @@ func TestChanges(t *testing.T) {
 		{"forged X-Original-From", "a@floor.local", complete + "From: Mfp <a@floor.local>\nX-Original-From: ceo@contoso.com",
 			rewritten + "-X-Original-From[1]\n+X-Original-From: Mfp <a@floor.local>\n"},
 		{"foreign Sender", "scan@contoso.com", complete + "From: scan@contoso.com\nSender: ceo@contoso.com", "-Sender[1]\n"},
-		{"two From", "scan@contoso.com", complete + "From: scan@contoso.com\nFROM: ceo@contoso.com", "-FROM[2]\n=From[1]: scan@contoso.com\n"},
+		{"two From", "scan@contoso.com", complete + "From: scan@contoso.com\nFROM: ceo@contoso.com", "-FROM[2]\n=From[1]: scan@contoso.com\n+X-Original-From: scan@contoso.com, ceo@contoso.com\n"},
 		{"no From", "scan@contoso.com", complete, "+From: scan@contoso.com\n"},
 		{"no Message-ID, no Date", "scan@contoso.com", "From: scan@contoso.com",
 			"+Message-ID: <" + "dn0qaxqe8e80.4QX" + "@contoso.com>\n+Date: Sat, 21 Nov 2026 08:00:00 +0000\n"},
@@ -222,7 +222,7 @@ func TestChanges(t *testing.T) {
 func TestTooManyFrom(t *testing.T) {
 	p := mustPolicy(t, contoso())
 	d := p.Decide(&Request{Peer: peer("10.2.0.9", ""), Fields: fields(strings.Repeat("From: a@b.c\n", maxFrom+1))})
-	if d.Action != Reject || d.Reply.String() != "550 5.7.1 the message has 21 From fields; it may have one" {
+	if d.Action != Reject || d.Reply.String() != "550 5.6.0 the message has 21 From fields; it may have one" {
 		t.Errorf("21 From fields: %s %v", d.Action, d.Reply)
 	}
 }
@@ -270,7 +270,7 @@ func TestReasonsAreSentences(t *testing.T) {
 		`10.2.0.9 is client "printers"`,
 		`no mailbox may send as <ceo@contoso.com>`,
 		`client "printers" has from: scan@contoso.com for such mail`,
-		`the null sender leaves as <scan@contoso.com>`,
+		`the null sender leaves as <scan@contoso.com>, and nothing of it may bounce`,
 	}
 	if len(d.Reasons) != len(want) {
 		t.Fatalf("reasons %v, want %q", d.Reasons, want)
@@ -298,7 +298,7 @@ func TestSettings(t *testing.T) {
 			"mailboxes[1].send_as[0]: <HR@contoso.com> is claimed at mailboxes[0].send_as[1] too; an address can leave through one mailbox only"},
 		{"from of no mailbox", func(s *Settings) { s.Clients[0].From = "x@contoso.com" },
 			"clients[0].from: no mailbox may send as <x@contoso.com>; list it under send_as of the mailbox that has the permission"},
-		{"matches nobody", func(s *Settings) { s.Clients[0].Networks = nil }, `clients[0]: client "sap" matches nobody; write networks: or logins:`},
+		{"matches nobody", func(s *Settings) { s.Clients[0].Networks = nil }, `clients[0]: client "sap" matches nobody; write networks:, logins:, cert_subjects: or cert_fingerprints:`},
 		{"same name", func(s *Settings) { s.Clients[1].Name = "sap" }, `clients[1].name: two clients are called "sap"; a name stands for one client in logs and metrics`},
 		{"host bits", func(s *Settings) { s.Clients[0].Networks[0] = "10.2.0.9/16" },
 			`clients[0].networks[0]: "10.2.0.9/16" has bits behind its prefix length; write 10.2.0.0/16 for the network or 10.2.0.9 for the one address`},

@@ -26,6 +26,16 @@ func reject(format string, args ...any) *Reply {
 	return &Reply{Code: 550, Enhanced: "5.7.1", Text: wireText(fmt.Sprintf(format, args...))}
 }
 
+// malformed refuses a message for its form: 5.6.0, media error (RFC 3463, section 3.7).
+func malformed(format string, args ...any) *Reply {
+	return &Reply{Code: 550, Enhanced: "5.6.0", Text: wireText(fmt.Sprintf(format, args...))}
+}
+
+// later asks the client to try again.
+func later(enhanced, format string, args ...any) *Reply {
+	return &Reply{Code: 451, Enhanced: enhanced, Text: wireText(fmt.Sprintf(format, args...))}
+}
+
 // wireText keeps a reply within one line of printable ASCII of bounded length, whatever
 // bytes a stranger put into it (RFC 5321, section 4.5.3.1.5: 512 octets).
 func wireText(s string) string {

@@ -2,24 +2,30 @@ package policy
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
 // Settings is what a Policy is made of, as the configuration has it.
 type Settings struct {
-	Domains          []string // verified (accepted) domains of the tenant
-	AllowOnMicrosoft bool     // *.onmicrosoft.com too: 100 external recipients a day for the whole tenant
+	Domains          []string     // verified (accepted) domains of the tenant
+	AllowOnMicrosoft bool         // *.onmicrosoft.com too: 100 external recipients a day for the whole tenant
+	Submission       string       // host:port
+	Permissions      *Permissions // what Exchange Online says of domains, aliases and Send As; may be nil
 	Mailboxes        []MailboxSettings
+	Routes           []RouteSettings
 	Clients          []ClientSettings
 }
 
 // MailboxSettings describes a mailbox: who we authenticate as, and which identities
 // that opens.
 type MailboxSettings struct {
-	Address string
-	Aliases []string
-	SendAs  []string
+	Address       string // or "*@domain": each sender authenticates as itself
+	Aliases       []string
+	SendAs        []string
+	PlusAddresses bool // Exchange Online takes local+tag@domain as sender too
 }
 
 // ClientSettings describes a client; see [Client].
@@ -27,9 +33,14 @@ type ClientSettings struct {
 	Name           string
 	Networks       []string
 	Logins         []string
+	Subjects       []string
+	Fingerprints   []string
 	Senders        []string
-	From           string
+	From           string // may be a template: scan+{local}@contoso.com
+	DisplayName    string // template: "{name} via {client}"
+	ReplyTo        string // original, none or an address
 	OnUnauthorized string
+	Route          string
 }
 
 // A FieldError is one thing that is wrong with the settings.
@@ -40,24 +51,15 @@ type FieldError struct {
 
 func (e FieldError) Error() string { return e.Path + ": " + e.Text }
 
-// A Mailbox is who we authenticate as at Exchange Online.
-type Mailbox struct {
-	Address Address
-}
-
 // A Policy is the checked rules. It never changes, and is safe for concurrent use.
 type Policy struct {
 	domains    map[string]bool
 	mailboxes  []*Mailbox
 	identities map[string]identity // by address key
+	patterns   map[string]*Mailbox // by domain: mailboxes "*@domain"
+	plus       bool                // some mailbox has plus addresses
+	routes     []*Route
 	clients    *clientIndex
-}
-
-// An identity is an address that some mailbox lets us use.
-type identity struct {
-	addr    Address // as the configuration writes it
-	mailbox *Mailbox
-	path    string // where it was claimed, for the error of a second claim
 }
 
 // New checks the settings and makes the Policy. It returns all errors it
@@ -66,11 +68,14 @@ func New(s Settings) (*Policy, []FieldError) {
 	b := builder{p: &Policy{
 		domains:    make(map[string]bool, len(s.Domains)),
 		identities: make(map[string]identity, len(s.Mailboxes)*2),
+		patterns:   make(map[string]*Mailbox),
 	}, allowOnMicrosoft: s.AllowOnMicrosoft}
-	b.addDomains(s.Domains)
+	b.addDomains(s)
 	for i, m := range s.Mailboxes {
 		b.addMailbox(fmt.Sprintf("mailboxes[%d]", i), m)
 	}
+	b.addPermissions(s.Permissions)
+	b.addRoutes(s)
 	clients := make([]Client, 0, len(s.Clients))
 	names := make(map[string]bool, len(s.Clients))
 	for i, c := range s.Clients {
@@ -99,11 +104,8 @@ func (b *builder) fail(path, format string, args ...any) {
 	b.errs = append(b.errs, FieldError{Path: path, Text: fmt.Sprintf(format, args...)})
 }
 
-func (b *builder) addDomains(list []string) {
-	if len(list) == 0 {
-		b.fail("tenant.domains", "no verified domain is listed; write the domains from which mail may leave, such as [contoso.com]")
-	}
-	for i, d := range list {
+func (b *builder) addDomains(s Settings) {
+	for i, d := range s.Domains {
 		path := fmt.Sprintf("tenant.domains[%d]", i)
 		key := asciiDomain(d)
 		switch {
@@ -116,6 +118,17 @@ func (b *builder) addDomains(list []string) {
 			b.p.domains[key] = true
 		}
 	}
+	if s.Permissions != nil {
+		for _, d := range s.Permissions.Domains {
+			// Every tenant has its onmicrosoft.com domain among the accepted ones; that nobody asked for it here is no error.
+			if key := asciiDomain(d); validDomain(key) && (!onMicrosoft(key) || b.allowOnMicrosoft) {
+				b.p.domains[key] = true
+			}
+		}
+	}
+	if len(b.p.domains) == 0 && len(b.errs) == 0 {
+		b.fail("tenant.domains", "no verified domain is listed; write the domains from which mail may leave, such as [contoso.com]")
+	}
 }
 
 func onMicrosoft(domain string) bool {
@@ -123,16 +136,40 @@ func onMicrosoft(domain string) bool {
 }
 
 func (b *builder) addMailbox(path string, s MailboxSettings) {
-	m := &Mailbox{}
+	m := &Mailbox{plus: s.PlusAddresses}
+	b.p.plus = b.p.plus || m.plus
 	b.p.mailboxes = append(b.p.mailboxes, m)
+	if domain, ok := strings.CutPrefix(s.Address, "*@"); ok {
+		b.addPattern(path, domain, s, m)
+		return
+	}
+	m.Name = s.Address
 	if a, ok := b.identity(path+".address", s.Address, m); ok {
-		m.Address = a
+		m.Address, m.Name = a, a.String()
 	}
 	for i, t := range s.Aliases {
 		b.identity(fmt.Sprintf("%s.aliases[%d]", path, i), t, m)
 	}
 	for i, t := range s.SendAs {
 		b.identity(fmt.Sprintf("%s.send_as[%d]", path, i), t, m)
+	}
+}
+
+// addPattern enters a mailbox "*@domain".
+func (b *builder) addPattern(path, domain string, s MailboxSettings, m *Mailbox) {
+	key := asciiDomain(domain)
+	m.Name = "*@" + key
+	switch {
+	case !b.p.domains[key]:
+		b.fail(path+".address", "%s is not a verified domain; add it to tenant.domains if the tenant has it", clip(domain))
+	case b.p.patterns[key] != nil:
+		b.fail(path+".address", "*@%s is listed twice; remove one", key)
+	case len(s.Aliases)+len(s.SendAs) > 0:
+		b.fail(path+".address", "each sender of *@%s authenticates as itself; remove aliases and send_as, or write one address", key)
+	case m.plus:
+		b.fail(path+".plus_addresses", "each sender of *@%s authenticates as itself, and no mailbox has a plus address of its own; remove this line", key)
+	default:
+		b.p.patterns[key] = m
 	}
 }
 
@@ -154,6 +191,27 @@ func (b *builder) identity(path, text string, m *Mailbox) (Address, bool) {
 	return a, true
 }
 
+// addPermissions enters the aliases and Send As addresses that Exchange Online reports for the
+// listed mailboxes. What the configuration says wins; of several mailboxes that may send as one
+// address, the first does, so that a permission given in Exchange Online never makes a configuration
+// wrong that was right.
+func (b *builder) addPermissions(s *Permissions) {
+	if s == nil {
+		return
+	}
+	for _, m := range b.p.mailboxes {
+		if m.Pattern() {
+			continue
+		}
+		g := s.Mailboxes[m.Address.Key()]
+		for _, a := range append(append([]Address{}, g.Aliases...), g.SendAs...) {
+			if _, taken := b.p.identities[a.Key()]; !taken && b.p.domains[asciiDomain(a.Domain)] {
+				b.p.identities[a.Key()] = identity{addr: a, mailbox: m}
+			}
+		}
+	}
+}
+
 // verified reads an address that must lie in a verified domain.
 func (b *builder) verified(path, text string) (Address, bool) {
 	a, err := parseConfigAddress(text)
@@ -173,9 +231,29 @@ func (b *builder) client(path string, s ClientSettings) Client {
 	if !plainName(s.Name) {
 		b.fail(path+".name", "%q is not a name; write letters, digits, - . and _ (it stands in logs and metrics)", s.Name)
 	}
-	if len(s.Networks) == 0 && len(s.Logins) == 0 {
-		b.fail(path, "client %q matches nobody; write networks: or logins:", s.Name)
+	if len(s.Networks)+len(s.Logins)+len(s.Subjects)+len(s.Fingerprints) == 0 {
+		b.fail(path, "client %q matches nobody; write networks:, logins:, cert_subjects: or cert_fingerprints:", s.Name)
 	}
+	b.conditions(path, s, &c)
+	for i, t := range s.Senders {
+		q, err := ParsePattern(t)
+		if err != nil {
+			b.fail(fmt.Sprintf("%s.senders[%d]", path, i), "%v", err)
+			continue
+		}
+		c.Senders = append(c.Senders, q)
+	}
+	if c.Route = b.p.Route(s.Route); c.Route == nil {
+		b.fail(path+".route", "there is no route %q under routes:", clip(s.Route))
+	} else if c.Route.Type == Submission && len(b.p.mailboxes) == 0 {
+		b.fail(path+".route", "mail of client %q leaves by submission, which needs a mailbox; list one under mailboxes:, or write route: with a connector", s.Name)
+	}
+	b.fallback(path, s, &c)
+	return c
+}
+
+// conditions reads by what the client is recognised.
+func (b *builder) conditions(path string, s ClientSettings, c *Client) {
 	for i, t := range s.Networks {
 		if n, ok := b.network(fmt.Sprintf("%s.networks[%d]", path, i), t); ok {
 			c.Networks = append(c.Networks, n)
@@ -186,41 +264,19 @@ func (b *builder) client(path string, s ClientSettings) Client {
 			b.fail(fmt.Sprintf("%s.logins[%d]", path, i), `an empty login matches nobody; write the SASL login, or "*" for any`)
 		}
 	}
-	for i, t := range s.Senders {
-		q, err := ParsePattern(t)
-		if err != nil {
-			b.fail(fmt.Sprintf("%s.senders[%d]", path, i), "%v", err)
-			continue
+	for i, t := range s.Subjects {
+		if t == "" {
+			b.fail(fmt.Sprintf("%s.cert_subjects[%d]", path, i), "an empty name matches nobody; write the common name (CN) of the certificate's subject")
 		}
-		c.Senders = append(c.Senders, q)
+		c.Subjects = append(c.Subjects, strings.ToLower(t))
 	}
-	b.fallback(path, s, &c)
-	return c
-}
-
-// fallback settles what happens to senders that are not authorised.
-func (b *builder) fallback(path string, s ClientSettings, c *Client) {
-	if s.From != "" {
-		if a, ok := b.verified(path+".from", s.From); ok {
-			if _, ok := b.p.identities[a.Key()]; !ok {
-				b.fail(path+".from", "no mailbox may send as <%s>; list it under send_as of the mailbox that has the permission", a)
-			}
-			c.From = a
+	for i, t := range s.Fingerprints {
+		f := fingerprint(t)
+		if f == "" {
+			b.fail(fmt.Sprintf("%s.cert_fingerprints[%d]", path, i), "%q is not a fingerprint; write SHA-256 in hexadecimal, "+
+				"as Postfix logs it with smtpd_tls_fingerprint_digest = sha256", clip(t))
 		}
-	}
-	switch c.OnUnauthorized {
-	case "":
-		c.OnUnauthorized = Refuse
-		if s.From != "" {
-			c.OnUnauthorized = Rewrite
-		}
-	case Rewrite:
-		if s.From == "" {
-			b.fail(path+".on_unauthorized", "rewrite needs an identity to rewrite to; write from: with an address of a mailbox")
-		}
-	case Refuse:
-	default:
-		b.fail(path+".on_unauthorized", "%q is not an action; write rewrite or reject", s.OnUnauthorized)
+		c.Fingerprints = append(c.Fingerprints, f)
 	}
 }
 
@@ -256,14 +312,6 @@ func plainName(s string) bool {
 	return true
 }
 
-// MailboxFor returns the mailbox that may send as the address, or nil.
-func (p *Policy) MailboxFor(a Address) *Mailbox {
-	return p.identities[a.Key()].mailbox
-}
-
-// Mailboxes returns all mailboxes in the order of the settings. The slice is not to be changed.
-func (p *Policy) Mailboxes() []*Mailbox { return p.mailboxes }
-
 // FindClient returns the client that the peer is, or nil.
 func (p *Policy) FindClient(peer Peer) *Client { return p.clients.find(peer) }
 
@@ -275,3 +323,20 @@ func (p *Policy) ClientNames() []string {
 	}
 	return names
 }
+
+// Verified tells whether a host name is a verified domain or lies below one; it may begin with "*.".
+func (p *Policy) Verified(name string) bool {
+	d := asciiDomain(strings.TrimPrefix(name, "*."))
+	for ok := d != ""; ok; _, d, ok = strings.Cut(d, ".") {
+		if p.domains[d] {
+			return true
+		}
+	}
+	return false
+}
+
+// Domains returns the verified domains, sorted.
+func (p *Policy) Domains() []string { return slices.Sorted(maps.Keys(p.domains)) }
+
+// UsesFingerprints tells whether some client is recognised by the fingerprint of its certificate.
+func (p *Policy) UsesFingerprints() bool { return p.clients.fingerprints }

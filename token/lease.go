@@ -36,15 +36,24 @@ type Tokens interface {
 // A MailboxLease is how a mailbox may be used.
 type MailboxLease struct {
 	Address string // the user= of XOAUTH2, and the ledger's key
+	Label   string // what the configuration calls it: the address, or a pattern that holds for many
 	Limits  limit.Limits
 	Tokens  Tokens
 }
 
-// Directory says which mailbox may send as an envelope sender. It must be safe for
+// made tells whether the address was made from a pattern: whether there is such a mailbox, nobody
+// has said.
+func (m *MailboxLease) made() bool { return m.Address != m.Label }
+
+// Directory knows the configuration. It must be safe for
 // concurrent use and not change; a new configuration is a new Directory.
 type Directory interface {
-	// Mailbox returns the mailbox for the sender, or nil when none may send as it.
+	// Mailbox returns the mailbox for the envelope sender, or nil when none may send as it.
 	Mailbox(sender string) *MailboxLease
+	// RouteFrom returns transport and next-hop of the way out for an envelope sender, RouteTo those for a recipient.
+	// They return "" where Postfix's own settings decide.
+	RouteFrom(sender string) string
+	RouteTo(rcpt string) string
 }
 
 // Leases answers the look-ups of smtp(8): the map "lease" gives the right to submit one
@@ -62,6 +71,7 @@ type Leases struct {
 	mu       sync.Mutex // guards what follows
 	sessions map[int32]*session
 	queues   map[string]*queue
+	proven   map[Tokens]Secret // the token with which the last AUTH succeeded
 }
 
 // queue holds back the look-ups for one mailbox, so that they are served in the order of their
@@ -69,12 +79,13 @@ type Leases struct {
 type queue struct {
 	turn    chan struct{} // holds one element: whoever has it may ask; waiting receivers are served in order
 	settled chan struct{} // tells the first that a lease has come back
+	users   int           // look-ups under way; guarded by Leases.mu
 }
 
 // NewLeases makes the lease desk on a ledger. Call Use before the first look-up, and Run.
 func NewLeases(ledger limit.Ledger, m *Metrics, log *slog.Logger) *Leases {
 	return &Leases{ledger: ledger, log: log, metrics: m, draining: make(chan struct{}),
-		sessions: make(map[int32]*session), queues: make(map[string]*queue)}
+		sessions: make(map[int32]*session), queues: make(map[string]*queue), proven: make(map[Tokens]Secret)}
 }
 
 // Drain gives no more leases, and waits until all that are out have come back, or until ctx
@@ -100,7 +111,29 @@ func (l *Leases) Use(d Directory) { l.dir.Store(&d) }
 
 // Maps returns the socketmap names and what answers them.
 func (l *Leases) Maps() map[string]Map {
-	return map[string]Map{"lease": l.Lease, "reply": l.Reply}
+	return map[string]Map{"lease": l.Lease, "reply": l.Reply, "transport": l.Transport, "route": l.Route}
+}
+
+// Transport answers the map "transport" (sender_dependent_default_transport_maps): the key is the envelope
+// sender, "<>" for none. smtpd(8) asks with "<>" for every recipient, so that one must never fail.
+func (l *Leases) Transport(_ context.Context, _ Caller, key string) Result {
+	return found((*l.dir.Load()).RouteFrom(key))
+}
+
+// Route answers the map "route" (transport_maps): the key is a recipient, then its domain
+// and wider patterns, of which only the first is of use.
+func (l *Leases) Route(_ context.Context, _ Caller, key string) Result {
+	if strings.LastIndexByte(key, '@') <= 0 {
+		return Result{Status: NotFound}
+	}
+	return found((*l.dir.Load()).RouteTo(key))
+}
+
+func found(value string) Result {
+	if value == "" {
+		return Result{Status: NotFound}
+	}
+	return Result{Status: OK, Value: value}
 }
 
 // Run takes back the leases of sessions that ended unseen, until ctx ends.
@@ -147,14 +180,14 @@ func (l *Leases) Lease(ctx context.Context, c Caller, key string) Result {
 		if ctx.Err() != nil {
 			return Result{Status: Temp, Value: "the token service is stopping"} // never sent
 		}
-		l.metrics.lookups.WithLabelValues(m.Address, "deferred").Inc()
+		l.metrics.lookups.WithLabelValues(m.Label, "deferred").Inc()
 		l.log.Warn("look-up deferred", "mailbox", m.Address, "sender", key, "error", err)
 		return Result{Status: Temp, Value: oneLine(err.Error(), maxText)}
 	}
 	s.sender, s.began, s.waited = key, began, time.Since(began)
 	l.enter(c.PID, s)
-	l.metrics.lookups.WithLabelValues(m.Address, "ok").Inc()
-	l.metrics.waits.WithLabelValues(m.Address).Observe(s.waited.Seconds())
+	l.metrics.lookups.WithLabelValues(m.Label, "ok").Inc()
+	l.metrics.waits.WithLabelValues(m.Label).Observe(s.waited.Seconds())
 	return Result{Status: OK, Value: m.Address + ":" + string(s.access)}
 }
 
@@ -165,8 +198,9 @@ func (l *Leases) grant(ctx context.Context, m *MailboxLease) (*session, error) {
 		return nil, fmt.Errorf("no token for mailbox %s: %w", m.Address, err)
 	}
 	q := l.queue(m.Address)
-	l.metrics.waiting.WithLabelValues(m.Address).Inc()
-	defer l.metrics.waiting.WithLabelValues(m.Address).Dec()
+	defer l.leave(m.Address, q)
+	l.metrics.waiting.WithLabelValues(m.Label).Inc()
+	defer l.metrics.waiting.WithLabelValues(m.Label).Dec()
 	select {
 	case <-q.turn:
 		defer func() { q.turn <- struct{}{} }()
@@ -204,7 +238,7 @@ func (l *Leases) equip(ctx context.Context, m *MailboxLease, lease uint64) (*ses
 		l.settle(context.WithoutCancel(ctx), m.Address, lease, limit.Outcome{})
 		return nil, fmt.Errorf("no token for mailbox %s: %w", m.Address, err)
 	}
-	return &session{mailbox: m.Address, lease: lease, access: t.Access}, nil
+	return &session{mailbox: m.Address, label: m.Label, made: m.made(), lease: lease, tokens: m.Tokens, access: t.Access}, nil
 }
 
 // errDraining ends a wait because the service stops.
@@ -234,6 +268,7 @@ func (q *queue) wait(ctx context.Context, d time.Duration, draining <-chan struc
 	return true
 }
 
+// queue joins the queue of a mailbox; leave it again.
 func (l *Leases) queue(mailbox string) *queue {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -243,7 +278,17 @@ func (l *Leases) queue(mailbox string) *queue {
 		q.turn <- struct{}{}
 		l.queues[mailbox] = q
 	}
+	q.users++
 	return q
+}
+
+// leave ends a look-up's part in a queue. An empty queue is forgotten: with a pattern there may be very many.
+func (l *Leases) leave(mailbox string, q *queue) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if q.users--; q.users == 0 && l.queues[mailbox] == q {
+		delete(l.queues, mailbox)
+	}
 }
 
 // without tells whether the process's session is one that got no credential for its sender.
@@ -282,6 +327,9 @@ func (l *Leases) Reply(ctx context.Context, c Caller, line string) Result {
 		return l.withoutCredential(s, line)
 	}
 	e := s.reply(line)
+	if e.authenticated {
+		l.proven[s.tokens] = s.access
+	}
 	l.mu.Unlock()
 	if e.refused {
 		l.refused(s)
@@ -315,16 +363,24 @@ func likeLine(text, line string) string {
 	return text
 }
 
-// refused handles a token that the server did not take.
+// refused handles a token that the server did not take. Where the mailbox comes from a pattern, it is
+// perhaps the mailbox that does not exist: a token that was good for another one stays, or a client
+// could take everybody's token away by making up senders.
 func (l *Leases) refused(s *session) {
-	if m := (*l.dir.Load()).Mailbox(s.sender); m != nil {
-		m.Tokens.Discard(s.access)
+	l.mu.Lock()
+	good := s.made && l.proven[s.tokens] == s.access
+	if !good {
+		delete(l.proven, s.tokens)
+	}
+	l.mu.Unlock()
+	if !good {
+		s.tokens.Discard(s.access)
 	}
 }
 
 // verdict books what became of the message.
 func (l *Leases) verdict(pid int32, s *session, e event, line string) {
-	l.metrics.replies.WithLabelValues(s.mailbox, code(line), string(e.class)).Inc()
+	l.metrics.replies.WithLabelValues(s.label, code(line), string(e.class)).Inc()
 	attrs := []any{"mailbox", s.mailbox, "sender", s.sender, "recipients", s.accepted, "class", e.class, "reply", oneLine(line, maxText),
 		"waited", s.waited.Round(time.Millisecond), "took", time.Since(s.began).Round(time.Millisecond)}
 	if e.class == ClassAccepted {
@@ -355,8 +411,14 @@ func (l *Leases) settle(ctx context.Context, mailbox string, lease uint64, o lim
 	if err := l.ledger.Settle(ctx, mailbox, lease, o, time.Now()); err != nil {
 		l.log.Error("booking a delivery", "mailbox", mailbox, "error", err)
 	}
+	l.mu.Lock()
+	q := l.queues[mailbox]
+	l.mu.Unlock()
+	if q == nil {
+		return // nobody waits
+	}
 	select {
-	case l.queue(mailbox).settled <- struct{}{}:
+	case q.settled <- struct{}{}:
 	default:
 	}
 }

@@ -36,6 +36,20 @@ type fakeDirectory map[string]*MailboxLease
 
 func (d fakeDirectory) Mailbox(sender string) *MailboxLease { return d[sender] }
 
+func (d fakeDirectory) RouteFrom(sender string) string {
+	if d[sender] != nil {
+		return "smtp:[smtp.office365.com]:587"
+	}
+	return ""
+}
+
+func (d fakeDirectory) RouteTo(rcpt string) string {
+	if strings.HasSuffix(rcpt, "@contoso.com") {
+		return "sendas-inside:[contoso-com.mail.protection.outlook.com]:25"
+	}
+	return ""
+}
+
 // desk is a lease desk with one mailbox, erp@contoso.com, which may also send as
 // billing@contoso.com.
 type desk struct {
@@ -50,7 +64,7 @@ func newDesk(messages limit.Rate) *desk {
 	d := &desk{tokens: &fakeTokens{}, log: &logBuffer{}, ledger: limit.NewMemory(), limits: limit.Microsoft()}
 	d.limits.Messages = messages
 	d.Leases = NewLeases(d.ledger, NewMetrics(prometheus.NewRegistry()), slog.New(slog.NewTextHandler(d.log, nil)))
-	m := &MailboxLease{Address: "erp@contoso.com", Limits: d.limits, Tokens: d.tokens}
+	m := &MailboxLease{Address: "erp@contoso.com", Label: "erp@contoso.com", Limits: d.limits, Tokens: d.tokens}
 	d.Use(fakeDirectory{"erp@contoso.com": m, "billing@contoso.com": m})
 	return d
 }
@@ -360,5 +374,56 @@ func TestClassify(t *testing.T) {
 	}
 	if got := fmt.Sprintf("%s %s %s", code("25x"), code(""), code("250 x")); got != "none none 250" {
 		t.Errorf("codes %s", got)
+	}
+}
+
+// TestRoutes: the maps by which Postfix finds the way out. smtpd(8) asks about "<>" for every recipient.
+func TestRoutes(t *testing.T) {
+	maps := newDesk(limit.Microsoft().Messages).Maps()
+	for _, tc := range []struct{ name, key, want string }{
+		{"transport", "billing@contoso.com", "smtp:[smtp.office365.com]:587"},
+		{"transport", "stranger@contoso.com", ""},
+		{"transport", "<>", ""},
+		{"route", "boss@contoso.com", "sendas-inside:[contoso-com.mail.protection.outlook.com]:25"},
+		{"route", "someone@fabrikam.com", ""},
+		{"route", "contoso.com", ""},
+		{"route", "@contoso.com", ""},
+		{"route", "*", ""},
+	} {
+		got := maps[tc.name](t.Context(), process(1), tc.key)
+		if want := (Result{Status: NotFound}); tc.want == "" && got != want || tc.want != "" && got != (Result{Status: OK, Value: tc.want}) {
+			t.Errorf("%s %q: %v, want %q", tc.name, tc.key, got, tc.want)
+		}
+	}
+}
+
+// TestMadeUpMailboxes: a refused AUTH of a sender that a pattern allows does not take away the token that just
+// served another one; a token that never served anybody goes.
+func TestMadeUpMailboxes(t *testing.T) {
+	d := newDesk(limit.Microsoft().Messages)
+	mailbox := func(address string) *MailboxLease {
+		return &MailboxLease{Address: address, Label: "*@contoso.com", Limits: d.limits, Tokens: d.tokens}
+	}
+	d.Use(fakeDirectory{"a@contoso.com": mailbox("a@contoso.com"), "no-such@contoso.com": mailbox("no-such@contoso.com")})
+	try := func(sender, auth string) {
+		t.Helper()
+		if r := d.Lease(t.Context(), process(1), sender); r.Status != OK || r.Value != sender+":"+string(theToken) {
+			t.Fatalf("look-up of %s: %v %q", sender, r.Status, r.Value)
+		}
+		d.Reply(t.Context(), process(1), auth)
+		d.Reply(t.Context(), process(1), "220 next session")
+	}
+	const refused = "535 5.7.3 Authentication unsuccessful [LO4P302CA0005.GBRP302.PROD.OUTLOOK.COM]"
+	try("no-such@contoso.com", refused)
+	if n := len(d.tokens.discarded); n != 1 {
+		t.Fatalf("%d tokens thrown away, want the one that never served", n)
+	}
+	try("a@contoso.com", "235 2.7.0 Authentication successful")
+	try("no-such@contoso.com", refused)
+	if n := len(d.tokens.discarded); n != 1 {
+		t.Errorf("%d tokens thrown away, want the good one to stay", n)
+	}
+	if n := len(d.queues); n != 0 {
+		t.Errorf("%d queues are left without anybody in them", n)
 	}
 }

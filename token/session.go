@@ -22,6 +22,9 @@ const (
 // Its replies arrive in the order in which the server sent them, pipelined or not.
 type session struct {
 	mailbox  string // "" in a session that got no credential
+	label    string // the mailbox in metrics
+	made     bool   // the mailbox comes from a pattern
+	tokens   Tokens // where access came from
 	sender   string
 	lease    uint64
 	access   Secret
@@ -38,6 +41,8 @@ type event struct {
 	later   string // the beginning of a text that replaces the reply's own
 	verdict bool   // the session's fate is known
 	refused bool   // AUTH was refused
+	// authenticated: AUTH succeeded
+	authenticated bool
 }
 
 // reply takes one reply line. Only the last line of a reply moves the session on
@@ -61,7 +66,7 @@ func (s *session) reply(line string) event {
 	case atAuth:
 		switch {
 		case strings.HasPrefix(line, "235"):
-			s.stage = atMail
+			s.stage, e.authenticated = atMail, true
 		case strings.HasPrefix(line, "334"): // a challenge; the verdict on AUTH follows
 		case !positive:
 			e.refused, e.verdict = true, true

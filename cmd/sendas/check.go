@@ -1,27 +1,82 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"net"
+	"time"
 
 	"github.com/spf13/cobra"
 )
 
 func cmdCheck(o *options) *cobra.Command {
-	return &cobra.Command{
+	var dns bool
+	var server string
+	c := &cobra.Command{
 		Use:   "check",
 		Short: "Check the configuration",
 		Long: `check reads the configuration, the secret files and the certificates as the services do, and
 says what is wrong with file, line, excerpt and what to write instead. It exits with 78 when
-something is.`,
-		Example: "  sendas check --config ./sendas.yaml",
+something is.
+
+With --dns it also looks up the verified domains and the endpoints of the routes, and prints the SPF record
+that each domain needs: mail by a connector or directly comes from this relay's own address. It exits with 1 when
+something has to be changed.`,
+		Example: "  sendas check --config ./sendas.yaml\n  sendas check --dns",
 		Args:    cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			c, err := LoadConfig(o.config, CheckFiles)
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := LoadConfig(o.config, CheckAll)
 			if err != nil {
 				return err
 			}
 			fmt.Fprintf(o.stdout, "%s is good: %d mailboxes, %d clients\n", o.config, len(c.Mailboxes), len(c.Clients))
-			return nil
+			if !dns && server == "" {
+				return nil
+			}
+			fmt.Fprintln(o.stdout)
+			return checkDomains(cmd.Context(), o, c, server)
 		},
 	}
+	c.Flags().BoolVar(&dns, "dns", false, "look at DNS too, and print the SPF records to publish")
+	c.Flags().StringVar(&server, "dns-server", "", "ask this server, `HOST:PORT`, and not the system's: what the world sees may differ from what this network sees")
+	return c
+}
+
+// dnsTime bounds all questions to DNS together.
+const dnsTime = 2 * time.Minute
+
+func checkDomains(ctx context.Context, o *options, c *Config, server string) error {
+	r := net.DefaultResolver
+	if server != "" {
+		if _, _, err := net.SplitHostPort(server); err != nil {
+			return failure(exitUsage, "for example: --dns-server 9.9.9.9:53", "--dns-server: %q is not a host with its port", server)
+		}
+		r = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, server)
+		}}
+	}
+	ctx, cancel := context.WithTimeout(ctx, dnsTime)
+	defer cancel()
+	ok, err := checkDNS(ctx, o.stdout, r, c.dnsPlan())
+	if err == nil && !ok {
+		err = &exitError{code: 1, err: errors.New("DNS has to be changed; what to publish stands above")}
+	}
+	return err
+}
+
+// dnsPlan returns what DNS has to say for the configuration to work.
+func (c *Config) dnsPlan() dnsPlan {
+	p := dnsPlan{Domains: c.Policy.Domains(), Cloud: c.Tenant.Cloud}
+	for _, r := range c.Routes {
+		if r.Type == "" { // the one that is always there
+			continue
+		}
+		host, _, err := net.SplitHostPort(r.Endpoint)
+		if err != nil {
+			host = r.Endpoint
+		}
+		p.Routes = append(p.Routes, dnsRoute{Name: r.Name, Type: r.Type, Endpoint: host, Addresses: r.Addresses})
+	}
+	return p
 }

@@ -25,6 +25,7 @@ type Check int
 const (
 	SkipFiles  Check = iota // the file alone: for the milter, which may not read secrets
 	CheckFiles              // also that secrets and certificates can be used, and that nobody else can change the file
+	CheckAll                // also what Postfix alone reads: the certificates of routes
 )
 
 // A Config is the whole configuration. The one that LoadConfig returns is valid and complete;
@@ -33,12 +34,13 @@ type Config struct {
 	Tenant      TenantConfig                `yaml:"tenant"`
 	Credentials map[string]CredentialConfig `yaml:"credentials"`
 	Mailboxes   []MailboxConfig             `yaml:"mailboxes"`
+	Routes      []RouteConfig               `yaml:"routes"`
 	Clients     []ClientConfig              `yaml:"clients"`
 	Milter      MilterConfig                `yaml:"milter"`
 	Token       TokenConfig                 `yaml:"token"`
 
-	// Policy is made of Tenant, Mailboxes and Clients. Its mailboxes are in the order of
-	// Mailboxes.
+	// Policy is made of Tenant, Mailboxes, Routes and Clients. Its mailboxes are in the order
+	// of Mailboxes.
 	Policy *policy.Policy
 }
 
@@ -48,6 +50,7 @@ type TenantConfig struct {
 	Cloud            string          `yaml:"cloud"` // key of clouds
 	Domains          []string        `yaml:"domains"`
 	AllowOnMicrosoft bool            `yaml:"allow_onmicrosoft"`
+	PermissionsFile  string          `yaml:"permissions_file"` // CSV; absolute, or empty
 	Endpoints        EndpointsConfig `yaml:"endpoints"`
 }
 
@@ -71,11 +74,12 @@ type CredentialConfig struct {
 
 // MailboxConfig is a mailbox as whom we authenticate.
 type MailboxConfig struct {
-	Address    string       `yaml:"address"` // in the form of policy.Mailbox.Address
-	Aliases    []string     `yaml:"aliases"`
-	Credential string       `yaml:"credential"` // key of Config.Credentials
-	SendAs     []string     `yaml:"send_as"`
-	Limits     LimitsConfig `yaml:"limits"`
+	Address       string       `yaml:"address"` // in the form of policy.Mailbox.Name: an address, or "*@domain"
+	Aliases       []string     `yaml:"aliases"`
+	Credential    string       `yaml:"credential"` // key of Config.Credentials
+	SendAs        []string     `yaml:"send_as"`
+	PlusAddresses bool         `yaml:"plus_addresses"`
+	Limits        LimitsConfig `yaml:"limits"`
 }
 
 // LimitsConfig is what one mailbox may do.
@@ -88,20 +92,38 @@ type LimitsConfig struct {
 // Limits returns the limits as the ledger takes them.
 func (l LimitsConfig) Limits() limit.Limits { return limit.Limits(l) }
 
+// RouteConfig is a way out; see policy.Route. File names are absolute.
+type RouteConfig struct {
+	Name            string   `yaml:"name"`
+	Type            string   `yaml:"type"`
+	Endpoint        string   `yaml:"endpoint"`
+	Transport       string   `yaml:"transport"`
+	External        string   `yaml:"external"`
+	CertificateFile string   `yaml:"certificate_file"` // what Postfix's transport shows to a connector; checked here
+	KeyFile         string   `yaml:"key_file"`         // empty where CertificateFile holds the key too
+	Addresses       []string `yaml:"addresses"`        // of this relay as Microsoft sees it; for SPF
+}
+
 // ClientConfig is a client; see policy.Client.
 type ClientConfig struct {
 	Name           string   `yaml:"name"`
 	Networks       []string `yaml:"networks"`
 	Logins         []string `yaml:"logins"`
+	Subjects       []string `yaml:"cert_subjects"`
+	Fingerprints   []string `yaml:"cert_fingerprints"`
 	Senders        []string `yaml:"senders"`
 	From           string   `yaml:"from"`
+	DisplayName    string   `yaml:"display_name"`
+	ReplyTo        string   `yaml:"reply_to"`
 	OnUnauthorized string   `yaml:"on_unauthorized"`
+	Route          string   `yaml:"route"`
 }
 
 // MilterConfig is the service that Postfix asks about incoming mail.
 type MilterConfig struct {
-	Listen string `yaml:"listen"` // unix:/path or inet:host:port
-	HTTP   string `yaml:"http"`   // host:port, or empty for none
+	Listen       string `yaml:"listen"`        // unix:/path or inet:host:port
+	PolicyListen string `yaml:"policy_listen"` // unix:/path or inet:host:port, or empty for none
+	HTTP         string `yaml:"http"`          // host:port, or empty for none
 }
 
 // TokenConfig is the service that Postfix asks for credentials.
@@ -116,7 +138,9 @@ type TokenConfig struct {
 func Default() *Config {
 	return &Config{
 		Tenant: TenantConfig{Cloud: "global"},
-		Milter: MilterConfig{Listen: "unix:/var/spool/postfix/sendas/milter", HTTP: "127.0.0.1:9725"},
+		Milter: MilterConfig{
+			Listen: "unix:/var/spool/postfix/sendas/milter", PolicyListen: "unix:/var/spool/postfix/sendas/policy", HTTP: "127.0.0.1:9725",
+		},
 		Token: TokenConfig{
 			Listen: "unix:/var/spool/postfix/sendas/credentials", HTTP: "127.0.0.1:9726", Peers: []string{"postfix"},
 		},
@@ -174,7 +198,7 @@ func parseConfig(path string, data []byte, check Check) (*Config, error) {
 	d := decoder{root: root}
 	d.decode(c)
 	c.complete(dir)
-	k := checker{c: c, d: &d, files: check == CheckFiles}
+	k := checker{c: c, d: &d, files: check >= CheckFiles, all: check == CheckAll}
 	if list := append(d.problems, k.check()...); len(list) > 0 {
 		return nil, newConfigError(path, data, list)
 	}
@@ -183,34 +207,45 @@ func parseConfig(path string, data []byte, check Check) (*Config, error) {
 
 // readConfig returns the bytes of the file. Its errors follow the name of the file.
 func readConfig(path string, check Check) ([]byte, error) {
-	info, err := os.Stat(path) // before it is opened: opening a FIFO would wait for a writer
-	if err != nil {
-		return nil, unreadable(err)
-	}
-	switch {
-	case !info.Mode().IsRegular():
-		return nil, errors.New("is not a regular file; name the file itself")
-	case info.Size() > maxConfig:
-		return nil, errors.New("is larger than 64 MiB; that is no configuration")
-	case check == CheckFiles && info.Mode().Perm()&0o022 != 0:
-		return nil, fmt.Errorf("can be changed by others (mode %04o), who could redirect mail; type \"chmod go-w %s\"", info.Mode().Perm(), path)
+	if err := fit(path, check, configHint); err != nil {
+		return nil, err
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, unreadable(err)
+		return nil, unreadable(err, configHint)
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxConfig))
 	if err != nil {
-		return nil, unreadable(err)
+		return nil, unreadable(err, configHint)
 	}
 	return data, nil
 }
 
-func unreadable(err error) error {
+// fit tells whether a file can be part of the configuration. Its errors follow the name of the file.
+func fit(path string, check Check, hint string) error {
+	info, err := os.Stat(path) // before it is opened: opening a FIFO would wait for a writer
+	switch {
+	case err != nil:
+		return unreadable(err, hint)
+	case !info.Mode().IsRegular():
+		return errors.New("is not a regular file; name the file itself")
+	case info.Size() > maxConfig:
+		return errors.New("is larger than 64 MiB; that is no configuration")
+	case check >= CheckFiles && info.Mode().Perm()&0o022 != 0:
+		return fmt.Errorf("can be changed by others (mode %04o), who could redirect mail; type \"chmod go-w %s\"", info.Mode().Perm(), path)
+	}
+	return nil
+}
+
+// configHint says what to do about a configuration file that is not there.
+const configHint = "name another file with --config"
+
+// unreadable words why a file cannot be read. The text follows the name of the file.
+func unreadable(err error, hint string) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return errors.New("does not exist; name another file with --config")
+		return errors.New("does not exist; " + hint)
 	case errors.Is(err, fs.ErrPermission):
 		return errors.New("may not be read by this user; the services read it through its group (chgrp sendas, chmod 0640)")
 	}
@@ -254,18 +289,23 @@ func (c *Config) complete(dir string) {
 	}
 	e.Authority = strings.TrimSuffix(e.Authority, "/")
 	e.CAFile = under(dir, e.CAFile)
+	c.Tenant.PermissionsFile = under(dir, c.Tenant.PermissionsFile)
+	for i := range c.Routes {
+		r := &c.Routes[i]
+		r.CertificateFile, r.KeyFile = under(dir, r.CertificateFile), under(dir, r.KeyFile)
+	}
 	for name, r := range c.Credentials {
 		r.ClientSecretFile = under(dir, r.ClientSecretFile)
 		r.CertificateFile = under(dir, r.CertificateFile)
 		r.KeyFile = under(dir, r.KeyFile)
 		c.Credentials[name] = r
 	}
-	for _, p := range []*string{&c.Milter.Listen, &c.Token.Listen} {
+	for _, p := range []*string{&c.Milter.Listen, &c.Milter.PolicyListen, &c.Token.Listen} {
 		if file, ok := strings.CutPrefix(*p, "unix:"); ok {
 			*p = "unix:" + under(dir, file)
 		}
 	}
-	for _, p := range []*string{&c.Milter.HTTP, &c.Token.HTTP} {
+	for _, p := range []*string{&c.Milter.PolicyListen, &c.Milter.HTTP, &c.Token.HTTP} {
 		if *p == "off" {
 			*p = ""
 		}

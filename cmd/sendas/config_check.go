@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
@@ -33,7 +34,8 @@ var (
 type checker struct {
 	c        *Config
 	d        *decoder
-	files    bool
+	files    bool // look at the files of the token service
+	all      bool // and at those of Postfix
 	problems []Problem
 }
 
@@ -52,6 +54,7 @@ func (k *checker) check() []Problem {
 	k.endpoints()
 	k.credentials()
 	k.mailboxes()
+	k.routes()
 	k.sockets()
 	k.policy()
 	return k.problems
@@ -177,7 +180,8 @@ func (k *checker) proof(path string, r CredentialConfig) {
 }
 
 func (k *checker) mailboxes() {
-	if len(k.c.Mailboxes) == 0 {
+	// A site that only has connectors needs no mailbox; a client that does says so itself.
+	if len(k.c.Mailboxes) == 0 && len(k.c.Routes) == 0 {
 		k.fail("mailboxes", "no mailbox is listed; write at least one with address: and credential:")
 	}
 	if len(k.c.Clients) == 0 {
@@ -219,6 +223,9 @@ func (k *checker) limits(path string, l LimitsConfig) {
 // sockets checks where the services listen.
 func (k *checker) sockets() {
 	k.listen("milter.listen", k.c.Milter.Listen, true)
+	if k.c.Milter.PolicyListen != "" {
+		k.listen("milter.policy_listen", k.c.Milter.PolicyListen, true)
+	}
 	k.listen("token.listen", k.c.Token.Listen, false)
 	k.web("milter.http", k.c.Milter.HTTP, "127.0.0.1:9725")
 	k.web("token.http", k.c.Token.HTTP, "127.0.0.1:9726")
@@ -265,9 +272,10 @@ func (k *checker) web(path, s, example string) {
 
 // distinct checks that no two services listen at the same place.
 func (k *checker) distinct() {
-	taken := make(map[string]string, 4)
+	taken := make(map[string]string, 5)
 	for _, l := range []struct{ path, addr string }{
-		{"milter.listen", strings.TrimPrefix(k.c.Milter.Listen, "inet:")}, {"milter.http", k.c.Milter.HTTP},
+		{"milter.listen", strings.TrimPrefix(k.c.Milter.Listen, "inet:")},
+		{"milter.policy_listen", strings.TrimPrefix(k.c.Milter.PolicyListen, "inet:")}, {"milter.http", k.c.Milter.HTTP},
 		{"token.listen", k.c.Token.Listen}, {"token.http", k.c.Token.HTTP},
 	} {
 		if l.addr == "" {
@@ -280,18 +288,64 @@ func (k *checker) distinct() {
 	}
 }
 
+// routes checks the certificates that Postfix shows to connectors, and what is only of use for SPF.
+func (k *checker) routes() {
+	for i, r := range k.c.Routes {
+		path := "routes[" + strconv.Itoa(i) + "]"
+		for j, a := range r.Addresses {
+			if _, err := netip.ParseAddr(a); err == nil {
+				continue
+			}
+			if _, err := netip.ParsePrefix(a); err != nil {
+				k.fail(fmt.Sprintf("%s.addresses[%d]", path, j), "%q is not an address; write the public address of this relay, such as 203.0.113.7", clip(a))
+			}
+		}
+		switch {
+		case r.CertificateFile == "" && r.KeyFile != "":
+			k.fail(path+".key_file", "a key needs its certificate; write certificate_file: too")
+		case r.CertificateFile != "" && r.Type != "connector":
+			k.fail(path+".certificate_file", "a connector alone knows a relay by its certificate; remove this line")
+		}
+	}
+}
+
+// certificates checks that the names in the certificates for connectors lie in verified domains: Microsoft finds the tenant by them.
+func (k *checker) certificates(p *policy.Policy) {
+	if !k.all {
+		return
+	}
+	for i, r := range k.c.Routes {
+		if r.CertificateFile == "" || r.Type != "connector" {
+			continue
+		}
+		if err := checkRouteCertificate(p, r.CertificateFile, r.KeyFile, k.c.Tenant.Endpoints.CAFile, time.Now()); err != nil {
+			k.fail(fmt.Sprintf("routes[%d].certificate_file", i), "%v", err)
+		}
+	}
+}
+
 // policy makes the Policy. Of what it finds wrong, it reports the causes alone: without
 // domains no address is right, and without its mailbox no from is.
 func (k *checker) policy() {
-	p, errs := policy.New(k.c.settings())
+	s := k.c.settings()
+	if k.c.Tenant.PermissionsFile != "" {
+		var err error
+		if s.Permissions, err = readPermissions(k.c.Tenant.PermissionsFile, k.files); err != nil {
+			k.fail("tenant.permissions_file", "%v", err)
+			return // half of what is authorised is not known
+		}
+	}
+	p, errs := policy.New(s)
 	has := func(base string) bool {
 		return slices.ContainsFunc(errs, func(e policy.FieldError) bool { return within(e.Path, base) }) ||
 			slices.ContainsFunc(k.d.broken, func(b string) bool { return within(b, base) || within(base, b) })
 	}
-	noDomains, noMailboxes := has("tenant.domains"), has("mailboxes") || len(k.c.Mailboxes) == 0
+	noDomains, noRoutes := has("tenant.domains"), has("routes")
+	noMailboxes := has("mailboxes") || len(k.c.Mailboxes)+len(k.c.Routes) == 0
 	for _, e := range errs {
 		isFrom := within(e.Path, "clients") && strings.HasSuffix(e.Path, ".from")
-		if noDomains && (within(e.Path, "mailboxes") || isFrom) || noMailboxes && isFrom {
+		isRoute := within(e.Path, "clients") && strings.HasSuffix(e.Path, ".route")
+		if noDomains && (within(e.Path, "mailboxes") || isFrom) || noMailboxes && (isFrom || isRoute) || noRoutes && isRoute {
 			continue
 		}
 		k.fail(e.Path, "%s", e.Text)
@@ -301,14 +355,18 @@ func (k *checker) policy() {
 	}
 	k.c.Policy = p
 	for i, m := range p.Mailboxes() {
-		k.c.Mailboxes[i].Address = m.Address.String()
+		k.c.Mailboxes[i].Address = m.Name
 	}
+	k.certificates(p)
 }
 
 func (c *Config) settings() policy.Settings {
-	s := policy.Settings{Domains: c.Tenant.Domains, AllowOnMicrosoft: c.Tenant.AllowOnMicrosoft}
+	s := policy.Settings{Domains: c.Tenant.Domains, AllowOnMicrosoft: c.Tenant.AllowOnMicrosoft, Submission: c.Tenant.Endpoints.Submission}
 	for _, m := range c.Mailboxes {
-		s.Mailboxes = append(s.Mailboxes, policy.MailboxSettings{Address: m.Address, Aliases: m.Aliases, SendAs: m.SendAs})
+		s.Mailboxes = append(s.Mailboxes, policy.MailboxSettings{Address: m.Address, Aliases: m.Aliases, SendAs: m.SendAs, PlusAddresses: m.PlusAddresses})
+	}
+	for _, r := range c.Routes {
+		s.Routes = append(s.Routes, policy.RouteSettings{Name: r.Name, Type: r.Type, Endpoint: r.Endpoint, Transport: r.Transport, External: r.External})
 	}
 	for _, c := range c.Clients {
 		s.Clients = append(s.Clients, policy.ClientSettings(c))

@@ -81,7 +81,7 @@ func TestFullConfig(t *testing.T) {
 			Messages: limit.Rate{N: 20, Per: time.Minute}, Recipients: limit.Rate{N: 500, Per: time.Hour}, Connections: 2,
 		}},
 		{"a login of digits", c.Clients[0].Logins, []string{"007"}},
-		{"milter", c.Milter, MilterConfig{Listen: "inet:127.0.0.1:8891"}},
+		{"milter", c.Milter, MilterConfig{Listen: "inet:127.0.0.1:8891", PolicyListen: "inet:127.0.0.1:8892"}},
 		{"token", c.Token, TokenConfig{Listen: "unix:" + dir + "/run/credentials", HTTP: "localhost:9800", Peers: []string{"postfix", "postdrop"}}},
 	} {
 		if !reflect.DeepEqual(row.got, row.want) {
@@ -175,6 +175,8 @@ func TestUnreadableConfig(t *testing.T) {
 // its default or an example, a line "# words" is prose.
 func TestSampleConfig(t *testing.T) {
 	sample := read(t, "../../packaging/sendas.yaml")
+	t.Chdir(t.TempDir()) // file names are relative to the configuration's folder
+	write(t, "permissions.csv", "Kind,Mailbox,Address\nDomain,,contoso.com\n")
 	full := regexp.MustCompile(`(?m)^( *)#(\S)`).ReplaceAllString(sample, "$1$2")
 	c, err := parseConfig("sendas.yaml", []byte(full), SkipFiles)
 	if err != nil {

@@ -18,6 +18,8 @@ import (
 // question is a made-up message.
 type question struct {
 	client, login string
+	subject       string // of the client certificate
+	fingerprint   string
 	from          string // envelope
 	headerFrom    string
 	to            []string
@@ -41,6 +43,8 @@ From field is the envelope sender. Nothing is sent, and no service needs to run.
 	f := c.Flags()
 	f.StringVar(&q.client, "client", "", "the `IP` address of the client")
 	f.StringVar(&q.login, "login", "", "the SASL login of the client at Postfix")
+	f.StringVar(&q.subject, "cert-subject", "", "the common `name` of the client's certificate, if Postfix trusts it")
+	f.StringVar(&q.fingerprint, "cert-fingerprint", "", "the fingerprint of the client's certificate")
 	f.StringVar(&q.from, "from", "", "the envelope sender; empty is the null sender of a bounce")
 	f.StringVar(&q.headerFrom, "header-from", "", "the From field, as the device writes it")
 	f.StringSliceVar(&q.to, "to", nil, "a recipient; may be given several times")
@@ -71,10 +75,12 @@ func explain(o *options, q *question) error {
 
 // request turns the flags into what the milter would see.
 func (q *question) request() (*policy.Request, error) {
-	if q.client == "" && q.login == "" {
-		return nil, failure(exitUsage, "for example: sendas explain --client 10.2.0.9 --from mfp3@floor.local", "who sends? --client or --login is missing")
+	if q.client+q.login+q.subject+q.fingerprint == "" {
+		return nil, failure(exitUsage, "for example: sendas explain --client 10.2.0.9 --from mfp3@floor.local",
+			"who sends? --client, --login, --cert-subject or --cert-fingerprint is missing")
 	}
-	r := &policy.Request{Sender: q.from, Rcpts: q.to, QueueID: "QUEUEID", Now: time.Now(), Peer: policy.Peer{Login: q.login}}
+	r := &policy.Request{Sender: q.from, Rcpts: q.to, QueueID: "QUEUEID", Now: time.Now(),
+		Peer: policy.Peer{Login: q.login, Subject: q.subject, Fingerprint: q.fingerprint}}
 	if q.client != "" {
 		a, err := netip.ParseAddr(q.client)
 		if err != nil {
@@ -138,8 +144,10 @@ type answer struct {
 	Identity string         `json:"identity"` // "" when rejected
 	Mailbox  string         `json:"mailbox"`
 	Route    string         `json:"route"`
-	Sender   string         `json:"sender"` // the new envelope sender; "" when it stays
-	Reply    string         `json:"reply"`  // "" when accepted
+	External string         `json:"external_route"` // of recipients outside, where route does not reach them
+	NoBounce bool           `json:"no_bounce"`      // recipients get NOTIFY=NEVER
+	Sender   string         `json:"sender"`         // the new envelope sender; "" when it stays
+	Reply    string         `json:"reply"`          // "" when accepted
 	Reasons  []answerReason `json:"reasons"`
 	Changes  []answerChange `json:"changes"`
 }
@@ -156,17 +164,17 @@ type answerChange struct {
 	Value string    `json:"value"`
 }
 
-// routeSubmission is the way out that is always there: XOAUTH2 to Microsoft's submission host.
-const routeSubmission = "submission"
-
 func answerOf(d *policy.Decision) answer {
-	a := answer{Action: d.Action, Asked: d.Asked.String(), Identity: d.Identity.String(), Sender: d.Sender,
+	a := answer{Action: d.Action, Asked: d.Asked.String(), Identity: d.Identity.String(), Sender: d.Sender, Mailbox: d.User.String(), NoBounce: d.NoBounce,
 		Reasons: []answerReason{}, Changes: []answerChange{}}
 	if d.Client != nil {
 		a.Client = d.Client.Name
 	}
-	if d.Mailbox != nil {
-		a.Mailbox, a.Route = d.Mailbox.Address.String(), routeSubmission
+	if d.Route != nil {
+		a.Route = d.Route.Name
+	}
+	if d.External != nil {
+		a.External = d.External.Name
 	}
 	if d.Reply != nil {
 		a.Reply = d.Reply.String()
@@ -184,7 +192,7 @@ func answerOf(d *policy.Decision) answer {
 func writeAnswer(w io.Writer, r *policy.Request, d *policy.Decision) {
 	a := answerOf(d)
 	for _, row := range [][2]string{{"action", string(a.Action)}, {"reply", a.Reply}, {"client", a.Client}, {"asked", a.Asked},
-		{"identity", a.Identity}, {"mailbox", a.Mailbox}, {"route", a.Route}} {
+		{"identity", a.Identity}, {"mailbox", a.Mailbox}, {"route", a.Route}, {"external", a.External}} {
 		if row[1] != "" {
 			fmt.Fprintf(w, "%-9s %s\n", row[0], row[1])
 		}
@@ -193,12 +201,17 @@ func writeAnswer(w io.Writer, r *policy.Request, d *policy.Decision) {
 	for i, x := range a.Reasons {
 		fmt.Fprintf(w, "  %d. %s\n", i+1, x.Text)
 	}
-	if len(a.Changes) == 0 && a.Sender == "" {
+	if len(a.Changes) == 0 && a.Sender == "" && !a.NoBounce {
 		return
 	}
 	fmt.Fprintln(w, "changes")
 	if a.Sender != "" {
 		fmt.Fprintf(w, "- MAIL FROM:<%s>\n+ MAIL FROM:<%s>\n", strings.Trim(r.Sender, "<>"), a.Sender)
+	}
+	if a.NoBounce {
+		for _, to := range r.Rcpts {
+			fmt.Fprintf(w, "- RCPT TO:<%s>\n+ RCPT TO:<%s> NOTIFY=NEVER\n", visible(to), visible(to))
+		}
 	}
 	for _, c := range a.Changes {
 		if c.Op != policy.Add {

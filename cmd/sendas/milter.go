@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"net"
+	"time"
 
 	protocol "github.com/d--j/go-milter"
 	"github.com/spf13/cobra"
@@ -14,8 +16,8 @@ func cmdMilter(o *options) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "milter",
 		Short: "Run the milter: who may send as whom",
-		Long: `milter serves Postfix's smtpd_milters and non_smtpd_milters. It holds no secret and opens
-no connection. SIGHUP loads the configuration again; SIGTERM ends it once the SMTP
+		Long: `milter serves Postfix's smtpd_milters and non_smtpd_milters, and the policy delegation protocol
+of check_policy_service, which refuses earlier and chooses the route. It holds no secret and opens no connection. SIGHUP loads the configuration again; SIGTERM ends it once the SMTP
 sessions that have begun are over.`,
 		Example: "  sendas milter --config /etc/sendas/sendas.yaml",
 		Args:    cobra.NoArgs,
@@ -34,10 +36,13 @@ func runMilter(ctx context.Context, o *options) error {
 		return err
 	}
 	reg, ok, at := newRegistry()
-	srv := &milter.Server{Log: log, Metrics: milter.NewMetrics(reg)}
+	metrics, sessions := milter.NewMetrics(reg), new(milter.Sessions)
+	srv := &milter.Server{Log: log, Metrics: metrics, Sessions: sessions}
+	early := &milter.PolicyServer{Log: log, Metrics: metrics, Sessions: sessions}
 	use := func(c *Config) error {
-		srv.Metrics.Clients(c.Policy.ClientNames())
+		metrics.Clients(c.Policy.ClientNames())
 		srv.Use(c.Policy)
+		early.Use(c.Policy)
 		return nil
 	}
 	if err := use(cfg); err != nil {
@@ -48,6 +53,13 @@ func runMilter(ctx context.Context, o *options) error {
 		return err
 	}
 	defer ln.Close()
+	var asked net.Listener
+	if cfg.Milter.PolicyListen != "" {
+		if asked, err = listen("policy", cfg.Milter.PolicyListen); err != nil {
+			return err
+		}
+		defer asked.Close()
+	}
 	if err := serveHTTP(ctx, cfg.Milter.HTTP, reg, func() error { return nil }, log); err != nil {
 		return err
 	}
@@ -55,21 +67,32 @@ func runMilter(ctx context.Context, o *options) error {
 	r.loaded()
 	r.watch(ctx)
 
-	done := make(chan error, 1)
+	done := make(chan error, 2)
 	go func() { done <- srv.Serve(ln) }()
+	if asked != nil {
+		go func() { done <- early.Serve(asked) }()
+	}
 	notify(ctx, log)
-	log.Info("milter ready", "version", version, "listen", cfg.Milter.Listen, "clients", len(cfg.Clients), "mailboxes", len(cfg.Mailboxes))
+	log.Info("milter ready", "version", version, "listen", cfg.Milter.Listen, "policy", cfg.Milter.PolicyListen,
+		"clients", len(cfg.Clients), "mailboxes", len(cfg.Mailboxes))
 	select {
 	case err := <-done:
 		return failure(exitSoftware, "", "serving the milter: %w", err)
 	case <-ctx.Done():
 	}
 	ln.Close()
+	if asked != nil {
+		asked.Close()
+	}
 	end, cancel := context.WithTimeout(context.Background(), stopTime)
 	defer cancel()
 	if err := srv.Shutdown(end); err != nil {
 		log.Warn("milter stopped early", "error", err)
 	}
+	// smtpd(8) keeps its connection between two requests for minutes, and makes another one when it is closed.
+	quick, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	early.Shutdown(quick)
 	log.Info("milter stopped")
 	return nil
 }

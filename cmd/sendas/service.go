@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -43,10 +44,13 @@ func newLog(w io.Writer, verbose bool) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, h))
 }
 
+// activated returns systemd's sockets by name. They can be taken from the environment only once.
+var activated = sync.OnceValues(activation.ListenersWithNames)
+
 // listen opens the socket that the configuration names ("unix:/path" or "inet:host:port"), or
 // takes the one of that name from systemd (sd_listen_fds(3)).
 func listen(name, spec string) (net.Listener, error) {
-	named, err := activation.ListenersWithNames()
+	named, err := activated()
 	if err != nil {
 		return nil, failure(exitSoftware, "", "taking sockets from systemd: %w", err)
 	}

@@ -164,7 +164,7 @@ func (d *credentialDesk) use(c *Config) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	next := make(map[string]*runningCredential)
-	dir := &directory{policy: c.Policy, byMailbox: make(map[string]*token.MailboxLease, len(c.Mailboxes))}
+	dir := &directory{policy: c.Policy, byName: make(map[string]*token.MailboxLease, len(c.Mailboxes))}
 	for _, m := range c.Mailboxes {
 		r := next[m.Credential]
 		if r == nil {
@@ -172,7 +172,7 @@ func (d *credentialDesk) use(c *Config) error {
 			next[m.Credential] = r
 		}
 		d.metrics.Mailbox(m.Address)
-		dir.byMailbox[m.Address] = &token.MailboxLease{Address: m.Address, Limits: m.Limits.Limits(), Tokens: r.refresher}
+		dir.byName[m.Address] = &token.MailboxLease{Address: m.Address, Label: m.Address, Limits: m.Limits.Limits(), Tokens: r.refresher}
 	}
 	for name, r := range d.running {
 		if next[name] != r {
@@ -186,8 +186,8 @@ func (d *credentialDesk) use(c *Config) error {
 
 // directory is the token service's view of the policy.
 type directory struct {
-	policy    *policy.Policy
-	byMailbox map[string]*token.MailboxLease
+	policy *policy.Policy
+	byName map[string]*token.MailboxLease // by policy.Mailbox.Name
 }
 
 func (d *directory) Mailbox(sender string) *token.MailboxLease {
@@ -195,11 +195,27 @@ func (d *directory) Mailbox(sender string) *token.MailboxLease {
 	if err != nil {
 		return nil
 	}
-	m := d.policy.MailboxFor(a)
+	m, user := d.policy.MailboxFor(a)
 	if m == nil {
 		return nil
 	}
-	return d.byMailbox[m.Address.String()]
+	lease := d.byName[m.Name]
+	if m.Pattern() {
+		own := *lease
+		own.Address = user.String()
+		return &own
+	}
+	return lease
+}
+
+func (d *directory) RouteFrom(sender string) string { return destination(d.policy.RouteFrom(sender)) }
+func (d *directory) RouteTo(rcpt string) string     { return destination(d.policy.RouteTo(rcpt)) }
+
+func destination(r *policy.Route) string {
+	if r == nil {
+		return ""
+	}
+	return r.Destination()
 }
 
 // ready says which credential has no live token.

@@ -24,6 +24,10 @@ type SiteConfig struct {
 	Activated bool
 	// Exosim changes the simulator's configuration.
 	Exosim func(*exosim.Config)
+	// YAML changes the services' configuration.
+	YAML func(string) string
+	// Postfix changes settings of main.cf and adds to master.cf.
+	Postfix func(s *Site, main map[string]string) (master []string)
 	// Certificate uses a client certificate instead of a secret.
 	Certificate func(dir string) (certFile, keyFile string, err error)
 }
@@ -41,6 +45,9 @@ type Site struct {
 
 	milterHTTP, tokenHTTP string
 }
+
+// MXHost is the MX endpoint of the site's tenant.
+const MXHost = "contoso-com.mail.protection.outlook.com"
 
 // Users that the services run as; every Debian has them.
 const (
@@ -126,7 +133,7 @@ func (s *Site) startExosim(c SiteConfig) (err error) {
 		app.Secret, app.CertificateFile = "", cert
 	}
 	cfg := exosim.Config{
-		Tenant: "contoso.onmicrosoft.com", Domains: []string{"contoso.com"}, Window: c.Minute, CAFile: filepath.Join(s.Dir, "ca.pem"), Apps: []exosim.App{app},
+		Tenant: "contoso.onmicrosoft.com", Domains: []string{"contoso.com"}, MX: "127.0.0.1:0", Window: c.Minute, CAFile: filepath.Join(s.Dir, "ca.pem"), Apps: []exosim.App{app},
 		Mailboxes: []exosim.Mailbox{
 			{Address: "erp@contoso.com", SendAs: []string{"billing@contoso.com", "hr@contoso.com"}},
 			{Address: "scan@contoso.com"}, {Address: "monitor@contoso.com"},
@@ -147,8 +154,12 @@ func (s *Site) startPostfix(ctx context.Context, c SiteConfig) (err error) {
 	main["minimal_backoff_time"] = "2s"
 	main["maximal_backoff_time"] = "4s"
 	main["queue_run_delay"] = "1s"
+	var master []string
+	if c.Postfix != nil {
+		master = c.Postfix(s, main)
+	}
 	s.Postfix, err = StartPostfix(ctx, PostfixConfig{
-		Dir: filepath.Join(s.Dir, "p"), Main: main, Hosts: map[string]string{"smtp.office365.com": "127.0.0.1"},
+		Dir: filepath.Join(s.Dir, "p"), Main: main, Master: master, Hosts: map[string]string{"smtp.office365.com": "127.0.0.1", MXHost: "127.0.0.1"},
 		SASLPluginDir: c.PluginDir, SocketUID: milterUser, SocketGID: tokenUser,
 	})
 	if err != nil {
@@ -166,6 +177,7 @@ func MainCF(port, caFile string) map[string]string {
 		"internal_mail_filter_classes":                     "bounce",
 		"milter_default_action":                            "tempfail",
 		"local_header_rewrite_clients":                     "",
+		"resolve_numeric_domain":                           "yes",
 		"relayhost":                                        "[smtp.office365.com]:" + port,
 		"smtp_tls_security_level":                          "secure",
 		"smtp_tls_CAfile":                                  caFile,
@@ -202,12 +214,17 @@ func (s *Site) writeConfig(c SiteConfig) error {
 		proof = "certificate_file: " + key
 	}
 	_, port, _ := net.SplitHostPort(s.Exosim.SubmissionAddr())
+	_, mxPort, _ := net.SplitHostPort(s.Exosim.MXAddr())
 	s.Config = filepath.Join(s.Dir, "sendas.yaml")
+	yaml := siteYAML
+	if c.YAML != nil {
+		yaml = c.YAML(yaml)
+	}
 	limits := "{messages: 30/" + c.Minute.String() + "}"
 	return os.WriteFile(s.Config, []byte(strings.NewReplacer(
-		"AUTHORITY", s.Exosim.Authority(), "PORT", port, "CLIENTID", clientID, "PROOF", proof, "LIMITS", limits,
+		"AUTHORITY", s.Exosim.Authority(), "MXPORT", mxPort, "PORT", port, "CLIENTID", clientID, "PROOF", proof, "LIMITS", limits,
 		"SOCKETS", s.Postfix.SocketDir(), "MILTERHTTP", s.milterHTTP, "TOKENHTTP", s.tokenHTTP,
-	).Replace(siteYAML)), 0o644)
+	).Replace(yaml)), 0o644)
 }
 
 const siteYAML = `tenant:
@@ -249,6 +266,7 @@ clients:
     from: monitor@contoso.com
 milter:
   listen: unix:SOCKETS/milter
+  policy_listen: unix:SOCKETS/policy
   http: MILTERHTTP
 token:
   listen: unix:SOCKETS/credentials

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -17,10 +18,11 @@ import (
 // Mail is one message as a client says it on the wire, mistakes included:
 // nothing is checked, encoded or completed.
 type Mail struct {
-	XClient XClient  // who the client pretends to be
-	Helo    string   // said with EHLO; "" means client.lab.example
-	From    string   // stands between the brackets of MAIL FROM; "" is the null sender
-	To      []string // one RCPT each, between brackets too
+	XClient XClient     // who the client pretends to be
+	TLS     *tls.Config // STARTTLS with this; nil is without
+	Helo    string      // said with EHLO; "" means client.lab.example
+	From    string      // stands between the brackets of MAIL FROM; "" is the null sender
+	To      []string    // one RCPT each, between brackets too
 	// Data is header and body. Leading dots are doubled; apart from that it
 	// goes out byte for byte. When it does not end in CRLF, the CRLF that
 	// the final dot needs is added.
@@ -44,6 +46,7 @@ type Stage string
 const (
 	StageConnect Stage = "CONNECT" // the banner
 	StageHelo    Stage = "EHLO"    // also the one after XCLIENT
+	StageTLS     Stage = "STARTTLS"
 	StageXClient Stage = "XCLIENT"
 	StageMail    Stage = "MAIL"
 	StageRcpt    Stage = "RCPT"
@@ -123,7 +126,7 @@ const (
 	maxReplyLines = 200
 )
 
-// Send sends a message to the SMTP server at addr (host:port), without TLS. A
+// Send sends a message to the SMTP server at addr (host:port). A
 // refusal at any stage is a result. An error means that the session broke
 // down: no connection, not SMTP, or ctx ended; the replies until then come
 // with it. Only ctx limits the time.
@@ -178,6 +181,11 @@ func (s *session) greet(m Mail) error {
 	if err := s.command(StageHelo, ehlo, 2); err != nil {
 		return err
 	}
+	if m.TLS != nil {
+		if err := s.startTLS(m.TLS, ehlo); err != nil {
+			return err
+		}
+	}
 	if m.XClient == (XClient{}) {
 		return nil
 	}
@@ -185,6 +193,18 @@ func (s *session) greet(m Mail) error {
 	if err := s.command(StageXClient, m.XClient.command(), 2); err != nil {
 		return err
 	}
+	return s.command(StageHelo, ehlo, 2)
+}
+
+func (s *session) startTLS(c *tls.Config, ehlo string) error {
+	if err := s.command(StageTLS, "STARTTLS", 2); err != nil {
+		return err
+	}
+	t := tls.Client(s.conn, c)
+	if err := t.Handshake(); err != nil {
+		return err
+	}
+	s.conn, s.r = t, bufio.NewReaderSize(t, maxReplyLine)
 	return s.command(StageHelo, ehlo, 2)
 }
 

@@ -1,0 +1,190 @@
+package milter
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sendas/sendas/policy"
+)
+
+// Limits of a request. Postfix sends about 30 attributes; addresses are the longest.
+const (
+	maxAttribute  = 4096
+	maxAttributes = 100
+)
+
+// A PolicyServer answers Postfix's policy delegation protocol (SMTPD_POLICY_README), from the same policy as
+// the milter: refusals that do not depend on the header already at RCPT, and the way out of the message
+// as FILTER. It never says OK, so it opens nothing that Postfix' own restrictions close. The zero value is not
+// usable: fill in all fields, call Use.
+type PolicyServer struct {
+	Log      *slog.Logger
+	Metrics  *Metrics
+	Sessions *Sessions // shared with the milter
+
+	policy atomic.Pointer[policy.Policy]
+	wg     sync.WaitGroup
+
+	mu    sync.Mutex // guards conns
+	conns map[net.Conn]struct{}
+}
+
+// Use puts a policy into force for the requests that come from now on.
+func (s *PolicyServer) Use(p *policy.Policy) { s.policy.Store(p) }
+
+// Serve accepts connections until the listener is closed; each has a goroutine of its own.
+func (s *PolicyServer) Serve(ln net.Listener) error {
+	for {
+		c, err := ln.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		s.mu.Lock()
+		if s.conns == nil {
+			s.conns = make(map[net.Conn]struct{})
+		}
+		s.conns[c] = struct{}{}
+		s.mu.Unlock()
+		s.wg.Go(func() { s.connection(c) })
+	}
+}
+
+// Shutdown waits until Postfix has closed all connections or ctx ends, then closes what is left: smtpd(8)
+// connects again, to the next process. Close the listeners first.
+func (s *PolicyServer) Shutdown(ctx context.Context) {
+	done := make(chan struct{})
+	go func() { s.wg.Wait(); close(done) }()
+	select {
+	case <-done:
+		return
+	case <-ctx.Done():
+	}
+	s.mu.Lock()
+	for c := range s.conns {
+		c.Close()
+	}
+	s.mu.Unlock()
+	<-done
+}
+
+func (s *PolicyServer) connection(c net.Conn) {
+	defer func() {
+		c.Close()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.conns, c)
+	}()
+	r := bufio.NewReaderSize(c, maxAttribute)
+	for {
+		c.SetReadDeadline(time.Now().Add(idleTime))
+		q, err := readQuery(r)
+		if err != nil {
+			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+				s.Log.Warn("policy connection", "error", err)
+			}
+			return
+		}
+		c.SetWriteDeadline(time.Now().Add(30 * time.Second))
+		if _, err := io.WriteString(c, "action="+s.answer(q)+"\n\n"); err != nil {
+			return
+		}
+	}
+}
+
+// A query is one request of smtpd(8): what we use of its attributes.
+type query struct {
+	addr, port, login      string
+	subject                string
+	fingerprint, publicKey string
+	sender, recipient      string
+}
+
+// readQuery reads a request: lines of name=value up to an empty one. io.EOF means that Postfix had
+// no more.
+func readQuery(r *bufio.Reader) (*query, error) {
+	q := &query{}
+	fields := map[string]*string{
+		"client_address": &q.addr, "client_port": &q.port, "sasl_username": &q.login, "ccert_subject": &q.subject,
+		"ccert_fingerprint": &q.fingerprint, "ccert_pubkey_fingerprint": &q.publicKey, "sender": &q.sender, "recipient": &q.recipient,
+	}
+	kind := ""
+	fields["request"] = &kind
+	for n := 0; ; n++ {
+		line, err := r.ReadSlice('\n')
+		switch {
+		case err == io.EOF && n == 0 && len(line) == 0:
+			return nil, io.EOF
+		case errors.Is(err, bufio.ErrBufferFull):
+			return nil, fmt.Errorf("an attribute is longer than %d bytes", maxAttribute)
+		case err == io.EOF:
+			return nil, io.ErrUnexpectedEOF
+		case err != nil:
+			return nil, err
+		}
+		text := strings.TrimSuffix(string(line), "\n")
+		if text == "" {
+			break
+		}
+		name, value, ok := strings.Cut(text, "=")
+		if !ok || n >= maxAttributes {
+			return nil, fmt.Errorf("not a policy request: %.20q", text)
+		}
+		if p := fields[name]; p != nil {
+			*p = value
+		}
+	}
+	if kind != "smtpd_access_policy" {
+		return nil, fmt.Errorf("not a policy request: request=%.20q", kind)
+	}
+	return q, nil
+}
+
+func (q *query) peer() policy.Peer {
+	p := policy.Peer{Login: q.login, Subject: q.subject, Fingerprint: q.fingerprint, KeyFingerprint: q.publicKey}
+	if a, err := netip.ParseAddr(q.addr); err == nil {
+		p.Addr = a.Unmap()
+	}
+	return p
+}
+
+// answer decides on a request. The text of the action is what access(5) takes.
+func (s *PolicyServer) answer(q *query) string {
+	p := s.policy.Load()
+	peer := q.peer()
+	if p.UsesFingerprints() {
+		s.Sessions.note(sessionKey{peer.Addr, q.port}, certificate{q.fingerprint, q.publicKey}, time.Now())
+	}
+	req := policy.Request{Peer: peer, Sender: q.sender}
+	if q.recipient != "" { // at DATA with several recipients there is none
+		req.Rcpts = []string{q.recipient}
+	}
+	f := p.Foresee(&req)
+	client := ""
+	if f.Client != nil {
+		client = f.Client.Name
+	}
+	action, text := "dunno", "DUNNO"
+	switch {
+	case f.Reply != nil:
+		action, text = "refuse", f.Reply.String()
+		s.Log.Info("recipient refused", "client", client, "addr", peer.Addr, "login", peer.Login, "asked", q.sender, "rcpt", q.recipient,
+			"reason", f.Reasons[len(f.Reasons)-1].Code)
+	case f.Filter != "":
+		action, text = "filter", "FILTER "+f.Filter
+	}
+	s.Metrics.asked.WithLabelValues(client, action).Inc()
+	return text
+}

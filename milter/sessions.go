@@ -1,0 +1,65 @@
+package milter
+
+import (
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// Sessions tells the milter what only the policy delegation protocol knows of an SMTP session: the fingerprint of
+// the client certificate. Address and port of the client, as Postfix sees them, name the
+// session on both sides. The zero value is ready; methods are safe for concurrent use.
+type Sessions struct {
+	mu    sync.Mutex // guards what follows
+	known map[sessionKey]session
+	prune int
+}
+
+type sessionKey struct {
+	addr netip.Addr
+	port string
+}
+
+type session struct {
+	certificate
+	at time.Time // of the last request
+}
+
+// certificate holds the fingerprints of a client certificate and of its public key, both empty where the
+// client has none.
+type certificate struct{ fingerprint, publicKey string }
+
+const (
+	// sessionLife is how long after its last RCPT a message may still be coming in.
+	sessionLife = 2 * time.Hour
+	// minPrune is how many sessions are kept without a look at their age.
+	minPrune = 1000
+)
+
+func (s *Sessions) note(k sessionKey, c certificate, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.known == nil {
+		s.known, s.prune = make(map[sessionKey]session), minPrune
+	}
+	if len(s.known) >= s.prune {
+		for k, v := range s.known {
+			if now.Sub(v.at) > sessionLife {
+				delete(s.known, k)
+			}
+		}
+		s.prune = max(minPrune, 2*len(s.known))
+	}
+	s.known[k] = session{c, now}
+}
+
+// find reports false for a session of which nothing was heard.
+func (s *Sessions) find(k sessionKey, now time.Time) (certificate, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v, ok := s.known[k]
+	if !ok || now.Sub(v.at) > sessionLife {
+		return certificate{}, false
+	}
+	return v.certificate, true
+}

@@ -1,0 +1,36 @@
+package policy
+
+// A Forecast is what can be said of a message before its header has come.
+type Forecast struct {
+	Client *Client // nil where none matched
+	Reply  *Reply  // with what [Policy.Decide] would surely refuse the message; nil where it depends on the header
+	// Filter is the transport and next-hop for the whole message, "" where Postfix finds the way
+	// by its tables. It is the same for every recipient and every sender of a client, because Postfix keeps the last one.
+	Filter  string
+	Reasons []Reason
+}
+
+// Foresee says what is known when the client has named one recipient: r holds that one, and no
+// fields. It takes the first steps of [Policy.Decide], so it never refuses what that
+// would accept.
+func (p *Policy) Foresee(r *Request) Forecast {
+	d := Decision{Action: Accept}
+	ok := p.admitted(r, &d)
+	f := Forecast{Client: d.Client, Reply: d.Reply, Reasons: d.Reasons}
+	if ok {
+		f.Filter = p.filter(d.Client)
+	}
+	return f
+}
+
+// filter tells which clients' mail does not go the way that Postfix's tables say. Where a client has a direct route,
+// transport_maps sends mail for own recipients there, so the others' mail has to be kept out of it.
+func (p *Policy) filter(c *Client) string {
+	switch {
+	case c.Route.Type == Connector:
+		return c.Route.Destination()
+	case c.Route.Type == Submission && p.direct() != nil:
+		return c.Route.Destination()
+	}
+	return ""
+}
