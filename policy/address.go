@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/net/idna"
 )
@@ -33,7 +35,7 @@ func (a Address) String() string {
 		return ""
 	}
 	local := a.Local
-	if !isDotAtom(local) {
+	if !isDotString(local) {
 		local = quote(local)
 	}
 	if a.Domain == "" {
@@ -49,6 +51,15 @@ func (a Address) Key() string {
 		return ""
 	}
 	return strings.ToLower(a.Local) + "@" + asciiDomain(a.Domain)
+}
+
+// ASCII returns the address with its domain in the form that goes over the wire without SMTPUTF8
+// (RFC 5891). The local part has no such form; that of a [Address.Valid] address is ASCII.
+func (a Address) ASCII() Address {
+	if !isASCII(a.Domain) {
+		a.Domain = asciiDomain(a.Domain)
+	}
+	return a
 }
 
 // Same tells whether a and b name the same mailbox.
@@ -93,11 +104,18 @@ var privateTop = map[string]bool{
 // ParseAddress reads an address as an SMTP envelope carries it, with or without angle
 // brackets, with a source route (RFC 5321, appendix C: ignored) or a quoted
 // local part. The empty string and "<>" give the zero Address. What has no domain
-// keeps an empty one, so that a decision can still name what was asked.
+// keeps an empty one, so that a decision can still name what was asked. UTF-8 is taken as
+// RFC 6531 has it, other 8-bit bytes as devices mean them; such a local part is never [Address.Valid].
+//
+// It refuses what cannot have been meant as an address: nothing before the @, control characters, invisible
+// characters, and separators in the domain.
 func ParseAddress(s string) (Address, error) {
 	s = strings.TrimSpace(s)
 	if len(s) >= 2 && s[0] == '<' && s[len(s)-1] == '>' {
-		s = s[1 : len(s)-1]
+		s = strings.TrimSpace(s[1 : len(s)-1])
+	}
+	if !utf8.ValidString(s) {
+		s = toUTF8(s)
 	}
 	if s == "" {
 		return Address{}, nil
@@ -113,7 +131,7 @@ func ParseAddress(s string) (Address, error) {
 	if err := checkLocal(a.Local); err != nil {
 		return Address{}, fmt.Errorf("%q: %w", clip(s), err)
 	}
-	if !plausibleDomain(a.Domain) {
+	if !plausibleDomain(a.Domain) || a.Domain == "" && strings.IndexByte(a.Local, '@') >= 0 {
 		return Address{}, fmt.Errorf("%q has no usable domain", clip(s))
 	}
 	return a, nil
@@ -123,7 +141,7 @@ func ParseAddress(s string) (Address, error) {
 func splitAddress(s string) Address {
 	local, domain := s, ""
 	if i := strings.LastIndexByte(s, '@'); i >= 0 {
-		local, domain = s[:i], strings.TrimSuffix(s[i+1:], ".")
+		local, domain = s[:i], strings.TrimRight(s[i+1:], ".")
 	}
 	if len(local) >= 2 && local[0] == '"' && local[len(local)-1] == '"' {
 		local = unquote(local[1 : len(local)-1])
@@ -135,20 +153,19 @@ func checkLocal(local string) error {
 	if local == "" {
 		return errors.New("nothing stands before the @")
 	}
-	for i := range len(local) {
-		if c := local[i]; c < ' ' || c == 0x7f {
-			return errors.New("a control character stands in the local part")
-		}
+	if !isVisible(local) {
+		return errors.New("a control character stands in the local part")
 	}
 	return nil
 }
 
+// isVisible tells whether all of s may come into a header and a log.
+func isVisible(s string) bool { return isPlain(s) || strings.Map(printable, s) == s }
+
 // plausibleDomain refuses only what could never have been meant as a domain; an empty
 // one is fine here (a device's "root").
 func plausibleDomain(d string) bool {
-	return !strings.ContainsFunc(d, func(r rune) bool {
-		return r <= ' ' || r == 0x7f || strings.ContainsRune(`"(),:;<>@\`, r) && r != ':'
-	})
+	return isVisible(d) && !strings.ContainsAny(d, ` "(),;<>@\`) && !strings.ContainsFunc(d, unicode.IsSpace)
 }
 
 // validDomain tells whether d is a host name of at least two labels (RFC 1123,
@@ -188,12 +205,15 @@ func asciiDomain(d string) string {
 }
 
 // isDotAtom tells whether s may stand unquoted as a local part (RFC 5322, section 3.2.3).
-func isDotAtom(s string) bool {
+func isDotAtom(s string) bool { return isASCII(s) && isDotString(s) }
+
+// isDotString is isDotAtom with UTF-8 (RFC 6531, section 3.3), except white space.
+func isDotString(s string) bool {
 	if s == "" || s[0] == '.' || s[len(s)-1] == '.' || strings.Contains(s, "..") {
 		return false
 	}
-	for i := range len(s) {
-		if s[i] != '.' && !isAtext(s[i]) {
+	for _, r := range s {
+		if r < utf8.RuneSelf && r != '.' && !isAtext(byte(r)) || unicode.IsSpace(r) {
 			return false
 		}
 	}

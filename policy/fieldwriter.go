@@ -1,91 +1,132 @@
 package policy
 
 import (
-	"mime"
+	"encoding/base64"
 	"strings"
 	"unicode/utf8"
 )
 
-// Line lengths of RFC 5322, section 2.1.1: a line should have no more than 78 characters.
+// Line lengths of RFC 5322, section 2.1.1, and RFC 2047, section 2.
 const (
-	wantLine = 78
-	maxName  = 256 // characters of a display name that we write; the rest helps nobody
-	maxText  = 500 // characters of the original From that we keep for reference
+	wantLine     = 78  // a line should have no more characters
+	wantWordLine = 76  // a line with an encoded word in it may have no more
+	maxWord      = 75  // an encoded word may have no more
+	wordFrame    = 12  // of which "=?utf-8?b?" and "?=" take
+	maxName      = 128 // characters of a display name that we write; more would only push the address out of sight
+	maxNameBytes = 384 // the same in UTF-8, so that the whole stays within the 998 octets of one line
+	maxText      = 500 // characters of the original From that we keep for reference
 )
 
 // writeMailbox writes a mailbox (RFC 5322, section 3.4) as the body of a field of the
-// given name, folded, in ASCII: the strict counterpart of parseMailboxes.
+// given name, folded, in ASCII: the strict counterpart of parseMailboxes. It returns the empty string for an address
+// that must not leave ([Address.Valid]).
 func writeMailbox(field, name string, a Address) string {
-	if !isASCII(a.Domain) {
-		a.Domain = asciiDomain(a.Domain) // RFC 5891; a reader shows it as it was
+	if !a.Valid() {
+		return ""
 	}
-	addr := a.String()
-	if name == "" {
+	addr := a.ASCII().String()
+	if name = cutName(tidyName(name)); name == "" {
 		return addr
 	}
-	return fold(field, encodePhrase(name)+" <"+addr+">")
+	addr = "<" + addr + ">"
+	phrase, words := encodePhrase(field, name)
+	if words {
+		return fold(field, phrase+" "+addr, wantWordLine)
+	}
+	return fold(field, phrase+" "+addr, wantLine)
 }
 
 // encodePhrase writes a display name: bare where it is made of atoms, quoted where it has
 // specials, as encoded words (RFC 2047, section 5) where it is not ASCII or
 // could not be folded otherwise.
-func encodePhrase(name string) string {
-	if utf8.RuneCountInString(name) > maxName {
-		name = strings.TrimRight(string([]rune(name)[:maxName]), " ")
-	}
-	if !isASCII(name) {
-		return mime.BEncoding.Encode("utf-8", name)
-	}
+func encodePhrase(field, name string) (phrase string, words bool) {
+	atoms := true
 	for w := range strings.SplitSeq(name, " ") {
-		if !isAtom(w) {
-			return quote(name)
+		if len(w) > maxWord || !isASCII(w) {
+			return encodeWords(field, name), true
 		}
+		atoms = atoms && isAtom(w)
 	}
-	return name
+	if atoms {
+		return name, false
+	}
+	return quote(name), false
 }
 
 func isAtom(s string) bool {
-	if s == "" || strings.HasPrefix(s, "=?") {
-		return false
-	}
 	for i := range len(s) {
 		if !isAtext(s[i]) {
 			return false
 		}
 	}
-	return true
+	return s != ""
 }
 
 // encodeText writes unstructured text (RFC 5322, section 2.2.1), cut to maxText
-// characters, so that no line can pass 998 octets.
+// characters, so that no line can pass 998 octets. White space becomes single blanks.
 func encodeText(field, text string) string {
-	if utf8.RuneCountInString(text) > maxText {
-		text = strings.TrimRight(string([]rune(text)[:maxText]), " ")
+	text = cutRunes(singleBlanks(strings.Map(printable, text)), maxText)
+	for w := range strings.SplitSeq(text, " ") {
+		if len(w) >= wantLine || !isASCII(w) {
+			return fold(field, encodeWords(field, text), wantWordLine)
+		}
 	}
-	if !isASCII(text) {
-		text = mime.BEncoding.Encode("utf-8", text)
-	}
-	return fold(field, text)
+	return fold(field, text, wantLine)
 }
 
-// fold breaks a field body at spaces so that its lines stay within wantLine where
+// cutRunes shortens s to at most n characters.
+func cutRunes(s string, n int) string {
+	for i := range s {
+		if n--; n < 0 {
+			return strings.TrimRight(s[:i], " ")
+		}
+	}
+	return s
+}
+
+// encodeWords writes text as encoded words with blanks between them, each of them whole characters. The first leaves room for
+// the name of the field.
+func encodeWords(field, text string) string {
+	const each = (maxWord - wordFrame) / 4 * 3 // bytes
+	room := (wantWordLine - len(field) - len(": ") - wordFrame) / 4 * 3
+	if room < utf8.UTFMax || room > each {
+		room = each
+	}
+	var b strings.Builder
+	for text != "" {
+		n := min(room, len(text))
+		for n < len(text) && !utf8.RuneStart(text[n]) {
+			n--
+		}
+		if b.Len() > 0 {
+			b.WriteByte(' ')
+		}
+		b.WriteString("=?utf-8?b?")
+		b.WriteString(base64.StdEncoding.EncodeToString([]byte(text[:n])))
+		b.WriteString("?=")
+		text, room = text[n:], each
+	}
+	return b.String()
+}
+
+// fold breaks a field body at single blanks so that its lines stay within limit where
 // they can. It uses a bare LF, as the milter protocol does.
-func fold(field, body string) string {
-	if len(field)+2+len(body) <= wantLine {
+func fold(field, body string, limit int) string {
+	col := len(field) + len(": ")
+	if col+len(body) <= limit {
 		return body
 	}
 	var b strings.Builder
 	b.Grow(len(body) + 8)
-	col := len(field) + 2
 	for i, w := range strings.Split(body, " ") {
-		if i > 0 {
-			if col+1+len(w) > wantLine && col > 1 && w != "" {
-				b.WriteString("\n ")
-				col = 1
-			} else {
-				b.WriteByte(' ')
-				col++
-			}
+		switch {
+		case i == 0:
+		case col+1+len(w) > limit:
+			b.WriteString("\n ")
+			col = 1
+		default:
+			b.WriteByte(' ')
+			col++
 		}
 		b.WriteString(w)
 		col += len(w)
@@ -93,33 +134,83 @@ func fold(field, body string) string {
 	return b.String()
 }
 
-// safeName is the one documented way in which a display name may hold an address: an @ that
-// could make a reader take the name for another sender's address is written " at ". An @ in other
-// text ("scanner3@floor 3") stays.
+// safeName makes a display name such that nobody can take it for another sender's address: an @ before anything with a
+// dot in it is written " at ". This is the one documented way in which a name may hold an address. As they are stay:
+//
+//   - the identity itself, as a word of its own;
+//   - an @ before a word without any dot, as in "scanner3@floor 3" and "ceo@contoso": that is how devices call themselves, it
+//     is no address on the internet, and the name "CEO of Contoso" would pretend as much;
+//   - other ways to write an address, such as "ceo%contoso.com" or "ceo (at) contoso.com".
+//
+// Look-alikes of @ and dot count as such. The name also gets its normal form ([tidyName]), and no more than
+// maxName characters.
 func safeName(name string, identity Address) string {
-	if !strings.ContainsAny(name, "@＠﹫") {
-		return name
+	name = tidyName(name)
+	if strings.IndexByte(name, '@') >= 0 || !isASCII(name) && strings.ContainsAny(name, ats) {
+		name = tidyName(defuse(name, identity))
 	}
-	list := strings.Fields(name)
-	for i, w := range list {
-		bare := strings.Trim(w, `<>()[]"',;:`)
-		local, domain, ok := cutAt(bare)
-		if !ok || local == "" || !strings.ContainsAny(domain, ".。．｡") {
-			continue
-		}
-		if (Address{Local: local, Domain: domain}).Same(identity) {
-			continue
-		}
-		list[i] = strings.NewReplacer("@", " at ", "＠", " at ", "﹫", " at ").Replace(w)
-	}
-	return strings.Join(strings.Fields(strings.Join(list, " ")), " ") // "@@b.c" leaves blanks
+	return cutName(name)
 }
 
-func cutAt(s string) (local, domain string, ok bool) {
-	i := strings.LastIndexAny(s, "@＠﹫")
-	if i < 0 {
-		return "", "", false
+// What a reader takes for an @ or a dot (Unicode Technical Standard 39, confusables.txt, and the compatibility forms).
+const (
+	ats  = "@＠﹫"
+	dots = ".。．｡․‥…﹒·‧∙⋅・･•٠۰۔܁܂ꓸ꘎𐩐𝅭"
+)
+
+// defuse writes " at " for each @ that has something with a dot behind it.
+func defuse(name string, identity Address) string {
+	list := strings.Split(name, " ")
+	for i, w := range list {
+		if !strings.ContainsAny(w, ats) || isIdentity(w, identity) {
+			continue
+		}
+		var b strings.Builder
+		for j, r := range w {
+			rest := w[j+utf8.RuneLen(r):]
+			if strings.ContainsRune(ats, r) && (strings.ContainsAny(rest, dots) || dotFollows(rest, list[i+1:])) {
+				b.WriteString(" at ")
+			} else {
+				b.WriteRune(r)
+			}
+		}
+		list[i] = b.String()
 	}
-	_, n := utf8.DecodeRuneInString(s[i:])
-	return s[:i], s[i+n:], true
+	return strings.Join(list, " ")
+}
+
+// dotFollows tells whether what stands behind an @ goes on with a dot in the next words: "ceo@ contoso.com",
+// "ceo@contoso .com".
+func dotFollows(rest string, next []string) bool {
+	if len(next) == 0 {
+		return false
+	}
+	if rest == "" {
+		return strings.ContainsAny(next[0], dots) || dotFollows(next[0], next[1:])
+	}
+	r, _ := utf8.DecodeRuneInString(next[0])
+	return strings.ContainsRune(dots, r)
+}
+
+// isIdentity tells whether a word, without what may stand around an address, is the identity.
+func isIdentity(w string, identity Address) bool {
+	a := splitAddress(strings.Trim(w, `<>()[]"',;:`))
+	return strings.Count(w, "@") == 1 && a.Domain != "" && a.Same(identity)
+}
+
+// cutName shortens a name to what we write. An address at the cut goes as a whole, lest it become another one.
+func cutName(name string) string {
+	if len(name) <= maxName {
+		return name
+	}
+	cut := cutRunes(name, maxName)
+	if len(cut) > maxNameBytes {
+		cut = strings.TrimRight(strings.ToValidUTF8(cut[:maxNameBytes], ""), " ")
+	}
+	if len(cut) < len(name) && name[len(cut)] != ' ' {
+		if i := strings.LastIndexByte(cut, ' ') + 1; strings.ContainsAny(cut[i:], ats) {
+			cut = cut[:i]
+		}
+	}
+	return tidyName(cut)
 }

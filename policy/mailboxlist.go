@@ -1,14 +1,10 @@
 package policy
 
 import (
-	"io"
-	"mime"
 	"slices"
 	"strings"
+	"unicode"
 	"unicode/utf8"
-
-	"golang.org/x/text/encoding/charmap"
-	"golang.org/x/text/encoding/htmlindex"
 )
 
 // A namedAddress is one entry of a From-like field: a decoded display name and an
@@ -22,22 +18,24 @@ type namedAddress struct {
 // it, not as RFC 5322, section 3.6.2 wants it. It never fails: what is no
 // address is display name, and a field without any address gives no entry.
 //
-// It repairs missing angle brackets, missing closing brackets and quotes, bare @ and
-// commas in names, raw 8-bit text, and encoded words in odd places.
+// It repairs missing angle brackets, missing closing brackets and quotes, bare @, commas, semicolons and colons in
+// names, raw 8-bit text, and encoded words in odd places. Groups give their members, comments the name where there is
+// no other; source routes are ignored.
 func parseMailboxes(body string) []namedAddress {
-	text := readable(body)
 	var (
 		list    []namedAddress
 		pending string // the name so far of an entry whose address has not come yet
 	)
-	for _, e := range splitEntries(text) {
-		n := parseEntry(e)
+	for _, e := range splitEntries(dropRoute(readable(body))) {
+		n := parseEntry(e.text)
 		if n.addr.IsZero() {
-			pending = joinName(pending, n.name)
+			if n.name != "" {
+				pending += n.name + e.end
+			}
 			continue
 		}
 		if pending != "" { // "Müller, Hans <hans@contoso.com>": the comma was in the name
-			n.name = strings.TrimSuffix(pending+", "+n.name, ", ")
+			n.name = strings.TrimRight(pending+n.name, ",; ")
 			pending = ""
 		}
 		list = append(list, n)
@@ -48,86 +46,131 @@ func parseMailboxes(body string) []namedAddress {
 // maxSender is how many bytes of a field are read; RFC 5322, section 2.1.1, allows a line 998.
 const maxSender = 1000
 
-func joinName(a, b string) string {
-	if a == "" || b == "" {
-		return a + b
-	}
-	return a + ", " + b
-}
-
-// readable undoes folding (RFC 5322, section 2.2.3), turns control characters into
-// spaces and 8-bit bytes that are not UTF-8 into the characters of Windows-1252,
-// which is what devices of the western world mean by them.
+// readable returns a field body as text in UTF-8: without folds (RFC 5322, section 2.2.3), without
+// control characters, 8-bit bytes decoded by [toUTF8].
 //
 // Of a text longer than any real sender it keeps the two ends: what follows looks for closing quotes and
 // brackets again and again, and must not keep a processor busy for a stranger's 100 kB.
 func readable(s string) string {
-	if len(s) > maxSender {
-		valid := utf8.ValidString(s)
-		if s = s[:maxSender/2] + " " + s[len(s)-maxSender/2:]; valid {
-			s = strings.ToValidUTF8(s, "")
-		}
-	}
-	clean := true
-	for i := range len(s) {
-		if s[i] < ' ' || s[i] >= 0x7f {
-			clean = false
-			break
-		}
-	}
-	if clean {
+	if isPlain(s) && len(s) <= maxSender {
 		return s
 	}
-	if !utf8.ValidString(s) {
-		if t, err := charmap.Windows1252.NewDecoder().String(s); err == nil {
-			s = t
-		}
+	if len(s) > maxSender {
+		s = ends(s)
 	}
-	return strings.Join(strings.Fields(strings.Map(printable, s)), " ")
+	return singleBlanks(strings.Map(printable, toUTF8(s)))
 }
 
+// ends shortens s to maxSender bytes, at its middle. The rear begins with a whole word, lest an address come out of
+// the middle of another, or half a character spoil the rest.
+func ends(s string) string {
+	front, rear := s[:maxSender/2], s[len(s)-maxSender/2+1:]
+	if i := strings.IndexByte(rear, ' '); i >= 0 {
+		rear = rear[i+1:]
+	}
+	if utf8.ValidString(s) {
+		front, rear = strings.ToValidUTF8(front, ""), strings.ToValidUTF8(rear, "")
+	}
+	return front + " " + rear
+}
+
+// isPlain tells whether s is printable ASCII.
+func isPlain(s string) bool {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] >= 0x7f {
+			return false
+		}
+	}
+	return true
+}
+
+// singleBlanks makes all white space, also that of Unicode, single blanks.
+func singleBlanks(s string) string { return strings.Join(strings.Fields(s), " ") }
+
 // printable maps what must not come into a header we write: control characters, line
-// and paragraph separators, and the characters that turn the direction of text
-// around (they make "moc.osotnoc@oec" read as an address).
+// and paragraph separators, and what nobody sees: zero-width characters, fillers, and those that
+// turn the direction of text around (they make "moc.osotnoc@oec" read as an address).
 func printable(r rune) rune {
 	switch {
-	case r == '\t' || r == '\n' || r == '\r' || r == 0x85 || r == 0x2028 || r == 0x2029:
+	case ' ' <= r && r < 0x7f:
+		return r
+	case r == '\t' || r == '\n' || r == '\r' || r == 0x85 || r == 0x2028 || r == 0x2029 || r == 0x2800: // the last is Braille
 		return ' '
-	case r < ' ' || r >= 0x7f && r < 0xa0 || r == utf8.RuneError:
+	case r < 0xa0, r == utf8.RuneError, r == 0x34f, r == 0x115f, r == 0x1160, r == 0x3164, r == 0xffa0: // fillers of Hangul
 		return -1
-	case r >= 0x200b && r <= 0x200f || r >= 0x202a && r <= 0x202e || r >= 0x2060 && r <= 0x206f || r == 0xfeff:
+	case r >= 0xad && unicode.Is(unicode.Cf, r):
 		return -1
 	}
 	return r
 }
 
+// An entry is a part of a list of addresses, with the separator behind it and a blank.
+type entry struct{ text, end string }
+
 // splitEntries divides at the commas and semicolons that separate addresses: outside quotes,
-// comments and angle brackets. A quote or bracket that is never closed does not count.
-func splitEntries(s string) []string {
-	var list []string
+// comments, angle brackets and encoded words. A quote or bracket that is never closed does not count.
+// Names of groups are dropped (RFC 5322, section 3.4).
+func splitEntries(s string) []entry {
+	var list []entry
 	start := 0
 	for i := 0; i < len(s); i++ {
 		switch s[i] {
-		case '"':
-			i = skipTo(i, closingQuote(s, i))
-		case '<':
-			i = skipTo(i, closingAngle(s, i))
-		case '(':
-			i = skipTo(i, closingParen(s, i))
+		case '"', '<', '(', '=':
+			i = skip(s, i)
+		case ':':
+			if isGroup(s[start:i], s[i+1:]) {
+				start = i + 1
+			}
 		case ',', ';':
-			list = append(list, s[start:i])
+			list = append(list, entry{s[start:i], s[i:i+1] + " "})
 			start = i + 1
 		}
 	}
-	return append(list, s[start:])
+	return append(list, entry{s[start:], ", "})
 }
 
-// skipTo moves to the closing character, or stays where nothing closes.
-func skipTo(at, closing int) int {
-	if closing < 0 {
-		return at
+// isGroup tells whether a colon ends the name of a group: a semicolon, with nothing or some address between them,
+// ends the list that follows. "Scanner: 3rd floor" is none, nor is a group that was not finished.
+func isGroup(name, list string) bool {
+	if name = strings.TrimSpace(name); name == "" || strings.ContainsAny(name, "@<>") {
+		return false
 	}
-	return closing
+	for i := range len(list) {
+		if list[i] != ';' {
+			continue
+		}
+		behind := strings.TrimLeft(list[i+1:], " ")
+		if behind == "" || behind[0] == ',' || behind[0] == ';' {
+			return strings.Contains(list[:i], "@") || strings.Trim(list[:i], " ;") == ""
+		}
+	}
+	return false
+}
+
+// dropRoute takes the source route off an address without brackets: "@a,@b:user@domain" (RFC 5321, appendix C).
+func dropRoute(s string) string {
+	t := strings.TrimLeft(s, " ")
+	i := strings.IndexByte(t, ':')
+	if i < 0 || t[0] != '@' || strings.Contains(t[:i], "<") {
+		return s
+	}
+	return t[i+1:]
+}
+
+// skip moves from an opening character to where it is closed, or stays where nothing closes it.
+func skip(s string, i int) int {
+	end := -1
+	switch s[i] {
+	case '"':
+		end = closingQuote(s, i)
+	case '<':
+		end = closingAngle(s, i)
+	case '(':
+		end = closingParen(s, i)
+	case '=':
+		end = closingWord(s, i)
+	}
+	return max(i, end)
 }
 
 // closingQuote returns where the quoted-string that begins at i ends, or -1.
@@ -146,10 +189,8 @@ func closingQuote(s string, i int) int {
 func closingAngle(s string, i int) int {
 	for j := i + 1; j < len(s); j++ {
 		switch s[j] {
-		case '"':
-			if q := closingQuote(s, j); q > 0 {
-				j = q
-			}
+		case '"', '(':
+			j = skip(s, j)
 		case '<': // "<< a@b >": the later one counts
 			return -1
 		case '>':
@@ -177,80 +218,146 @@ func closingParen(s string, i int) int {
 	return -1
 }
 
-// parseEntry reads one entry of the list.
-func parseEntry(s string) namedAddress {
-	if i := strings.IndexByte(s, ':'); i >= 0 && isGroupName(s[:i]) && strings.Contains(s[i:], "@") {
-		s = s[i+1:] // "Sales: Hans <hans@contoso.com>;"
+// closingWord returns where the encoded word that begins at i ends, or -1. One with an angle bracket inside is
+// something else: what looks like an address in brackets shall be found.
+func closingWord(s string, i int) int {
+	w, ok := cutWord(s[i:])
+	if !ok || !w.closed || strings.ContainsAny(w.text, "<>") {
+		return -1
 	}
-	before, inside, ok := lastAngle(s)
-	if ok {
-		if a, err := ParseAddress(strings.ReplaceAll(inside, " ", "")); err == nil && !a.IsZero() {
-			return namedAddress{name: decodeName(before), addr: a}
-		}
-		return namedAddress{name: decodeName(before + " " + inside)}
-	}
-	return bareEntry(s)
+	return i + w.size - 1
 }
 
-// lastAngle finds the address in angle brackets. A bracket that is never closed counts to
-// the end when an @ follows it.
-func lastAngle(s string) (before, inside string, ok bool) {
-	open := -1
+// parseEntry reads one entry of the list.
+func parseEntry(s string) namedAddress {
+	before, inside, after, ok := cutAngle(s)
+	if !ok {
+		return bareEntry(s)
+	}
+	name := strings.TrimRight(before, "< ") // "<<a@b>>"
+	if strings.TrimSpace(name) == "" {
+		name = strings.Trim(after, "> ")
+	}
+	a, err := ParseAddress(addressText(inside))
+	if err != nil {
+		name, a = before+" "+inside, Address{}
+	}
+	return namedAddress{name: decodeName(uncomment(strings.TrimSpace(name))), addr: a}
+}
+
+// cutAngle finds the address in angle brackets: the last that has an @, else the first. A bracket that
+// is never closed counts to the end when an @ follows it.
+func cutAngle(s string) (before, inside, after string, ok bool) {
+	open, closing := -1, -1
+	for i := 0; i < len(s); i++ {
+		switch s[i] {
+		case '"', '(', '=':
+			i = skip(s, i)
+		case '<':
+			end := closingAngle(s, i)
+			if end < 0 && strings.IndexByte(s[i:], '@') >= 0 || end >= 0 && (open < 0 || strings.IndexByte(s[i:end], '@') >= 0) {
+				open, closing = i, end
+			}
+			i = max(i, end)
+		}
+	}
+	switch {
+	case open < 0:
+		return "", "", "", false
+	case closing < 0:
+		before, inside = s[:open], strings.TrimRight(s[open+1:], ` >"`)
+	default:
+		before, inside, after = s[:open], s[open+1:closing], s[closing+1:]
+	}
+	if strings.IndexByte(inside, '@') < 0 && strings.IndexByte(s, '@') >= 0 {
+		return "", "", "", false // "Scanner <3> scan@contoso.com"
+	}
+	return before, inside, after, true
+}
+
+// addressText takes from an address what devices, people and programs put around it and into it: comments, blanks,
+// brackets, quotes, and whatever ends in a colon (mailto:, smtp:, a source route).
+func addressText(s string) string {
+	s = strings.Trim(withoutComments(s), "<>,;")
+	if n := len(s); n > 2 && s[0] == '\'' && s[n-1] == '\'' {
+		s = s[1 : n-1]
+	}
+	if s = strings.TrimLeft(s, "["); strings.IndexByte(s, '[') < 0 { // else an address literal
+		s = strings.TrimRight(s, "]")
+	}
+	if len(s) > 2 && s[0] == '"' && closingQuote(s, 0) == len(s)-1 && strings.IndexByte(s, '@') > 0 {
+		s = unquote(s[1 : len(s)-1])
+	}
+	if i := strings.LastIndexByte(s, ':'); i >= 0 && s[0] != '"' && i < strings.LastIndexByte(s, '@') {
+		s = s[i+1:]
+	}
+	return s
+}
+
+// withoutComments drops comments and blanks, except in quotes.
+func withoutComments(s string) string {
+	if strings.IndexByte(s, ' ') < 0 && strings.IndexByte(s, '(') < 0 {
+		return s
+	}
+	var b strings.Builder
 	for i := 0; i < len(s); i++ {
 		switch s[i] {
 		case '"':
-			i = skipTo(i, closingQuote(s, i))
+			end := skip(s, i)
+			b.WriteString(s[i:end])
+			i = end
 		case '(':
-			i = skipTo(i, closingParen(s, i))
-		case '<':
-			open = i
-			i = skipTo(i, closingAngle(s, i))
-		}
-	}
-	if open < 0 {
-		return "", "", false
-	}
-	inside = s[open+1:]
-	if end := closingAngle(s, open); end >= 0 {
-		return s[:open], strings.TrimSpace(s[open+1 : end]), true
-	}
-	if strings.Contains(inside, "@") {
-		return s[:open], strings.TrimSpace(strings.TrimRight(inside, ` >"`)), true
-	}
-	return "", "", false
-}
-
-// bareEntry reads an entry without angle brackets: the first word with an @ is the address, the
-// other words and comments are the name ("scan@contoso.com (Scanner 3)").
-func bareEntry(s string) namedAddress {
-	var (
-		name []string
-		addr Address
-	)
-	list := words(s)
-	for _, w := range list {
-		if w[0] == '(' {
-			name = append(name, strings.TrimSuffix(w[1:], ")"))
+			if end := closingParen(s, i); end > 0 {
+				i = end
+				continue
+			}
+		case ' ':
 			continue
 		}
-		if addr.IsZero() && strings.IndexByte(w, '@') > 0 {
-			t := strings.Trim(w, `<>[]',`)
-			if i := strings.LastIndexByte(t, ':'); i >= 0 && t[0] != '"' { // mailto:, or a group's name
-				t = t[i+1:]
-			}
-			if a, err := ParseAddress(t); err == nil && a.Domain != "" {
-				addr = a
-				if a.Valid() || !slices.ContainsFunc(list, func(o string) bool { return o != w && o[0] != '(' }) {
-					continue
-				}
-			} // "scanner3@floor 3": an address to ask for, but more likely a name
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// uncomment returns the inside of a text that is nothing but a comment.
+func uncomment(s string) string {
+	if s == "" || s[0] != '(' || closingParen(s, 0) != len(s)-1 {
+		return s
+	}
+	return unquote(s[1 : len(s)-1])
+}
+
+// bareEntry reads an entry without angle brackets: the first word that is a valid address, else the first that is any, is
+// the address; the other words and comments are the name ("scan@contoso.com (Scanner 3)").
+func bareEntry(s string) namedAddress {
+	list := words(s)
+	var addr Address
+	at := -1
+	for i, w := range list {
+		if w[0] == '(' || strings.IndexByte(w, '@') < 0 || strings.HasPrefix(w, "=?") {
+			continue
 		}
-		name = append(name, w)
+		a, err := ParseAddress(addressText(w))
+		if err != nil || a.Domain == "" || at >= 0 && !a.Valid() {
+			continue
+		}
+		addr, at = a, i
+		if a.Valid() {
+			break
+		}
+	}
+	var name []string
+	for i, w := range list {
+		// "scanner3@floor 3": an address to ask for, but more likely a name.
+		if i != at || !addr.Valid() && slices.ContainsFunc(list, func(o string) bool { return o != w && o[0] != '(' }) {
+			name = append(name, uncomment(w))
+		}
 	}
 	return namedAddress{name: decodeName(strings.Join(name, " ")), addr: addr}
 }
 
-// words divides at spaces outside quotes and comments.
+// words divides at blanks outside quotes, comments and encoded words. A comment and an encoded word are words of their
+// own, but for a comment beside an @ ("scan(the old one)@contoso.com").
 func words(s string) []string {
 	var list []string
 	for i := 0; i < len(s); {
@@ -258,75 +365,115 @@ func words(s string) []string {
 			i++
 			continue
 		}
-		end := i
-		for end < len(s) && s[end] != ' ' && (s[end] != '(' || end == i) {
-			switch s[end] {
-			case '"':
-				end = skipTo(end, closingQuote(s, end))
-			case '(':
-				end = skipTo(end, closingParen(s, end))
-			}
-			end++
-			if s[i] == '(' {
-				break
-			}
-		}
+		end := wordEnd(s, i)
 		list = append(list, s[i:end])
 		i = end
 	}
 	return list
 }
 
-// isGroupName tells whether s could be the name of a group (RFC 5322, section 3.4), which
-// is dropped; a name such as "10:30 report" is not.
-func isGroupName(s string) bool {
-	s = strings.TrimSpace(s)
-	return s != "" && !strings.ContainsAny(s, "<>@\"(") && strings.IndexFunc(s, func(r rune) bool { return r >= '0' && r <= '9' }) < 0
+// wordEnd returns where the word that begins at i ends.
+func wordEnd(s string, i int) int {
+	if s[i] == '(' {
+		return skip(s, i) + 1
+	}
+	if end := closingWord(s, i); end > 0 {
+		return end + 1
+	}
+	for end := i; end < len(s); end++ {
+		switch s[end] {
+		case ' ':
+			return end
+		case '"':
+			end = skip(s, end)
+		case '(':
+			closing := closingParen(s, end)
+			if closing < 0 || s[end-1] != '@' && (closing+1 == len(s) || s[closing+1] != '@') {
+				return end
+			}
+			end = closing
+		}
+	}
+	return len(s)
 }
 
 // decodeName returns a display name as a person would read it: quotes and backslashes removed,
-// encoded words (RFC 2047) decoded, white space single. What cannot be decoded
-// stays as it was written.
+// encoded words decoded, white space single. What cannot be decoded stays as it was written, but
+// "=?" always becomes "= ?".
 func decodeName(s string) string {
-	s = strings.TrimSpace(s)
-	if s == "" {
+	if s = strings.TrimSpace(s); isNobody(s) {
 		return ""
 	}
-	s = unquoteWords(s)
-	if strings.Contains(s, "=?") {
-		if t, err := wordDecoder.DecodeHeader(s); err == nil {
-			s = t
+	s = unquoteWords(strings.TrimRight(strings.TrimSuffix(s, "<>"), " "))
+	for range maxNested {
+		if !strings.Contains(s, "=?") {
+			break
 		}
+		s = strings.Map(printable, decodeWords(s))
 	}
-	s = strings.Map(printable, s)
-	return strings.Trim(strings.Join(strings.Fields(s), " "), `"' `)
+	return tidyName(s)
 }
 
-// unquoteWords takes the quotes off each quoted-string, and drops a quote without partner.
+// maxNested is how often a name is decoded. Once is right; but some mail programs decode again what looks
+// like an encoded word after it, and the name must be harmless to them too.
+const maxNested = 4
+
+// isNobody tells whether s is a group without members: its name is nobody's ("undisclosed-recipients:;").
+func isNobody(s string) bool {
+	if !strings.HasSuffix(s, ";") {
+		return false
+	}
+	name, list, ok := strings.Cut(s, ":")
+	return ok && strings.Trim(list, " ;") == "" && isGroup(name, list)
+}
+
+// unquoteWords takes the quotes off each quoted-string, and drops a quote without partner. Those in encoded
+// words stay.
 func unquoteWords(s string) string {
-	if strings.IndexByte(s, '"') < 0 && strings.IndexByte(s, '\\') < 0 {
+	if strings.IndexByte(s, '"') < 0 {
 		return s
 	}
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
-		if s[i] != '"' {
-			b.WriteByte(s[i])
-			continue
-		}
-		if end := closingQuote(s, i); end > 0 {
+		switch end := skip(s, i); {
+		case s[i] == '=' && end > i:
+			b.WriteString(s[i : end+1])
+			i = end
+		case s[i] == '"' && end > i:
 			b.WriteString(unquote(s[i+1 : end]))
 			i = end
+		case s[i] != '"':
+			b.WriteByte(s[i])
 		}
 	}
 	return b.String()
 }
 
-// wordDecoder knows the character sets of the WHATWG encoding standard, which are those
-// that mail programs know.
-var wordDecoder = mime.WordDecoder{CharsetReader: func(charset string, in io.Reader) (io.Reader, error) {
-	e, err := htmlindex.Get(charset)
-	if err != nil {
-		return nil, err
+// tidyName gives a display name its normal form: printable, white space single, no quotes around all of it, and
+// nothing that starts an encoded word.
+func tidyName(s string) string {
+	if isTidy(s) {
+		return s
 	}
-	return e.NewDecoder().Reader(in), nil
-}}
+	if !isPlain(s) {
+		s = strings.Map(printable, s)
+	}
+	s = strings.ReplaceAll(singleBlanks(s), "=?", "= ?")
+	for n := len(s); n > 1 && (s[0] == '"' || s[0] == '\'') && strings.IndexByte(s[1:], s[0]) == n-2; n = len(s) {
+		s = strings.TrimSpace(s[1 : n-1])
+	}
+	return s
+}
+
+// isTidy knows most names that need no work, in one pass.
+func isTidy(s string) bool {
+	before := byte(' ')
+	for i := range len(s) {
+		c := s[i]
+		if c < ' ' || c >= 0x7f || before == ' ' && (c == ' ' || c == '"' || c == '\'') || before == '=' && c == '?' {
+			return false
+		}
+		before = c
+	}
+	return before != ' ' || s == ""
+}
