@@ -14,6 +14,8 @@ FUZZTIME ?= 5s
 
 # valgrind watches the plugin in its test.
 DEBS = postfix libsasl2-dev libsasl2-modules gcc libc6-dev ca-certificates valgrind
+# The baseline of the milter's benchmark.
+BENCH_DEBS = libmilter-dev
 
 .PHONY: all build demo test bench fuzz lint deps clean
 
@@ -50,8 +52,8 @@ test: deps lint build
 lint:
 	@echo "== gofmt, vet, staticcheck"
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -d $$(git ls-files '*.go'); exit 1; }
-	$(GO) vet ./...
-	$(GO) tool staticcheck ./...
+	$(GO) vet ./... ./policy/testdata/corpus
+	$(GO) tool staticcheck ./... ./policy/testdata/corpus
 
 fuzz:
 	@echo "== fuzzing each target for $(FUZZTIME)"
@@ -60,7 +62,8 @@ fuzz:
 	    echo "$$f $$t"; $(GO) test -run '^$$' -fuzz "^$$t$$" -fuzztime $(FUZZTIME) ./$$(dirname $$f) | tail -n 2 || exit 1; \
 	  done; done
 
-bench:
+bench: deps
+	@./packaging/deps $(BENCH_DEBS)
 	$(GO) test -run '^$$' -bench . -benchmem ./policy/... ./milter/... ./token/... ./cmd/...
 
 clean:

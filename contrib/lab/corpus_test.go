@@ -1,0 +1,111 @@
+package lab
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sendas/sendas/contrib/exosim"
+	"github.com/sendas/sendas/policy/testdata/corpus"
+)
+
+// lineLimit is Postfix's smtp_line_length_limit: smtp(8) breaks longer lines (RFC 5322, section 2.1.1).
+const lineLimit = 998
+
+// TestCorpus sends what devices really send through Postfix to Exchange Online, and compares what
+// arrives with what must become of it.
+func TestCorpus(t *testing.T) {
+	cases, err := corpus.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, ctx := startSite(t, SiteConfig{Minute: 500 * time.Millisecond})
+	accepted := sendCorpus(t, ctx, s, cases)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute) // what Exchange Online refuses never comes
+	defer cancel()
+	if err := s.WaitMessages(ctx, accepted); err != nil {
+		t.Error(err)
+	}
+	arrived := map[string]*exosim.Message{}
+	for _, m := range s.Exosim.Messages() {
+		if !m.Accepted() {
+			t.Errorf("%v: Exchange Online said %s\n%.2000s", m.Recipients, m.Reply, m.Data)
+		}
+		for _, to := range m.Recipients {
+			arrived[to] = m
+		}
+	}
+	for _, c := range cases {
+		m := arrived[c.Rcpts[0]]
+		switch wanted := c.Accept && c.PostfixReply == ""; {
+		case wanted && m != nil:
+			checkArrived(t, c, m)
+		case wanted:
+			t.Errorf("%s: did not arrive", c.Name)
+		case m != nil:
+			t.Errorf("%s: arrived, although it was refused", c.Name)
+		}
+	}
+}
+
+// sendCorpus sends all messages over several connections, compares the answers, and returns how many
+// Postfix has taken.
+func sendCorpus(t *testing.T, ctx context.Context, s *Site, cases []*corpus.Case) (accepted int) {
+	t.Helper()
+	var (
+		wg   sync.WaitGroup
+		mu   sync.Mutex // guards accepted
+		next = make(chan *corpus.Case)
+	)
+	for range 6 {
+		wg.Go(func() {
+			for c := range next {
+				res, err := Send(ctx, s.Postfix.SMTPAddr(), corpusMail(c))
+				if err != nil {
+					t.Errorf("%s: %v", c.Name, err)
+					continue
+				}
+				if res.Accepted() {
+					mu.Lock()
+					accepted++
+					mu.Unlock()
+				}
+				checkAnswer(t, c, res)
+			}
+		})
+	}
+	for _, c := range cases {
+		next <- c
+	}
+	close(next)
+	wg.Wait()
+	return accepted
+}
+
+func corpusMail(c *corpus.Case) Mail {
+	return Mail{XClient: XClient{Addr: c.Client.String(), Name: "[UNAVAILABLE]", Login: c.Login}, From: c.MailFrom, To: c.Rcpts, Data: c.Wire()}
+}
+
+func checkAnswer(t *testing.T, c *corpus.Case, res Result) {
+	t.Helper()
+	want := c.PostfixReply
+	if want == "" {
+		want = c.Reply
+	}
+	if got := res.Verdict().Line(); want != "" && (res.Accepted() || !strings.HasPrefix(got, want)) {
+		t.Errorf("%s: answered %q, want %q", c.Name, got, want)
+	} else if want == "" && !res.Accepted() {
+		t.Errorf("%s: answered %q, want it accepted", c.Name, got)
+	}
+}
+
+// checkArrived compares a message that arrived with what its case wants. Postfix itself has put a Received on top.
+func checkArrived(t *testing.T, c *corpus.Case, m *exosim.Message) {
+	t.Helper()
+	got := corpus.Parse(m.Data).WithoutFirst("Received")
+	for _, bad := range c.Relayed(lineLimit).Compare(got, m.Sender, m.Mailbox) {
+		t.Errorf("%s: %s: %s", c.Name, c.Readme, bad)
+	}
+}
