@@ -109,7 +109,7 @@ func routesSite(t *testing.T, policy bool) SiteConfig {
 			s.settings(t, main, "tls.cf")
 			if !policy {
 				delete(main, "smtpd_recipient_restrictions")
-				delete(main, "transport_maps")
+				s.settings(t, main, "static.cf")
 				s.settings(t, main, "sender.cf")
 			}
 			s.writeCertificate(t, "relay.contoso.com", "relay.pem")
@@ -162,15 +162,16 @@ func routeCases() []routeCase {
 		{name: "connector by certificate", addr: "10.6.0.1", from: "payroll@contoso.com", to: one(out), want: one("mx/by certificate/payroll@contoso.com→" + out)},
 		{name: "connector, sender refused", addr: "10.6.0.1", from: "payroll@fabrikam.com", to: one(out),
 			code: "550 5.7.1", refused: `<payroll@fabrikam.com>: not an address of a verified domain of this organisation; ask the relay's administrator to list the domain under tenant.domains if the organisation has it (client "payroll", route "sealed")`},
-		{name: "direct inside", addr: "10.7.0.1", from: "copier7@contoso.com", to: one(in, in2), want: one("mx//copier7@contoso.com→" + in + "," + in2)},
+		{name: "submission outside", bySender: true, addr: "10.1.0.5", from: "hr@contoso.com", to: one(out), want: one("submission//hr@contoso.com→" + out)},
+		{name: "direct inside", bySender: true, addr: "10.7.0.1", from: "copier7@contoso.com", to: one(in, in2), want: one("mx//copier7@contoso.com→" + in + "," + in2)},
 		{name: "direct client, outside alone", addr: "10.7.0.1", from: "copier7@contoso.com", to: one(out), want: one("submission//scan@contoso.com→" + out)},
-		{name: "direct inside, submission for the rest", addr: "10.7.0.1", from: "copier7@contoso.com", to: one(in, out, in2),
+		{name: "direct inside, submission for the rest", bySender: true, addr: "10.7.0.1", from: "copier7@contoso.com", to: one(in, out, in2),
 			want: one("mx//scan@contoso.com→"+in+","+in2, "submission//scan@contoso.com→"+out)},
 		{name: "direct only, inside", addr: "10.8.0.1", from: "door@badge.local", to: one(in), want: one("mx//badges@contoso.com→" + in)},
 		{name: "direct only, outside", addr: "10.8.0.1", from: "door@badge.local", to: one(out),
 			code: "550 5.7.1", refused: `<someone@fabrikam.com>: route "only-inside" of client "badges" reaches the recipients of this organisation alone`},
-		{name: "submission inside", bySender: true, addr: "10.1.0.5", from: "hr@contoso.com", to: one(in), want: one("submission//hr@contoso.com→" + in)},
-		{name: "submission, both", bySender: true, addr: "10.1.0.5", from: "hr@contoso.com", to: one(in, out), want: one("submission//hr@contoso.com→" + in + "," + out)},
+		{name: "submission inside", addr: "10.1.0.5", from: "hr@contoso.com", to: one(in), want: one("submission//hr@contoso.com→" + in)},
+		{name: "submission, both", addr: "10.1.0.5", from: "hr@contoso.com", to: one(in, out), want: one("submission//hr@contoso.com→" + in + "," + out)},
 		{name: "unknown client", addr: "198.51.100.9", from: "hr@contoso.com", to: one(out),
 			code: "550 5.7.1", refused: "198.51.100.9 is not a known client of this relay; ask its administrator to add it to clients: in sendas.yaml"},
 	}
