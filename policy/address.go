@@ -54,10 +54,13 @@ func (a Address) Key() string {
 }
 
 // ASCII returns the address with its domain in the form that goes over the wire without SMTPUTF8
-// (RFC 5891). The local part has no such form; that of a [Address.Valid] address is ASCII.
+// (RFC 5891). A local part has no such form, nor do some domains; a [Address.Valid] address is ASCII then.
 func (a Address) ASCII() Address {
-	if !isASCII(a.Domain) {
-		a.Domain = asciiDomain(a.Domain)
+	if isASCII(a.Domain) {
+		return a
+	}
+	if d := asciiDomain(a.Domain); isASCII(d) {
+		a.Domain = d
 	}
 	return a
 }
@@ -69,9 +72,10 @@ func (a Address) Same(b Address) bool {
 
 // Valid tells whether the address may be written into an envelope or a header that
 // leaves for Microsoft: a local part of at most 64 octets in ASCII, a domain name of at
-// least two labels (RFC 5321, section 4.1.2; address literals are not accepted).
+// least two labels (RFC 5321, section 4.1.2; address literals are not accepted). What a mail program
+// could decode as an encoded word is not valid either.
 func (a Address) Valid() bool {
-	if a.Local == "" || len(a.Local) > maxLocal {
+	if a.Local == "" || len(a.Local) > maxLocal || strings.Contains(a.Local, "=?") {
 		return false
 	}
 	for i := range len(a.Local) {
@@ -165,7 +169,12 @@ func isVisible(s string) bool { return isPlain(s) || strings.Map(printable, s) =
 // plausibleDomain refuses only what could never have been meant as a domain; an empty
 // one is fine here (a device's "root").
 func plausibleDomain(d string) bool {
-	return isVisible(d) && !strings.ContainsAny(d, ` "(),;<>@\`) && !strings.ContainsFunc(d, unicode.IsSpace)
+	for i := range len(d) {
+		if c := d[i]; !isLetter(c) && (c < '-' || c > '9' || c == '/') {
+			return isVisible(d) && !strings.ContainsAny(d, ` "(),;<>@\`) && !strings.ContainsFunc(d, unicode.IsSpace)
+		}
+	}
+	return true
 }
 
 // validDomain tells whether d is a host name of at least two labels (RFC 1123,

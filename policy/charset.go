@@ -28,8 +28,9 @@ import (
 //
 // In doubt it is western: a wrong Chinese character hides what it was made of, while "É¨Ãè" does not. So these are not
 // recognised: a single character ("3层"), names of rare characters alone, and those few whose bytes are all letters in
-// Windows-1252, Windows-1251 or KOI8-R, as the half-width "ﾌﾟﾘﾝﾀ". And some text cannot be told apart, and comes out
-// wrong whatever the rule: Cyrillic and Greek as western, EUC-JP without kana and EUC-KR mostly as simplified Chinese.
+// Windows-1252, Windows-1251 or KOI8-R ("中文", the half-width "ﾌﾟﾘﾝﾀ"). And some text cannot be told apart, and comes out
+// wrong whatever the rule: Cyrillic, Greek and Hebrew as western; EUC-KR, EUC-JP without kana, Big5 without an ASCII
+// byte, and now and then Arabic, Thai and Ukrainian capitals as Chinese. Their devices have to learn UTF-8.
 func toUTF8(s string) string {
 	if isASCII(s) {
 		return fromISO2022JP(s)
@@ -48,10 +49,7 @@ func toUTF8(s string) string {
 
 // decode never fails: what the encoding does not have becomes U+FFFD, which [printable] drops.
 func decode(e encoding.Encoding, s string) string {
-	t, err := e.NewDecoder().String(s)
-	if err != nil {
-		return ""
-	}
+	t, _ := e.NewDecoder().String(s)
 	return t
 }
 

@@ -84,8 +84,8 @@ func cutRunes(s string, n int) string {
 	return s
 }
 
-// encodeWords writes text as encoded words with blanks between them, each of them whole characters. The first leaves room for
-// the name of the field.
+// encodeWords writes text as encoded words with blanks between them, each of whole characters. The first leaves
+// room for the name of the field.
 func encodeWords(field, text string) string {
 	const each = (maxWord - wordFrame) / 4 * 3 // bytes
 	room := (wantWordLine - len(field) - len(": ") - wordFrame) / 4 * 3
@@ -138,8 +138,8 @@ func fold(field, body string, limit int) string {
 // dot in it is written " at ". This is the one documented way in which a name may hold an address. As they are stay:
 //
 //   - the identity itself, as a word of its own;
-//   - an @ before a word without any dot, as in "scanner3@floor 3" and "ceo@contoso": that is how devices call themselves, it
-//     is no address on the internet, and the name "CEO of Contoso" would pretend as much;
+//   - an @ before a word without any dot, as in "scanner3@floor 3" and "ceo@contoso": that is how devices call
+//     themselves, it is no address on the internet, and the name "CEO of Contoso" would pretend as much;
 //   - other ways to write an address, such as "ceo%contoso.com" or "ceo (at) contoso.com".
 //
 // Look-alikes of @ and dot count as such. The name also gets its normal form ([tidyName]), and no more than

@@ -149,12 +149,14 @@ func isGroup(name, list string) bool {
 
 // dropRoute takes the source route off an address without brackets: "@a,@b:user@domain" (RFC 5321, appendix C).
 func dropRoute(s string) string {
-	t := strings.TrimLeft(s, " ")
-	i := strings.IndexByte(t, ':')
-	if i < 0 || t[0] != '@' || strings.Contains(t[:i], "<") {
+	if !strings.HasPrefix(strings.TrimLeft(s, " "), "@") {
 		return s
 	}
-	return t[i+1:]
+	route, rest, ok := strings.Cut(s, ":")
+	if !ok || strings.Contains(route, "<") {
+		return s
+	}
+	return rest
 }
 
 // skip moves from an opening character to where it is closed, or stays where nothing closes it.
@@ -278,6 +280,9 @@ func cutAngle(s string) (before, inside, after string, ok bool) {
 // addressText takes from an address what devices, people and programs put around it and into it: comments, blanks,
 // brackets, quotes, and whatever ends in a colon (mailto:, smtp:, a source route).
 func addressText(s string) string {
+	if !strings.ContainsAny(s, ` ()<>[]"',;:`) {
+		return s
+	}
 	s = strings.Trim(withoutComments(s), "<>,;")
 	if n := len(s); n > 2 && s[0] == '\'' && s[n-1] == '\'' {
 		s = s[1 : n-1]
