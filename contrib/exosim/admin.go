@@ -27,6 +27,8 @@ func (s *Server) adminHandler() http.Handler {
 		s.RevokeTokens()
 		w.WriteHeader(http.StatusNoContent)
 	})
+	mux.HandleFunc("GET /tokens/grants", func(w http.ResponseWriter, _ *http.Request) { answer(w, s.TokenRequestsByGrant()) })
+	s.adminSignIns(mux)
 	mux.HandleFunc("GET /faults", func(w http.ResponseWriter, _ *http.Request) { answer(w, s.Faults()) })
 	mux.HandleFunc("PUT /faults", func(w http.ResponseWriter, r *http.Request) { s.adminFaults(w, r, Faults{}) })
 	mux.HandleFunc("PATCH /faults", func(w http.ResponseWriter, r *http.Request) { s.adminFaults(w, r, s.Faults()) })

@@ -19,24 +19,25 @@ import (
 // "certificate credentials"). Its clock is strict: a client on this machine has
 // the same one.
 func (s *Server) checkAssertion(app *App, assertion string, q *tokenQuery) *refusal {
+	if s.isFederated(app, assertion) {
+		return s.checkFederated(app, assertion, q)
+	}
 	s.mu.Lock()
 	certs := s.certs[app.ClientID]
 	s.mu.Unlock()
 	var c jwt.RegisteredClaims
 	_, err := jwt.NewParser(jwt.WithValidMethods([]string{"PS256", "RS256"}), jwt.WithoutClaimsValidation()).
 		ParseWithClaims(assertion, &c, func(t *jwt.Token) (any, error) { return registeredKey(certs, t) })
-	now := time.Now()
+	now := s.now()
 	switch {
 	case errors.Is(err, jwt.ErrTokenMalformed):
 		return refuse("invalid_client", 50012, "Client assertion is malformed.")
 	case err != nil:
-		return refuse("invalid_client", 700027, "The certificate with identifier used to sign the client assertion is not registered on application. "+
-			"[Reason - The key was not found.], Please visit the Azure Portal and check the keys of app '%s'.", app.ClientID)
+		return s.refuseFor(q, 700027)
 	case c.ExpiresAt == nil || c.NotBefore == nil:
 		return refuse("invalid_client", 50013, "Assertion failed validation: exp or nbf is missing.")
 	case !now.Before(c.ExpiresAt.Time) || now.Before(c.NotBefore.Time):
-		return refuse("invalid_client", 700024, "Client assertion is not within its valid time range. Current time: %s, assertion valid from %s, expiry time of assertion %s.",
-			now.UTC().Format(time.RFC3339), c.NotBefore.UTC().Format(time.RFC3339), c.ExpiresAt.UTC().Format(time.RFC3339))
+		return s.outOfTime(q, c.NotBefore.Time, c.ExpiresAt.Time)
 	case c.Issuer != app.ClientID || c.Subject != app.ClientID:
 		return refuse("invalid_client", 700021, "Client assertion application identifier doesn't match 'client_id' parameter.")
 	case len(c.Audience) != 1 || !slices.Contains(s.endpoints(q), c.Audience[0]):
@@ -45,6 +46,11 @@ func (s *Server) checkAssertion(app *App, assertion string, q *tokenQuery) *refu
 		return refuse("invalid_client", 50013, "Assertion failed validation: jti is missing or was used before.")
 	}
 	return nil
+}
+
+// outOfTime is the refusal of an assertion that is too old, or from the future.
+func (s *Server) outOfTime(q *tokenQuery, from, until time.Time) *refusal {
+	return s.refuseFor(q, 700024, "{from}", from.UTC().Format(time.RFC3339), "{until}", until.UTC().Format(time.RFC3339))
 }
 
 // firstUse notes an assertion's id until the assertion expires, and tells whether

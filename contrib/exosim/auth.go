@@ -141,9 +141,11 @@ func parseXOAUTH2(b64 string) (user, token string, err error) {
 	return user, token, nil
 }
 
-// The reasons that have a text of their own on the wire.
+// The reasons that stand in several places, most for a text of their own on the
+// wire.
 const (
 	whyExpiresSoon = "token expires soon"
+	whyNoMailbox   = "no such mailbox"
 	whyTenantOff   = "SMTP AUTH is off for the Tenant"
 	whyMailboxOff  = "SMTP AUTH is off for the Mailbox"
 )
@@ -167,18 +169,16 @@ func (s *Server) authenticate(user, token string) (b *mailbox, why string) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	app, b := s.apps[c.AppID], s.mailboxes[strings.ToLower(user)]
+	b = s.mailboxes[strings.ToLower(user)]
 	switch {
-	case s.cfg.HighVolume && time.Until(c.ExpiresAt.Time) < highVolumeMargin:
+	case s.cfg.HighVolume && c.ExpiresAt.Sub(time.Now().Add(s.faults.EntraSkew)) < highVolumeMargin:
 		return nil, whyExpiresSoon
-	case app == nil || app.NotInExchange:
-		return nil, "no service principal in Exchange"
-	case app.ExchangeID != c.ObjectID:
-		return nil, "service principal has another object id"
-	case b == nil:
-		return nil, "no such mailbox"
+	case c.delegated():
+		why = s.userMay(c, b)
+	default:
+		why = s.appMay(c, b)
 	}
-	if why := app.entitled(c.Roles, b.Address); why != "" {
+	if why != "" {
 		return nil, why
 	}
 	switch {
@@ -188,6 +188,40 @@ func (s *Server) authenticate(user, token string) (b *mailbox, why string) {
 		return nil, whyTenantOff
 	}
 	return b, ""
+}
+
+// appMay returns why an app's token does not open a mailbox, which may be nil.
+// The caller holds the lock.
+func (s *Server) appMay(c *accessClaims, b *mailbox) string {
+	app := s.apps[c.AppID]
+	switch {
+	case app == nil || app.NotInExchange:
+		return "no service principal in Exchange"
+	case app.ExchangeID != c.ObjectID:
+		return "service principal has another object id"
+	case b == nil:
+		return whyNoMailbox
+	}
+	return app.entitled(c.Roles, b.Address)
+}
+
+// userMay returns why a user's token does not open a mailbox, which may be nil.
+// The caller holds the lock.
+func (s *Server) userMay(c *accessClaims, b *mailbox) string {
+	u := s.users[strings.ToLower(c.User)]
+	switch {
+	case !slices.Contains(strings.Fields(c.Scopes), exchangePermissions[0]):
+		return "token has no SMTP.Send"
+	case u == nil:
+		return "no such user"
+	case u.Disabled:
+		return "user is disabled"
+	case b == nil:
+		return whyNoMailbox
+	case !u.mayUse(b.Address):
+		return "user has no FullAccess"
+	}
+	return ""
 }
 
 // entitled returns why an app may not use a mailbox. Roles in the token make
@@ -213,7 +247,7 @@ func (a *App) entitled(roles []string, address string) string {
 // verify returns the claims of an access token, or why it is no good.
 func (s *Server) verify(token string) (*accessClaims, string) {
 	var c accessClaims
-	_, err := jwt.NewParser(jwt.WithValidMethods([]string{"RS256"}), jwt.WithExpirationRequired()).
+	_, err := jwt.NewParser(jwt.WithValidMethods([]string{"RS256"}), jwt.WithExpirationRequired(), jwt.WithTimeFunc(s.now)).
 		ParseWithClaims(token, &c, func(*jwt.Token) (any, error) { return s.key.Public(), nil })
 	s.mu.Lock()
 	defer s.mu.Unlock()

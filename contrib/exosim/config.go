@@ -3,6 +3,7 @@ package exosim
 import (
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,6 +22,17 @@ type Config struct {
 
 	Apps      []App     `yaml:"apps"`
 	Mailboxes []Mailbox `yaml:"mailboxes"`
+	Users     []User    `yaml:"users"` // who can sign in
+
+	// ManagedIdentities are apps for the endpoints at IMDS.
+	ManagedIdentities []ManagedIdentity `yaml:"managed_identities"`
+
+	DeviceFlow DeviceFlow    `yaml:"device_flow"` // how the device code flow goes
+	SignIn     SignIn        `yaml:"sign_in"`     // what the sign-in page does
+	Refresh    RefreshPolicy `yaml:"refresh"`     // how long refresh tokens are good
+	// Refuse is what RefuseGrant is called with at the start: a grant and the
+	// reason to refuse it for.
+	Refuse map[string]string `yaml:"refuse"`
 
 	// SMTPAuthDisabled switches SMTP AUTH off for the tenant.
 	SMTPAuthDisabled bool `yaml:"smtp_auth_disabled"`
@@ -78,6 +90,8 @@ type Config struct {
 	Entra      string `yaml:"entra"`       // HTTPS; 127.0.0.1:0
 	EntraPlain bool   `yaml:"entra_plain"` // HTTP instead
 	Admin      string `yaml:"admin"`       // HTTP; none
+	IMDS       string `yaml:"imds"`        // HTTP, the managed identity endpoints; none
+	ArcKeys    string `yaml:"arc_keys"`    // folder for the key files of Azure Arc; none, and then no Arc
 	// CAFile is where the certificate of the simulator's own authority is
 	// written. With CAKeyFile both are kept, and used again at the next start.
 	CAFile    string `yaml:"ca_file"`
@@ -114,6 +128,13 @@ type App struct {
 	Secret          string    `yaml:"secret"`
 	SecretExpires   time.Time `yaml:"secret_expires"`
 	CertificateFile string    `yaml:"certificate_file"` // PEM; all certificates in it are registered
+	Federated       Federated `yaml:"federated"`        // a federated credential; none
+
+	// Public is "Allow public client flows": users sign in without the app
+	// proving itself, and then it must not. It is nothing to client_credentials.
+	Public       bool     `yaml:"public"`
+	MultiTenant  bool     `yaml:"multi_tenant"`  // users may sign in at /common and /organizations
+	RedirectURIs []string `yaml:"redirect_uris"` // http://localhost, on any port
 
 	// Model is classic (permission SMTP.SendAsApp in Entra, FullAccess on each
 	// mailbox) or rbac (App RBAC: no permission, a role with a scope). It only
@@ -160,7 +181,7 @@ func LoadConfig(path string) (Config, error) {
 	if err := yaml.UnmarshalWithOptions(b, &c, yaml.Strict()); err != nil {
 		return c, fmt.Errorf("%s: %s", path, strings.TrimSpace(yaml.FormatError(err, false, false)))
 	}
-	files := []*string{&c.CAFile, &c.CAKeyFile, &c.ClientCAFile}
+	files := []*string{&c.CAFile, &c.CAKeyFile, &c.ClientCAFile, &c.ArcKeys}
 	for i := range c.Apps {
 		files = append(files, &c.Apps[i].CertificateFile)
 	}
@@ -203,19 +224,13 @@ func (c *Config) complete() error {
 	c.VerdictMax = max(c.VerdictMax, c.VerdictMin)
 	// The caller's slices stay as they are.
 	c.Apps, c.Mailboxes, c.Connectors = slices.Clone(c.Apps), slices.Clone(c.Mailboxes), slices.Clone(c.Connectors)
-	if err := c.checkFigures(); err != nil {
-		return err
+	c.Users, c.ManagedIdentities = slices.Clone(c.Users), slices.Clone(c.ManagedIdentities)
+	for _, step := range []func() error{c.checkFigures, c.completeApps, c.checkMailboxes, c.completeIdentities, c.completeUsers, c.completeSignIn, c.completeConnectors, c.checkMX} {
+		if err := step(); err != nil {
+			return err
+		}
 	}
-	if err := c.completeApps(); err != nil {
-		return err
-	}
-	if err := c.checkMailboxes(); err != nil {
-		return err
-	}
-	if err := c.completeConnectors(); err != nil {
-		return err
-	}
-	return c.checkMX()
+	return nil
 }
 
 func (c *Config) checkFigures() error {
@@ -231,6 +246,9 @@ func (c *Config) checkFigures() error {
 	if min(c.Window, c.RecipientWindow, c.TokenLife, c.VerdictMin, c.TarPit, c.Idle) < 0 {
 		return fmt.Errorf("window, recipient_window, token_life, verdict_min, tar_pit, idle: a time is negative")
 	}
+	if min(c.DeviceFlow.Life, c.DeviceFlow.Interval, c.SignIn.CodeLife, c.Refresh.Idle, c.Refresh.Frequency) < 0 || c.DeviceFlow.ApproveAfter < 0 {
+		return fmt.Errorf("device_flow, sign_in, refresh: a time or number is negative")
+	}
 	if c.CAKeyFile != "" && c.CAFile == "" {
 		return fmt.Errorf("ca_key_file: needs ca_file beside it")
 	}
@@ -245,16 +263,37 @@ func (c *Config) completeApps() error {
 			return fmt.Errorf("apps[%d].client_id: %q is empty or listed twice", i, a.ClientID)
 		}
 		seen[a.ClientID] = true
-		or(&a.ExchangeID, a.ObjectID)
-		switch a.Model {
-		case "", ModelRBAC:
-		case ModelClassic:
-			if a.Roles == nil {
-				a.Roles = []string{sendAsApp}
-			}
-		default:
-			return fmt.Errorf("apps[%d].model: %q is not classic or rbac", i, a.Model)
+		if err := a.complete(); err != nil {
+			return fmt.Errorf("apps[%d].%w", i, err)
 		}
+	}
+	return nil
+}
+
+func (a *App) complete() error {
+	or(&a.ExchangeID, a.ObjectID)
+	if a.RedirectURIs == nil {
+		a.RedirectURIs = []string{"http://localhost"}
+	}
+	for i, uri := range a.RedirectURIs {
+		if u, err := url.Parse(uri); err != nil || u.Scheme == "" || u.Host == "" {
+			return fmt.Errorf("redirect_uris[%d]: %q is no URL", i, uri)
+		}
+	}
+	switch {
+	case a.Federated.Subject != "":
+		a.Federated.complete()
+	case a.Federated != Federated{}:
+		return fmt.Errorf("federated.subject: needed with issuer and audience")
+	}
+	switch a.Model {
+	case "", ModelRBAC:
+	case ModelClassic:
+		if a.Roles == nil {
+			a.Roles = []string{sendAsApp}
+		}
+	default:
+		return fmt.Errorf("model: %q is not classic or rbac", a.Model)
 	}
 	return nil
 }
@@ -272,6 +311,68 @@ func (c *Config) checkMailboxes() error {
 		}
 		if m.SMTPAuthDisabled && m.SMTPAuthEnabled {
 			return fmt.Errorf("mailboxes[%d]: smtp_auth_disabled and smtp_auth_enabled exclude each other", i)
+		}
+	}
+	return nil
+}
+
+func (c *Config) completeIdentities() error {
+	if c.IMDS == "" && (len(c.ManagedIdentities) > 0 || c.ArcKeys != "") {
+		return fmt.Errorf("managed_identities, arc_keys: need imds beside them")
+	}
+	systems, seen := 0, map[string]bool{}
+	for _, a := range c.Apps {
+		seen[a.ClientID] = true
+	}
+	for i := range c.ManagedIdentities {
+		mi := &c.ManagedIdentities[i]
+		if mi.ClientID == "" || seen[mi.ClientID] {
+			return fmt.Errorf("managed_identities[%d].client_id: %q is empty or listed twice", i, mi.ClientID)
+		}
+		seen[mi.ClientID] = true
+		if mi.Secret != "" || mi.CertificateFile != "" || mi.Public || mi.Federated != (Federated{}) {
+			return fmt.Errorf("managed_identities[%d]: secret, certificate_file, public, federated: a managed identity has none", i)
+		}
+		if mi.SystemAssigned {
+			systems++
+		}
+		if systems > 1 {
+			return fmt.Errorf("managed_identities[%d].system_assigned: there is another one", i)
+		}
+		if err := mi.App.complete(); err != nil {
+			return fmt.Errorf("managed_identities[%d].%w", i, err)
+		}
+	}
+	return nil
+}
+
+func (c *Config) completeUsers() error {
+	seen := map[string]bool{}
+	for i := range c.Users {
+		u := &c.Users[i]
+		key := strings.ToLower(u.UPN)
+		if !strings.Contains(u.UPN, "@") || seen[key] {
+			return fmt.Errorf("users[%d].upn: %q is no sign-in name or listed twice", i, u.UPN)
+		}
+		seen[key] = true
+		or(&u.ObjectID, newGUID())
+	}
+	return nil
+}
+
+func (c *Config) completeSignIn() error {
+	or(&c.DeviceFlow.Life, 15*time.Minute)
+	or(&c.DeviceFlow.Interval, 5*time.Second)
+	or(&c.SignIn.CodeLife, 10*time.Minute)
+	or(&c.Refresh.Idle, 90*24*time.Hour)
+	for key, upn := range map[string]string{"device_flow.approve_as": c.DeviceFlow.ApproveAs, "sign_in.user": c.SignIn.User} {
+		if upn != "" && !slices.ContainsFunc(c.Users, func(u User) bool { return strings.EqualFold(u.UPN, upn) }) {
+			return fmt.Errorf("%s: %q is none of the users", key, upn)
+		}
+	}
+	for grant, code := range c.Refuse {
+		if err := checkRefusing(grant, code, 0); err != nil {
+			return fmt.Errorf("refuse.%s: %w", grant, err)
 		}
 	}
 	return nil

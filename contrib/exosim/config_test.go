@@ -32,6 +32,21 @@ apps:
     certificate_file: app.pem
     model: classic
     full_access: [erp@contoso.com]
+    public: true
+    multi_tenant: true
+    redirect_uris: [http://localhost/done]
+    federated: {subject: "system:serviceaccount:mail:relay"}
+users:
+  - {upn: erp@contoso.com, full_access: [scan@contoso.com], needs_mfa: true}
+managed_identities:
+  - {client_id: m1, object_id: m2, model: classic, mailboxes: ["*"], system_assigned: true}
+  - {client_id: m3, object_id: m4, resource_id: /subscriptions/s/relay}
+imds: 127.0.0.1:0
+arc_keys: tokens
+device_flow: {life: 1m, interval: 1s, slow_down: true, approve_as: ERP@contoso.com, approve_after: 2}
+sign_in: {user: erp@contoso.com, require_login_hint: true, code_life: 1m}
+refresh: {idle: 1h, frequency: 2h, rotate_strict: true}
+refuse: {refresh_token: AADSTS53003}
 mailboxes:
   - {address: erp@contoso.com, aliases: [sap@contoso.com], send_as: [billing@contoso.com], full: true}
 `)
@@ -47,6 +62,13 @@ mailboxes:
 		{"size", c.MaxSize, int64(157286400)}, {"CA file", c.CAFile, filepath.Join(filepath.Dir(file), "ca.pem")},
 		{"certificate", a.CertificateFile, cert}, {"expiry", a.SecretExpires.UTC(), time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)},
 		{"roles", fmt.Sprint(a.Roles), "[SMTP.SendAsApp]"}, {"Exchange id", a.ExchangeID, "0b1ec700-0000-4000-8000-000000000002"},
+		{"public", a.Public && a.MultiTenant, true}, {"redirects", fmt.Sprint(a.RedirectURIs), "[http://localhost/done]"},
+		{"federated", a.Federated, Federated{"https://kubernetes.default.svc.cluster.local", "system:serviceaccount:mail:relay", "api://AzureADTokenExchange"}},
+		{"user", c.Users[0].NeedsMFA && len(c.Users[0].ObjectID) == 36, true}, {"identities are apps", fmt.Sprint(c.ManagedIdentities), "[app m1 app m3]"},
+		{"identity", fmt.Sprint(c.ManagedIdentities[0].Roles, c.ManagedIdentities[0].SystemAssigned, c.ManagedIdentities[1].ResourceID), "[SMTP.SendAsApp] true/subscriptions/s/relay"},
+		{"Arc", c.ArcKeys, filepath.Join(filepath.Dir(file), "tokens")}, {"device flow", c.DeviceFlow, DeviceFlow{time.Minute, time.Second, true, "ERP@contoso.com", 2}},
+		{"sign-in", c.SignIn, SignIn{"erp@contoso.com", true, time.Minute}}, {"refresh", c.Refresh, RefreshPolicy{time.Hour, 2 * time.Hour, true}},
+		{"refuse", c.Refuse["refresh_token"], "AADSTS53003"},
 		{"full", c.Mailboxes[0].Full, true}, {"submission", c.Submission, "127.0.0.1:0"}, {"admin", c.Admin, ""},
 	} {
 		if tc.got != tc.want {
@@ -71,6 +93,9 @@ func write(t *testing.T, file, text string) {
 // inMX is what configurations of the MX endpoint have in common.
 const inMX = "mx: 127.0.0.1:0\ndomains: [B.c]\n"
 
+// inIMDS is what configurations of managed identities have in common.
+const inIMDS = "imds: 127.0.0.1:0\nmanaged_identities: "
+
 func TestBadConfigs(t *testing.T) {
 	for _, tc := range []struct{ text, want string }{
 		{"mailbxes: []", `unknown field "mailbxes"`},
@@ -88,6 +113,26 @@ func TestBadConfigs(t *testing.T) {
 		{"mailboxes: [{address: a@b.c}, {address: A@b.c}]", `mailboxes[1].address: "A@b.c" is no address or listed twice`},
 		{"domains: [contoso.com]\nmailboxes: [{address: a@b.c}]", `mailboxes[0].address: "a@b.c" is in none of the domains`},
 		{"mailboxes: [{address: a@b.c, smtp_auth_disabled: true, smtp_auth_enabled: true}]", "exclude each other"},
+		{"apps: [{client_id: a, redirect_uris: [localhost]}]", `apps[0].redirect_uris[0]: "localhost" is no URL`},
+		{"apps: [{client_id: a, federated: {issuer: x}}]", "apps[0].federated.subject: needed with issuer and audience"},
+		{"users: [{upn: erp}]", `users[0].upn: "erp" is no sign-in name or listed twice`},
+		{"users: [{upn: a@b.c}, {upn: A@b.c}]", `users[1].upn: "A@b.c" is no sign-in name or listed twice`},
+		{"sign_in: {user: a@b.c}", `sign_in.user: "a@b.c" is none of the users`},
+		{"device_flow: {approve_as: a@b.c}", `device_flow.approve_as: "a@b.c" is none of the users`},
+		{"device_flow: {interval: -1s}", "device_flow, sign_in, refresh: a time or number is negative"},
+		{"device_flow: {approve_after: -1}", "device_flow, sign_in, refresh: a time or number is negative"},
+		{"refresh: {idle: -1s}", "device_flow, sign_in, refresh: a time or number is negative"},
+		{"refuse: {password: AADSTS53003}", `refuse.password: "password" is not one of the grants`},
+		{"refuse: {refresh_token: AADSTS5}", `refuse.refresh_token: "AADSTS5" is no code of the table`},
+		{"arc_keys: tokens", "managed_identities, arc_keys: need imds beside them"},
+		{"managed_identities: [{client_id: m}]", "managed_identities, arc_keys: need imds beside them"},
+		{inIMDS + "[{object_id: m}]", `managed_identities[0].client_id: "" is empty or listed twice`},
+		{inIMDS + "[{client_id: m}, {client_id: m}]", `managed_identities[1].client_id: "m" is empty or listed twice`},
+		{"apps: [{client_id: m}]\n" + inIMDS + "[{client_id: m}]", `managed_identities[0].client_id: "m" is empty or listed twice`},
+		{inIMDS + "[{client_id: m, secret: hunter2}]", "a managed identity has none"},
+		{inIMDS + "[{client_id: m, modell: rbac}]", `unknown field "modell"`},
+		{inIMDS + "[{client_id: m, model: new}]", `managed_identities[0].model: "new" is not classic or rbac`},
+		{inIMDS + "[{client_id: m, system_assigned: true}, {client_id: n, system_assigned: true}]", "managed_identities[1].system_assigned: there is another one"},
 		{"mx: 127.0.0.1:0", "mx: needs domains beside it"},
 		{"domains: [b.c]\nreject_direct_send: true", "connectors, client_ca_file, reject_direct_send, known_recipients: need mx beside them"},
 		{"domains: [b.c]\nclient_ca_file: ca.pem", "need mx beside them"},
@@ -139,6 +184,8 @@ func TestStartFails(t *testing.T) {
 		{func(c *Config) { c.CAFile = filepath.Join(noPEM, "ca.pem") }, "not a directory"},
 		{func(c *Config) { c.Apps[0].CertificateFile = noPEM }, "apps[0].certificate_file: " + noPEM + ": no certificate in PEM format"},
 		{func(c *Config) { c.SendAsText = "x" }, "send_as_text"},
+		{func(c *Config) { c.IMDS = busy.Addr().String() }, "address already in use"},
+		{func(c *Config) { c.IMDS, c.ArcKeys = "127.0.0.1:0", noPEM }, "arc_keys: "},
 		{func(c *Config) { c.MX, c.Domains = busy.Addr().String(), []string{"contoso.com"} }, "address already in use"},
 		{func(c *Config) { c.MX, c.Domains, c.ClientCAFile = "127.0.0.1:0", []string{"contoso.com"}, noPEM }, "client_ca_file: " + noPEM + ": no certificate in PEM format"},
 	} {

@@ -8,6 +8,11 @@
 // and from its inbound connectors, known by address or client certificate, for
 // everybody.
 //
+// Entra gives tokens to apps (secret, certificate, federated token), to users
+// (device code, authorization code, refresh token) and to managed identities,
+// and can be made to refuse each for each reason; see [Server.RefuseGrant] and
+// [Faults].
+//
 // [Start] starts it inside a test; the program in cmd/exosim starts it from a
 // file. Both keep every message with its verdict, and count for each mailbox
 // the worst minute that it ever had.

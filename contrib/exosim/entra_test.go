@@ -30,7 +30,7 @@ import (
 )
 
 // ask sends a token request; basic, if not nil, goes as HTTP Basic.
-func ask(t *testing.T, s *Server, path string, form url.Values, basic *url.Userinfo) (*http.Response, []byte, error) {
+func ask(t testing.TB, s *Server, path string, form url.Values, basic *url.Userinfo) (*http.Response, []byte, error) {
 	t.Helper()
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(s.CA())
@@ -55,7 +55,7 @@ func ask(t *testing.T, s *Server, path string, form url.Values, basic *url.Useri
 }
 
 // post sends a token request and returns status and JSON.
-func post(t *testing.T, s *Server, path string, form url.Values) (int, map[string]any) {
+func post(t testing.TB, s *Server, path string, form url.Values) (int, map[string]any) {
 	t.Helper()
 	res, b, err := ask(t, s, path, form, nil)
 	if err != nil {
@@ -257,6 +257,17 @@ func certificate(t *testing.T) (key *rsa.PrivateKey, file string, der []byte) {
 		t.Fatal(err)
 	}
 	return key, file, der
+}
+
+// thumbprint is the x5t#S256 of a certificate file.
+func thumbprint(t *testing.T, file string) string {
+	t.Helper()
+	list, err := readCertificates(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(list[0].Raw)
+	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
 func TestAssertions(t *testing.T) {

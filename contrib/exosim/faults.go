@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -30,37 +31,69 @@ type Faults struct {
 	EntraDelay        time.Duration `json:"entra_delay"`         // before every answer; in JSON a text such as "2s"
 	EntraTruncated    bool          `json:"entra_truncated"`     // cut the JSON of a good answer in half
 	EntraStringExpiry bool          `json:"entra_string_expiry"` // expires_in as a text, as IMDS and v1 endpoints have it
+	EntraTimes        int           `json:"entra_times"`         // with EntraDown and EntraStatus: so many requests, then no more; 0 is all
+	EntraContentType  string        `json:"entra_content_type"`  // instead of application/json, with the JSON unchanged
+	EntraRefreshIn    int           `json:"entra_refresh_in"`    // refresh_in of good answers, in seconds
+	EntraTokenLife    time.Duration `json:"entra_token_life"`    // of access tokens, instead of Config.TokenLife; a text such as "5m"
+	// EntraSkew is how far Microsoft's clocks are ahead of ours: in the Date of
+	// answers, in the times of tokens and errors, and for assertions and tokens
+	// that are checked. A text such as "-10m".
+	EntraSkew time.Duration `json:"entra_skew"`
+
+	// The managed identity endpoints.
+	IMDSStatus    int    `json:"imds_status"`     // answer with that HTTP status: 404, 410, 429, 503
+	IMDSTimes     int    `json:"imds_times"`      // so many requests, then no more; 0 is all
+	IMDSRetry     int    `json:"imds_retry"`      // Retry-After in seconds, with IMDSStatus
+	IMDSExpiresOn string `json:"imds_expires_on"` // another form of expires_on: number, us, iso, rfc3339
+	ArcRealm      string `json:"arc_realm"`       // the file that the challenge names, instead of the right one
+	ArcLegacy     bool   `json:"arc_legacy"`      // an agent that overlooks which identity it is asked for
 }
 
 // plainFaults has no methods, so that json does not call them again.
 type plainFaults Faults
 
-// MarshalJSON writes EntraDelay as a text.
-func (f Faults) MarshalJSON() ([]byte, error) {
-	return json.Marshal(struct {
-		plainFaults
-		EntraDelay string `json:"entra_delay"` // hides the number
-	}{plainFaults(f), f.EntraDelay.String()})
+// jsonDuration is a text such as "2s" in JSON.
+type jsonDuration time.Duration
+
+// MarshalText is for encoding/json.
+func (d jsonDuration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// UnmarshalText is for encoding/json. An empty text changes nothing.
+func (d *jsonDuration) UnmarshalText(b []byte) error {
+	if len(b) == 0 {
+		return nil
+	}
+	v, err := time.ParseDuration(string(b))
+	*d = jsonDuration(v)
+	return err
 }
+
+// faultsJSON is Faults with the durations as texts, which hide the numbers.
+type faultsJSON struct {
+	*plainFaults
+	EntraDelay     jsonDuration `json:"entra_delay"`
+	EntraTokenLife jsonDuration `json:"entra_token_life"`
+	EntraSkew      jsonDuration `json:"entra_skew"`
+}
+
+func (f *Faults) json() faultsJSON {
+	return faultsJSON{(*plainFaults)(f), jsonDuration(f.EntraDelay), jsonDuration(f.EntraTokenLife), jsonDuration(f.EntraSkew)}
+}
+
+// MarshalJSON writes durations as texts.
+func (f Faults) MarshalJSON() ([]byte, error) { return json.Marshal(f.json()) }
 
 // UnmarshalJSON changes only what the object names, and refuses names it does
 // not know.
 func (f *Faults) UnmarshalJSON(b []byte) error {
-	v := struct {
-		*plainFaults
-		EntraDelay string `json:"entra_delay"`
-	}{plainFaults: (*plainFaults)(f)}
+	v := f.json()
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&v); err != nil {
 		return err
 	}
-	if v.EntraDelay == "" {
-		return nil
-	}
-	var err error
-	f.EntraDelay, err = time.ParseDuration(v.EntraDelay)
-	return err
+	f.EntraDelay, f.EntraTokenLife, f.EntraSkew = time.Duration(v.EntraDelay), time.Duration(v.EntraTokenLife), time.Duration(v.EntraSkew)
+	return nil
 }
 
 func (f *Faults) check() error {
@@ -69,6 +102,18 @@ func (f *Faults) check() error {
 	}
 	if f.EntraStatus != 0 && (f.EntraStatus < 200 || f.EntraStatus > 599) {
 		return fmt.Errorf("entra_status: %d is no HTTP status", f.EntraStatus)
+	}
+	if f.IMDSStatus != 0 && (f.IMDSStatus < 400 || f.IMDSStatus > 599) {
+		return fmt.Errorf("imds_status: %d is no HTTP status of an error", f.IMDSStatus)
+	}
+	if form := f.IMDSExpiresOn; form != "" && form != "number" && expiryForms[form] == "" {
+		return fmt.Errorf("imds_expires_on: %q is not number, us, iso or rfc3339", form)
+	}
+	if strings.ContainsAny(f.EntraContentType+f.ArcRealm, "\r\n") {
+		return fmt.Errorf("entra_content_type, arc_realm: a line break is no part of a header")
+	}
+	if min(f.EntraTimes, f.IMDSTimes, f.EntraRefreshIn, int(f.EntraTokenLife)) < 0 {
+		return fmt.Errorf("entra_times, imds_times, entra_refresh_in, entra_token_life: a number is negative")
 	}
 	return nil
 }

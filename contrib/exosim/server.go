@@ -10,6 +10,7 @@ import (
 	"fmt"
 	mathrand "math/rand/v2"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -27,11 +28,14 @@ type Server struct {
 	mx    net.Listener // nil without
 	entra *httpEndpoint
 	admin *httpEndpoint // nil without
+	imds  *httpEndpoint // nil without
 	stop  context.Context
 	halt  context.CancelFunc
 	wg    sync.WaitGroup
 
-	clientRoots *x509.CertPool // who vouches for client certificates
+	clientRoots    *x509.CertPool         // who vouches for client certificates
+	federatedKey   func() *rsa.PrivateKey // signs for the other issuer; made when first wanted
+	identityHeader string                 // what App Service wants to see
 
 	mu          sync.Mutex // guards what follows
 	faults      Faults
@@ -39,7 +43,7 @@ type Server struct {
 	apps        map[string]*App     // by client id
 	certs       map[string][]*x509.Certificate
 	usedJTI     map[string]time.Time // client assertions seen, until they expire
-	tokens      map[string]time.Time // ids of live access tokens, until they expire
+	tokens      map[string]liveToken // live access tokens by id
 	messages    []*Message
 	serial      int // of the last message
 	accepted    int
@@ -48,6 +52,14 @@ type Server struct {
 	authRefused map[string]int
 	conns       map[net.Conn]struct{}
 	random      *mathrand.Rand
+
+	users         map[string]*userState   // by lower-case UPN
+	devices       map[string]*deviceCode  // by device code
+	deviceSerial  int                     // of the last one
+	codes         map[string]*authCode    // by authorization code
+	refreshTokens map[string]refreshToken // by themselves
+	refusing      map[string]Refusing     // by grant
+	arcKeys       map[string]string       // contents by file name
 }
 
 // Start starts a simulator. It listens when Start returns. The error names the
@@ -58,8 +70,11 @@ func Start(c Config) (*Server, error) {
 	}
 	s := &Server{
 		cfg: c, mailboxes: map[string]*mailbox{}, apps: map[string]*App{}, certs: map[string][]*x509.Certificate{},
-		usedJTI: map[string]time.Time{}, tokens: map[string]time.Time{}, kept: make(chan struct{}), requests: map[tokenRequest]int{},
+		usedJTI: map[string]time.Time{}, tokens: map[string]liveToken{}, kept: make(chan struct{}), requests: map[tokenRequest]int{},
 		authRefused: map[string]int{}, conns: map[net.Conn]struct{}{}, random: newRandom(c.Seed),
+		users: map[string]*userState{}, devices: map[string]*deviceCode{}, codes: map[string]*authCode{}, refreshTokens: map[string]refreshToken{},
+		refusing: map[string]Refusing{}, arcKeys: map[string]string{}, identityHeader: newGUID(),
+		federatedKey: sync.OnceValue(newRSAKey),
 	}
 	s.stop, s.halt = context.WithCancel(context.Background())
 	if err := s.prepare(); err != nil {
@@ -76,20 +91,19 @@ func newRandom(seed uint64) *mathrand.Rand {
 	return mathrand.New(mathrand.NewPCG(seed, 0))
 }
 
+func newRSAKey() *rsa.PrivateKey {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		panic(err) // crypto/rand does not fail
+	}
+	return key
+}
+
 func (s *Server) prepare() (err error) {
-	for _, m := range s.cfg.Mailboxes {
-		s.mailboxes[strings.ToLower(m.Address)] = newMailbox(m, &s.cfg)
-	}
-	for i := range s.cfg.Apps {
-		a := &s.cfg.Apps[i]
-		s.apps[a.ClientID] = a
-		if s.certs[a.ClientID], err = readCertificates(a.CertificateFile); err != nil {
-			return fmt.Errorf("apps[%d].certificate_file: %w", i, err)
-		}
-	}
-	if s.key, err = rsa.GenerateKey(rand.Reader, 2048); err != nil {
+	if err := s.adopt(); err != nil {
 		return err
 	}
+	s.key = newRSAKey()
 	if s.tls, s.ca, err = certificates(s.cfg.CAFile, s.cfg.CAKeyFile); err != nil {
 		return err
 	}
@@ -102,6 +116,33 @@ func (s *Server) prepare() (err error) {
 	s.mxTLS = s.tls.Clone()
 	s.mxTLS.ClientAuth = tls.RequestClientCert
 	return s.listen()
+}
+
+// adopt makes of the configuration what can change while the simulator runs.
+func (s *Server) adopt() (err error) {
+	for _, m := range s.cfg.Mailboxes {
+		s.mailboxes[strings.ToLower(m.Address)] = newMailbox(m, &s.cfg)
+	}
+	for _, u := range s.cfg.Users {
+		s.users[strings.ToLower(u.UPN)] = &userState{User: u}
+	}
+	for grant, code := range s.cfg.Refuse {
+		if code != "" {
+			s.refusing[grant] = Refusing{Code: code}
+		}
+	}
+	for i := range s.cfg.Apps {
+		a := &s.cfg.Apps[i]
+		s.apps[a.ClientID] = a
+		if s.certs[a.ClientID], err = readCertificates(a.CertificateFile); err != nil {
+			return fmt.Errorf("apps[%d].certificate_file: %w", i, err)
+		}
+	}
+	for i := range s.cfg.ManagedIdentities {
+		a := &s.cfg.ManagedIdentities[i].App
+		s.apps[a.ClientID] = a
+	}
+	return nil
 }
 
 func (s *Server) listen() (err error) {
@@ -123,11 +164,28 @@ func (s *Server) listen() (err error) {
 	if err := s.entra.open(); err != nil {
 		return err
 	}
+	if err := s.listenIdentity(); err != nil {
+		return err
+	}
 	if s.cfg.Admin == "" {
 		return nil
 	}
 	s.admin = &httpEndpoint{addr: s.cfg.Admin, handler: s.adminHandler()}
 	return s.admin.open()
+}
+
+// listenIdentity opens the managed identity endpoints, if there are to be any.
+func (s *Server) listenIdentity() error {
+	if s.cfg.IMDS == "" {
+		return nil
+	}
+	if s.cfg.ArcKeys != "" {
+		if err := os.MkdirAll(s.cfg.ArcKeys, 0o750); err != nil {
+			return fmt.Errorf("arc_keys: %w", err)
+		}
+	}
+	s.imds = &httpEndpoint{addr: s.cfg.IMDS, handler: s.identityHandler()}
+	return s.imds.open()
 }
 
 // Close stops the simulator and waits until its SMTP sessions have ended. It may
@@ -144,11 +202,12 @@ func (s *Server) Close() {
 			ln.Close()
 		}
 	}
-	for _, e := range []*httpEndpoint{s.entra, s.admin} {
+	for _, e := range []*httpEndpoint{s.entra, s.admin, s.imds} {
 		if e != nil {
 			e.end()
 		}
 	}
+	s.removeArcKeys()
 	s.wg.Wait()
 }
 

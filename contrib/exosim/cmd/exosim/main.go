@@ -34,7 +34,10 @@ type addresses struct {
 	MX         string `json:"mx"`         // host:port, "" without
 	Authority  string `json:"authority"`  // base URL
 	TokenURL   string `json:"token_url"`
-	Admin      string `json:"admin"` // host:port, "" without
+	Admin      string `json:"admin"`       // host:port, "" without
+	IMDS       string `json:"imds"`        // host:port, "" without
+	AppService string `json:"app_service"` // URL for IDENTITY_ENDPOINT, "" without
+	Arc        string `json:"arc"`         // URL for IDENTITY_ENDPOINT, "" without
 	CAFile     string `json:"ca_file"`
 }
 
@@ -72,7 +75,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 75
 	}
 	defer s.Close()
-	err = json.NewEncoder(stdout).Encode(addresses{s.SubmissionAddr(), s.MXAddr(), s.Authority(), s.TokenURL(), s.AdminAddr(), s.CAFile()})
+	err = json.NewEncoder(stdout).Encode(addresses{
+		Submission: s.SubmissionAddr(), MX: s.MXAddr(), Authority: s.Authority(), TokenURL: s.TokenURL(), Admin: s.AdminAddr(),
+		IMDS: s.IMDSAddr(), AppService: s.AppServiceEndpoint(), Arc: s.ArcEndpoint(), CAFile: s.CAFile()})
 	if err != nil {
 		fmt.Fprintln(stderr, "exosim: error:", err)
 		return 75

@@ -35,7 +35,7 @@ func config(t *testing.T, text string) string {
 // TestProgram: it says where it listens when it listens, and ends when asked.
 func TestProgram(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
-		file := config(t, "admin: 127.0.0.1:0\nmx: 127.0.0.1:0\ndomains: [contoso.com]\nca_file: ca.pem\nmailboxes: [{address: erp@contoso.com}]\n")
+		file := config(t, "admin: 127.0.0.1:0\nmx: 127.0.0.1:0\nimds: 127.0.0.1:0\narc_keys: keys\ndomains: [contoso.com]\nca_file: ca.pem\nmailboxes: [{address: erp@contoso.com}]\n")
 		cmd := exec.Command(os.Args[0], "--config", file)
 		cmd.Env = append(os.Environ(), "EXOSIM_TEST_RUN=1")
 		out, err := cmd.StdoutPipe()
@@ -53,6 +53,11 @@ func TestProgram(t *testing.T) {
 		}
 		if res, err := http.Get("http://" + at.Admin + "/messages"); err != nil || res.StatusCode != 200 {
 			t.Errorf("admin: %v, %v", res, err)
+		}
+		for _, endpoint := range []string{"http://" + at.IMDS + "/metadata/identity/oauth2/token", at.AppService, at.Arc} {
+			if res, err := http.Get(endpoint); err != nil || res.StatusCode != 400 && res.StatusCode != 401 {
+				t.Errorf("%s: %v, %v", endpoint, res, err)
+			}
 		}
 		for _, addr := range []string{at.Submission, at.MX} {
 			if c, err := net.Dial("tcp", addr); err != nil {
