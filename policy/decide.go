@@ -131,7 +131,7 @@ func (p *Policy) Decide(r *Request) Decision {
 		d.Mailbox, d.User = nil, Address{}
 	}
 	if !h.sender.Same(id.addr) {
-		d.Sender = id.addr.String()
+		d.Sender = id.addr.ASCII().String() // SMTPUTF8 is kept off towards Microsoft
 	}
 	if d.NoBounce = h.sender.IsZero(); d.NoBounce {
 		d.because(ReasonNullSender, id.addr.String(), "")

@@ -3,6 +3,7 @@ package policy
 import (
 	"slices"
 	"strings"
+	"unicode/utf8"
 )
 
 // A fallback is a client's from: the identity for senders that are not authorised.
@@ -121,7 +122,7 @@ func cutTemplate(text string) (base, tail string, ok bool) {
 
 // displayName checks a template of a display name.
 func (b *builder) displayName(path, s string) {
-	if strings.Map(printable, s) != s || len(s) > maxName {
+	if strings.Map(printable, s) != s || utf8.RuneCountInString(s) > maxName {
 		b.fail(path, "this cannot be a display name; write at most %d printable characters", maxName)
 		return
 	}

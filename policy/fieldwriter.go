@@ -40,42 +40,54 @@ func writeMailbox(field, name string, a Address) string {
 // specials, as encoded words (RFC 2047, section 5) where it is not ASCII or
 // could not be folded otherwise.
 func encodePhrase(field, name string) (phrase string, words bool) {
-	atoms := true
-	for w := range strings.SplitSeq(name, " ") {
-		if len(w) > maxWord || !isASCII(w) {
-			return encodeWords(field, name), true
-		}
-		atoms = atoms && isAtom(w)
-	}
-	if atoms {
+	switch {
+	case !isASCII(name) || hasWord(name, maxWord):
+		return encodeWords(field, name), true
+	case isAtoms(name):
 		return name, false
 	}
 	return quote(name), false
 }
 
-func isAtom(s string) bool {
+// hasWord tells whether a word of s is longer than most.
+func hasWord(s string, most int) bool {
+	for len(s) > most {
+		i := strings.IndexByte(s[:most+1], ' ')
+		if i < 0 {
+			return true
+		}
+		s = s[i+1:]
+	}
+	return false
+}
+
+// isAtoms tells whether s consists of atoms with blanks between them (RFC 5322, section 3.2.3).
+func isAtoms(s string) bool {
 	for i := range len(s) {
-		if !isAtext(s[i]) {
+		if s[i] != ' ' && !isAtext(s[i]) {
 			return false
 		}
 	}
-	return s != ""
+	return true
 }
 
 // encodeText writes unstructured text (RFC 5322, section 2.2.1), cut to maxText
 // characters, so that no line can pass 998 octets. White space becomes single blanks.
 func encodeText(field, text string) string {
-	text = cutRunes(singleBlanks(strings.Map(printable, text)), maxText)
-	for w := range strings.SplitSeq(text, " ") {
-		if len(w) >= wantLine || !isASCII(w) {
-			return fold(field, encodeWords(field, text), wantWordLine)
-		}
+	if !isSingle(text) {
+		text = singleBlanks(strings.Map(printable, text))
+	}
+	if text = cutRunes(text, maxText); !isASCII(text) || hasWord(text, wantLine-1) {
+		return fold(field, encodeWords(field, text), wantWordLine)
 	}
 	return fold(field, text, wantLine)
 }
 
 // cutRunes shortens s to at most n characters.
 func cutRunes(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
 	for i := range s {
 		if n--; n < 0 {
 			return strings.TrimRight(s[:i], " ")

@@ -162,7 +162,8 @@ func wellFormed(value string, e namedAddress, id Address) bool {
 	}
 	a, err := strict.Parse(strings.TrimSpace(value))
 	// An encoded word can hold line ends, and whatever else decoding e.name has thrown away.
-	return err == nil && splitAddress(a.Address).Same(id) && strings.Map(printable, a.Name) == a.Name
+	// What still looks like one would be decoded once more by a reader that does so within quotes.
+	return err == nil && splitAddress(a.Address).Same(id) && strings.Map(printable, a.Name) == a.Name && !strings.Contains(a.Name, "=?")
 }
 
 // strict reads addresses by RFC 5322, in every character set that we know.

@@ -87,6 +87,19 @@ func isPlain(s string) bool {
 // singleBlanks makes all white space, also that of Unicode, single blanks.
 func singleBlanks(s string) string { return strings.Join(strings.Fields(s), " ") }
 
+// isSingle tells whether s is printable ASCII with single blanks, and only inside.
+func isSingle(s string) bool {
+	before := byte(' ')
+	for i := range len(s) {
+		c := s[i]
+		if c < ' ' || c >= 0x7f || c == ' ' && before == ' ' {
+			return false
+		}
+		before = c
+	}
+	return before != ' ' || s == ""
+}
+
 // printable maps what must not come into a header we write: control characters, line
 // and paragraph separators, and what nobody sees: zero-width characters, fillers, and those that
 // turn the direction of text around (they make "moc.osotnoc@oec" read as an address).
@@ -457,28 +470,12 @@ func unquoteWords(s string) string {
 // tidyName gives a display name its normal form: printable, white space single, no quotes around all of it, and
 // nothing that starts an encoded word.
 func tidyName(s string) string {
-	if isTidy(s) {
-		return s
+	if !isSingle(s) {
+		s = singleBlanks(strings.Map(printable, s))
 	}
-	if !isPlain(s) {
-		s = strings.Map(printable, s)
-	}
-	s = strings.ReplaceAll(singleBlanks(s), "=?", "= ?")
+	s = strings.ReplaceAll(s, "=?", "= ?")
 	for n := len(s); n > 1 && (s[0] == '"' || s[0] == '\'') && strings.IndexByte(s[1:], s[0]) == n-2; n = len(s) {
 		s = strings.TrimSpace(s[1 : n-1])
 	}
 	return s
-}
-
-// isTidy knows most names that need no work, in one pass.
-func isTidy(s string) bool {
-	before := byte(' ')
-	for i := range len(s) {
-		c := s[i]
-		if c < ' ' || c >= 0x7f || before == ' ' && (c == ' ' || c == '"' || c == '\'') || before == '=' && c == '?' {
-			return false
-		}
-		before = c
-	}
-	return before != ' ' || s == ""
 }

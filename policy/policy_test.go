@@ -219,6 +219,28 @@ func TestChanges(t *testing.T) {
 	}
 }
 
+// TestIDNIdentity: nothing that needs SMTPUTF8 leaves.
+func TestIDNIdentity(t *testing.T) {
+	s := contoso()
+	s.Domains = append(s.Domains, "bücher.de")
+	s.Mailboxes = append(s.Mailboxes, MailboxSettings{Address: "scan@bücher.de"})
+	s.Clients = []ClientSettings{{Name: "printers", Networks: []string{"10.2.0.0/16"}, From: "scan@bücher.de", DisplayName: strings.Repeat("ü", 100)}}
+	d := mustPolicy(t, s).Decide(&Request{Peer: peer("10.2.0.9", ""), Sender: "root@mfp", Fields: fields(complete + "From: root@mfp")})
+	if d.Sender != "scan@xn--bcher-kva.de" || !strings.Contains(show(d.Changes), "<scan@xn--bcher-kva.de>") {
+		t.Errorf("leaves as %q with %q", d.Sender, show(d.Changes))
+	}
+}
+
+// TestHiddenEncodedWord: quotes do not hide an encoded word from every reader.
+func TestHiddenEncodedWord(t *testing.T) {
+	p := mustPolicy(t, contoso())
+	from := `"=?utf-7?q?ceo+AEA-contoso.com?=" <scan@contoso.com>`
+	d := p.Decide(&Request{Peer: peer("10.2.0.9", ""), Sender: "scan@contoso.com", Fields: fields(complete + "From: " + from)})
+	if got := show(d.Changes); !strings.HasPrefix(got, "=From[1]: ") || strings.Contains(strings.SplitAfter(got, "\n")[0], "=?utf-7") {
+		t.Errorf("changes %q", got)
+	}
+}
+
 func TestTooManyFrom(t *testing.T) {
 	p := mustPolicy(t, contoso())
 	d := p.Decide(&Request{Peer: peer("10.2.0.9", ""), Fields: fields(strings.Repeat("From: a@b.c\n", maxFrom+1))})
