@@ -16,18 +16,47 @@ import (
 //
 // Within that, messages are spread (see gap), so that a backlog does not leave in a rush
 // followed by a standstill during which look-ups wait with open connections.
+//
+// redis.lua is the same in Lua: change both.
 type account struct {
-	open   map[uint64]time.Time // leases out, by id: when they were given
-	done   []time.Time          // verdicts of the last window, ascending
-	last   time.Time            // when the last lease was given
-	sent   []bucket             // recipients of the last window, ascending
-	serial uint64
+	tally
+	done   []instant // verdicts of the last window, ascending
+	last   instant   // when the last lease was given
+	limits Limits    // of the last Take: Settle is not told
+
+	shrunk   int     // connections taken away by 432s, as of shrunkAt
+	shrunkAt instant // the last 432
+
+	until  instant // paused
+	reason string
+}
+
+// tally counts recipients: those booked, and those that leases out may still bring.
+type tally struct {
+	open map[uint64]hold // leases out, by id
+	sent []bucket        // recipients of the last window, ascending
+	per  time.Duration   // the window
+}
+
+// hold is what a lease keeps occupied until it is settled.
+type hold struct {
+	given      instant
+	recipients int
 }
 
 // bucket counts recipients of one stretch of time.
 type bucket struct {
-	end time.Time
+	end instant
 	n   int
+}
+
+// terms are the conditions under which a store deals with an account.
+type terms struct {
+	Limits
+	session instant // when an open lease is taken back
+	// lost is the latest moment at which a message can have been counted of which the store
+	// has lost the record; 0: none. All windows that reach back to it are taken for used up.
+	lost instant
 }
 
 // bucketsPerWindow makes the recipient count inexact by at most a 96th of the window (15
@@ -37,119 +66,268 @@ const bucketsPerWindow = 96
 // pollWait is how long to wait when only the end of a lease can help, in case nobody tells.
 const pollWait = time.Second
 
-func newAccount() *account { return &account{open: make(map[uint64]time.Time)} }
+const pollMicros = instant(pollWait / time.Microsecond)
 
-// take gives a lease or says what stands in the way and for how long.
-func (a *account) take(l Limits, now time.Time) Answer {
-	a.forget(l, now)
-	if len(a.open) >= l.Connections {
-		return Answer{Wait: pollWait, Cause: CauseConnections}
-	}
-	if w := a.messageWait(l.Messages, now); w > 0 {
-		return Answer{Wait: w, Cause: CauseMessages}
-	}
-	if w := a.recipientWait(l.Recipients, now); w > 0 {
-		return Answer{Wait: w, Cause: CauseRecipients}
-	}
-	a.serial++
-	a.open[a.serial] = now
-	a.last = now
-	return Answer{Lease: a.serial}
+func newAccount() *account { return &account{tally: newTally()} }
+
+func newTally() tally { return tally{open: make(map[uint64]hold)} }
+
+// obstacle is one limit that stands in the way of a lease.
+type obstacle struct {
+	wait  instant // 0: none
+	cause Cause
+	poll  bool // the wait is a guess: only the end of a lease can help
 }
 
-// forget drops what has left the windows.
-func (a *account) forget(l Limits, now time.Time) {
-	old := func(t time.Time, per time.Duration) bool { return now.Sub(t) >= per }
+// take gives the lease id or says what stands in the way and for how long. g is the tally of the group, or nil.
+func (a *account) take(t terms, g *tally, id uint64, now instant) Answer {
+	a.limits = t.Limits
+	for _, o := range a.obstacles(t, g, now) {
+		if o.wait <= 0 {
+			continue
+		}
+		ans := Answer{Wait: o.wait.duration(), Cause: o.cause}
+		if o.cause == CausePaused {
+			ans.Reason = a.reason
+		}
+		return ans
+	}
+	a.open[id] = hold{now, room(t.Recipients)}
+	a.last = now
+	if g != nil {
+		g.open[id] = hold{now, room(t.GroupRecipients)}
+	}
+	return Answer{Lease: id}
+}
+
+// undo takes a lease back that was never handed out.
+func (a *account) undo(g *tally, id uint64) {
+	delete(a.open, id)
+	if g != nil {
+		delete(g.open, id)
+	}
+}
+
+// obstacles brings the account up to date, and returns what stands in the way, in the order in which it is told.
+func (a *account) obstacles(t terms, g *tally, now instant) [5]obstacle {
+	a.forget(t, now)
+	list := [5]obstacle{
+		{wait: max(0, a.until-now), cause: CausePaused},
+		{cause: CauseConnections},
+		a.messages(t, now),
+		a.recipients(t.Recipients, t.lost, now),
+	}
+	if len(a.open) >= max(1, t.Connections-a.withheld(t.Messages.Per, now)) {
+		list[1].wait, list[1].poll = pollMicros, true
+	}
+	list[3].cause = CauseRecipients
+	if g != nil {
+		g.forget(t.GroupRecipients.Per, t.session, now)
+		list[4] = g.recipients(t.GroupRecipients, t.lost, now)
+		list[4].cause = CauseGroup
+	}
+	return list
+}
+
+// forget drops what has left the windows, and ends the leases that nobody has settled.
+func (a *account) forget(t terms, now instant) {
+	for _, end := range a.tally.forget(t.Recipients.Per, t.session, now) {
+		a.verdict(end)
+	}
 	i := 0
-	for i < len(a.done) && old(a.done[i], l.Messages.Per) {
+	for i < len(a.done) && now-a.done[i] >= micros(t.Messages.Per) {
 		i++
 	}
 	a.done = slices.Delete(a.done, 0, i)
-	i = 0
-	for i < len(a.sent) && old(a.sent[i].end, l.Recipients.Per) {
-		i++
+	if a.until <= now {
+		a.until, a.reason = 0, ""
 	}
-	a.sent = slices.Delete(a.sent, 0, i)
 }
 
-// messageWait returns how long the message limit asks to wait.
-func (a *account) messageWait(r Rate, now time.Time) time.Duration {
-	used := len(a.done) + len(a.open)
-	if over := used - r.N; over >= 0 {
-		if over >= len(a.done) {
-			return pollWait // all places are held by leases that are still out
+// forget books the leases that have expired, and returns when they did; then it drops the buckets that have left the window.
+func (y *tally) forget(per time.Duration, session, now instant) []instant {
+	y.per = per
+	var expired []instant
+	for id, h := range y.open {
+		if now-h.given >= session {
+			delete(y.open, id)
+			y.book(h.recipients, per, h.given+session)
+			expired = append(expired, h.given+session)
 		}
-		return a.done[over].Add(r.Per).Sub(now)
 	}
-	return a.last.Add(a.gap(r, used)).Sub(now)
+	i := 0
+	for i < len(y.sent) && now-y.sent[i].end >= micros(per) {
+		i++
+	}
+	y.sent = slices.Delete(y.sent, 0, i)
+	return expired
+}
+
+// messages returns how long the message limit asks to wait.
+func (a *account) messages(t terms, now instant) obstacle {
+	per := micros(t.Messages.Per)
+	if t.lost != 0 && now < t.lost+per {
+		return obstacle{wait: t.lost + per - now, cause: CauseMessages}
+	}
+	used := len(a.done) + len(a.open)
+	over := used - t.Messages.N
+	switch {
+	case over >= len(a.done): // all places are held by leases that are still out
+		return obstacle{wait: pollMicros, cause: CauseMessages, poll: true}
+	case over >= 0:
+		return obstacle{wait: a.done[over] + per - now, cause: CauseMessages}
+	}
+	return obstacle{wait: max(0, a.last+a.gap(t.Messages, used)-now), cause: CauseMessages}
 }
 
 // gap returns the least time between two leases. A mailbox that has used less than a
 // third of its window sends at once. After that it keeps a little under the even
 // distance, so that it can catch up after a slow verdict; and as long as much of the
 // window is left, the rest is spread until the first place comes free again.
-func (a *account) gap(r Rate, used int) time.Duration {
+func (a *account) gap(r Rate, used int) instant {
 	if used < max(1, r.N/3) {
 		return 0
 	}
-	even := r.Per / time.Duration(r.N) * 9 / 10
+	per, n := micros(r.Per), instant(r.N)
+	even := per * 9 / (n * 10)
 	left := r.N - used
 	if left < 3 || len(a.done) == 0 {
 		return even
 	}
-	return max(even, a.done[0].Add(r.Per).Sub(a.last)/time.Duration(left))
+	return max(even, (a.done[0]+per-a.last)/instant(left))
 }
 
-// recipientWait returns how long the recipient limit asks to wait: there must be room for one whole
+// room returns how many recipients a lease holds.
+func room(r Rate) int { return min(MaxDelivery, r.N) }
+
+// recipients returns how long the recipient limit asks to wait: there must be room for one whole
 // delivery besides those under way.
-func (a *account) recipientWait(r Rate, now time.Time) time.Duration {
-	need := min(MaxDelivery, r.N)
-	used := a.recipients() + need*len(a.open)
-	if used+need <= r.N {
-		return 0
+func (y *tally) recipients(r Rate, lost, now instant) obstacle {
+	per := micros(r.Per)
+	if lost != 0 && now < lost+per {
+		return obstacle{wait: lost + per - now}
 	}
-	for _, b := range a.sent {
+	used, need := y.booked(), room(r)
+	for _, h := range y.open {
+		used += h.recipients
+	}
+	if used+need <= r.N {
+		return obstacle{}
+	}
+	for _, b := range y.sent {
 		if used -= b.n; used+need <= r.N {
-			return b.end.Add(r.Per).Sub(now)
+			return obstacle{wait: b.end + per - now}
 		}
 	}
-	return pollWait
+	return obstacle{wait: pollMicros, poll: true}
 }
 
-func (a *account) recipients() int {
+// booked returns the recipients of the window.
+func (y *tally) booked() int {
 	n := 0
-	for _, b := range a.sent {
+	for _, b := range y.sent {
 		n += b.n
 	}
 	return n
 }
 
-// settle books the end of a lease.
-func (a *account) settle(lease uint64, o Outcome, per time.Duration, now time.Time) {
-	if _, ok := a.open[lease]; !ok {
+// book adds recipients at a time. What is older than the last bucket goes into that one: it leaves later.
+func (y *tally) book(n int, per time.Duration, at instant) {
+	if n <= 0 {
 		return
 	}
-	delete(a.open, lease)
-	if !o.Submitted {
+	if last := len(y.sent) - 1; last >= 0 && at <= y.sent[last].end {
+		y.sent[last].n += n
 		return
 	}
-	i := len(a.done) // time may have been set back
-	for i > 0 && a.done[i-1].After(now) {
-		i--
-	}
-	a.done = slices.Insert(a.done, i, now)
-	if o.Recipients <= 0 {
-		return
-	}
-	width := per / bucketsPerWindow
-	if n := len(a.sent); n > 0 && !now.After(a.sent[n-1].end) {
-		a.sent[n-1].n += o.Recipients
-		return
-	}
-	a.sent = append(a.sent, bucket{end: now.Add(width), n: o.Recipients})
+	y.sent = append(y.sent, bucket{end: at + micros(per)/bucketsPerWindow, n: n})
 }
 
-func (a *account) usage(l Limits, now time.Time) Usage {
-	a.forget(l, now)
-	return Usage{Messages: len(a.done) + len(a.open), Recipients: a.recipients(), Leases: len(a.open)}
+// verdict notes that a message was counted at that time at the latest.
+func (a *account) verdict(at instant) {
+	i := len(a.done)
+	for i > 0 && a.done[i-1] > at {
+		i--
+	}
+	a.done = slices.Insert(a.done, i, at)
+}
+
+// settle books the end of a lease. It tells whether more was booked than the lease had held.
+func (a *account) settle(g *tally, id uint64, o Outcome, now instant) (more bool) {
+	h, ok := a.open[id]
+	if !ok {
+		return false
+	}
+	delete(a.open, id)
+	if o.Concurrency {
+		a.shrink(now)
+	}
+	held := hold{}
+	if g != nil {
+		held = g.open[id]
+		delete(g.open, id)
+	}
+	if !o.Submitted {
+		return false
+	}
+	a.verdict(now)
+	a.book(o.Recipients, a.limits.Recipients.Per, now)
+	if g != nil {
+		g.book(o.GroupRecipients, a.limits.GroupRecipients.Per, now)
+	}
+	return o.Recipients > h.recipients || g != nil && o.GroupRecipients > held.recipients
+}
+
+// withheld returns how many connections are taken away now: one comes back per period since the last 432.
+func (a *account) withheld(per time.Duration, now instant) int {
+	if a.shrunk == 0 || per <= 0 {
+		return 0
+	}
+	return int(max(0, instant(a.shrunk)-(now-a.shrunkAt)/micros(per)))
+}
+
+func (a *account) shrink(now instant) {
+	n := a.withheld(a.limits.Messages.Per, now) + 1
+	a.shrunk, a.shrunkAt = max(0, min(n, a.limits.Connections-1)), now
+}
+
+func (a *account) pause(until instant, reason string) {
+	a.until, a.reason = until, reason
+	if until == 0 {
+		a.reason = ""
+	}
+}
+
+// idle tells whether the account says no more than a new one would.
+func (a *account) idle(now instant) bool {
+	return a.empty() && len(a.done) == 0 && a.until <= now && now-a.last >= micros(a.limits.Messages.Per) &&
+		a.withheld(a.limits.Messages.Per, now) == 0
+}
+
+func (y *tally) empty() bool { return len(y.open)+len(y.sent) == 0 }
+
+// usage tells what is used. at turns ledger time into the caller's.
+func (a *account) usage(t terms, g *tally, now instant, at func(instant) time.Time) Usage {
+	next := instant(0)
+	for _, o := range a.obstacles(t, g, now) {
+		if !o.poll {
+			next = max(next, o.wait)
+		}
+	}
+	u := Usage{
+		Messages:   len(a.done) + len(a.open),
+		Recipients: a.booked(),
+		Leases:     len(a.open),
+		Shrunk:     min(a.withheld(t.Messages.Per, now), max(0, t.Connections-1)),
+	}
+	if next > 0 {
+		u.Next = at(now + next)
+	}
+	if a.until > now {
+		u.PausedUntil, u.PauseReason = at(a.until), a.reason
+	}
+	if g != nil {
+		u.GroupRecipients = g.booked()
+	}
+	return u
 }

@@ -6,18 +6,25 @@ import (
 )
 
 // A Ledger says when a mailbox may submit a message, and remembers what it has sent. It
-// is the one small interface under which stores can differ: in memory, in a file, or
-// shared by several hosts. All methods are safe for concurrent use.
+// is the one small interface under which stores can differ: in memory ([Memory]), in a file ([Bolt]), shared by
+// several hosts ([Redis], [Shared]). All methods are safe for concurrent use.
+//
+// The time that a method is told should come from [time.Now]: its monotonic reading is what makes
+// a ledger proof against a wall clock that is set while the process runs.
 type Ledger interface {
 	// Take asks for a lease: the right to submit one message as the mailbox now. An
 	// Answer without lease says when it is worth asking again. A lease must be
-	// settled, or it counts against the mailbox for ever. An error means that the store
-	// cannot tell; then nothing may be sent.
+	// settled; one that is not counts as submitted, with MaxDelivery recipients, at the end of the
+	// longest session (MaxSession). An error means that the store cannot tell; then nothing may be sent.
 	Take(ctx context.Context, mailbox string, l Limits, now time.Time) (Answer, error)
 
 	// Settle ends a lease and books what became of it. Settling a lease that is not out is no
 	// error: two observers may see the same session end.
 	Settle(ctx context.Context, mailbox string, lease uint64, o Outcome, now time.Time) error
+
+	// Pause gives the mailbox no lease before until, for a reason that people can read; it replaces a pause in
+	// force. The zero time ends the pause. Leases that are out stay good.
+	Pause(ctx context.Context, mailbox string, until time.Time, reason string, now time.Time) error
 
 	// Usage tells what the mailbox has used, for people and metrics.
 	Usage(ctx context.Context, mailbox string, l Limits, now time.Time) (Usage, error)
@@ -31,13 +38,16 @@ const (
 	CauseMessages    Cause = "messages"
 	CauseRecipients  Cause = "recipients"
 	CauseConnections Cause = "connections"
+	CausePaused      Cause = "paused"
+	CauseGroup       Cause = "group" // the recipients of all the mailboxes of Limits.Group
 )
 
 // An Answer is the ledger's answer to Take.
 type Answer struct {
-	Lease uint64        // not 0 when granted
-	Wait  time.Duration // else: ask again after that long, or as soon as a lease of the mailbox is settled
-	Cause Cause         // what stands in the way
+	Lease  uint64        // not 0 when granted
+	Wait   time.Duration // else: ask again after that long, or as soon as a lease of the mailbox is settled
+	Cause  Cause         // what stands in the way
+	Reason string        // in words, where the cause alone does not tell: why paused
 }
 
 // An Outcome is what became of a lease.
@@ -46,15 +56,37 @@ type Outcome struct {
 	Submitted bool
 	// Recipients that Microsoft has accepted; it counts each of them (rolling 24 h).
 	Recipients int
+	// GroupRecipients are those of them that count for Limits.Group, such as the ones outside of the tenant.
+	GroupRecipients int
+	// Concurrency: Microsoft refused because of too many connections at one time (432 4.3.2). The mailbox's connections
+	// shrink by one, never below one, and come back one by one, each after a Messages.Per without another refusal.
+	Concurrency bool
 }
 
-// Usage is what a mailbox has used of its limits.
+// Usage is what a mailbox has used of its limits. That of a mailbox that has done nothing is the zero value.
 type Usage struct {
-	Messages   int // in the window, leases out included
-	Recipients int // in the window, rounded up to whole buckets
-	Leases     int // out now
+	Messages        int // in the window, leases out included
+	Recipients      int // in the window, rounded up to whole buckets
+	Leases          int // out now
+	GroupRecipients int // of all mailboxes of the group, as Recipients
+
+	// Shrunk is how many of Limits.Connections are withheld after a 432; see Connections.
+	Shrunk int
+	// Next is when a lease can be given, as far as is known now; zero means at once, or as soon as one that is out comes back.
+	Next time.Time
+
+	PausedUntil time.Time // zero: not paused
+	PauseReason string
 }
+
+// Connections returns the concurrency in force: how many leases may be out at one time now.
+func (u Usage) Connections(l Limits) int { return max(1, l.Connections-u.Shrunk) }
 
 // MaxDelivery is how many recipients one delivery is expected to have at most: Postfix's
-// default_destination_recipient_limit. A lease is only given when there is room for that many.
+// default_destination_recipient_limit. A lease is only given when there is room for that many. A delivery
+// with more can pass a recipient limit by the surplus; it is booked in full.
 const MaxDelivery = 50
+
+// MaxSession is when a lease that nobody has settled is taken back, unless the store is told otherwise. Postfix waits at
+// most smtp_data_done_timeout (600 s) for a verdict.
+const MaxSession = 15 * time.Minute

@@ -36,3 +36,15 @@ func TestParseRate(t *testing.T) {
 		}
 	}
 }
+
+// The table of message centre post MC1023294.
+func TestTERRL(t *testing.T) {
+	for _, tc := range []struct{ licences, want int }{
+		{-1, 5_000}, {0, 5_000}, // a trial tenant
+		{1, 10_000}, {10, 12_006}, {100, 22_059}, {1_000, 72_446}, {10_000, 324_979},
+	} {
+		if got, want := TERRL(tc.licences), (Rate{tc.want, 24 * time.Hour}); got != want {
+			t.Errorf("TERRL(%d) = %v, want %v", tc.licences, got, want)
+		}
+	}
+}

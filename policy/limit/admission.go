@@ -1,0 +1,304 @@
+package limit
+
+import (
+	"fmt"
+	"sync"
+	"time"
+)
+
+// A Kind says what a limit counts.
+type Kind string
+
+// The kinds of limits; they are also words of metrics.
+const (
+	KindMessages   Kind = "messages"
+	KindRecipients Kind = "recipients"
+)
+
+// A Quota is how much one client, or one identity, may submit: all the rates hold at once. The
+// zero value allows everything. Rates are those that [ParseRate] can read.
+type Quota struct {
+	Messages   []Rate // accepted messages
+	Recipients []Rate // recipients of accepted messages, each time anew
+}
+
+// maxRates keeps the memory for one key bounded.
+const maxRates = 4
+
+// Check tells what is senseless about a quota. The error is a sentence for the administrator.
+func (q Quota) Check() error {
+	for _, list := range [][]Rate{q.Messages, q.Recipients} {
+		if len(list) > maxRates {
+			return fmt.Errorf("%d rates are more than anyone can oversee; keep %d", len(list), maxRates)
+		}
+		for i, a := range list {
+			for _, b := range list[:i] {
+				if err := contradiction(a, b); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// contradiction tells why two rates of one kind do not go together.
+func contradiction(a, b Rate) error {
+	switch {
+	case a.Per == b.Per:
+		return fmt.Errorf("%s and %s are for the same period; keep the one you mean", b, a)
+	case a.Per > b.Per && a.N <= b.N:
+		return fmt.Errorf("%s is never reached beside %s; remove it or swap the counts", b, a)
+	case a.Per < b.Per && a.N >= b.N:
+		return fmt.Errorf("%s is never reached beside %s; remove it or swap the counts", a, b)
+	}
+	return nil
+}
+
+// ReservationLife is how long a [Reservation] holds its places after it was last asked for more. Between two
+// commands Postfix waits 300 s (smtpd_timeout); a message that takes longer to come in loses its
+// places, and [Admission.Commit] asks for them again.
+const ReservationLife = 15 * time.Minute
+
+// An Admission counts what clients and identities submit and says whether one may submit more. In any period of a
+// rate's length at most that many are committed; a place may stay taken up to a twelfth of the period longer
+// than it must (see [slots]), so that the memory for a key does not depend on what it sends.
+//
+// A key is the name of a client, or the result of [IdentityKey]. Each decision takes the same
+// time, however many keys there are, and idle keys are forgotten. An Admission needs no goroutine of its own unless it
+// has a store. All methods are safe for concurrent use.
+//
+// Pass the time as time.Now returned it: with its monotonic reading, setting the clock changes nothing.
+type Admission struct {
+	store  AdmissionStore // nil for none
+	report func(error)
+
+	mu     sync.Mutex // guards what follows
+	clock  admissionClock
+	meters map[string]*meter
+	all    []*meter // the same, in any order, for the hand that looks for idle ones
+	hand   int
+	most   int // keys
+	shapes map[string]*shape
+	dirty  []*meter            // to be saved
+	gone   map[string]struct{} // to be removed from the store
+}
+
+// NewAdmission makes an Admission that forgets when the process ends.
+func NewAdmission() *Admission {
+	return &Admission{meters: make(map[string]*meter), most: maxKeys, shapes: make(map[string]*shape), gone: make(map[string]struct{})}
+}
+
+// A Refusal tells which limit stands in the way, and until when.
+type Refusal struct {
+	Key  string
+	Kind Kind
+	Rate Rate // of the limit that opens last, if there are several
+	// Opens is when so much more will be taken, if nobody else comes first and what is under way is accepted now. It is
+	// zero if the limit is lower than what one message asks for at once.
+	Opens time.Time
+}
+
+// A Reservation holds the places of one message from MAIL until its end. It ends with
+// [Admission.Commit] or [Reservation.Abort]; if forgotten, it expires after [ReservationLife]. The nil
+// Reservation is valid and holds nothing.
+type Reservation struct {
+	of         *Admission
+	key        string
+	quota      Quota
+	recipients int
+	done       bool
+	in         *meter // where the places are held; nil if they are not
+	touched    int64
+	prev, next *Reservation
+}
+
+// Begin reserves the place of one message: MAIL. It checks the rates of messages alone. Refused, it returns a
+// nil Reservation.
+func (a *Admission) Begin(key string, q Quota, now time.Time) (*Reservation, *Refusal) {
+	if len(q.Messages)+len(q.Recipients) == 0 {
+		return nil, nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	at := a.clock.read(now)
+	a.sweep(sweepStep, at)
+	r := &Reservation{of: a, key: key, quota: q}
+	m := a.meters[key]
+	switch {
+	case m == nil:
+		m = newMeter(key, a.shapeOf(&q))
+		a.enter(m)
+	case !m.shape.is(&q):
+		m.reshape(a.shapeOf(&q))
+	}
+	if no := a.reserve(r, m, 0, at); no != nil {
+		return nil, no
+	}
+	return r, nil
+}
+
+// Recipients reserves places for n more recipients, all or none: 1 at RCPT. A refusal leaves the reservation as
+// it was, so the message can go on with the recipients that it has.
+func (r *Reservation) Recipients(n int, now time.Time) *Refusal {
+	if r == nil || n <= 0 {
+		return nil
+	}
+	r.of.mu.Lock()
+	defer r.of.mu.Unlock()
+	if r.done {
+		return nil
+	}
+	at := r.of.clock.read(now)
+	return r.of.reserve(r, r.of.home(r, at), n, at)
+}
+
+// Commit counts a message at its end: all its reservations, of its client and its identity, or none. It refuses only if one
+// has expired and meanwhile others took its place; then all are aborted. Reservations that have ended are passed over.
+func (a *Admission) Commit(now time.Time, list ...*Reservation) *Refusal {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	at := a.clock.read(now)
+	for _, r := range list {
+		if r == nil || r.done {
+			continue
+		}
+		if no := a.reserve(r, a.home(r, at), 0, at); no != nil {
+			abortAll(list)
+			return no
+		}
+	}
+	for _, r := range list {
+		if r == nil || r.done {
+			continue
+		}
+		m := r.in
+		r.end()
+		m.book(r.recipients, at)
+		a.touch(m)
+	}
+	return nil
+}
+
+// Abort gives all places back. After Commit, or a second time, it does nothing.
+func (r *Reservation) Abort() {
+	if r == nil {
+		return
+	}
+	r.of.mu.Lock()
+	defer r.of.mu.Unlock()
+	r.end()
+}
+
+func abortAll(list []*Reservation) {
+	for _, r := range list {
+		if r != nil {
+			r.end()
+		}
+	}
+}
+
+// end gives back what the reservation holds, for good.
+func (r *Reservation) end() {
+	if r.in != nil {
+		r.in.release(r)
+	}
+	r.done = true
+}
+
+// Peek tells whether a message with so many recipients would be taken now. It reserves nothing.
+func (a *Admission) Peek(key string, q Quota, recipients int, now time.Time) *Refusal {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	at := a.clock.read(now)
+	m := meter{key: key, shape: &shape{}}
+	if known := a.meters[key]; known != nil {
+		known.expire(at)
+		m = *known
+	}
+	if !m.shape.is(&q) {
+		m.reshape(&shape{q.rates()})
+	}
+	return a.refusal(&m, 1, recipients, at)
+}
+
+// Used is how much of one limit is used.
+type Used struct {
+	Kind     Kind
+	Rate     Rate
+	Counted  int // in the period that ends now, rounded up as [Admission] does
+	Reserved int // for messages under way
+}
+
+// Usage tells what a key has used of each limit that it last had, for people and metrics. A key that is not known has used nothing and
+// has no limits.
+func (a *Admission) Usage(key string, now time.Time) []Used {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	at := a.clock.read(now)
+	m := a.meters[key]
+	if m == nil {
+		return nil
+	}
+	m.expire(at)
+	list := make([]Used, len(m.windows))
+	for i, r := range m.shape.rates {
+		list[i] = Used{r.kind, r.Rate, int(m.windows[i].used(r.Per, at)), int(m.held(r.kind))}
+	}
+	return list
+}
+
+// Keys returns how many keys are known.
+func (a *Admission) Keys() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.all)
+}
+
+// home returns the meter where the reservation is held, or has to be held again after it expired.
+func (a *Admission) home(r *Reservation, now int64) *meter {
+	if r.in != nil {
+		r.in.expire(now)
+	}
+	if r.in != nil {
+		return r.in
+	}
+	m := a.meters[r.key]
+	if m == nil {
+		m = newMeter(r.key, a.shapeOf(&r.quota))
+		a.enter(m)
+	}
+	return m
+}
+
+// reserve asks for n more recipients, and for all that the reservation has had before if it is not held.
+func (a *Admission) reserve(r *Reservation, m *meter, n int, now int64) *Refusal {
+	m.expire(now)
+	messages, recipients := 0, n
+	if r.in == nil {
+		messages, recipients = 1, r.recipients+n
+	}
+	if no := a.refusal(m, messages, recipients, now); no != nil {
+		return no
+	}
+	if r.in != nil {
+		m.release(r)
+	}
+	r.recipients += n
+	r.touched = now
+	m.hold(r)
+	return nil
+}
+
+// refusal says what stands in the way of so many more.
+func (a *Admission) refusal(m *meter, messages, recipients int, now int64) *Refusal {
+	i, opens := m.obstacle(messages, recipients, now)
+	if i < 0 {
+		return nil
+	}
+	no := &Refusal{Key: m.key, Kind: m.shape.rates[i].kind, Rate: m.shape.rates[i].Rate}
+	if opens != neverOpens {
+		no.Opens = a.clock.wall(opens)
+	}
+	return no
+}

@@ -1,0 +1,79 @@
+package limit
+
+import "fmt"
+
+const (
+	// maxKeys is how many keys are kept at most. Where each address of a domain is an identity, strangers choose
+	// the keys: beyond it one is forgotten for each new one, which lets that one submit more, but keeps no
+	// mail from anyone.
+	maxKeys = 500_000
+	// sweepStep is how many keys each new message looks at, to find those that are idle.
+	sweepStep = 2
+	// evictStep bounds the search for a key without messages under way.
+	evictStep = 8
+)
+
+// shapeOf returns the shape of a quota. There are as many as the configuration has different quotas, so they are kept for ever.
+func (a *Admission) shapeOf(q *Quota) *shape {
+	name := fmt.Sprint(q.Messages, q.Recipients)
+	s := a.shapes[name]
+	if s == nil {
+		s = &shape{q.rates()}
+		a.shapes[name] = s
+	}
+	return s
+}
+
+// enter makes a meter known.
+func (a *Admission) enter(m *meter) {
+	if len(a.all) >= a.most {
+		a.evict()
+	}
+	m.index = int32(len(a.all))
+	a.all = append(a.all, m)
+	a.meters[m.key] = m
+}
+
+// evict forgets one of the next keys, whatever it has counted, unless each of them has a message under way.
+func (a *Admission) evict() {
+	for range evictStep {
+		m := a.next()
+		if m.oldest == nil {
+			a.remove(m)
+			return
+		}
+		a.hand++
+	}
+}
+
+// sweep looks at the next n keys and forgets those that are idle.
+func (a *Admission) sweep(n int, now int64) {
+	for range min(n, len(a.all)) {
+		if m := a.next(); m.idle(now) {
+			a.remove(m)
+		} else {
+			a.hand++
+		}
+	}
+}
+
+// next returns the meter that the hand points to.
+func (a *Admission) next() *meter {
+	if a.hand >= len(a.all) {
+		a.hand = 0
+	}
+	return a.all[a.hand]
+}
+
+// remove forgets a meter; the last takes its place.
+func (a *Admission) remove(m *meter) {
+	end := len(a.all) - 1
+	a.all[m.index] = a.all[end]
+	a.all[m.index].index = m.index
+	a.all[end] = nil
+	a.all = a.all[:end]
+	delete(a.meters, m.key)
+	if a.store != nil {
+		a.gone[m.key] = struct{}{}
+	}
+}

@@ -1,0 +1,168 @@
+package limit
+
+import (
+	"slices"
+)
+
+// meter is what an [Admission] knows of one key. The Admission's mutex guards it. It is kept small, for there may
+// be very many: 80 bytes, and as many for each rate.
+type meter struct {
+	key     string
+	shape   *shape
+	windows []slots // one for each of shape.rates
+	// oldest is the first of a ring of reservations, in the order in which they expire; nil if there are none.
+	oldest               *Reservation
+	messages, recipients uint32 // reserved
+	booked               int64  // time of the last message
+	index                int32  // in Admission.all
+	dirty                bool   // it is in Admission.dirty
+}
+
+// shape is what the meters of one quota have in common.
+type shape struct{ rates []kindRate }
+
+type kindRate struct {
+	kind Kind
+	Rate
+}
+
+// is tells whether the shape is that of the quota. It runs for every message, so it allocates nothing.
+func (s *shape) is(q *Quota) bool {
+	n := len(q.Messages)
+	if len(s.rates) != n+len(q.Recipients) {
+		return false
+	}
+	for i, r := range s.rates {
+		if i < n && (r.kind != KindMessages || r.Rate != q.Messages[i]) ||
+			i >= n && (r.kind != KindRecipients || r.Rate != q.Recipients[i-n]) {
+			return false
+		}
+	}
+	return true
+}
+
+// rates returns the rates of both kinds, the messages' first.
+func (q *Quota) rates() []kindRate {
+	list := make([]kindRate, 0, len(q.Messages)+len(q.Recipients))
+	for _, r := range q.Messages {
+		list = append(list, kindRate{KindMessages, r})
+	}
+	for _, r := range q.Recipients {
+		list = append(list, kindRate{KindRecipients, r})
+	}
+	return list
+}
+
+func newMeter(key string, s *shape) *meter {
+	return &meter{key: key, shape: s, windows: make([]slots, len(s.rates))}
+}
+
+// reshape puts another quota into force. A window goes on if the new quota has a rate of its period; a new
+// period begins empty, since nobody knows what it held.
+func (m *meter) reshape(s *shape) {
+	windows := make([]slots, len(s.rates))
+	for i, r := range s.rates {
+		same := func(o kindRate) bool { return o.kind == r.kind && o.Per == r.Per }
+		if j := slices.IndexFunc(m.shape.rates, same); j >= 0 {
+			windows[i] = m.windows[j]
+		}
+	}
+	m.shape, m.windows = s, windows
+}
+
+// held returns how much of a kind is reserved.
+func (m *meter) held(k Kind) int64 {
+	if k == KindMessages {
+		return int64(m.messages)
+	}
+	return int64(m.recipients)
+}
+
+// obstacle returns the rate that has no room for so many more, that which opens last if there are
+// several, and when it opens.
+func (m *meter) obstacle(messages, recipients int, now int64) (at int, opens int64) {
+	at = -1
+	for i, r := range m.shape.rates {
+		need := messages
+		if r.kind == KindRecipients {
+			need = recipients
+		}
+		if need <= 0 {
+			continue
+		}
+		if o := m.windows[i].opens(r.Rate, m.held(r.kind), int64(need), now); o > now && (at < 0 || o > opens) {
+			at, opens = i, o
+		}
+	}
+	return at, opens
+}
+
+// book counts a message.
+func (m *meter) book(recipients int, now int64) {
+	for i, r := range m.shape.rates {
+		if r.kind == KindMessages {
+			m.windows[i].add(r.Per, 1, now)
+		} else if recipients > 0 {
+			m.windows[i].add(r.Per, recipients, now)
+		}
+	}
+	m.booked = now
+}
+
+// hold counts a reservation, as the one that expires last.
+func (m *meter) hold(r *Reservation) {
+	r.in = m
+	m.messages++
+	m.recipients += uint32(r.recipients)
+	m.link(r)
+}
+
+// release takes a reservation back.
+func (m *meter) release(r *Reservation) {
+	m.unlink(r)
+	m.messages--
+	m.recipients -= uint32(r.recipients)
+	r.in = nil
+}
+
+func (m *meter) link(r *Reservation) {
+	if m.oldest == nil {
+		m.oldest, r.prev, r.next = r, r, r
+		return
+	}
+	first := m.oldest
+	r.prev, r.next = first.prev, first
+	first.prev.next, first.prev = r, r
+}
+
+func (m *meter) unlink(r *Reservation) {
+	if m.oldest == r {
+		m.oldest = r.next
+	}
+	if r.next == r {
+		m.oldest = nil
+	}
+	r.prev.next, r.next.prev = r.next, r.prev
+	r.prev, r.next = nil, nil
+}
+
+// expire takes back the reservations that nobody has asked about for too long.
+func (m *meter) expire(now int64) {
+	for m.oldest != nil && now-m.oldest.touched >= int64(ReservationLife) {
+		m.release(m.oldest)
+	}
+}
+
+// idle tells whether the meter says no more than a new one would.
+func (m *meter) idle(now int64) bool {
+	m.expire(now)
+	if m.oldest != nil {
+		return false
+	}
+	for i, r := range m.shape.rates {
+		if !m.windows[i].empty(r.Per, now) {
+			return false
+		}
+	}
+	return true
+}

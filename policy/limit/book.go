@@ -1,0 +1,117 @@
+package limit
+
+import "time"
+
+// book is the accounts of all mailboxes, in memory. Its owner guards it.
+type book struct {
+	clock
+	accounts map[string]*account
+	groups   map[string]*tally
+	session  instant
+	lost     instant // see terms
+	serial   uint64  // of the last lease; never used twice, or a late observer could settle a lease that is not his
+	prune    int     // when so many accounts are known, those that say nothing are forgotten
+}
+
+// minPrune is how many accounts are kept without a look at what they say.
+const minPrune = 1000
+
+func newBook(session time.Duration) book {
+	if session <= 0 {
+		session = MaxSession
+	}
+	return book{accounts: make(map[string]*account), groups: make(map[string]*tally), session: micros(session), prune: minPrune}
+}
+
+func (b *book) account(mailbox string) *account {
+	a := b.accounts[mailbox]
+	if a == nil {
+		a = newAccount()
+		b.accounts[mailbox] = a
+	}
+	return a
+}
+
+// group returns the tally that the limits name, or nil.
+func (b *book) group(l Limits) *tally {
+	if !l.grouped() {
+		return nil
+	}
+	g := b.groups[l.Group]
+	if g == nil {
+		t := newTally()
+		g = &t
+		b.groups[l.Group] = g
+	}
+	return g
+}
+
+func (b *book) terms(l Limits) terms { return terms{Limits: l, session: b.session, lost: b.lost} }
+
+func (b *book) take(mailbox string, l Limits, now time.Time) Answer {
+	b.serial++
+	return b.account(mailbox).take(b.terms(l), b.group(l), b.serial, b.read(now))
+}
+
+// settle returns whether more was booked than the lease had held.
+func (b *book) settle(mailbox string, lease uint64, o Outcome, now time.Time) (more bool) {
+	t := b.read(now)
+	a := b.accounts[mailbox]
+	return a != nil && a.settle(b.group(a.limits), lease, o, t)
+}
+
+func (b *book) pause(mailbox string, until time.Time, reason string, now time.Time) {
+	t := b.read(now)
+	if until.IsZero() || !until.After(now) {
+		if a := b.accounts[mailbox]; a != nil {
+			a.pause(0, "")
+		}
+		return
+	}
+	b.account(mailbox).pause(t+micros(until.Sub(now)), reason)
+}
+
+// usage looks without leaving a trace: the mailbox may be one that is asked about and never used.
+func (b *book) usage(mailbox string, l Limits, now time.Time) Usage {
+	t := b.read(now)
+	a := b.accounts[mailbox]
+	if a == nil {
+		a = newAccount()
+	}
+	at := func(i instant) time.Time { return now.Add((i - t).duration()) }
+	return a.usage(b.terms(l), b.groups[groupName(l)], t, at)
+}
+
+func groupName(l Limits) string {
+	if l.grouped() {
+		return l.Group
+	}
+	return ""
+}
+
+// forget drops the accounts that say no more than a new one would, and tells which: where each sender of a domain is a mailbox
+// of its own, strangers could fill the memory with them. Each is looked at once per doubling.
+func (b *book) forget(now time.Time) (mailboxes, groups []string) {
+	if len(b.accounts) < b.prune {
+		return nil, nil
+	}
+	t := b.read(now)
+	used := make(map[string]bool)
+	for name, a := range b.accounts {
+		a.forget(b.terms(a.limits), t)
+		if a.idle(t) {
+			delete(b.accounts, name)
+			mailboxes = append(mailboxes, name)
+			continue
+		}
+		used[a.limits.Group] = true
+	}
+	for name, g := range b.groups {
+		if g.forget(g.per, b.session, t); !used[name] && g.empty() {
+			delete(b.groups, name)
+			groups = append(groups, name)
+		}
+	}
+	b.prune = max(minPrune, 2*len(b.accounts))
+	return mailboxes, groups
+}

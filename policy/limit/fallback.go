@@ -1,0 +1,499 @@
+package limit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+)
+
+// Shared is the ledger of one of several hosts: the shared store while that is there, and else this host's own share
+// of the limits on a ledger of its own. All hosts together never pass a limit, whoever of them can reach the store.
+//
+// How that holds. Every host tells the store that it is there. For a host that has been silent for
+// longer than Silence, the store keeps back that host's share of the messages. The host itself gives no leases for Silence, one more window and a second
+// (71 s for 30/m), and then at most its share: (Messages − Connections) ÷ hosts, because as many messages as there are connections may still have
+// been under way. A day is too long to wait, so of the recipient limits the store always keeps back Reserve percent, and
+// each host may use its part of that on its own in any window. When the store is back, the host first books there what it has
+// given and what became of it, and only then asks for leases again.
+//
+// A share of less than one message or connection, or of fewer recipients than one delivery has, is none: then Take fails until the
+// store is back. That is so for two hosts at 500 recipients a day, where each would have 25.
+//
+// When the store has lost its data, each host books anew what it has sent, and the store gives leases when all have done so.
+//
+// What can be passed is only the number of simultaneous connections, for as long as a session lasts that another host began
+// before the store went away. Microsoft defers the surplus (432 4.3.2).
+type Shared struct {
+	primary *Redis
+	hosts   int
+	local   Ledger
+	o       SharedOptions
+	stop    chan struct{}
+	gone    chan struct{}
+	close   sync.Once
+
+	mu     sync.Mutex // guards what follows
+	shared bool       // the store is in use
+	member bool       // this process has been a member
+	lost   time.Time  // when the store can have seen this host last
+	epoch  string
+	clock  clock
+	leases map[uint64]lease
+	sent   map[string]*trace // by this host, all of the windows: to be booked anew when the store has lost its data
+	owed   map[string]*trace // by this host, without the store
+	late   []verdict         // of leases of the store, while it is away
+	pauses map[string]pause
+	prune  int
+}
+
+// lease is one that this host has given.
+type lease struct {
+	own     uint64 // of the local ledger; 0: the store's
+	mailbox string
+	given   instant
+}
+
+// verdict is one that the store is still to be told.
+type verdict struct {
+	mailbox string
+	lease   uint64
+	outcome Outcome
+}
+
+type pause struct {
+	until  time.Time
+	reason string
+}
+
+// trace is what this host has done as one mailbox.
+type trace struct {
+	account
+	group tally
+}
+
+// SharedOptions is what can be chosen of a [Shared]. The zero value is good.
+type SharedOptions struct {
+	Host    string        // names this host among those that share, and stays the same over restarts; "": the host name
+	Reserve int           // percent of the recipient limits that is kept for times without the store; 0: 10
+	Silence time.Duration // after which a host is taken for absent; 0: 10 s. The same on all hosts.
+	Probe   time.Duration // how often an absent store is tried; 0: 1 s
+	Log     *slog.Logger  // one line for each change; nil: none
+	// OnChange is told, one call at a time, whether the shared store is in use: for a gauge. It is called at the start, too.
+	OnChange func(shared bool)
+}
+
+// beatsPerSilence is how often a host tells that it is there, so that one lost packet does no harm.
+const beatsPerSilence = 4
+
+// NewShared puts the shared store, which hosts many hosts use, and this host's own ledger together. It tries to join; when the store is
+// away it goes on trying until Close. The caller closes primary and local, after it.
+func NewShared(primary *Redis, hosts int, local Ledger, o SharedOptions) (*Shared, error) {
+	if hosts < 1 {
+		return nil, fmt.Errorf("%d hosts cannot share a ledger; count this one too", hosts)
+	}
+	o = o.withDefaults()
+	if o.Host == "" {
+		return nil, errors.New("this host has no name among those that share the ledger; set one")
+	}
+	primary.host, primary.hosts, primary.silence, primary.reserve = o.Host, hosts, o.Silence, o.Reserve
+	s := &Shared{primary: primary, hosts: hosts, local: local, o: o, stop: make(chan struct{}), gone: make(chan struct{}),
+		lost: time.Now(), leases: make(map[uint64]lease), sent: make(map[string]*trace), owed: make(map[string]*trace),
+		pauses: make(map[string]pause), prune: minPrune}
+	ctx, cancel := context.WithTimeout(context.Background(), o.Silence)
+	defer cancel()
+	s.o.OnChange(false)
+	s.tend(ctx)
+	go s.run()
+	return s, nil
+}
+
+func (o SharedOptions) withDefaults() SharedOptions {
+	if o.Host == "" {
+		o.Host, _ = os.Hostname() // refused when there is none
+	}
+	if o.Reserve <= 0 || o.Reserve > 100 {
+		o.Reserve = 10
+	}
+	if o.Silence <= 0 {
+		o.Silence = 10 * time.Second
+	}
+	if o.Probe <= 0 {
+		o.Probe = time.Second
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.OnChange == nil {
+		o.OnChange = func(bool) {}
+	}
+	return o
+}
+
+// Close ends the watch over the store.
+func (s *Shared) Close() error {
+	s.close.Do(func() { close(s.stop) })
+	<-s.gone
+	return nil
+}
+
+// run tells the store that this host is there, or tries whether the store is back.
+func (s *Shared) run() {
+	defer close(s.gone)
+	t := time.NewTicker(min(s.o.Probe, s.o.Silence/beatsPerSilence))
+	defer t.Stop()
+	for {
+		select {
+		case <-s.stop:
+			return
+		case <-t.C:
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), s.o.Silence)
+		s.tend(ctx)
+		cancel()
+	}
+}
+
+// tend looks after membership. The store is asked without the lock, so that one that hangs holds up nobody.
+func (s *Shared) tend(ctx context.Context) {
+	shared := s.InUse()
+	var err error
+	if shared {
+		err = s.primary.beat(ctx)
+	} else {
+		err = s.primary.ping(ctx)
+	}
+	if shared == (err == nil) {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil || errors.Is(err, errRejoin) {
+		s.rejoin(ctx)
+	} else {
+		s.away(err)
+	}
+}
+
+// away notes that the store does not answer. It may have heard the last request, so silence begins now.
+func (s *Shared) away(err error) {
+	s.lost = time.Now()
+	if !s.shared {
+		return
+	}
+	s.shared = false
+	s.o.Log.Error("the shared ledger is away: this host goes on with its share of the limits", "hosts", s.hosts, "error", err,
+		"hint", "no mail leaves for the first minute or so: what the other hosts have just sent is not known")
+	s.o.OnChange(false)
+}
+
+// rejoin books what the store does not know, and becomes a member again. The caller holds mu, so that
+// nothing is given in the meantime.
+func (s *Shared) rejoin(ctx context.Context) {
+	if err := s.catchUp(ctx); err != nil {
+		s.away(err)
+		return
+	}
+	back := !s.shared
+	s.shared, s.member, s.epoch = true, true, s.primary.dataEpoch()
+	s.owed, s.late, s.pauses = make(map[string]*trace), nil, make(map[string]pause)
+	if back {
+		s.o.Log.Info("the shared ledger is in use")
+		s.o.OnChange(true)
+	}
+}
+
+func (s *Shared) catchUp(ctx context.Context) error {
+	if err := s.primary.beat(ctx); err != nil && !errors.Is(err, errRejoin) {
+		return err
+	}
+	now := s.clock.read(time.Now())
+	list := s.owed
+	if s.epoch != "" && s.epoch != s.primary.dataEpoch() {
+		list = s.sent // includes what is owed
+	}
+	for mailbox, tr := range list {
+		if err := s.primary.book(ctx, mailbox, tr, now); err != nil {
+			return err
+		}
+	}
+	for _, v := range s.late {
+		if err := s.primary.Settle(ctx, v.mailbox, v.lease, v.outcome, time.Now()); err != nil {
+			return err
+		}
+	}
+	for mailbox, p := range s.pauses {
+		if err := s.primary.Pause(ctx, mailbox, p.until, p.reason, time.Now()); err != nil {
+			return err
+		}
+	}
+	return s.primary.join(ctx, s.member)
+}
+
+// book tells the store what this host has done as a mailbox.
+func (r *Redis) book(ctx context.Context, mailbox string, tr *trace, now instant) error {
+	tr.forget(terms{Limits: tr.limits, session: r.session}, now)
+	tr.group.forget(tr.limits.GroupRecipients.Per, r.session, now)
+	group := groupName(tr.limits)
+	q := redisRequest{Op: "book", Limits: r.limits(tr.limits), Open: make(map[string][3]instant), Done: ages(tr.done, now),
+		Sent: tr.tally.ages(now), GroupSent: tr.group.ages(now)}
+	for id, h := range tr.open {
+		q.Open[idText(id)] = [3]instant{now - h.given, instant(h.recipients), instant(tr.group.open[id].recipients)}
+		r.remember(id, group)
+	}
+	_, err := r.run(ctx, mailbox, group, q)
+	return err
+}
+
+func ages(times []instant, now instant) []instant {
+	out := make([]instant, len(times))
+	for i, t := range times {
+		out[i] = now - t
+	}
+	return out
+}
+
+// ages returns the buckets with the age of their end, which is below zero while they are filling.
+func (y *tally) ages(now instant) [][2]instant {
+	out := make([][2]instant, len(y.sent))
+	for i, b := range y.sent {
+		out[i] = [2]instant{now - b.end, instant(b.n)}
+	}
+	return out
+}
+
+// spare returns how many recipients each host may use in a window without the store: its part of the reserve.
+func spare(r Rate, hosts, reserve int) int {
+	if hosts < 1 {
+		return 0
+	}
+	n := r.N * reserve / 100 / hosts
+	if n < room(r) {
+		return 0 // less than one delivery
+	}
+	return n
+}
+
+// share returns what this host may do without the store.
+func (s *Shared) share(l Limits) (Limits, error) {
+	under := min(l.Connections, l.Messages.N)
+	out := l
+	out.Messages.N = (l.Messages.N - under) / s.hosts
+	out.Connections = l.Connections / s.hosts
+	out.Recipients.N = spare(l.Recipients, s.hosts, s.o.Reserve)
+	if l.grouped() {
+		out.GroupRecipients.N = spare(l.GroupRecipients, s.hosts, s.o.Reserve)
+	}
+	for _, x := range []struct {
+		what string
+		n    int
+		of   int
+	}{
+		{"messages", out.Messages.N, l.Messages.N},
+		{"connections", out.Connections, l.Connections},
+		{"recipients", out.Recipients.N, l.Recipients.N},
+		{"recipients of the group", out.GroupRecipients.N, l.GroupRecipients.N},
+	} {
+		if x.n < 1 && (x.of > 0 || x.what != "recipients of the group") {
+			return Limits{}, fmt.Errorf("the shared ledger is away, and %d %s are too few to be shared by %d hosts without it", x.of, x.what, s.hosts)
+		}
+	}
+	return out, nil
+}
+
+// Take implements [Ledger].
+func (s *Shared) Take(ctx context.Context, mailbox string, l Limits, now time.Time) (Answer, error) {
+	s.mu.Lock()
+	shared := s.shared
+	s.mu.Unlock()
+	if shared {
+		ans, err := s.primary.Take(ctx, mailbox, l, now)
+		if err == nil {
+			s.granted(mailbox, l, ans.Lease, lease{mailbox: mailbox}, now)
+			return ans, nil
+		}
+		if ctx.Err() != nil {
+			return Answer{}, err // the caller's time is up, not the store's
+		}
+		return s.failed(ctx, mailbox, l, err, now)
+	}
+	return s.alone(ctx, mailbox, l, now)
+}
+
+// failed deals with an answer that did not come.
+func (s *Shared) failed(ctx context.Context, mailbox string, l Limits, err error, now time.Time) (Answer, error) {
+	s.mu.Lock()
+	if errors.Is(err, errRejoin) {
+		s.rejoin(context.WithoutCancel(ctx))
+	} else {
+		s.away(err)
+	}
+	shared := s.shared
+	s.mu.Unlock()
+	if shared {
+		return Answer{Wait: time.Millisecond, Cause: CauseMessages, Reason: "the shared ledger has just come back"}, nil
+	}
+	return s.alone(ctx, mailbox, l, now)
+}
+
+// alone gives a lease out of this host's share.
+func (s *Shared) alone(ctx context.Context, mailbox string, l Limits, now time.Time) (Answer, error) {
+	part, err := s.share(l)
+	if err != nil {
+		return Answer{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.shared { // it has come back
+		return Answer{Wait: time.Millisecond, Cause: CauseMessages, Reason: "the shared ledger has just come back"}, nil
+	}
+	if w := s.o.Silence + l.Messages.Per + jitter - time.Since(s.lost); w > 0 {
+		return Answer{Wait: w, Cause: CauseMessages, Reason: "the shared ledger is away, and what the other hosts have just sent is not known"}, nil
+	}
+	ans, err := s.local.Take(ctx, mailbox, part, now)
+	if err != nil || ans.Lease == 0 {
+		return ans, err
+	}
+	id := newID()
+	s.note(mailbox, l, id, lease{own: ans.Lease, mailbox: mailbox}, now)
+	note(s.owed, mailbox, l, id, s.leases[id].given)
+	return Answer{Lease: id}, nil
+}
+
+func (s *Shared) granted(mailbox string, l Limits, id uint64, x lease, now time.Time) {
+	if id == 0 {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.note(mailbox, l, id, x, now)
+}
+
+// note remembers a lease of this host. The caller holds mu.
+func (s *Shared) note(mailbox string, l Limits, id uint64, x lease, now time.Time) {
+	x.given = s.clock.read(now)
+	s.leases[id] = x
+	note(s.sent, mailbox, l, id, x.given)
+	if len(s.sent)+len(s.leases) >= s.prune {
+		s.forget(x.given)
+	}
+}
+
+func note(list map[string]*trace, mailbox string, l Limits, id uint64, at instant) {
+	tr := list[mailbox]
+	if tr == nil {
+		tr = &trace{account: *newAccount(), group: newTally()}
+		list[mailbox] = tr
+	}
+	tr.limits, tr.last = l, at
+	tr.open[id] = hold{at, room(l.Recipients)}
+	if l.grouped() {
+		tr.group.open[id] = hold{at, room(l.GroupRecipients)}
+	}
+	tr.forget(terms{Limits: l, session: micros(MaxSession)}, at)
+	tr.group.forget(l.GroupRecipients.Per, micros(MaxSession), at)
+}
+
+// forget drops what no window reaches back to. What is owed goes when it is booked.
+func (s *Shared) forget(now instant) {
+	for mailbox, tr := range s.sent {
+		tr.forget(terms{Limits: tr.limits, session: micros(MaxSession)}, now)
+		if tr.idle(now) && tr.group.empty() {
+			delete(s.sent, mailbox)
+		}
+	}
+	for id, x := range s.leases {
+		if now-x.given >= 2*micros(MaxSession) {
+			delete(s.leases, id)
+		}
+	}
+	s.prune = max(minPrune, 2*(len(s.sent)+len(s.leases)))
+}
+
+// Settle implements [Ledger]. While the store is away, what became of its leases is kept until it is back.
+func (s *Shared) Settle(ctx context.Context, mailbox string, id uint64, o Outcome, now time.Time) error {
+	s.mu.Lock()
+	x, known := s.leases[id]
+	delete(s.leases, id)
+	at := s.clock.read(now)
+	settle(s.sent, mailbox, id, o, at)
+	owed := settle(s.owed, mailbox, id, o, at)
+	shared := s.shared
+	if !shared && known && !owed { // the store has it, as its own or booked
+		s.late = append(s.late, verdict{mailbox, id, o})
+	}
+	s.mu.Unlock()
+	var err error
+	if x.own != 0 {
+		err = s.local.Settle(ctx, mailbox, x.own, o, now)
+	}
+	if shared {
+		err = errors.Join(err, s.settleShared(ctx, verdict{mailbox, id, o}, now))
+	}
+	return err
+}
+
+// settle books what became of a lease, and tells whether it was in the list.
+func settle(list map[string]*trace, mailbox string, id uint64, o Outcome, at instant) bool {
+	tr := list[mailbox]
+	if tr == nil {
+		return false
+	}
+	_, ok := tr.open[id]
+	tr.settle(&tr.group, id, o, at)
+	return ok
+}
+
+// settleShared tells the store, which has leases of this host's own among its own since this host came back.
+func (s *Shared) settleShared(ctx context.Context, v verdict, now time.Time) error {
+	// What has happened has happened: the end of the caller's time is no reason not to book it. The store's own time-out bounds this.
+	err := s.primary.Settle(context.WithoutCancel(ctx), v.mailbox, v.lease, v.outcome, now)
+	if err == nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.late = append(s.late, v)
+	s.away(err)
+	return nil // it will be booked when the store is back
+}
+
+// Pause implements [Ledger]. It holds here whether the store is away or not, and for all hosts when it is back.
+func (s *Shared) Pause(ctx context.Context, mailbox string, until time.Time, reason string, now time.Time) error {
+	err := s.local.Pause(ctx, mailbox, until, reason, now)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.shared {
+		cause := s.primary.Pause(context.WithoutCancel(ctx), mailbox, until, reason, now)
+		if cause == nil {
+			return err
+		}
+		s.away(cause)
+	}
+	s.pauses[mailbox] = pause{until, reason}
+	return err
+}
+
+// Usage implements [Ledger]. While the store is away it tells what this host has done without it.
+func (s *Shared) Usage(ctx context.Context, mailbox string, l Limits, now time.Time) (Usage, error) {
+	s.mu.Lock()
+	shared := s.shared
+	s.mu.Unlock()
+	if shared {
+		return s.primary.Usage(ctx, mailbox, l, now)
+	}
+	if part, err := s.share(l); err == nil {
+		l = part
+	}
+	return s.local.Usage(ctx, mailbox, l, now)
+}
+
+// InUse tells whether the shared store is in use, for metrics.
+func (s *Shared) InUse() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.shared
+}

@@ -1,0 +1,321 @@
+-- The ledger of leases, for Redis and Valkey: account.go in Lua. Times are microseconds of ledger time.
+-- KEYS: the tenant's clock and members (hash), the mailbox, the group (packed with MessagePack).
+-- ARGV[1]: the request as JSON. The answer is JSON; times in it are distances from now.
+
+local req = cjson.decode(ARGV[1])
+local POLL, SESSION, JITTER = 1000000, req.session, 1000000
+local BUCKETS, DELIVERY = 96, 50
+local STALE = 7 * 24 * 3600 * 1000000 -- when an absent host is forgotten
+
+-- The clock never goes back, and no further than the asking host's monotonic clock allows (req.bound).
+local saved = redis.call('HMGET', KEYS[1], 'off', 'last', 'epoch', 'lost')
+local off, last = tonumber(saved[1]) or 0, tonumber(saved[2]) or 0
+local epoch, lost = saved[3], tonumber(saved[4]) or 0
+local raw = req.now
+if not raw then
+  local now = redis.call('TIME')
+  raw = now[1] * 1000000 + now[2]
+end
+local t = raw + off
+if req.bound and t > math.max(req.bound, last) + JITTER then
+  off = off - (t - math.max(req.bound, last))
+elseif t < last - JITTER then
+  off = off + (last - t)
+end
+t = math.max(last, raw + off)
+
+local function whole(n) return string.format('%.0f', n) end
+
+if not epoch then
+  epoch = req.fresh
+  if req.epoch ~= '' then lost = t + SESSION end -- the store was not empty when this host last saw it
+end
+redis.call('HSET', KEYS[1], 'off', whole(off), 'last', whole(t), 'epoch', epoch, 'lost', whole(lost))
+
+-- answer ends every request.
+local function answer(a)
+  a.now, a.epoch = whole(t), epoch
+  return cjson.encode(a)
+end
+
+-- Members: a host that has not been seen for req.silence may be using its share on its own. So may one have done that
+-- joins without remembering, within the last period.
+local hosts = req.hosts or 1
+local function missing(per)
+  local seen, all = 0, redis.call('HGETALL', KEYS[1])
+  local fields = {}
+  for i = 1, #all, 2 do fields[all[i]] = all[i + 1] end
+  for k, v in pairs(fields) do
+    if string.sub(k, 1, 2) == 'h:' then
+      local joined = tonumber(fields['j:' .. string.sub(k, 3)]) or 0
+      if t - tonumber(v) <= req.silence and (joined == 0 or t - joined >= per) then seen = seen + 1 end
+    end
+  end
+  return math.max(0, hosts - seen)
+end
+
+local function member()
+  local v = tonumber(redis.call('HGET', KEYS[1], 'h:' .. req.host) or '')
+  return v and t - v <= req.silence
+end
+
+local function load(key, new)
+  local s = redis.call('GET', key)
+  return s and cmsgpack.unpack(s) or new
+end
+
+local function save(key, state, per)
+  local ttl = math.ceil((2 * per + SESSION) / 1000)
+  redis.call('SET', key, cmsgpack.pack(state), 'PX', whole(math.max(ttl, req.ttl or 0)))
+end
+
+local function count(set)
+  local n = 0
+  for _ in pairs(set) do n = n + 1 end
+  return n
+end
+
+local function room(r) return math.min(DELIVERY, r.n) end
+
+local function booked(y)
+  local n = 0
+  for _, b in ipairs(y.sent) do n = n + b[2] end
+  return n
+end
+
+local function book(y, n, per, at)
+  if n <= 0 then return end
+  local b = y.sent[#y.sent]
+  if b and at <= b[1] then
+    b[2] = b[2] + n
+  else
+    y.sent[#y.sent + 1] = {at + math.floor(per / BUCKETS), n}
+  end
+end
+
+local function verdict(a, at)
+  local i = #a.done
+  while i > 0 and a.done[i] > at do i = i - 1 end
+  table.insert(a.done, i + 1, at)
+end
+
+-- keep drops what comes before the first element for which old is false.
+local function keep(list, old)
+  local i = 1
+  while list[i] and old(list[i]) do i = i + 1 end
+  if i == 1 then return list end
+  local rest = {}
+  for j = i, #list do rest[#rest + 1] = list[j] end
+  return rest
+end
+
+local function forgetTally(y, per)
+  local expired = {}
+  for id, h in pairs(y.open) do
+    if t - h[1] >= SESSION then expired[#expired + 1] = id end
+  end
+  local ends = {}
+  for _, id in ipairs(expired) do
+    local h = y.open[id]
+    y.open[id] = nil
+    book(y, h[2], per, h[1] + SESSION)
+    ends[#ends + 1] = h[1] + SESSION
+  end
+  y.sent = keep(y.sent, function(b) return t - b[1] >= per end)
+  return ends
+end
+
+local function forget(a, l)
+  for _, at in ipairs(forgetTally(a, l.recipients.per)) do verdict(a, at) end
+  a.done = keep(a.done, function(d) return t - d >= l.messages.per end)
+  if a.till <= t then a.till, a.why = 0, '' end
+end
+
+local function withheld(a, per)
+  if a.shrunk == 0 or per <= 0 then return 0 end
+  return math.max(0, a.shrunk - math.floor((t - a.shrunkAt) / per))
+end
+
+local function gap(a, r, used)
+  if used < math.max(1, math.floor(r.n / 3)) then return 0 end
+  local even, left = math.floor(r.per * 9 / (r.n * 10)), r.n - used
+  if left < 3 or #a.done == 0 then return even end
+  return math.max(even, math.floor((a.done[1] + r.per - a.last) / left))
+end
+
+local function messages(a, r)
+  if lost ~= 0 and t < lost + r.per then return lost + r.per - t end
+  local used = #a.done + count(a.open)
+  local over = used - r.n
+  if over >= #a.done then return POLL, true end
+  if over >= 0 then return a.done[over + 1] + r.per - t end
+  return math.max(0, a.last + gap(a, r, used) - t)
+end
+
+local function recipients(y, r)
+  if lost ~= 0 and t < lost + r.per then return lost + r.per - t end
+  local used, need = booked(y), room(r)
+  for _, h in pairs(y.open) do used = used + h[2] end
+  if used + need <= r.n then return 0 end
+  for _, b in ipairs(y.sent) do
+    used = used - b[2]
+    if used + need <= r.n then return b[1] + r.per - t end
+  end
+  return POLL, true
+end
+
+-- reduced returns the limits less what absent hosts may be using: see Shared.
+local function reduced(l)
+  if not req.host then return l end
+  local m = l.messages
+  local absent = missing(m.per)
+  local share = math.floor(math.max(0, m.n - math.min(l.connections, m.n)) / hosts)
+  local function reserve(r) return {n = r.n - hosts * r.share, per = r.per} end
+  return {
+    messages = {n = m.n - absent * share, per = m.per}, recipients = reserve(l.recipients),
+    connections = math.max(1, l.connections - absent * math.floor(l.connections / hosts)),
+    group = l.group and reserve(l.group),
+  }
+end
+
+local limits = req.limits
+local function account()
+  local a = load(KEYS[2], {open = {}, sent = {}, done = {}, last = 0, shrunk = 0, shrunkAt = 0, till = 0, why = ''})
+  a.limits = limits or a.limits
+  return a
+end
+local function group(l) return l and l.group and load(KEYS[3], {open = {}, sent = {}}) end
+
+local function store(a, g)
+  local l = a.limits
+  if not l then return end
+  save(KEYS[2], a, math.max(l.messages.per, l.recipients.per, a.till - t))
+  if g then save(KEYS[3], g, l.group.per) end
+end
+
+-- obstacles lists {wait, cause, poll} in the order in which they are told.
+local function obstacles(a, g, l)
+  forget(a, l)
+  local list = {{math.max(0, a.till - t), 'paused'}, {0, 'connections'}}
+  if count(a.open) >= math.max(1, l.connections - withheld(a, l.messages.per)) then list[2] = {POLL, 'connections', true} end
+  local w, poll = messages(a, l.messages)
+  list[3] = {w, 'messages', poll}
+  w, poll = recipients(a, l.recipients)
+  list[4] = {w, 'recipients', poll}
+  if g then
+    forgetTally(g, l.group.per)
+    w, poll = recipients(g, l.group)
+    list[5] = {w, 'group', poll}
+  end
+  return list
+end
+
+local ops = {}
+
+function ops.take()
+  if req.host then
+    if not member() then return {rejoin = true} end
+    redis.call('HSET', KEYS[1], 'h:' .. req.host, whole(t))
+  end
+  local a, l = account(), reduced(limits)
+  local g = group(limits)
+  for _, o in ipairs(obstacles(a, g, l)) do
+    if o[1] > 0 then return {wait = o[1], cause = o[2], reason = a.why} end
+  end
+  a.open[req.id] = {t, room(l.recipients)}
+  a.last = t
+  if g then g.open[req.id] = {t, room(l.group)} end
+  store(a, g)
+  return {lease = true}
+end
+
+function ops.settle()
+  local a = account()
+  if not a.limits or not a.open[req.id] then return {} end
+  local g, o = req.grouped and group(a.limits), req.outcome
+  a.open[req.id] = nil
+  if g then g.open[req.id] = nil end
+  if o.concurrency then
+    a.shrunk = math.max(0, math.min(withheld(a, a.limits.messages.per) + 1, a.limits.connections - 1))
+    a.shrunkAt = t
+  end
+  if o.submitted then
+    verdict(a, t)
+    book(a, o.recipients, a.limits.recipients.per, t)
+    if g then book(g, o.group, a.limits.group.per, t) end
+  end
+  store(a, g)
+  return {}
+end
+
+function ops.pause()
+  local a = account()
+  a.till, a.why = 0, ''
+  if req.pause > 0 then a.till, a.why = t + req.pause, req.reason end
+  -- A mailbox that was never used has no limits yet; the pause alone decides how long the key lives.
+  local l = a.limits
+  save(KEYS[2], a, math.max(l and l.messages.per or 0, l and l.recipients.per or 0, a.till - t))
+  return {}
+end
+
+function ops.usage()
+  local a, l = account(), reduced(limits)
+  local g, next = group(limits), 0
+  for _, o in ipairs(obstacles(a, g, l)) do
+    if not o[3] then next = math.max(next, o[1]) end
+  end
+  return {
+    messages = #a.done + count(a.open), recipients = booked(a), leases = count(a.open), group = g and booked(g) or 0,
+    shrunk = math.min(withheld(a, l.messages.per), math.max(0, l.connections - 1)),
+    next = next, paused = math.max(0, a.till - t), reason = a.why,
+  }
+end
+
+-- book adds what a host has granted on its own, or what the store has lost.
+function ops.book()
+  local a, g = account(), group(limits)
+  for id, h in pairs(req.open or {}) do
+    a.open[id] = {t - h[1], h[2]}
+    if g then g.open[id] = {t - h[1], h[3]} end
+  end
+  for _, age in ipairs(req.done or {}) do verdict(a, t - age) end
+  local function merge(y, sent)
+    for _, b in ipairs(sent or {}) do y.sent[#y.sent + 1] = {t - b[1], b[2]} end
+    table.sort(y.sent, function(x, z) return x[1] < z[1] end)
+  end
+  merge(a, req.sent)
+  if g then merge(g, req.groupSent) end
+  a.last = t
+  store(a, g)
+  return {}
+end
+
+-- join makes the host a member. One that remembers what it did since it was last seen has booked it before.
+function ops.join()
+  local seen = tonumber(redis.call('HGET', KEYS[1], 'h:' .. req.host) or '')
+  local joined = 0
+  if not req.remembers and not (seen and t - seen <= req.silence) then joined = t end
+  redis.call('HSET', KEYS[1], 'h:' .. req.host, whole(t), 'j:' .. req.host, whole(joined))
+  local all = redis.call('HGETALL', KEYS[1])
+  for i = 1, #all, 2 do -- hosts that were renamed or taken away
+    local name = string.match(all[i], '^h:(.*)')
+    if name and t - tonumber(all[i + 1]) > STALE then redis.call('HDEL', KEYS[1], 'h:' .. name, 'j:' .. name, 'b:' .. name) end
+  end
+  if lost == 0 then return {} end
+  if req.remembers then redis.call('HSET', KEYS[1], 'b:' .. req.host, epoch) end
+  local back = 0
+  for k, v in pairs(redis.call('HGETALL', KEYS[1])) do
+    if type(v) == 'string' and string.sub(v, 1, 2) == 'b:' then back = back + 1 end
+  end
+  if back >= hosts then redis.call('HSET', KEYS[1], 'lost', '0') end
+  return {}
+end
+
+-- beat tells that the host is there.
+function ops.beat()
+  if not member() then return {rejoin = true} end
+  redis.call('HSET', KEYS[1], 'h:' .. req.host, whole(t))
+  return {}
+end
+
+return answer(ops[req.op]())

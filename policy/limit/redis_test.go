@@ -1,0 +1,282 @@
+package limit
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// redisServer is a real server on a unix socket.
+type redisServer struct {
+	dir  string
+	args []string
+	cmd  *exec.Cmd
+}
+
+func startRedis(t testing.TB, args ...string) *redisServer {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "sendas-redis") // short: the path of a socket has 108 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &redisServer{dir: dir, args: args}
+	t.Cleanup(func() { s.kill(); os.RemoveAll(dir) })
+	s.start(t)
+	return s
+}
+
+func (s *redisServer) socket() string { return filepath.Join(s.dir, "s") }
+func (s *redisServer) url() string    { return "unix://" + s.socket() }
+
+func (s *redisServer) start(t testing.TB) {
+	t.Helper()
+	path, err := exec.LookPath("redis-server")
+	if err != nil {
+		t.Fatal("redis-server is needed for this test: apt-get install redis-server")
+	}
+	os.Remove(s.socket())
+	s.cmd = exec.Command(path, append([]string{"--port", "0", "--unixsocket", s.socket(), "--dir", s.dir, "--save", ""}, s.args...)...)
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r := newRedis(t, RedisOptions{URL: s.url()})
+	for range 500 {
+		if r.ping(t.Context()) == nil || strings.Contains(fmt.Sprint(r.ping(t.Context())), "NOAUTH") {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatal("redis-server does not answer within 5 s")
+}
+
+// kill ends the server as a crash would.
+func (s *redisServer) kill() {
+	if s.cmd != nil {
+		_ = s.cmd.Process.Kill()
+		_ = s.cmd.Wait()
+		s.cmd = nil
+	}
+}
+
+func newRedis(t testing.TB, o RedisOptions) *Redis {
+	t.Helper()
+	r, err := NewRedis(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	return r
+}
+
+func TestRedisAgainstTheModel(t *testing.T) {
+	server := startRedis(t)
+	n := 0
+	rapid.Check(t, func(t *rapid.T) {
+		n++
+		off := time.Duration(0)
+		s := &stage{}
+		r, err := NewRedis(RedisOptions{URL: server.url(), Tenant: fmt.Sprint("t", n), MaxSession: testSession})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { r.Close() })
+		r.mono = func() time.Duration { return s.now }
+		r.server = func() instant { return at(start.Add(s.now + off)) }
+		s.ledger = r
+		s.jump = func(d time.Duration) { // the server's clock, both ways
+			off += d
+			_, err := r.Usage(t.Context(), testMailboxes[0], Microsoft(), start)
+			s.must(t, err)
+		}
+		play(t, s)
+	})
+}
+
+// The script and the account are the same algorithm: every answer is the same.
+func TestRedisAnswersAsTheAccountDoes(t *testing.T) {
+	server := startRedis(t)
+	n := 0
+	rapid.Check(t, func(t *rapid.T) {
+		n++
+		now := start
+		m := &Memory{book: newBook(testSession)}
+		r, err := NewRedis(RedisOptions{URL: server.url(), Tenant: fmt.Sprint("t", n), MaxSession: testSession})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { r.Close() })
+		r.mono = func() time.Duration { return now.Sub(start) }
+		r.server = func() instant { return at(now) }
+		l := drawLimits(t)
+		type pair struct{ redis, memory uint64 }
+		out := map[string][]pair{}
+		for range rapid.IntRange(10, 80).Draw(t, "steps") {
+			mailbox := rapid.SampledFrom(testMailboxes).Draw(t, "mailbox")
+			switch rapid.SampledFrom([]string{"take", "take", "take", "settle", "settle", "wait", "pause"}).Draw(t, "step") {
+			case "take":
+				got, err := r.Take(t.Context(), mailbox, l, now)
+				want, _ := m.Take(t.Context(), mailbox, l, now)
+				if want.Lease != 0 && got.Lease != 0 {
+					out[mailbox] = append(out[mailbox], pair{got.Lease, want.Lease})
+					got.Lease = want.Lease
+				}
+				if err != nil || got != want {
+					t.Fatalf("Take(%s) = %+v, %v, want %+v", mailbox, got, err, want)
+				}
+			case "settle":
+				if len(out[mailbox]) == 0 {
+					continue
+				}
+				x := out[mailbox][0]
+				out[mailbox] = out[mailbox][1:]
+				o := Outcome{Submitted: rapid.Bool().Draw(t, "submitted"), Concurrency: rapid.Bool().Draw(t, "432"),
+					Recipients: rapid.IntRange(0, 60).Draw(t, "recipients"), GroupRecipients: rapid.IntRange(0, 60).Draw(t, "group")}
+				if err := r.Settle(t.Context(), mailbox, x.redis, o, now); err != nil {
+					t.Fatal(err)
+				}
+				_ = m.Settle(t.Context(), mailbox, x.memory, o, now)
+			case "wait":
+				now = now.Add(time.Duration(rapid.IntRange(1, 10_000_000).Draw(t, "µs")) * time.Microsecond)
+			case "pause":
+				until := now.Add(time.Duration(rapid.IntRange(-1, 5).Draw(t, "pause")) * time.Second)
+				if err := r.Pause(t.Context(), mailbox, until, "quota", now); err != nil {
+					t.Fatal(err)
+				}
+				_ = m.Pause(t.Context(), mailbox, until, "quota", now)
+			}
+			got, err := r.Usage(t.Context(), mailbox, l, now)
+			if want, _ := m.Usage(t.Context(), mailbox, l, now); err != nil || got != want {
+				t.Fatalf("Usage(%s) = %+v, %v, want %+v", mailbox, got, err, want)
+			}
+		}
+	})
+}
+
+func TestRedisUsesTheTimeOfTheServer(t *testing.T) {
+	r := newRedis(t, RedisOptions{URL: startRedis(t).url(), Tenant: "contoso.com"})
+	l := Limits{Messages: Rate{1, time.Hour}, Recipients: Rate{100, time.Hour}, Connections: 1}
+	mustLease(t, r, l)
+	// The caller's clock is a year ahead; nothing has left the window.
+	a, err := r.Take(t.Context(), "erp@contoso.com", l, time.Now().AddDate(1, 0, 0))
+	if err != nil || a.Lease != 0 {
+		t.Errorf("Take a year later by this host's clock = %+v, %v, want a wait", a, err)
+	}
+}
+
+func mustLease(t *testing.T, x Ledger, l Limits) uint64 {
+	t.Helper()
+	a, err := x.Take(t.Context(), "erp@contoso.com", l, time.Now())
+	if err != nil || a.Lease == 0 {
+		t.Fatalf("Take = %+v, %v, want a lease", a, err)
+	}
+	return a.Lease
+}
+
+func TestRedisKeysExpireButTheClock(t *testing.T) {
+	r := newRedis(t, RedisOptions{URL: startRedis(t).url(), Prefix: "site", Tenant: "contoso.com"})
+	l := Microsoft()
+	l.Group, l.GroupRecipients = "moera", MOERA()
+	mustLease(t, r, l)
+	for _, tc := range []struct {
+		key      string
+		min, max time.Duration
+	}{
+		{"site:{contoso.com}:clock", -1, -1},
+		{"site:{contoso.com}:mailbox:erp@contoso.com", 48 * time.Hour, 50 * time.Hour},
+		{"site:{contoso.com}:group:moera", 48 * time.Hour, 50 * time.Hour},
+	} {
+		got, err := r.client.TTL(t.Context(), tc.key).Result()
+		if err != nil || got < tc.min || got > tc.max {
+			t.Errorf("%s lives %v, %v, want %v to %v", tc.key, got, err, tc.min, tc.max)
+		}
+	}
+}
+
+func TestRedisThatHasLostItsDataHoldsEverythingBack(t *testing.T) {
+	server := startRedis(t)
+	r := newRedis(t, RedisOptions{URL: server.url(), Tenant: "contoso.com"})
+	mustLease(t, r, Microsoft())
+	if err := r.client.FlushAll(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	a, err := r.Take(t.Context(), "scan@contoso.com", Microsoft(), time.Now())
+	if err != nil || a.Lease != 0 || a.Cause != CauseMessages {
+		t.Errorf("Take after the loss = %+v, %v, want a wait", a, err)
+	}
+	// A host that has never used it cannot know; neither may it open what the other has closed.
+	other := newRedis(t, RedisOptions{URL: server.url(), Tenant: "contoso.com"})
+	if a, err := other.Take(t.Context(), "scan@contoso.com", Microsoft(), time.Now()); err != nil || a.Lease != 0 {
+		t.Errorf("Take of another host = %+v, %v, want a wait", a, err)
+	}
+}
+
+// A lease that was given while nobody heard the answer comes back with the next call.
+func TestRedisGivesBackALeaseInDoubt(t *testing.T) {
+	r := newRedis(t, RedisOptions{URL: startRedis(t).url(), Tenant: "contoso.com"})
+	l := Limits{Messages: Rate{30, time.Minute}, Recipients: Rate{1000, time.Hour}, Connections: 1}
+	id := mustLease(t, r, l)
+	r.doubts(doubtful{mailbox: "erp@contoso.com", id: id})
+	mustLease(t, r, l)
+}
+
+func TestRedisWithoutServerFailsWithoutThePassword(t *testing.T) {
+	for _, url := range []string{
+		"redis://:s3cret@127.0.0.1:1/0", "rediss://:s3cret@127.0.0.1:1/0", "unix://:s3cret@/nonexistent/socket", // nobody there
+		"redis://:s3cret@127.0.0.1:notaport/0", "http://:s3cret@127.0.0.1", "redis://:s3cret@127.0.0.1:6379/notadb", "s3cret", // wrong
+	} {
+		r, err := NewRedis(RedisOptions{URL: url})
+		if err == nil {
+			_, err = r.Take(t.Context(), "erp@contoso.com", Microsoft(), time.Now())
+			r.Close()
+		}
+		if err == nil || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%s: error %v, want one without the password", strings.ReplaceAll(url, "s3cret", "PASSWORD"), err)
+		}
+	}
+}
+
+func TestRedisPassword(t *testing.T) {
+	server := startRedis(t, "--requirepass", "s3cret")
+	for _, tc := range []struct {
+		url  string
+		want bool
+	}{
+		{"unix://:s3cret@" + server.socket(), true},
+		{"unix://:wr0ng@" + server.socket(), false},
+		{"unix://" + server.socket(), false},
+	} {
+		r := newRedis(t, RedisOptions{URL: tc.url})
+		a, err := r.Take(t.Context(), "erp@contoso.com", Microsoft(), time.Now())
+		if got := a.Lease != 0; got != tc.want || tc.want != (err == nil) {
+			t.Errorf("%s: lease %v, error %v, want lease %v", tc.url, got, err, tc.want)
+		}
+		if err != nil && strings.Contains(err.Error(), "wr0ng") {
+			t.Errorf("the error holds the password: %v", err)
+		}
+	}
+}
+
+func BenchmarkRedisLease(b *testing.B) {
+	server := startRedis(b)
+	r := newRedis(b, RedisOptions{URL: server.url(), Tenant: "contoso.com"})
+	ctx := context.Background()
+	i := 0
+	for b.Loop() {
+		i++
+		mailbox := fmt.Sprintf("m%d@contoso.com", i%1000)
+		a, err := r.Take(ctx, mailbox, benchLimits, time.Now())
+		if err != nil || a.Lease == 0 {
+			b.Fatal(a, err)
+		}
+		if err := r.Settle(ctx, mailbox, a.Lease, Outcome{Submitted: true, Recipients: 1}, time.Now()); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
