@@ -87,6 +87,12 @@ func TestEveryCodeIsExplained(t *testing.T) {
 		{700030, "invalid_client", "subject is not authorised", "upload", false, "systemctl reload sendas-token"},
 		{50012, "invalid_client", "client assertion", "clock", false, "systemctl reload sendas-token"},
 		{50013, "invalid_client", "client assertion", "clock", false, "systemctl reload sendas-token"},
+		{70021, "invalid_client", "trusts no token", "Federated credentials", false, ""},
+		{700211, "invalid_client", "trusts no token", "Federated credentials", false, ""},
+		{700212, "invalid_client", "meant for somebody else", "api://AzureADTokenExchange", false, ""},
+		{700213, "invalid_client", "trusts no token", "upper and lower case", false, ""},
+		{7002137, "invalid_client", "trusts no token", "upper and lower case", false, ""},
+		{7002138, "invalid_client", "trusts no token", "upper and lower case", false, ""},
 		{7000112, "unauthorized_client", "disabled", "Enterprise applications", false, "systemctl reload sendas-token"},
 		{70001, "unauthorized_client", "disabled", "Enterprise applications", false, "systemctl reload sendas-token"},
 		{90002, "invalid_request", "no such tenant", "tenant.id", false, "sendas check"},
@@ -167,6 +173,15 @@ func TestHintStyle(t *testing.T) {
 	}
 	for oauth := range byError {
 		refusals = append(refusals, &RefusedError{OAuth: oauth})
+	}
+	for code := range byFederatedCode {
+		refusals = append(refusals, &RefusedError{Codes: []int{code}, Federated: true, Skew: time.Hour})
+	}
+	for _, row := range byPlatform {
+		hint := row.meaning + "; " + row.act
+		if strings.HasSuffix(hint, ".") || strings.Contains(hint, "\n") || row.meaning == "" || row.act == "" {
+			t.Errorf("row of byPlatform: %q, want a meaning and an act without full stop", hint)
+		}
 	}
 	refusals = append(refusals, &RefusedError{OAuth: "never heard of"}, &RefusedError{OAuth: "invalid_client", Status: http.StatusServiceUnavailable})
 	for _, e := range refusals {

@@ -191,3 +191,68 @@ func newUUID() string {
 	b[8] = b[8]&0x3f | 0x80
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[0:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
+
+// maxFederated is the size in bytes above which another issuer's token is a mistake:
+// they have one or two kB.
+const maxFederated = 16 << 10
+
+// CheckFederatedTokenFile tells whether path holds a token of another issuer as far as
+// can be told here: a JWT that has not expired. It may be a name for ResolveFile. The
+// error is a *FileError.
+func CheckFederatedTokenFile(path string) error {
+	_, err := readFederated(path, time.Now())
+	return err
+}
+
+// readFederated reads another issuer's token, which Entra exchanges for one of its own
+// (RFC 7521 section 4.2). Nobody but Entra can judge it; the checks catch a wrong file
+// and one that is no longer renewed, about which Entra would say less.
+//
+// The file may have any mode. A projected volume in Kubernetes shows it to everybody
+// in the container, where no administrator can change that; and unlike a secret the
+// token is good for an hour, for one audience.
+func readFederated(path string, now time.Time) (Secret, error) {
+	b, _, err := readFile(path)
+	if err != nil {
+		return "", err
+	}
+	s := strings.TrimSpace(string(b))
+	claims, ok := jwtClaims(s)
+	switch {
+	case s == "":
+		return "", &FileError{Path: path, Problem: "is empty: " + federatedRenewal}
+	case len(s) > maxFederated || !ok:
+		return "", &FileError{Path: path, Problem: "does not hold the token of another issuer (a JWT: three parts with dots between): " +
+			"name the file that the platform writes, AZURE_FEDERATED_TOKEN_FILE in Kubernetes"}
+	}
+	if end := claimTime(claims["exp"]); !end.IsZero() && !now.Before(end) {
+		return "", &FileError{Path: path, Problem: fmt.Sprintf("is stale, its token expired on %s: %s",
+			end.UTC().Format("2006-01-02 15:04 MST"), federatedRenewal)}
+	}
+	return Secret(s), nil
+}
+
+// federatedRenewal says whose work the file is.
+const federatedRenewal = "it is renewed, mostly every hour, by whoever put it there (in Kubernetes the kubelet, elsewhere an agent or a timer); " +
+	"see why that has stopped, and compare this machine's clock with \"timedatectl\""
+
+// FederatedEnvironment is what Azure's workload identity tells a container through its
+// environment. What is not told is empty.
+type FederatedEnvironment struct {
+	TokenFile string // AZURE_FEDERATED_TOKEN_FILE
+	ClientID  string // AZURE_CLIENT_ID
+	TenantID  string // AZURE_TENANT_ID
+	Authority string // AZURE_AUTHORITY_HOST, without the closing slash
+}
+
+// FederatedFromEnvironment reads what the platform says about its federated
+// credential, for what the configuration leaves empty. getenv is os.Getenv.
+func FederatedFromEnvironment(getenv func(string) string) FederatedEnvironment {
+	value := func(name string) string { return strings.TrimSpace(getenv(name)) }
+	return FederatedEnvironment{
+		TokenFile: value("AZURE_FEDERATED_TOKEN_FILE"),
+		ClientID:  value("AZURE_CLIENT_ID"),
+		TenantID:  value("AZURE_TENANT_ID"),
+		Authority: strings.TrimRight(value("AZURE_AUTHORITY_HOST"), "/"),
+	}
+}

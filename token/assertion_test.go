@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"math/big"
+	"os"
 	"regexp"
 	"strings"
 	"sync"
@@ -195,4 +196,89 @@ func parseAssertion(t *testing.T, signed, cert string, now time.Time) jwt.MapCla
 		t.Errorf("header = %v, want alg PS256, typ JWT and x5t#S256 alone", tok.Header)
 	}
 	return claims
+}
+
+// federatedToken is the token of a Kubernetes cluster that ends at exp; it is not signed.
+func federatedToken(exp string) string {
+	enc := base64.RawURLEncoding.EncodeToString
+	return enc([]byte(`{"alg":"RS256","kid":"k1"}`)) + "." +
+		enc([]byte(`{"aud":["api://AzureADTokenExchange"],"iss":"https://oidc.example/","sub":"system:serviceaccount:mail:relay"`+exp+`}`)) + "." +
+		enc([]byte("signature-of-the-cluster"))
+}
+
+func TestReadFederated(t *testing.T) {
+	now := time.Unix(1795233600, 0)
+	for _, tc := range []struct {
+		name, content string
+		mode          os.FileMode
+	}{
+		{"projected volume", federatedToken(`,"exp":1795237200`), 0o644},
+		{"newline", federatedToken(`,"exp":1795237200`) + "\n", 0o600},
+		{"a second left", federatedToken(`,"exp":1795233601`), 0o640},
+		{"end as a string", federatedToken(`,"exp":"1795237200"`), 0o444},
+		{"no end", federatedToken(""), 0o666}, // Entra will say
+	} {
+		got, err := readFederated(writeFile(t, "token", tc.content, tc.mode), now)
+		if err != nil || string(got) != strings.TrimSpace(tc.content) {
+			t.Errorf("%s: readFederated = %q, %v, want the token", tc.name, string(got), err)
+		}
+	}
+}
+
+func TestFederatedSentences(t *testing.T) {
+	now := time.Unix(1795233600, 0)
+	const notOne = `does not hold the token of another issuer (a JWT: three parts with dots between): name the file that the platform writes`
+	good := federatedToken(`,"exp":1795237200`)
+	for _, tc := range []struct{ name, content, want string }{
+		{"empty", "\n", `is empty: it is renewed, mostly every hour, by whoever put it there (in Kubernetes the kubelet`},
+		{"stale", federatedToken(`,"exp":1795233600`), `is stale, its token expired on 2026-11-21 04:00 UTC: it is renewed, mostly every hour, by whoever put it there`},
+		{"stale for years", federatedToken(`,"exp":1`), `is stale, its token expired on 1970-01-01 00:00 UTC`},
+		{"a secret", hardSecret, notOne},
+		{"two parts", good[:strings.LastIndex(good, ".")], notOne},
+		{"four parts", good + ".x", notOne},
+		{"no signature", good[:strings.LastIndex(good, ".")+1], notOne},
+		{"two tokens", good + "\n" + good, notOne},
+		{"not base64url", good + "!", notOne},
+		{"no JSON inside", "e30.aGVsbG8.c2ln", notOne},
+		{"a list inside", "e30.W10.c2ln", notOne},
+		{"too long", federatedToken(`,"x":"` + strings.Repeat("x", maxFederated) + `"`), notOne},
+	} {
+		_, err := readFederated(writeFile(t, "token", tc.content, 0o644), now)
+		if _, ok := errors.AsType[*FileError](err); !ok || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: readFederated: %v\nwant a *FileError with %q", tc.name, err, tc.want)
+		}
+		if err != nil && len(tc.content) > 20 && strings.Contains(err.Error(), tc.content[4:20]) {
+			t.Errorf("%s: %v shows the token", tc.name, err)
+		}
+	}
+	if err := CheckFederatedTokenFile(writeFile(t, "token", federatedToken(`,"exp":1`), 0o644)); err == nil || !strings.Contains(err.Error(), "is stale") {
+		t.Errorf("CheckFederatedTokenFile of an old token = %v, want that it is stale", err)
+	}
+	if err := CheckFederatedTokenFile(writeFile(t, "token", federatedToken(`,"exp":253402300799`), 0o644)); err != nil {
+		t.Errorf("CheckFederatedTokenFile of a good token = %v, want nil", err)
+	}
+}
+
+func TestFederatedFromEnvironment(t *testing.T) {
+	for _, tc := range []struct {
+		env  map[string]string
+		want FederatedEnvironment
+	}{
+		{nil, FederatedEnvironment{}},
+		{map[string]string{
+			"AZURE_FEDERATED_TOKEN_FILE": "/var/run/secrets/azure/tokens/azure-identity-token",
+			"AZURE_CLIENT_ID":            "5f2c0d3e-0000-4000-8000-000000000001",
+			"AZURE_TENANT_ID":            "72f9-1",
+			"AZURE_AUTHORITY_HOST":       "https://login.microsoftonline.com/",
+		}, FederatedEnvironment{
+			TokenFile: "/var/run/secrets/azure/tokens/azure-identity-token", ClientID: "5f2c0d3e-0000-4000-8000-000000000001",
+			TenantID: "72f9-1", Authority: "https://login.microsoftonline.com",
+		}},
+		{map[string]string{"AZURE_AUTHORITY_HOST": "https://login.microsoftonline.us"}, FederatedEnvironment{Authority: "https://login.microsoftonline.us"}},
+		{map[string]string{"AZURE_CLIENT_ID": " \n", "AZURE_TENANT_ID": "t\n"}, FederatedEnvironment{TenantID: "t"}},
+	} {
+		if got := FederatedFromEnvironment(func(name string) string { return tc.env[name] }); got != tc.want {
+			t.Errorf("FederatedFromEnvironment with %v = %+v, want %+v", tc.env, got, tc.want)
+		}
+	}
 }

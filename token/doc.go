@@ -2,7 +2,8 @@
 // hands Postfix's smtp(8) the right to send one message now.
 //
 // It has two halves. This one faces Microsoft: a [Source] asks Entra for one
-// token ([ClientCredentials] with a client secret or a certificate), and a
+// token ([ClientCredentials] with a client secret, a certificate or another
+// issuer's token; [ManagedIdentity]; [Delegated] for a user who signed in), and a
 // [Refresher] decorates a Source so that a token is always in memory, asked for
 // ahead of time, once, by one goroutine. The other half faces Postfix and asks
 // a Source for the token that goes into a lease.

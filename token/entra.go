@@ -25,20 +25,24 @@ const maxLife = 28 * time.Hour
 const jwtBearer = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 
 // ClientCredentials is a Source that asks Entra for a token as an app (RFC 6749
-// section 4.4), which proves itself by a client secret or a certificate. It is
-// safe for concurrent use as long as its fields do not change.
+// section 4.4), which proves itself by a client secret, a certificate or another
+// issuer's token. It is safe for concurrent use as long as its fields do not
+// change.
 //
-// The files are read for every request, so that an administrator can replace
-// them while the service runs.
+// The files are read for every request, so that an administrator or an agent can
+// replace them while the service runs. Their names may stand for credentials of
+// systemd: see ResolveFile.
 type ClientCredentials struct {
 	Credential string // its name in the configuration, for messages
 	TokenURL   string // {authority}/{tenant}/oauth2/v2.0/token
 	ClientID   string
 	Scope      string // "https://outlook.office365.com/.default"
 
-	SecretFile      string // a client secret, or
-	CertificateFile string // a certificate, PEM,
-	KeyFile         string // and its key, unless that is in CertificateFile too
+	// Just one of the three proofs; of several the last one here counts.
+	SecretFile         string // a client secret, or
+	CertificateFile    string // a certificate, PEM,
+	KeyFile            string // and its key, unless that is in CertificateFile too, or
+	FederatedTokenFile string // a JWT of an issuer that the app registration trusts
 
 	// Client sends the requests: see NewHTTPClient. Nil means a plain one with
 	// a deadline. No redirect is followed, whatever it says.
@@ -66,7 +70,9 @@ func (c *ClientCredentials) Token(ctx context.Context) (*Token, error) {
 		AuthStyle:      oauth2.AuthStyleInParams, // no probing: a failed probe is a second request
 	}
 	q := tokenRequest{credential: c.Credential, what: "client credentials", clientID: c.ClientID, tokenURL: c.TokenURL, proof: p, now: started}
-	t, err := conf.Token(context.WithValue(ctx, oauth2.HTTPClient, c.client()))
+	client, seen := watch(c.Client, false)
+	t, err := conf.Token(context.WithValue(ctx, oauth2.HTTPClient, client))
+	q.skew = seen.skew(started, c.clock())
 	if err != nil {
 		return nil, q.explain(err)
 	}
@@ -80,25 +86,22 @@ func (c *ClientCredentials) clock() time.Time {
 	return time.Now()
 }
 
-// client returns a client that surely follows no redirect.
-func (c *ClientCredentials) client() *http.Client {
-	client := http.Client{Timeout: requestTimeout}
-	if c.Client != nil {
-		client = *c.Client
-	}
-	client.CheckRedirect = noRedirect
-	return &client
-}
-
-// appProof is what shows that we are the app: one of the two.
+// appProof is what shows that we are the app: a secret or an assertion, ours or another
+// issuer's.
 type appProof struct {
 	file      string // where it came from, for hints
+	federated bool   // the assertion is another issuer's
 	secret    Secret
 	assertion Secret
+	others    []Secret // what else of the request must not be seen: a user's refresh token or code
 }
 
 func (c *ClientCredentials) proof(now time.Time) (appProof, error) {
-	if c.CertificateFile == "" {
+	switch {
+	case c.FederatedTokenFile != "":
+		a, err := readFederated(c.FederatedTokenFile, now)
+		return appProof{file: c.FederatedTokenFile, federated: true, assertion: a}, err
+	case c.CertificateFile == "":
 		s, err := readSecret(c.SecretFile)
 		return appProof{file: c.SecretFile, secret: s}, err
 	}
@@ -120,8 +123,8 @@ func (p appProof) params() url.Values {
 // hide replaces the secret or assertion in a text from outside: a proxy's error
 // page may well repeat the request.
 func (p appProof) hide(s string) string {
-	for _, secret := range []string{string(p.secret), string(p.assertion)} {
-		if secret != "" {
+	for _, hidden := range append([]Secret{p.secret, p.assertion}, p.others...) {
+		if secret := string(hidden); secret != "" {
 			s = strings.NewReplacer(secret, redacted, url.QueryEscape(secret), redacted, url.PathEscape(secret), redacted).Replace(s)
 		}
 	}
@@ -137,6 +140,9 @@ type tokenRequest struct {
 	tokenURL   string
 	proof      appProof
 	now        time.Time // when it was asked
+
+	skew     time.Duration // see Token.Skew; known once there is an answer
+	platform string        // see RefusedError.Platform
 }
 
 // accept checks a token that came as an answer.
@@ -152,7 +158,7 @@ func (q *tokenRequest) accept(t *oauth2.Token) (*Token, error) {
 		return nil, q.unusable("a token with bytes that no token has")
 	}
 	start := q.now.Round(0)
-	token := &Token{Access: Secret(t.AccessToken), Expires: start.Add(min(life, maxLife))}
+	token := &Token{Access: Secret(t.AccessToken), Expires: start.Add(min(life, maxLife)), Skew: q.skew}
 	if d, ok := jsonSeconds(t.Extra("refresh_in")); ok && d > 0 && d < life {
 		token.RefreshAt = start.Add(min(d, maxLife))
 	}
@@ -161,7 +167,7 @@ func (q *tokenRequest) accept(t *oauth2.Token) (*Token, error) {
 
 // unusable is an answer that says it succeeded and has no token for us.
 func (q *tokenRequest) unusable(problem string) error {
-	return &UnreachableError{Credential: q.credential, Host: q.host(), Status: http.StatusOK, Problem: "answered with " + problem}
+	return &UnreachableError{Credential: q.credential, Platform: q.platform, Host: q.host(), Status: http.StatusOK, Problem: "answered with " + problem}
 }
 
 // explain turns an error of x/oauth2 into one of ours.
@@ -173,14 +179,19 @@ func (q *tokenRequest) explain(err error) error {
 		return q.notMicrosoft(re)
 	}
 	if ue, ok := errors.AsType[*url.Error](err); ok {
-		// Its own text repeats the URL.
-		cause, text := ue.Err, ue.Err.Error()
-		if q.proof.hide(text) != text {
-			cause = nil // it quotes a header that repeats the secret: show it to nobody
-		}
-		return &UnreachableError{Credential: q.credential, Host: q.host(), Err: cause, Problem: "gave no answer: " + q.clean(text)}
+		return q.noAnswer(ue)
 	}
 	return q.unusable(q.whyNoToken(err.Error()))
+}
+
+// noAnswer tells that a request brought no answer.
+func (q *tokenRequest) noAnswer(ue *url.Error) *UnreachableError {
+	// Its own text repeats the URL.
+	cause, text := ue.Err, ue.Err.Error()
+	if q.proof.hide(text) != text {
+		cause = nil // it quotes a header that repeats the secret: show it to nobody
+	}
+	return &UnreachableError{Credential: q.credential, Platform: q.platform, Host: q.host(), Err: cause, Problem: "gave no answer: " + q.clean(text)}
 }
 
 // whyNoToken says what is wrong with an answer whose status promised a token.
@@ -226,6 +237,9 @@ func (q *tokenRequest) refused(re *oauth2.RetrieveError) error {
 		TraceID:       cmp.Or(guid(q.word(m["trace_id"])), guidAfter(text, "Trace ID:")),
 		CorrelationID: cmp.Or(guid(q.word(m["correlation_id"])), guidAfter(text, "Correlation ID:")),
 		RetryAfter:    retryAfter(re.Response.Header.Get("Retry-After"), q.now),
+		Skew:          q.skew,
+		Federated:     q.proof.federated,
+		Platform:      q.platform,
 	}
 }
 
@@ -244,6 +258,7 @@ func (q *tokenRequest) notMicrosoft(re *oauth2.RetrieveError) error {
 	}
 	return &UnreachableError{
 		Credential: q.credential,
+		Platform:   q.platform,
 		Host:       q.host(),
 		Status:     r.StatusCode,
 		Problem:    fmt.Sprintf("answered with HTTP %d and %s", r.StatusCode, what),

@@ -2,6 +2,7 @@ package token
 
 import (
 	"context"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -37,7 +39,10 @@ var testNow = time.Date(2026, 11, 21, 4, 0, 0, 0, time.UTC)
 // testEntra starts a token endpoint and returns credentials that ask it.
 func testEntra(t *testing.T, h http.HandlerFunc) *ClientCredentials {
 	t.Helper()
-	srv := httptest.NewServer(h)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Date", testNow.Format(http.TimeFormat))
+		h(w, r)
+	}))
 	t.Cleanup(srv.Close)
 	return &ClientCredentials{
 		Credential: "relay-app",
@@ -52,7 +57,7 @@ func testEntra(t *testing.T, h http.HandlerFunc) *ClientCredentials {
 
 func testClient(t *testing.T) *http.Client {
 	t.Helper()
-	c, err := NewHTTPClient("")
+	c, err := NewHTTPClient(HTTPOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,6 +153,109 @@ func TestFilesAreReadForEveryRequest(t *testing.T) {
 	}
 	if _, ok := errors.AsType[*FileError](err); !ok {
 		t.Errorf("without the file: %T, want a *FileError inside", err)
+	}
+}
+
+// A certificate that is replaced counts from the next request on, and so does its end.
+func TestCertificateIsReadForEveryRequest(t *testing.T) {
+	var assertion string
+	c := testEntra(t, func(w http.ResponseWriter, r *http.Request) {
+		assertion = r.PostFormValue("client_assertion")
+		answer(200, "application/json", goodAnswer)(w, r)
+	})
+	c.CertificateFile = filepath.Join(t.TempDir(), "app.pem")
+	for _, key := range []*rsa.PrivateKey{firstKey(), secondKey()} {
+		cert := certPEM(t, key, testNow.Add(-time.Hour), testNow.Add(time.Hour))
+		if err := os.WriteFile(c.CertificateFile, []byte(cert+pkcs8(t, key)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Token(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		parseAssertion(t, assertion, cert, testNow)
+	}
+	c.now = func() time.Time { return testNow.Add(2 * time.Hour) }
+	if _, err := c.Token(t.Context()); err == nil || !strings.Contains(err.Error(), "has a certificate that expired on") {
+		t.Errorf("when the certificate has ended: %v, want that it has", err)
+	}
+}
+
+func TestFederatedRequest(t *testing.T) {
+	var form url.Values
+	c := testEntra(t, func(w http.ResponseWriter, r *http.Request) {
+		r.ParseForm()
+		form = r.PostForm
+		answer(200, "application/json", goodAnswer)(w, r)
+	})
+	c.SecretFile, c.FederatedTokenFile = "", filepath.Join(t.TempDir(), "azure-identity-token")
+	// Renewed about hourly: every request must carry the newest.
+	for _, exp := range []string{`,"exp":1795233900`, `,"exp":1795237500`} {
+		if err := os.WriteFile(c.FederatedTokenFile, []byte(federatedToken(exp)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Token(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		want := url.Values{
+			"grant_type": {"client_credentials"}, "client_id": {testClientID}, "scope": {testScope}, "client_assertion": {federatedToken(exp)},
+			"client_assertion_type": {"urn:ietf:params:oauth:client-assertion-type:jwt-bearer"},
+		}
+		if !reflect.DeepEqual(form, want) {
+			t.Errorf("form = %v, want %v", form, want)
+		}
+	}
+	c.now = func() time.Time { return testNow.Add(2 * time.Hour) }
+	_, err := c.Token(t.Context())
+	want := fmt.Sprintf("preparing the client credentials of \"relay-app\": file %q is stale, its token expired on 2026-11-21 05:05 UTC", c.FederatedTokenFile)
+	if _, ok := errors.AsType[*FileError](err); !ok || !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("with a stale file: %v\nwant a *FileError: %s", err, want)
+	}
+}
+
+// The same code asks for something else when the proof is another issuer's token.
+func TestFederatedRefusals(t *testing.T) {
+	for _, tc := range []struct {
+		text, hint string
+		code       int
+	}{
+		{"AADSTS700024: Client assertion is not within its valid time range.", "outside its valid time; see that whoever writes the file renews it", 700024},
+		{"AADSTS700027: The certificate with identifier used to sign the client assertion is not registered on application.", "publish its keys", 700027},
+		{"AADSTS70021: No matching federated identity record found for presented assertion. Assertion Issuer: 'https://kubernetes.default.svc.cluster.local'.", "Federated credentials", 70021},
+		{"AADSTS700212: No matching federated identity record found for presented assertion audience 'api://x'.", "api://AzureADTokenExchange", 700212},
+		{"AADSTS700213: No matching federated identity record found for presented assertion subject 'system:serviceaccount:x:y'.", "upper and lower case", 700213},
+	} {
+		c := testEntra(t, answer(401, "application/json", fmt.Sprintf(`{"error":"invalid_client","error_description":%q,"error_codes":[%d]}`, tc.text, tc.code)))
+		c.SecretFile, c.FederatedTokenFile = "", writeFile(t, "token", federatedToken(""), 0o644)
+		_, err := c.Token(t.Context())
+		e, ok := errors.AsType[*RefusedError](err)
+		if !ok || !e.Federated || !strings.Contains(e.Hint(), tc.hint) || strings.Contains(e.Hint(), "upload the certificate") || e.Temporary() {
+			t.Errorf("%d: %v\nhint: %s\nwant %q in it", tc.code, err, e.Hint(), tc.hint)
+		}
+	}
+}
+
+func TestClockSkew(t *testing.T) {
+	const refusal = `{"error":"invalid_client","error_description":"AADSTS700024: Client assertion is not within its valid time range.","error_codes":[700024]}`
+	for _, tc := range []struct {
+		date string
+		want time.Duration // how far we are ahead
+		hint string
+	}{
+		{"Sat, 21 Nov 2026 04:00:00 GMT", 0, ""},
+		{"Sat, 21 Nov 2026 04:01:30 GMT", -90 * time.Second, ""}, // nothing to speak of
+		{"Sat, 21 Nov 2026 04:07:00 GMT", -7 * time.Minute, "this machine's clock is 7m0s behind Microsoft's"},
+		{"Sat, 21 Nov 2026 02:59:59 GMT", time.Hour, "this machine's clock is 1h0m0s ahead of Microsoft's"},
+		{"", 0, ""},
+	} {
+		c := testEntra(t, answer(200, "application/json", goodAnswer, "Date", tc.date))
+		if tok, err := c.Token(t.Context()); err != nil || tok.Skew != tc.want || !tok.Expires.Equal(testNow.Add(3599*time.Second)) {
+			t.Errorf("Date: %s: token %+v, %v, want Skew %v and the end by our clock", tc.date, tok, err, tc.want)
+		}
+		_, err := testEntra(t, answer(401, "application/json", refusal, "Date", tc.date)).Token(t.Context())
+		e, ok := errors.AsType[*RefusedError](err)
+		if !ok || e.Skew != tc.want || !strings.HasSuffix(e.Hint(), tc.hint) || strings.Contains(e.Hint(), "Microsoft's") != (tc.hint != "") {
+			t.Errorf("Date: %s: %v\nhint: %s\nwant Skew %v and %q at the end", tc.date, err, e.Hint(), tc.want, tc.hint)
+		}
 	}
 }
 
@@ -314,7 +422,7 @@ func TestNoErrorShowsTheSecret(t *testing.T) {
 		{200, "application/json", func(s string) string { return fmt.Sprintf(`{"error":%q}`, s) }},
 		{302, "text/plain", func(s string) string { return s }},
 	}
-	for _, withCert := range []bool{false, true} {
+	for _, proof := range []string{"secret", "certificate", "federated"} {
 		for i, b := range bodies {
 			var sent []string
 			c := testEntra(t, func(w http.ResponseWriter, r *http.Request) {
@@ -325,7 +433,10 @@ func TestNoErrorShowsTheSecret(t *testing.T) {
 				text := proof + " " + string(raw) + " " + url.PathEscape(proof)
 				answer(b.status, b.kind, b.body(text), "Location", "https://"+url.PathEscape(proof)+".example/")(w, r)
 			})
-			if withCert {
+			switch proof {
+			case "federated":
+				c.FederatedTokenFile = writeFile(t, "token", federatedToken(""), 0o644)
+			case "certificate":
 				c.CertificateFile = writeFile(t, "c.pem", certPEM(t, firstKey(), testNow.Add(-time.Hour), testNow.Add(time.Hour))+pkcs8(t, firstKey()), 0o600)
 			}
 			_, err := c.Token(t.Context())
@@ -336,7 +447,7 @@ func TestNoErrorShowsTheSecret(t *testing.T) {
 				for _, s := range sent {
 					// A part of it would be bad enough.
 					if strings.Contains(text, s[:12]) || strings.Contains(text, s[len(s)-9:]) {
-						t.Errorf("body %d, certificate %v: %q shows what was sent", i, withCert, text)
+						t.Errorf("body %d, %s: %q shows what was sent", i, proof, text)
 					}
 				}
 			}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 )
 
@@ -27,9 +28,46 @@ func (e *FileError) Unwrap() error { return e.Err }
 // Temporary is always false: waiting does not mend a file.
 func (e *FileError) Temporary() bool { return false }
 
+// CredentialPrefix begins a configured file name that stands for a credential
+// which systemd hands to the unit: "credential:relay-app.secret" is what
+// LoadCredential=relay-app.secret:/FILE or LoadCredentialEncrypted= names.
+const CredentialPrefix = "credential:"
+
+// ErrNoCredentials is inside the *FileError about a name with CredentialPrefix in a
+// process that systemd handed no credentials: such as a command typed in a shell,
+// which can neither confirm nor refuse what only the service will see.
+var ErrNoCredentials = errors.New("systemd handed over no credentials (CREDENTIALS_DIRECTORY is not set)")
+
+// ResolveFile returns the path that a configured file name stands for now: the name
+// itself, or, after CredentialPrefix, the file below $CREDENTIALS_DIRECTORY
+// (systemd.exec(5), "Credentials"). It does not look whether the file is there. The
+// error is a *FileError. Every Source resolves its names for every request.
+func ResolveFile(name string) (string, error) {
+	credential, ok := strings.CutPrefix(name, CredentialPrefix)
+	if !ok {
+		return name, nil
+	}
+	// systemd's own rule for such a name; above all it leads out of no folder.
+	if credential == "" || credential == "." || credential == ".." || len(credential) > 255 || strings.ContainsFunc(credential, notInCredentialName) {
+		return "", &FileError{Path: name, Problem: "is not the name of a credential: write credential:NAME as in LoadCredential=NAME:/FILE of the unit"}
+	}
+	dir := os.Getenv("CREDENTIALS_DIRECTORY")
+	if !filepath.IsAbs(dir) {
+		return "", &FileError{Path: name, Err: ErrNoCredentials, Problem: "stands for a credential of systemd's, and this process was handed none: " + loadCredential(credential)}
+	}
+	return filepath.Join(dir, credential), nil
+}
+
+func notInCredentialName(r rune) bool { return r <= ' ' || r >= 0x7f || r == '/' || r == ':' }
+
+// loadCredential says how a credential gets into the unit.
+func loadCredential(name string) string {
+	return fmt.Sprintf("type \"systemctl edit sendas-token\", write LoadCredential=%s:/FILE below [Service], and restart the service", name)
+}
+
 // CheckSecretFile tells whether path can serve as a client secret: a regular
-// file, closed to other users, with one line of text. The error is a
-// *FileError.
+// file, closed to other users, with one line of text. It may be a name for
+// ResolveFile. The error is a *FileError.
 func CheckSecretFile(path string) error {
 	_, err := readSecret(path)
 	return err
@@ -57,7 +95,9 @@ func readSecret(path string) (Secret, error) {
 // digits and punctuation of ASCII.
 func notInSecret(r rune) bool { return r <= ' ' || r >= 0x7f }
 
-// readPrivate reads a file that other users must not be able to read.
+// readPrivate reads a file that other users must not be able to read. It may be open
+// to its group: that is how packages give a file to a service, and systemd a
+// credential (0440 with an entry for the user, or 0400 of its own).
 func readPrivate(path string) ([]byte, error) {
 	b, mode, err := readFile(path)
 	if err != nil {
@@ -70,29 +110,39 @@ func readPrivate(path string) ([]byte, error) {
 	return b, nil
 }
 
-// readFile reads a whole regular file of a sane size.
-func readFile(path string) ([]byte, fs.FileMode, error) {
+// readFile reads a whole regular file of a sane size. Errors name it as it was
+// configured.
+func readFile(name string) ([]byte, fs.FileMode, error) {
+	path, err := ResolveFile(name)
+	if err != nil {
+		return nil, 0, err
+	}
 	// Looked at before it is opened: opening a FIFO would wait for a writer.
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, 0, unreadable(path, err)
+		return nil, 0, unreadable(name, err)
 	}
 	if !info.Mode().IsRegular() {
-		return nil, 0, &FileError{Path: path, Problem: "is not a regular file: name the file itself"}
+		return nil, 0, &FileError{Path: name, Problem: "is not a regular file: name the file itself"}
 	}
 	if info.Size() > maxFile {
-		return nil, 0, &FileError{Path: path, Problem: "is larger than 1 MiB: it is no secret, key or certificate"}
+		return nil, 0, &FileError{Path: name, Problem: "is larger than 1 MiB: it is no secret, key or certificate"}
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return nil, 0, unreadable(path, err)
+		return nil, 0, unreadable(name, err)
 	}
 	return b, info.Mode(), nil
 }
 
 func unreadable(path string, err error) *FileError {
 	e := &FileError{Path: path, Err: err}
+	credential, bySystemd := strings.CutPrefix(path, CredentialPrefix)
 	switch {
+	case bySystemd && errors.Is(err, fs.ErrNotExist):
+		e.Problem = "is not among the credentials that systemd handed over: " + loadCredential(credential)
+	case bySystemd && errors.Is(err, fs.ErrPermission):
+		e.Problem = "was handed over to another user than this service's: compare User= of the unit and restart the service"
 	case errors.Is(err, fs.ErrNotExist):
 		e.Problem = "does not exist: create it, or correct its name in the configuration"
 	case errors.Is(err, fs.ErrPermission):

@@ -2,11 +2,13 @@ package token
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // writeFile makes a file below a folder of the test.
@@ -71,15 +73,96 @@ func TestSecretFileSentences(t *testing.T) {
 
 func TestUnreadable(t *testing.T) {
 	for _, tc := range []struct {
+		path string
 		err  error
 		want string
 	}{
 		// Root may read everything, so the kernel's word is made up here.
-		{&os.PathError{Op: "open", Path: "/s", Err: syscall.EACCES}, `file "/s" may not be read by this service: give it to the group of its user, then type "chmod 0640 /s"`},
-		{&os.PathError{Op: "open", Path: "/s", Err: syscall.EIO}, `file "/s" cannot be read: input/output error`},
+		{"/s", &os.PathError{Op: "open", Path: "/s", Err: syscall.EACCES}, `file "/s" may not be read by this service: give it to the group of its user, then type "chmod 0640 /s"`},
+		{"/s", &os.PathError{Op: "open", Path: "/s", Err: syscall.EIO}, `file "/s" cannot be read: input/output error`},
+		{"credential:s", &os.PathError{Op: "open", Path: "/run/credentials/x/s", Err: syscall.EACCES}, `file "credential:s" was handed over to another user than this service's: compare User= of the unit and restart the service`},
 	} {
-		if got := unreadable("/s", tc.err).Error(); got != tc.want {
-			t.Errorf("unreadable(%v) = %q, want %q", tc.err, got, tc.want)
+		if got := unreadable(tc.path, tc.err).Error(); got != tc.want {
+			t.Errorf("unreadable(%q, %v) = %q, want %q", tc.path, tc.err, got, tc.want)
 		}
+	}
+}
+
+func TestResolveFile(t *testing.T) {
+	const dir = "/run/credentials/sendas-token.service"
+	for _, tc := range []struct{ name, dir, want string }{
+		{"/etc/sendas/secret", dir, "/etc/sendas/secret"},
+		{"/etc/sendas/secret", "", "/etc/sendas/secret"},
+		{"", dir, ""},
+		{"credential:relay-app.secret", dir, dir + "/relay-app.secret"},
+		{"credential:..x", dir, dir + "/..x"},
+	} {
+		t.Setenv("CREDENTIALS_DIRECTORY", tc.dir)
+		if got, err := ResolveFile(tc.name); err != nil || got != tc.want {
+			t.Errorf("ResolveFile(%q) with CREDENTIALS_DIRECTORY=%q = %q, %v, want %q", tc.name, tc.dir, got, err, tc.want)
+		}
+	}
+}
+
+func TestResolveFileSentences(t *testing.T) {
+	const dir = "/run/credentials/sendas-token.service"
+	const notName = `is not the name of a credential: write credential:NAME as in LoadCredential=NAME:/FILE of the unit`
+	const none = `stands for a credential of systemd's, and this process was handed none: type "systemctl edit sendas-token", write LoadCredential=relay:/FILE below [Service], and restart the service`
+	for _, tc := range []struct {
+		name, dir, want string
+		noCredentials   bool
+	}{
+		{"credential:relay", "", none, true},
+		{"credential:relay", "relative", none, true},
+		{"credential:", dir, notName, false},
+		{"credential:.", dir, notName, false},
+		{"credential:..", dir, notName, false},
+		{"credential:../../../etc/shadow", dir, notName, false},
+		{"credential:/etc/shadow", dir, notName, false},
+		{"credential:a:b", dir, notName, false},
+		{"credential:a b", dir, notName, false},
+		{"credential:é", dir, notName, false},
+		{"credential:" + strings.Repeat("x", 256), dir, notName, false},
+	} {
+		t.Setenv("CREDENTIALS_DIRECTORY", tc.dir)
+		got, err := ResolveFile(tc.name)
+		want := fmt.Sprintf("file %q %s", tc.name, tc.want)
+		if fe, ok := errors.AsType[*FileError](err); !ok || fe.Path != tc.name || got != "" || err.Error() != want || errors.Is(err, ErrNoCredentials) != tc.noCredentials {
+			t.Errorf("ResolveFile(%q) with CREDENTIALS_DIRECTORY=%q = %q, %v\nwant %s", tc.name, tc.dir, got, err, want)
+		}
+	}
+}
+
+// systemd gives the files mode 0400 and the folder 0500, or 0440 and 0550 with an entry
+// for the user; a rotated one is there after a restart of the unit.
+func TestSystemdCredential(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("CREDENTIALS_DIRECTORY", dir)
+	path := filepath.Join(dir, "relay")
+	for _, tc := range []struct {
+		content string
+		mode    os.FileMode
+	}{{"first", 0o400}, {"second", 0o440}} {
+		os.Remove(path)
+		if err := os.WriteFile(path, []byte(tc.content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, tc.mode); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := readSecret("credential:relay"); err != nil || string(got) != tc.content {
+			t.Errorf("credential with mode %o: %q, %v, want %q", tc.mode, string(got), err, tc.content)
+		}
+	}
+	want := `file "credential:other" is not among the credentials that systemd handed over: type "systemctl edit sendas-token", write LoadCredential=other:/FILE`
+	if err := CheckSecretFile("credential:other"); err == nil || !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("a credential that is not there: %v\nwant %s", err, want)
+	}
+	cert := certPEM(t, firstKey(), time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+	if err := os.WriteFile(filepath.Join(dir, "app.pem"), []byte(cert+pkcs8(t, firstKey())), 0o400); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := CheckCertificate("credential:app.pem", ""); err != nil {
+		t.Errorf("a certificate as credential: %v, want nil", err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -39,6 +40,9 @@ type MailboxLease struct {
 	Label   string // what the configuration calls it: the address, or a pattern that holds for many
 	Limits  limit.Limits
 	Tokens  Tokens
+	// MinLife is the life that a token must have left where the submission host refuses others: High Volume Email
+	// answers "501 5.5.127 … Token will expire soon error" below ten minutes. 0 is any.
+	MinLife time.Duration
 }
 
 // made tells whether the address was made from a pattern: whether there is such a mailbox, nobody
@@ -71,7 +75,9 @@ type Leases struct {
 	mu       sync.Mutex // guards what follows
 	sessions map[int32]*session
 	queues   map[string]*queue
-	proven   map[Tokens]Secret // the token with which the last AUTH succeeded
+	proven   map[Tokens]Secret      // the token with which the last AUTH succeeded
+	verdicts map[string]Verdict     // the last of each mailbox, by label; see Status
+	refusals map[string]authRefusal // by mailbox
 }
 
 // queue holds back the look-ups for one mailbox, so that they are served in the order of their
@@ -80,12 +86,13 @@ type queue struct {
 	turn    chan struct{} // holds one element: whoever has it may ask; waiting receivers are served in order
 	settled chan struct{} // tells the first that a lease has come back
 	users   int           // look-ups under way; guarded by Leases.mu
+	label   string        // of the mailbox, in metrics and status
 }
 
 // NewLeases makes the lease desk on a ledger. Call Use before the first look-up, and Run.
 func NewLeases(ledger limit.Ledger, m *Metrics, log *slog.Logger) *Leases {
 	return &Leases{ledger: ledger, log: log, metrics: m, draining: make(chan struct{}),
-		sessions: make(map[int32]*session), queues: make(map[string]*queue), proven: make(map[Tokens]Secret)}
+		sessions: make(map[int32]*session), queues: make(map[string]*queue), proven: make(map[Tokens]Secret), refusals: make(map[string]authRefusal)}
 }
 
 // Drain gives no more leases, and waits until all that are out have come back, or until ctx
@@ -156,12 +163,12 @@ func (l *Leases) Lease(ctx context.Context, c Caller, key string) Result {
 	began := time.Now()
 	if strings.LastIndexByte(key, '@') <= 0 { // a host, a next-hop, or "@domain"
 		if !l.without(c.PID) { // no address was asked for: the null sender
-			l.end(ctx, c.PID, false)
+			l.end(ctx, c.PID, "")
 			l.enter(c.PID, &session{began: began})
 		}
 		return Result{Status: NotFound}
 	}
-	l.end(ctx, c.PID, false)
+	l.end(ctx, c.PID, "")
 	m := (*l.dir.Load()).Mailbox(key)
 	if m == nil {
 		l.enter(c.PID, &session{sender: key, began: began})
@@ -182,7 +189,7 @@ func (l *Leases) Lease(ctx context.Context, c Caller, key string) Result {
 		}
 		l.metrics.lookups.WithLabelValues(m.Label, "deferred").Inc()
 		l.log.Warn("look-up deferred", "mailbox", m.Address, "sender", key, "error", err)
-		return Result{Status: Temp, Value: oneLine(err.Error(), maxText)}
+		return Result{Status: Temp, Value: brief(m.Address, err)}
 	}
 	s.sender, s.began, s.waited = key, began, time.Since(began)
 	l.enter(c.PID, s)
@@ -194,10 +201,14 @@ func (l *Leases) Lease(ctx context.Context, c Caller, key string) Result {
 // grant waits for the mailbox's turn and for the ledger, and returns a session with a lease
 // and a token.
 func (l *Leases) grant(ctx context.Context, m *MailboxLease) (*session, error) {
-	if _, err := m.Tokens.Token(ctx); err != nil { // before any waiting: without a token it is in vain
+	t, err := m.Tokens.Token(ctx)
+	if err != nil { // before any waiting: without a token it is in vain
 		return nil, fmt.Errorf("no token for mailbox %s: %w", m.Address, err)
 	}
-	q := l.queue(m.Address)
+	if err := l.resting(m, t); err != nil {
+		return nil, err
+	}
+	q := l.queue(m)
 	defer l.leave(m.Address, q)
 	l.metrics.waiting.WithLabelValues(m.Label).Inc()
 	defer l.metrics.waiting.WithLabelValues(m.Label).Dec()
@@ -223,10 +234,10 @@ func (l *Leases) grant(ctx context.Context, m *MailboxLease) (*session, error) {
 			return l.equip(ctx, m, a.Lease)
 		}
 		if d, ok := ctx.Deadline(); ok && a.Cause != limit.CauseConnections && time.Now().Add(a.Wait).After(d) {
-			return nil, tooLong(m, a.Cause) // known now, so do not hold the connection
+			return nil, tooLong(m, a) // known now, so do not hold the connection
 		}
 		if !q.wait(ctx, a.Wait, l.draining) {
-			return nil, tooLong(m, a.Cause)
+			return nil, tooLong(m, a)
 		}
 	}
 }
@@ -238,6 +249,11 @@ func (l *Leases) equip(ctx context.Context, m *MailboxLease, lease uint64) (*ses
 		l.settle(context.WithoutCancel(ctx), m.Address, lease, limit.Outcome{})
 		return nil, fmt.Errorf("no token for mailbox %s: %w", m.Address, err)
 	}
+	if left := time.Until(t.Expires); left < m.MinLife {
+		l.settle(context.WithoutCancel(ctx), m.Address, lease, limit.Outcome{})
+		return nil, fmt.Errorf("the token for mailbox %s ends in %v and no new one could be got; the submission host takes none with less than %v",
+			m.Address, left.Round(time.Second), m.MinLife)
+	}
 	return &session{mailbox: m.Address, label: m.Label, made: m.made(), lease: lease, tokens: m.Tokens, access: t.Access}, nil
 }
 
@@ -245,13 +261,15 @@ func (l *Leases) equip(ctx context.Context, m *MailboxLease, lease uint64) (*ses
 var errDraining = errors.New("the token service is stopping")
 
 // tooLong words a wait that a look-up cannot sit out.
-func tooLong(m *MailboxLease, c limit.Cause) error {
+func tooLong(m *MailboxLease, a limit.Answer) error {
 	what := map[limit.Cause]string{
 		limit.CauseMessages:    "its " + m.Limits.Messages.String() + " messages are used up",
 		limit.CauseRecipients:  "its " + m.Limits.Recipients.String() + " recipients are used up",
 		limit.CauseConnections: fmt.Sprintf("its %d connections are in use", m.Limits.Connections),
+		limit.CausePaused:      fmt.Sprintf("it rests for %v, %s", a.Wait.Round(time.Second), a.Reason),
+		limit.CauseGroup:       "the recipients of its tenant are used up",
 	}
-	return fmt.Errorf("mailbox %s cannot send now: %s", m.Address, what[c])
+	return fmt.Errorf("mailbox %s cannot send now: %s", m.Address, what[a.Cause])
 }
 
 // wait returns false when ctx has ended.
@@ -269,14 +287,14 @@ func (q *queue) wait(ctx context.Context, d time.Duration, draining <-chan struc
 }
 
 // queue joins the queue of a mailbox; leave it again.
-func (l *Leases) queue(mailbox string) *queue {
+func (l *Leases) queue(m *MailboxLease) *queue {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	q := l.queues[mailbox]
+	q := l.queues[m.Address]
 	if q == nil {
-		q = &queue{turn: make(chan struct{}, 1), settled: make(chan struct{}, 1)}
+		q = &queue{turn: make(chan struct{}, 1), settled: make(chan struct{}, 1), label: m.Label}
 		q.turn <- struct{}{}
-		l.queues[mailbox] = q
+		l.queues[m.Address] = q
 	}
 	q.users++
 	return q
@@ -319,7 +337,7 @@ func (l *Leases) Reply(ctx context.Context, c Caller, line string) Result {
 	}
 	if banner { // the session before it ended unseen
 		l.mu.Unlock()
-		l.end(ctx, c.PID, false)
+		l.end(ctx, c.PID, "")
 		return Result{Status: NotFound}
 	}
 	if s.mailbox == "" {
@@ -329,10 +347,12 @@ func (l *Leases) Reply(ctx context.Context, c Caller, line string) Result {
 	e := s.reply(line)
 	if e.authenticated {
 		l.proven[s.tokens] = s.access
+		l.metrics.auth.WithLabelValues(s.label, resultAuthOK).Inc()
 	}
 	l.mu.Unlock()
 	if e.refused {
-		l.refused(s)
+		l.metrics.auth.WithLabelValues(s.label, string(e.class)).Inc()
+		l.refused(s, Explain(line))
 	}
 	if e.verdict {
 		l.verdict(c.PID, s, e, line)
@@ -363,36 +383,31 @@ func likeLine(text, line string) string {
 	return text
 }
 
-// refused handles a token that the server did not take. Where the mailbox comes from a pattern, it is
-// perhaps the mailbox that does not exist: a token that was good for another one stays, or a client
-// could take everybody's token away by making up senders.
-func (l *Leases) refused(s *session) {
-	l.mu.Lock()
-	good := s.made && l.proven[s.tokens] == s.access
-	if !good {
-		delete(l.proven, s.tokens)
-	}
-	l.mu.Unlock()
-	if !good {
-		s.tokens.Discard(s.access)
-	}
-}
-
 // verdict books what became of the message.
 func (l *Leases) verdict(pid int32, s *session, e event, line string) {
 	l.metrics.replies.WithLabelValues(s.label, code(line), string(e.class)).Inc()
-	attrs := []any{"mailbox", s.mailbox, "sender", s.sender, "recipients", s.accepted, "class", e.class, "reply", oneLine(line, maxText),
+	l.noteVerdict(s.label, e.class, line)
+	ex := Explain(line)
+	attrs := []any{"mailbox", s.mailbox, "sender", s.sender, "recipients", s.accepted, "class", e.class, "reply", oneLine(withoutToken(line), maxText),
 		"waited", s.waited.Round(time.Millisecond), "took", time.Since(s.began).Round(time.Millisecond)}
 	if e.class == ClassAccepted {
 		l.log.Info("delivery", attrs...)
 	} else {
-		l.log.Warn("delivery", append(attrs, "hint", explanations[e.class])...)
+		l.log.Warn("delivery", append(attrs, "hint", ex.Meaning+"; "+ex.Act)...)
 	}
-	l.end(context.Background(), pid, e.class == ClassAccepted)
+	l.rest(s, ex)
+	l.end(context.Background(), pid, e.class)
 }
 
+// tokenForm finds what could be a token, or what AUTH is made of: no reply of Exchange Online has so long a word.
+var tokenForm = regexp.MustCompile(`[A-Za-z0-9._~+/=-]{100,}`)
+
+// withoutToken hides a token that the server repeats, in an error about a command for instance, whole or in part.
+func withoutToken(line string) string { return tokenForm.ReplaceAllString(line, redacted) }
+
 // end closes the session of a process, if it has one, and gives its lease back.
-func (l *Leases) end(ctx context.Context, pid int32, accepted bool) {
+// class is that of the verdict, "" without one.
+func (l *Leases) end(ctx context.Context, pid int32, class ReplyClass) {
 	l.mu.Lock()
 	s := l.sessions[pid]
 	delete(l.sessions, pid)
@@ -400,7 +415,7 @@ func (l *Leases) end(ctx context.Context, pid int32, accepted bool) {
 		l.mu.Unlock()
 		return
 	}
-	o := s.outcome(accepted)
+	o := s.outcome(class)
 	s.stage = atVerdict
 	l.mu.Unlock()
 	l.settle(context.WithoutCancel(ctx), s.mailbox, s.lease, o)
@@ -442,7 +457,7 @@ func (l *Leases) sweep(ctx context.Context, now time.Time) {
 		if x.s.lease != 0 {
 			l.log.Debug("session ended unseen", "mailbox", x.s.mailbox, "pid", x.pid)
 		}
-		l.end(ctx, x.pid, false)
+		l.end(ctx, x.pid, "")
 	}
 }
 

@@ -135,7 +135,13 @@ func TestSessions(t *testing.T) {
 		if got := d.play(t, process(1), tc.replies...); got != tc.last {
 			t.Errorf("%s: last reply answered %q, want %q", tc.name, got, tc.last)
 		}
-		if got := d.usage(t); got != tc.want {
+		got := d.usage(t)
+		// Microsoft's words have an effect: fewer connections, or none for a while.
+		if paused := !got.PausedUntil.IsZero(); paused != strings.HasPrefix(tc.name, "quota") || (got.Shrunk == 1) != (tc.name == "concurrency") {
+			t.Errorf("%s: usage %+v", tc.name, got)
+		}
+		got.Shrunk, got.Next, got.PausedUntil, got.PauseReason = 0, time.Time{}, time.Time{}, ""
+		if got != tc.want {
 			t.Errorf("%s: usage %+v, want %+v", tc.name, got, tc.want)
 		}
 		if wantDiscard := strings.Contains(strings.Join(tc.replies, ""), auth535); (len(d.tokens.discarded) == 1) != wantDiscard {
@@ -419,11 +425,81 @@ func TestMadeUpMailboxes(t *testing.T) {
 		t.Fatalf("%d tokens thrown away, want the one that never served", n)
 	}
 	try("a@contoso.com", "235 2.7.0 Authentication successful")
-	try("no-such@contoso.com", refused)
+	if r := d.Lease(t.Context(), process(1), "no-such@contoso.com"); r.Status != Temp || !strings.Contains(r.Value, "rests for 5m0s: Exchange Online refused AUTH") {
+		t.Errorf("with the same token: %v %q", r.Status, r.Value)
+	}
+	d.Use(fakeDirectory{"a@contoso.com": mailbox("a@contoso.com"), "neither@contoso.com": mailbox("neither@contoso.com")})
+	try("neither@contoso.com", refused)
 	if n := len(d.tokens.discarded); n != 1 {
 		t.Errorf("%d tokens thrown away, want the good one to stay", n)
 	}
 	if n := len(d.queues); n != 0 {
 		t.Errorf("%d queues are left without anybody in them", n)
+	}
+}
+
+// TestMinLife: a submission host that refuses tokens near their end gets none.
+func TestMinLife(t *testing.T) {
+	d := newDesk(limit.Microsoft().Messages)
+	m := &MailboxLease{Address: "erp@contoso.com", Label: "erp@contoso.com", Limits: d.limits, Tokens: d.tokens, MinLife: 2 * time.Hour} // theirs has one
+	d.Use(fakeDirectory{"erp@contoso.com": m})
+	if r := d.Lease(t.Context(), process(1), "erp@contoso.com"); r.Status != Temp || !strings.Contains(r.Value, "the submission host takes none with less than 2h0m0s") {
+		t.Errorf("%v %q", r.Status, r.Value)
+	}
+	if n := d.Sessions(); n != 0 {
+		t.Errorf("%d leases are out", n)
+	}
+	m.MinLife = MinLife
+	if r := d.Lease(t.Context(), process(1), "erp@contoso.com"); r.Status != OK {
+		t.Errorf("%v %q", r.Status, r.Value)
+	}
+}
+
+// TestRest: a refused AUTH is tried once more with a fresh token, then the mailbox rests; a switched-off SMTP AUTH costs no
+// token. A full mailbox rests too, and its queued mail is told why.
+func TestRest(t *testing.T) {
+	d := newDesk(limit.Microsoft().Messages)
+	refuse := func(reply string) {
+		t.Helper()
+		if r := d.Lease(t.Context(), process(1), "erp@contoso.com"); r.Status != OK {
+			t.Fatalf("%v %q", r.Status, r.Value)
+		}
+		d.play(t, process(1), reply)
+	}
+	refuse("535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Mailbox. Visit https://aka.ms/smtp_auth_disabled for more information. [x]")
+	if n := len(d.tokens.discarded); n != 0 {
+		t.Errorf("%d tokens thrown away, though none was to blame", n)
+	}
+	r := d.Lease(t.Context(), process(1), "billing@contoso.com")
+	if r.Status != Temp || !strings.Contains(r.Value, "rests for 5m0s: Exchange Online refused AUTH") || len(r.Value) > maxReason {
+		t.Errorf("after a refused AUTH: %v %q", r.Status, r.Value)
+	}
+	d = newDesk(limit.Microsoft().Messages)
+	for range 2 {
+		if r := d.Lease(t.Context(), process(1), "erp@contoso.com"); r.Status != OK {
+			t.Fatalf("%v %q", r.Status, r.Value)
+		}
+		d.play(t, process(1), authOK, mailOK, rcptOK, dataOK, accepted)
+	}
+	if r := d.Lease(t.Context(), process(1), "erp@contoso.com"); r.Status != OK {
+		t.Fatalf("%v %q", r.Status, r.Value)
+	}
+	d.play(t, process(1), authOK, mailOK, rcptOK, dataOK, "554 5.2.2 mailbox full; STOREDRV.Submission.Exception:QuotaExceededException.MapiExceptionShutoffQuotaExceeded")
+	r = d.Lease(t.Context(), process(1), "erp@contoso.com")
+	if r.Status != Temp || !strings.Contains(r.Value, "it rests for 15m0s, ") || len(r.Value) > maxReason {
+		t.Errorf("after a full mailbox: %v %q", r.Status, r.Value)
+	}
+}
+
+// TestRepeatedToken: a server that repeats what it was sent brings no token into the log.
+func TestRepeatedToken(t *testing.T) {
+	d := newDesk(limit.Microsoft().Messages)
+	secret := strings.Repeat("eyJ0eXAiOiJKV1QifQ.", 40)
+	for _, reply := range []string{"500 5.3.3 Unrecognized command '" + secret + "'", "500 5.3.3 Unrecognized command '" + secret[:150] + "…'"} {
+		d.Lease(t.Context(), process(1), "erp@contoso.com")
+		d.play(t, process(1), authOK, mailOK, reply, dataOK, reply)
+		if strings.Contains(d.log.String(), "eyJ0eXAiOiJKV1QifQ.eyJ0") || !strings.Contains(d.log.String(), "REDACTED") {
+			t.Errorf("the log has the token:\n%s", d.log)
+		}
 	}
 }

@@ -15,8 +15,13 @@ type Metrics struct {
 	replies *prometheus.CounterVec
 	refresh *prometheus.CounterVec
 	took    *prometheus.HistogramVec
+	auth    *prometheus.CounterVec
 	expiry  *prometheus.GaugeVec
+	success *prometheus.GaugeVec
 	secret  *prometheus.GaugeVec
+	appKey  *prometheus.GaugeVec
+	grant   *prometheus.GaugeVec
+	skew    *prometheus.GaugeVec
 }
 
 // NewMetrics makes the series and registers them.
@@ -42,6 +47,21 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "sendas_token_refresh_seconds", Help: "How long requests for an access token took.",
 			Buckets: []float64{.05, .1, .25, .5, 1, 2.5, 5, 10, 30},
 		}, []string{"credential"}),
+		auth: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sendas_upstream_auth_total", Help: "Answers of Exchange Online to AUTH.",
+		}, []string{"mailbox", "result" /* ok, auth-refused, auth-disabled, service, … */}),
+		success: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "sendas_token_last_success_timestamp_seconds", Help: "When an access token was last got; 0 if never since the start.",
+		}, []string{"credential"}),
+		appKey: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "sendas_client_secret_expiry_timestamp_seconds", Help: "When the client secret of a credential ends, as the configuration says.",
+		}, []string{"credential"}),
+		grant: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "sendas_refresh_token_timestamp_seconds", Help: "When the refresh token of a signed-in user was given; unused it ends after 90 days.",
+		}, []string{"credential"}),
+		skew: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "sendas_clock_skew_seconds", Help: "How far this machine's clock is ahead of Entra's.",
+		}, []string{"credential"}),
 		expiry: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "sendas_token_expiry_timestamp_seconds", Help: "When the access token in memory ends; 0 without one.",
 		}, []string{"credential"}),
@@ -49,7 +69,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "sendas_certificate_expiry_timestamp_seconds", Help: "When the certificate of a credential ends.",
 		}, []string{"credential"}),
 	}
-	reg.MustRegister(m.lookups, m.waits, m.waiting, m.replies, m.refresh, m.took, m.expiry, m.secret)
+	reg.MustRegister(m.lookups, m.waits, m.waiting, m.replies, m.refresh, m.took, m.auth, m.expiry, m.success, m.secret, m.appKey, m.grant, m.skew)
 	return m
 }
 
@@ -60,7 +80,12 @@ func (m *Metrics) Mailbox(address string) {
 	m.waits.WithLabelValues(address)
 	m.waiting.WithLabelValues(address)
 	m.replies.WithLabelValues(address, "250", string(ClassAccepted))
+	m.auth.WithLabelValues(address, resultAuthOK)
+	m.auth.WithLabelValues(address, string(ClassAuth))
 }
+
+// resultAuthOK is the result of an AUTH that succeeded.
+const resultAuthOK = "ok"
 
 // Observe returns the hook for the Refresher of a credential.
 func (m *Metrics) Observe(credential string, state func() RefresherState) func(result string, took time.Duration) {
@@ -68,15 +93,31 @@ func (m *Metrics) Observe(credential string, state func() RefresherState) func(r
 		m.refresh.WithLabelValues(credential, r)
 	}
 	m.expiry.WithLabelValues(credential)
+	m.success.WithLabelValues(credential)
 	return func(result string, took time.Duration) {
 		m.refresh.WithLabelValues(credential, result).Inc()
 		m.took.WithLabelValues(credential).Observe(took.Seconds())
-		if s := state(); s.Have {
+		s := state()
+		if !s.LastSuccess.IsZero() {
+			m.success.WithLabelValues(credential).Set(float64(s.LastSuccess.Unix()))
+			m.skew.WithLabelValues(credential).Set(s.Skew.Seconds())
+		}
+		if s.Have {
 			m.expiry.WithLabelValues(credential).Set(float64(s.Expires.Unix()))
 		} else {
 			m.expiry.WithLabelValues(credential).Set(0)
 		}
 	}
+}
+
+// ClientSecret notes the end of a credential's client secret.
+func (m *Metrics) ClientSecret(credential string, notAfter time.Time) {
+	m.appKey.WithLabelValues(credential).Set(float64(notAfter.Unix()))
+}
+
+// Grant notes when the refresh token in use was given.
+func (m *Metrics) Grant(credential string, given time.Time) {
+	m.grant.WithLabelValues(credential).Set(float64(given.Unix()))
 }
 
 // Certificate notes the end of a credential's certificate.

@@ -105,6 +105,7 @@ type Refresher struct {
 	lastAttempt time.Time
 	lastSuccess time.Time
 	lastLogged  time.Time // last success at level Info
+	skew        time.Duration
 	attempts    map[string]uint64
 }
 
@@ -117,6 +118,7 @@ type RefresherState struct {
 	LastErr     error             // of the last attempt; nil when it succeeded
 	Attempts    map[string]uint64 // by result, since the start
 	NextAttempt time.Time
+	Skew        time.Duration // how far this clock was ahead of Entra's at the last success
 }
 
 // NewRefresher decorates src, the source for the named credential. Call Run.
@@ -238,6 +240,8 @@ func (r *Refresher) succeed(t *Token, started time.Time) {
 		r.next = r.notBefore
 	}
 	r.attempts[ResultOK]++
+	r.logSkew(own.Skew)
+	r.skew = own.Skew
 	r.logSuccess(now)
 	r.lastErr, r.failures, r.lastSuccess = nil, 0, now
 	r.end()
@@ -266,6 +270,20 @@ func (r *Refresher) logSuccess(now time.Time) {
 	}
 	r.o.Log.Log(context.Background(), level, "token refreshed", "credential", r.credential,
 		"expires", r.tok.Expires, "failures_before", r.failures)
+}
+
+// logSkew tells once that this machine's clock is wrong, and once that it is right again. The caller holds mu.
+func (r *Refresher) logSkew(skew time.Duration) {
+	wrong := skew.Abs() > MaxSkew
+	if wrong == (r.skew.Abs() > MaxSkew) {
+		return
+	}
+	if wrong {
+		r.o.Log.Warn("this machine's clock differs from Entra's", "credential", r.credential, "ahead", skew.Round(time.Second),
+			"hint", `set it: "timedatectl" shows it; signed proofs are refused when it is far off`)
+		return
+	}
+	r.o.Log.Info("this machine's clock agrees with Entra's again", "credential", r.credential)
 }
 
 // fail takes in an error and returns the attempt's result.
@@ -427,6 +445,7 @@ func (r *Refresher) State() RefresherState {
 		LastErr:     r.lastErr,
 		Attempts:    make(map[string]uint64, len(Results)),
 		NextAttempt: r.due(now),
+		Skew:        r.skew,
 	}
 	if r.tok != nil {
 		s.Expires = r.tok.Expires

@@ -36,6 +36,10 @@ type RefusedError struct {
 	TraceID       string        // what Microsoft's support asks for
 	CorrelationID string        // likewise
 	RetryAfter    time.Duration // zero when not told
+	Skew          time.Duration // of the clock, as in Token.Skew
+
+	Federated bool   // the proof was another issuer's token, of File
+	Platform  string // who was asked for a managed identity: one of the Platform constants; else empty
 }
 
 func (e *RefusedError) Error() string {
@@ -65,11 +69,23 @@ func (e *RefusedError) Temporary() bool { return e.explanation().temporary }
 // Hint says what the refusal means and what to do about it.
 func (e *RefusedError) Hint() string {
 	x := e.explanation()
-	return strings.NewReplacer(
+	hint := strings.NewReplacer(
 		"{credential}", e.Credential,
 		"{client_id}", e.ClientID,
 		"{file}", e.fileOr("the file of credential "+e.Credential),
 	).Replace(x.meaning + "; " + x.act)
+	if x.clock && e.Skew.Abs() > MaxSkew {
+		hint += "; " + skewText(e.Skew)
+	}
+	return hint
+}
+
+// skewText says how wrong a clock is; see Token.Skew.
+func skewText(skew time.Duration) string {
+	if skew < 0 {
+		return fmt.Sprintf("this machine's clock is %v behind Microsoft's", -skew.Round(time.Second))
+	}
+	return fmt.Sprintf("this machine's clock is %v ahead of Microsoft's", skew.Round(time.Second))
 }
 
 func (e *RefusedError) fileOr(s string) string {
@@ -83,8 +99,19 @@ func (e *RefusedError) fileOr(s string) string {
 // that says "later" outweighs a code that says "never".
 func (e *RefusedError) explanation() explanation {
 	overloaded := e.Status == http.StatusTooManyRequests || e.Status >= 500
+	if e.Platform != "" {
+		for _, row := range byPlatform {
+			if row.is(e) {
+				return row.explanation
+			}
+		}
+	}
 	for _, code := range e.Codes {
-		if x, ok := byCode[code]; ok && (x.temporary || !overloaded) {
+		x, ok := byCode[code]
+		if federated, is := byFederatedCode[code]; is && e.Federated {
+			x, ok = federated, true
+		}
+		if ok && (x.temporary || !overloaded) {
 			return x
 		}
 	}
@@ -107,6 +134,7 @@ type UnreachableError struct {
 	Problem    string        // "gave no answer: …", follows the host
 	RetryAfter time.Duration // zero when not told
 	Err        error         // the network's error; may be nil
+	Platform   string        // as in RefusedError
 }
 
 func (e *UnreachableError) Error() string {
@@ -122,7 +150,7 @@ func (e *UnreachableError) Temporary() bool { return true }
 func (e *UnreachableError) Hint() string {
 	for _, row := range unreachable {
 		if row.is(e) {
-			return strings.ReplaceAll(row.hint, "{host}", e.Host)
+			return strings.NewReplacer("{host}", e.Host, "{credential}", e.Credential).Replace(row.hint)
 		}
 	}
 	return "sendas tries again by itself; if it lasts, run \"sendas doctor\""
@@ -134,20 +162,32 @@ var unreachable = []struct {
 	is   func(*UnreachableError) bool
 	hint string
 }{
+	// A managed identity: what is asked stands beside us, not at Microsoft.
+	{silent(PlatformIMDS), "nobody answers there: it is where an Azure VM learns about itself, so either this machine is none (then flow managed_identity " +
+		"needs the Azure Arc agent) or a firewall rule of it blocks 169.254.169.254"},
+	{silent(PlatformArc), `the Azure Arc agent does not answer: type "systemctl status himdsd" and "azcmagent show"`},
+	{silent(PlatformAppService), "IDENTITY_ENDPOINT in the environment of the service names an address where nobody answers: see that the app has an identity, and restart it"},
+	{func(e *UnreachableError) bool { return e.Platform != "" && isBusy(e.Status) }, "the platform is busy or is being updated, which may take a minute; sendas tries again by itself"},
+	{func(e *UnreachableError) bool { return e.Platform != "" && e.Status != 0 }, "that is somebody else than the machine's own platform: look for a proxy or a container network that takes requests to {host}"},
+	{func(e *UnreachableError) bool { return e.Platform != "" }, "use flow client_credentials or federated for credential {credential} instead"},
+
+	{refusedByProxy(http.StatusProxyAuthRequired), "the proxy wants a name and password: put them into HTTPS_PROXY of the service"},
+	{caused[*connectError], "the proxy does not let us through to {host}: have it allow CONNECT to port 443"},
+	{proxySilent, "the proxy cannot be reached: compare tenant.endpoints.proxy, or HTTPS_PROXY of the service, with its address"},
 	{caused[x509.UnknownAuthorityError], "nobody whom this machine trusts has signed the certificate of {host}: where a proxy inspects TLS, " +
 		"put its CA certificate into tenant.endpoints.ca_file; else install the package ca-certificates"},
 	{caused[x509.CertificateInvalidError], "the certificate of {host} is not valid now: compare this machine's clock with \"timedatectl\""},
 	{caused[x509.HostnameError], "somebody else answers for {host}: look for a captive portal, a proxy, " +
 		"or a wrong tenant.endpoints.authority"},
 	{caused[*net.DNSError], "the name cannot be resolved: type \"getent hosts {host}\" and mend DNS in /etc/resolv.conf"},
-	{timedOut, "port 443 of {host} must be open for this machine, or HTTPS_PROXY be set for the service; run \"sendas doctor\""},
+	{timedOut, "port 443 of {host} must be open for this machine, or tenant.endpoints.proxy name a proxy; run \"sendas doctor\""},
 	{caused[*net.OpError], "check firewall, route and proxy to {host}: run \"sendas doctor\""},
 	{hasStatus(http.StatusProxyAuthRequired), "the proxy wants a name and password: put them into HTTPS_PROXY of the service"},
 	{hasStatus(http.StatusNotFound), "compare tenant.id, tenant.cloud and tenant.endpoints.authority with the Entra admin centre: run \"sendas check\""},
 	{hasStatus(http.StatusTooManyRequests), "Microsoft asks for fewer requests; sendas waits by itself"},
 	{func(e *UnreachableError) bool { return e.Status >= 500 }, "Microsoft or a proxy is out of order for the moment; sendas tries again by itself"},
 	{func(e *UnreachableError) bool { return e.Status != 0 }, "that is a proxy or a portal rather than Microsoft: " +
-		"let {host} through, or set HTTPS_PROXY for the service; run \"sendas doctor\""},
+		"let {host} through, or name the right one in tenant.endpoints.proxy; run \"sendas doctor\""},
 }
 
 // caused tells whether an error of type E is behind e.
@@ -159,6 +199,31 @@ func caused[E error](e *UnreachableError) bool {
 func timedOut(e *UnreachableError) bool {
 	ne, ok := errors.AsType[net.Error](e.Err)
 	return ok && ne.Timeout()
+}
+
+// silent is a platform that gave no answer at all.
+func silent(platform string) func(*UnreachableError) bool {
+	return func(e *UnreachableError) bool { return e.Platform == platform && e.Status == 0 }
+}
+
+func refusedByProxy(status int) func(*UnreachableError) bool {
+	return func(e *UnreachableError) bool {
+		ce, ok := errors.AsType[*connectError](e.Err)
+		return ok && ce.status == status
+	}
+}
+
+// proxySilent tells whether the connection to a proxy failed: net/http says so in Op.
+func proxySilent(e *UnreachableError) bool {
+	oe, ok := errors.AsType[*net.OpError](e.Err)
+	return ok && oe.Op == "proxyconnect"
+}
+
+// isBusy tells whether a platform's status means: later. 404 and 410 are what it says
+// while it is being updated.
+// https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/how-to-use-vm-token
+func isBusy(status int) bool {
+	return status == http.StatusNotFound || status == http.StatusGone || status == http.StatusTooManyRequests || status >= 500
 }
 
 func hasStatus(status int) func(*UnreachableError) bool {

@@ -3,8 +3,6 @@ package token
 import (
 	"strings"
 	"time"
-
-	"github.com/sendas/sendas/policy/limit"
 )
 
 // stage is how far an SMTP session has come, as its replies tell.
@@ -90,14 +88,4 @@ func (s *session) reply(line string) event {
 		e.verdict = true
 	}
 	return e
-}
-
-// outcome says what to book. A message is counted from DATA on, also when its verdict was
-// a refusal or never came: Microsoft may have counted it.
-func (s *session) outcome(accepted bool) limit.Outcome {
-	o := limit.Outcome{Submitted: s.stage >= atData}
-	if accepted {
-		o.Recipients = s.accepted
-	}
-	return o
 }

@@ -18,7 +18,17 @@ type Token struct {
 	// RefreshAt is when Microsoft would like it to be refreshed (refresh_in);
 	// zero when it did not say.
 	RefreshAt time.Time
+
+	// Skew is how far this machine's clock is ahead of that of whoever gave the
+	// token, by the Date header of the answer (negative: behind), beyond what the
+	// request itself took. Zero when it was not told. Up to MaxSkew is nothing to
+	// speak of.
+	Skew time.Duration
 }
+
+// MaxSkew is how far a clock may be off before somebody must hear of it. Entra
+// refuses the proof of an app from five minutes on (AADSTS700024).
+const MaxSkew = 2 * time.Minute
 
 // A Source gets one access token.
 type Source interface {
