@@ -56,20 +56,41 @@ type TenantConfig struct {
 
 // EndpointsConfig is where Microsoft is: what the cloud implies, overridden one by one.
 type EndpointsConfig struct {
-	Authority  string `yaml:"authority"`  // URL without path and closing slash
-	Scope      string `yaml:"scope"`      // of an app's own token, ends in /.default
-	Submission string `yaml:"submission"` // host:port
-	CAFile     string `yaml:"ca_file"`    // absolute, or empty
+	Authority      string `yaml:"authority"`       // URL without path and closing slash
+	Scope          string `yaml:"scope"`           // of an app's own token, ends in /.default
+	DelegatedScope string `yaml:"delegated_scope"` // of a signed-in user's token, ends in /SMTP.Send
+	Submission     string `yaml:"submission"`      // host:port
+	CAFile         string `yaml:"ca_file"`         // absolute, or empty
+	Proxy          string `yaml:"proxy"`           // URL, or empty: then the environment says
 }
 
-// CredentialConfig is a way to get an access token. Just one of ClientSecretFile and
-// CertificateFile is set; file names are absolute.
+// CredentialConfig is a way to get an access token. File names are absolute, or stand for a
+// credential of systemd's (token.ResolveFile).
 type CredentialConfig struct {
 	Flow             string `yaml:"flow"`
 	ClientID         string `yaml:"client_id"`
 	ClientSecretFile string `yaml:"client_secret_file"`
+	SecretExpires    string `yaml:"secret_expires"` // 2027-05-31, or empty; Entra tells it to nobody who asks for a token
 	CertificateFile  string `yaml:"certificate_file"`
-	KeyFile          string `yaml:"key_file"` // empty where CertificateFile holds the key too
+	KeyFile          string `yaml:"key_file"`    // empty where CertificateFile holds the key too
+	TokenFile        string `yaml:"token_file"`  // of a federated credential
+	User             string `yaml:"user"`        // who has to sign in
+	ObjectID         string `yaml:"object_id"`   // of a managed identity, as is the next
+	ResourceID       string `yaml:"resource_id"` // one of the three ids, or none for the machine's own
+}
+
+// The flows of a credential.
+const (
+	flowClientCredentials = "client_credentials"
+	flowFederated         = "federated"
+	flowManagedIdentity   = "managed_identity"
+	flowDeviceCode        = "device_code"
+	flowAuthorizationCode = "authorization_code"
+)
+
+// Delegated tells whether a user signs in, with "sendas login"; else an app acts on its own.
+func (c *CredentialConfig) Delegated() bool {
+	return c.Flow == flowDeviceCode || c.Flow == flowAuthorizationCode
 }
 
 // MailboxConfig is a mailbox as whom we authenticate.
@@ -90,7 +111,9 @@ type LimitsConfig struct {
 }
 
 // Limits returns the limits as the ledger takes them.
-func (l LimitsConfig) Limits() limit.Limits { return limit.Limits(l) }
+func (l LimitsConfig) Limits() limit.Limits {
+	return limit.Limits{Messages: l.Messages, Recipients: l.Recipients, Connections: l.Connections}
+}
 
 // RouteConfig is a way out; see policy.Route. File names are absolute.
 type RouteConfig struct {
@@ -131,6 +154,9 @@ type TokenConfig struct {
 	Listen string   `yaml:"listen"` // unix:/path
 	HTTP   string   `yaml:"http"`   // host:port, or empty for none
 	Peers  []string `yaml:"peers"`  // users who may ask
+
+	StateDir   string `yaml:"state_dir"`   // where refresh tokens are kept
+	TokenFiles string `yaml:"token_files"` // folder for the files of the sasl-xoauth2 plugin, or empty
 }
 
 // Default returns what holds where the file says nothing. An endpoint of the tenant comes
@@ -143,29 +169,34 @@ func Default() *Config {
 		},
 		Token: TokenConfig{
 			Listen: "unix:/var/spool/postfix/sendas/credentials", HTTP: "127.0.0.1:9726", Peers: []string{"postfix"},
+			StateDir: "/var/lib/sendas-token",
 		},
 	}
 }
 
-func (c *CredentialConfig) setDefaults() { c.Flow = "client_credentials" }
-func (m *MailboxConfig) setDefaults()    { m.Limits = LimitsConfig(limit.Microsoft()) }
+func (c *CredentialConfig) setDefaults() { c.Flow = flowClientCredentials }
+
+func (m *MailboxConfig) setDefaults() {
+	l := limit.Microsoft()
+	m.Limits = LimitsConfig{l.Messages, l.Recipients, l.Connections}
+}
 
 // clouds is what tenant.cloud implies (Microsoft's endpoint lists; GCC is in global).
 var clouds = map[string]EndpointsConfig{
 	"global": {
-		Authority: "https://login.microsoftonline.com", Scope: "https://outlook.office365.com/.default",
+		Authority: "https://login.microsoftonline.com", Scope: "https://outlook.office365.com/.default", DelegatedScope: "https://outlook.office.com/SMTP.Send",
 		Submission: "smtp.office365.com:587",
 	},
 	"gcc-high": {
-		Authority: "https://login.microsoftonline.us", Scope: "https://outlook.office365.us/.default",
+		Authority: "https://login.microsoftonline.us", Scope: "https://outlook.office365.us/.default", DelegatedScope: "https://outlook.office365.us/SMTP.Send",
 		Submission: "smtp.office365.us:587",
 	},
 	"dod": {
-		Authority: "https://login.microsoftonline.us", Scope: "https://outlook.office365.us/.default",
+		Authority: "https://login.microsoftonline.us", Scope: "https://outlook.office365.us/.default", DelegatedScope: "https://outlook.office365.us/SMTP.Send",
 		Submission: "outlook-dod.office365.us:587",
 	},
 	"china": {
-		Authority: "https://login.partner.microsoftonline.cn", Scope: "https://partner.outlook.cn/.default",
+		Authority: "https://login.partner.microsoftonline.cn", Scope: "https://partner.outlook.cn/.default", DelegatedScope: "https://partner.outlook.cn/SMTP.Send",
 		Submission: "smtp.partner.outlook.cn:587",
 	},
 }
@@ -282,7 +313,9 @@ func (c *Config) complete(dir string) {
 	for _, f := range []struct {
 		have *string
 		want string
-	}{{&e.Authority, implied.Authority}, {&e.Scope, implied.Scope}, {&e.Submission, implied.Submission}} {
+	}{
+		{&e.Authority, implied.Authority}, {&e.Scope, implied.Scope}, {&e.DelegatedScope, implied.DelegatedScope}, {&e.Submission, implied.Submission},
+	} {
 		if *f.have == "" {
 			*f.have = f.want
 		}
@@ -298,8 +331,10 @@ func (c *Config) complete(dir string) {
 		r.ClientSecretFile = under(dir, r.ClientSecretFile)
 		r.CertificateFile = under(dir, r.CertificateFile)
 		r.KeyFile = under(dir, r.KeyFile)
+		r.TokenFile = under(dir, r.TokenFile)
 		c.Credentials[name] = r
 	}
+	c.Token.StateDir, c.Token.TokenFiles = under(dir, c.Token.StateDir), under(dir, c.Token.TokenFiles)
 	for _, p := range []*string{&c.Milter.Listen, &c.Milter.PolicyListen, &c.Token.Listen} {
 		if file, ok := strings.CutPrefix(*p, "unix:"); ok {
 			*p = "unix:" + under(dir, file)
@@ -313,7 +348,7 @@ func (c *Config) complete(dir string) {
 }
 
 func under(dir, file string) string {
-	if file == "" || filepath.IsAbs(file) {
+	if file == "" || filepath.IsAbs(file) || strings.HasPrefix(file, "credential:") {
 		return file
 	}
 	return filepath.Join(dir, file)

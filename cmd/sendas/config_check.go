@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -92,11 +93,23 @@ func (k *checker) endpoints() {
 	if u, err := url.Parse(e.Scope); err != nil || u.Scheme != "https" || u.Host == "" || u.Path != "/.default" {
 		k.fail("tenant.endpoints.scope", "%q is not what an app asks for; write https://HOST/.default", clip(e.Scope))
 	}
+	if u, err := url.Parse(e.DelegatedScope); err != nil || u.Scheme != "https" || u.Host == "" || u.Path != "/SMTP.Send" {
+		k.fail("tenant.endpoints.delegated_scope", "%q is not what a user's app asks for; write https://HOST/SMTP.Send", clip(e.DelegatedScope))
+	}
+	switch u, err := url.Parse(e.Proxy); {
+	case e.Proxy == "":
+	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
+		k.fail("tenant.endpoints.proxy", "this is not the address of a proxy; write one such as http://proxy.contoso.com:3128")
+	case u.User != nil:
+		k.fail("tenant.endpoints.proxy", "a password does not stand in this file; put HTTPS_PROXY into a file that root alone can read (EnvironmentFile= of the unit)")
+	}
 	k.submission(e.Submission)
-	if k.files && e.CAFile != "" {
-		if _, err := token.NewHTTPClient(e.CAFile); err != nil {
-			k.fail("tenant.endpoints.ca_file", "%v", err)
-		}
+	if !k.files {
+		return
+	}
+	_, err := token.NewHTTPClient(token.HTTPOptions{CAFile: e.CAFile, Proxy: e.Proxy})
+	if _, ok := errors.AsType[*token.ProxyError](err); err != nil && !ok { // HTTPS_PROXY of this shell is not the service's
+		k.fail("tenant.endpoints.ca_file", "%v", err)
 	}
 }
 
@@ -136,29 +149,93 @@ func (k *checker) credentials() {
 		if !plainWord.MatchString(name) {
 			k.fail(path, "this is not a name; write letters, digits, - . and _ (it stands in logs and metrics)")
 		}
-		k.flow(path, r.Flow)
-		switch {
-		case r.ClientID == "":
-			k.fail(path, "client_id is missing; write the application (client) ID of the app registration")
-		case !guidForm.MatchString(r.ClientID):
-			k.fail(path+".client_id", "this is not the application (client) ID of an app registration; it has the form 01234567-89ab-cdef-0123-456789abcdef")
+		switch r.Flow {
+		case flowClientCredentials:
+			k.clientID(path, r)
+			k.proof(path, r)
+			k.only(path, r, "client_credentials", "client_id", "client_secret_file", "secret_expires", "certificate_file", "key_file")
+		case flowFederated:
+			if r.ClientID != "" { // else the environment says
+				k.clientID(path, r)
+			}
+			k.only(path, r, "federated", "client_id", "token_file")
+			if k.files && r.TokenFile != "" {
+				k.file(path+".token_file", token.CheckFederatedTokenFile(r.TokenFile))
+			}
+		case flowManagedIdentity:
+			k.managedIdentity(path, r)
+		case flowDeviceCode, flowAuthorizationCode:
+			k.clientID(path, r)
+			k.user(path, r)
+			if r.ClientSecretFile+r.CertificateFile+r.KeyFile != "" {
+				k.proof(path, r) // a confidential client
+			}
+			k.only(path, r, r.Flow, "client_id", "user", "client_secret_file", "secret_expires", "certificate_file", "key_file")
+		default:
+			k.fail(path+".flow", "%q is not a flow; write client_credentials, federated, managed_identity, device_code or authorization_code", clip(r.Flow))
 		}
-		k.proof(path, r)
 	}
 }
 
-func (k *checker) flow(path, flow string) {
-	switch flow {
-	case "client_credentials":
-	case "device_code", "authorization_code", "managed_identity", "federated":
-		k.fail(path+".flow", "%q is not supported yet; write client_credentials", flow)
-	default:
-		k.fail(path+".flow", "%q is not a flow; write client_credentials", clip(flow))
+func (k *checker) clientID(path string, r CredentialConfig) {
+	switch {
+	case r.ClientID == "":
+		k.fail(path, "client_id is missing; write the application (client) ID of the app registration")
+	case !guidForm.MatchString(r.ClientID):
+		k.fail(path+".client_id", "this is not the application (client) ID of an app registration; it has the form 01234567-89ab-cdef-0123-456789abcdef")
+	}
+}
+
+// user checks who has to sign in.
+func (k *checker) user(path string, r CredentialConfig) {
+	switch a, err := policy.ParseAddress(r.User); {
+	case r.User == "":
+		k.fail(path, "the user is missing; write user: with the address of the mailbox's user, who signs in with \"sendas login\"")
+	case err != nil || !a.Valid():
+		k.fail(path+".user", "%q is not an address; write the address of the mailbox's user", clip(r.User))
+	}
+}
+
+func (k *checker) managedIdentity(path string, r CredentialConfig) {
+	k.only(path, r, "managed_identity", "client_id", "object_id", "resource_id")
+	n := 0
+	for _, id := range []struct{ key, value string }{{"client_id", r.ClientID}, {"object_id", r.ObjectID}} {
+		if id.value == "" {
+			continue
+		}
+		n++
+		if !guidForm.MatchString(id.value) {
+			k.fail(path+"."+id.key, "this is not an ID of Entra's; it has the form 01234567-89ab-cdef-0123-456789abcdef")
+		}
+	}
+	if r.ResourceID != "" {
+		n++
+		if !strings.HasPrefix(r.ResourceID, "/subscriptions/") {
+			k.fail(path+".resource_id", "%q is not the resource ID of an identity; it begins with /subscriptions/", clip(r.ResourceID))
+		}
+	}
+	if n > 1 {
+		k.fail(path, "an identity is named once; keep one of client_id, object_id and resource_id, or none for the machine's own")
+	}
+}
+
+// only refuses keys that the flow does not use: whoever wrote them expects something of them.
+func (k *checker) only(path string, r CredentialConfig, flow string, keys ...string) {
+	for _, f := range []struct{ key, value string }{
+		{"client_id", r.ClientID}, {"client_secret_file", r.ClientSecretFile}, {"secret_expires", r.SecretExpires}, {"certificate_file", r.CertificateFile}, {"key_file", r.KeyFile},
+		{"token_file", r.TokenFile}, {"user", r.User}, {"object_id", r.ObjectID}, {"resource_id", r.ResourceID},
+	} {
+		if f.value != "" && !slices.Contains(keys, f.key) {
+			k.fail(path+"."+f.key, "flow %s has no use for this; remove it, or change the flow", flow)
+		}
 	}
 }
 
 // proof checks that there is one proof of who the app is.
 func (k *checker) proof(path string, r CredentialConfig) {
+	if _, err := time.Parse(time.DateOnly, r.SecretExpires); r.SecretExpires != "" && err != nil {
+		k.fail(path+".secret_expires", "%q is not a day; write one such as 2027-05-31", clip(r.SecretExpires))
+	}
 	switch {
 	case r.ClientSecretFile == "" && r.CertificateFile == "" && r.KeyFile != "":
 		k.fail(path+".key_file", "a key needs its certificate; write certificate_file: too")
@@ -169,13 +246,17 @@ func (k *checker) proof(path string, r CredentialConfig) {
 	case r.ClientSecretFile != "" && r.KeyFile != "":
 		k.fail(path+".key_file", "a key belongs to a certificate; remove key_file:, or write certificate_file: in place of client_secret_file:")
 	case k.files && r.ClientSecretFile != "":
-		if err := token.CheckSecretFile(r.ClientSecretFile); err != nil {
-			k.fail(path+".client_secret_file", "%v", err)
-		}
+		k.file(path+".client_secret_file", token.CheckSecretFile(r.ClientSecretFile))
 	case k.files:
-		if _, err := token.CheckCertificate(r.CertificateFile, r.KeyFile); err != nil {
-			k.fail(path+".certificate_file", "%v", err)
-		}
+		_, err := token.CheckCertificate(r.CertificateFile, r.KeyFile)
+		k.file(path+".certificate_file", err)
+	}
+}
+
+// file reports what is wrong with a file. One that systemd hands to the service is not there for anybody else.
+func (k *checker) file(path string, err error) {
+	if err != nil && !errors.Is(err, token.ErrNoCredentials) {
+		k.fail(path, "%v", err)
 	}
 }
 
@@ -190,12 +271,14 @@ func (k *checker) mailboxes() {
 	allCredentials := !slices.Contains(k.d.broken, "credentials")
 	for i, m := range k.c.Mailboxes {
 		path := "mailboxes[" + strconv.Itoa(i) + "]"
-		_, known := k.c.Credentials[m.Credential]
+		credential, known := k.c.Credentials[m.Credential]
 		switch {
 		case m.Credential == "":
 			k.fail(path+".credential", "the credential is missing; write credential: with a name from credentials:")
 		case !known && allCredentials:
 			k.fail(path+".credential", "there is no credential %q under credentials:", clip(m.Credential))
+		case strings.HasPrefix(m.Address, "*@") && credential.Delegated():
+			k.fail(path+".credential", "a signed-in user is one mailbox; %s needs an app of its own (client_credentials, federated or managed_identity)", m.Address)
 		}
 		k.limits(path+".limits", m.Limits)
 	}

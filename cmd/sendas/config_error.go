@@ -97,6 +97,9 @@ func showable(s string) string {
 // that sounds like one and does not end in _file.
 var secretKey = regexp.MustCompile(`(?i)[\w-]*(secret|passw|certificate|private|key)[\w-]*["']?[ \t]*([:=]|[ \t]|$)`)
 
+// urlPassword is the name and password in a URL.
+var urlPassword = regexp.MustCompile(`://[^/\s]*@`)
+
 // pemLine is a line of a key or certificate that was pasted without its indentation.
 var pemLine = regexp.MustCompile(`^\s*(-----.*|[A-Za-z0-9+/=]{30,})\s*$`)
 
@@ -109,6 +112,9 @@ func secretLines(lines []string) map[int]string {
 	for i := 0; i < len(lines); i++ {
 		end := secretEnd(lines[i])
 		if end < 0 {
+			if urlPassword.MatchString(lines[i]) {
+				hidden[i] = urlPassword.ReplaceAllString(lines[i], "://"+redacted+"@")
+			}
 			continue
 		}
 		hidden[i] = lines[i][:end] + " " + redacted

@@ -82,7 +82,10 @@ func TestFullConfig(t *testing.T) {
 		}},
 		{"a login of digits", c.Clients[0].Logins, []string{"007"}},
 		{"milter", c.Milter, MilterConfig{Listen: "inet:127.0.0.1:8891", PolicyListen: "inet:127.0.0.1:8892"}},
-		{"token", c.Token, TokenConfig{Listen: "unix:" + dir + "/run/credentials", HTTP: "localhost:9800", Peers: []string{"postfix", "postdrop"}}},
+		{"token", c.Token, TokenConfig{Listen: "unix:" + dir + "/run/credentials", HTTP: "localhost:9800", Peers: []string{"postfix", "postdrop"},
+			StateDir: dir + "/state", TokenFiles: dir + "/tokens"}},
+		{"a credential of systemd", c.Credentials["desktop"].ClientSecretFile, "credential:desktop.secret"},
+		{"token_file", c.Credentials["cluster"].TokenFile, dir + "/token"},
 	} {
 		if !reflect.DeepEqual(row.got, row.want) {
 			t.Errorf("%s = %v, want %v", row.name, row.got, row.want)

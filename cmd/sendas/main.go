@@ -101,6 +101,6 @@ message now, with an access token from Microsoft Entra.`,
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.PersistentFlags().StringVarP(&o.config, "config", "c", "/etc/sendas/sendas.yaml", "the configuration `file`")
-	root.AddCommand(cmdCheck(o), cmdExplain(o), cmdMilter(o), cmdToken(o))
+	root.AddCommand(cmdCheck(o), cmdDoctor(o), cmdExplain(o), cmdLogin(o), cmdMilter(o), cmdStatus(o), cmdToken(o))
 	return root
 }

@@ -60,7 +60,7 @@ func runMilter(ctx context.Context, o *options) error {
 		}
 		defer asked.Close()
 	}
-	if err := serveHTTP(ctx, cfg.Milter.HTTP, reg, func() error { return nil }, log); err != nil {
+	if err := serveHTTP(ctx, cfg.Milter.HTTP, reg, func() error { return nil }, nil, log); err != nil {
 		return err
 	}
 	r := &reloader{path: o.config, load: load, ok: ok, at: at, log: log, use: use}

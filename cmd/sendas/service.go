@@ -113,8 +113,9 @@ func newRegistry() (*prometheus.Registry, prometheus.Gauge, prometheus.Gauge) {
 	return reg, ok, at
 }
 
-// serveHTTP serves figures until ctx ends. ready says why the service is not ready.
-func serveHTTP(ctx context.Context, addr string, reg *prometheus.Registry, ready func() error, log *slog.Logger) error {
+// serveHTTP serves figures until ctx ends. ready says why the service is not ready; more is served besides, by
+// pattern.
+func serveHTTP(ctx context.Context, addr string, reg *prometheus.Registry, ready func() error, more map[string]http.Handler, log *slog.Logger) error {
 	if addr == "" {
 		return nil
 	}
@@ -132,6 +133,9 @@ func serveHTTP(ctx context.Context, addr string, reg *prometheus.Registry, ready
 		}
 		fmt.Fprintln(w, "ready")
 	})
+	for pattern, h := range more {
+		mux.Handle(pattern, h)
+	}
 	srv := &http.Server{
 		Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
 		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),

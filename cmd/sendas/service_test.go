@@ -68,7 +68,7 @@ func TestHTTP(t *testing.T) {
 	reg, ok, _ := newRegistry()
 	ok.Set(1)
 	trouble := errors.New("credential \"relay-app\" has no token")
-	if err := serveHTTP(t.Context(), addr, reg, func() error { return trouble }, log); err != nil {
+	if err := serveHTTP(t.Context(), addr, reg, func() error { return trouble }, nil, log); err != nil {
 		t.Fatal(err)
 	}
 	for _, tc := range []struct {
@@ -89,7 +89,7 @@ func TestHTTP(t *testing.T) {
 			t.Errorf("%s: %d %.200s, want %d and %q", tc.path, res.StatusCode, b, tc.status, tc.has)
 		}
 	}
-	if err := serveHTTP(t.Context(), addr, reg, nil, log); err == nil {
+	if err := serveHTTP(t.Context(), addr, reg, nil, nil, log); err == nil {
 		t.Error("an address in use gave no error")
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"log/slog"
 	"net/http"
 	"os/user"
@@ -60,7 +61,7 @@ func runToken(ctx context.Context, o *options) error {
 		return err
 	}
 	defer ln.Close()
-	if err := serveHTTP(ctx, cfg.Token.HTTP, reg, desk.ready, log); err != nil {
+	if err := serveHTTP(ctx, cfg.Token.HTTP, reg, desk.ready, map[string]http.Handler{"GET /status": statusHandler(desk.status)}, log); err != nil {
 		return err
 	}
 	r := &reloader{path: o.config, load: load, ok: ok, at: at, log: log, use: desk.use}
@@ -139,55 +140,101 @@ type credentialDesk struct {
 	log     *slog.Logger
 	leases  *token.Leases
 
-	mu      sync.Mutex // guards running
+	mu      sync.Mutex        // guards what follows but wg
+	files   *token.TokenFiles // nil unless token_files: is configured
 	running map[string]*runningCredential
+	config  *Config // the one in force
 	wg      sync.WaitGroup
 }
 
 type runningCredential struct {
 	refresher *token.Refresher
-	source    sourceKey
+	source    string // sourceKey
 	stop      context.CancelFunc
 }
 
 // sourceKey is all that makes two credentials the same; a refresher survives a reload
 // that does not change it.
-type sourceKey struct{ tokenURL, clientID, scope, secretFile, certFile, keyFile, caFile string }
+func sourceKey(c *Config, name string) string {
+	return fmt.Sprintf("%s %+v %s %+v %s", name, c.Credentials[name], c.Tenant.ID, c.Tenant.Endpoints, c.Token.StateDir)
+}
 
 // use puts a configuration into force: unchanged credentials keep their token, new ones
 // start, the others end.
 func (d *credentialDesk) use(c *Config) error {
-	client, err := token.NewHTTPClient(c.Tenant.Endpoints.CAFile)
+	client, err := newClient(c)
 	if err != nil {
-		return failure(exitConfig, "", "tenant.endpoints.ca_file: %w", err)
+		return err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	next := make(map[string]*runningCredential)
-	dir := &directory{policy: c.Policy, byName: make(map[string]*token.MailboxLease, len(c.Mailboxes))}
-	for _, m := range c.Mailboxes {
+	var files []token.TokenFile
+	dir := &directory{policy: c.Policy, byName: make(map[string]*token.MailboxLease, len(c.Mailboxes)),
+		queues: make(map[string]int, len(c.Mailboxes))}
+	for i, m := range c.Mailboxes {
+		dir.queues[m.Address] = i
 		r := next[m.Credential]
 		if r == nil {
-			r = d.start(c, m.Credential, client)
+			if r, err = d.start(c, m.Credential, client); err != nil {
+				d.stopExcept(d.running, next)
+				return failure(exitConfig, "", "%w", err)
+			}
 			next[m.Credential] = r
 		}
 		d.metrics.Mailbox(m.Address)
-		dir.byName[m.Address] = &token.MailboxLease{Address: m.Address, Label: m.Address, Limits: m.Limits.Limits(), Tokens: r.refresher}
+		dir.byName[m.Address] = &token.MailboxLease{Address: m.Address, Label: m.Address, Limits: m.Limits.Limits(), Tokens: r.refresher, MinLife: minLife(c)}
+		file := token.TokenFile{Mailbox: m.Address, User: m.Address, Tokens: r.refresher}
+		if strings.HasPrefix(m.Address, "*@") {
+			file.User = "" // the password map says who
+		}
+		files = append(files, file)
 	}
-	for name, r := range d.running {
-		if next[name] != r {
+	d.stopExcept(next, d.running)
+	d.running, d.config = next, c
+	d.leases.Use(dir)
+	d.keepFiles(c.Token.TokenFiles, files)
+	return nil
+}
+
+// minLife is the life that a token must have left for the submission host: High Volume Email refuses others.
+func minLife(c *Config) time.Duration {
+	if strings.HasPrefix(c.Tenant.Endpoints.Submission, "smtp-hve.") {
+		return token.MinLife
+	}
+	return 0
+}
+
+// keepFiles keeps the token files in dir from now on, and takes those away that it kept elsewhere. d.mu is held.
+func (d *credentialDesk) keepFiles(dir string, list []token.TokenFile) {
+	if d.files != nil && d.files.Dir != dir {
+		d.files.Use(nil)
+		d.files = nil
+	}
+	if d.files == nil && dir != "" {
+		f := &token.TokenFiles{Dir: dir, Log: d.log}
+		d.files = f
+		d.wg.Go(func() { f.Run(d.ctx) })
+	}
+	if d.files != nil {
+		d.files.Use(list)
+	}
+}
+
+// stopExcept ends the credentials of list that are not in keep.
+func (d *credentialDesk) stopExcept(keep, list map[string]*runningCredential) {
+	for name, r := range list {
+		if keep[name] != r {
 			r.stop()
 		}
 	}
-	d.running = next
-	d.leases.Use(dir)
-	return nil
 }
 
 // directory is the token service's view of the policy.
 type directory struct {
 	policy *policy.Policy
 	byName map[string]*token.MailboxLease // by policy.Mailbox.Name
+	queues map[string]int                 // by the same: the mailbox's place in the configuration
 }
 
 func (d *directory) Mailbox(sender string) *token.MailboxLease {
@@ -208,14 +255,52 @@ func (d *directory) Mailbox(sender string) *token.MailboxLease {
 	return lease
 }
 
-func (d *directory) RouteFrom(sender string) string { return destination(d.policy.RouteFrom(sender)) }
-func (d *directory) RouteTo(rcpt string) string     { return destination(d.policy.RouteTo(rcpt)) }
+// RouteFrom gives each mailbox a queue of its own in Postfix.
+func (d *directory) RouteFrom(sender string) string {
+	r := d.policy.RouteFrom(sender)
+	if r == nil || r.Type != policy.Submission {
+		return destination(r)
+	}
+	a, _ := policy.ParseAddress(sender) // the policy could, too
+	m, user := d.policy.MailboxFor(a)
+	i := d.queues[m.Name]
+	if m.Pattern() {
+		h := fnv.New32a()
+		h.Write([]byte(user.Key()))
+		i = len(d.queues) + int(h.Sum32()%patternQueues)
+	}
+	return r.Transport + ":" + queueHop(r.NextHop, i)
+}
+
+func (d *directory) RouteTo(rcpt string) string { return destination(d.policy.RouteTo(rcpt)) }
 
 func destination(r *policy.Route) string {
 	if r == nil {
 		return ""
 	}
 	return r.Destination()
+}
+
+const (
+	// queuesPerHop is how many ways to write one next-hop are used.
+	queuesPerHop = 100
+	// patternQueues is how many queues the senders of a pattern share.
+	patternQueues = 1000
+)
+
+// queueHop writes a next-hop for the i-th queue. Postfix's queue manager keeps queue, concurrency and back-off by transport
+// and next-hop *as written*, so that one mailbox's backlog would hold up the mail of all others to the same host.
+// Leading zeros make another name of the same port, and where these do not suffice, a list of two does (transport(5), since
+// Postfix 3.5), whose second entry is the same host once more. So no mailbox needs an entry in master.cf.
+func queueHop(nextHop string, i int) string {
+	colon := strings.LastIndexByte(nextHop, ':')
+	hop := func(zeros int) string {
+		return nextHop[:colon+1] + strings.Repeat("0", zeros) + nextHop[colon+1:]
+	}
+	if i < queuesPerHop {
+		return hop(i)
+	}
+	return hop(i%queuesPerHop) + ", " + hop(i/queuesPerHop-1)
 }
 
 // ready says which credential has no live token.
@@ -239,28 +324,42 @@ func (d *credentialDesk) ready() error {
 func (d *credentialDesk) wait() { d.wg.Wait() }
 
 // start returns the running credential of that name, with its refresher. d.mu is held.
-func (d *credentialDesk) start(c *Config, name string, client *http.Client) *runningCredential {
+func (d *credentialDesk) start(c *Config, name string, client *http.Client) (*runningCredential, error) {
 	cc := c.Credentials[name]
-	src := &token.ClientCredentials{
-		Credential: name, ClientID: cc.ClientID, Scope: c.Tenant.Endpoints.Scope,
-		TokenURL:   c.Tenant.Endpoints.Authority + "/" + c.Tenant.ID + "/oauth2/v2.0/token",
-		SecretFile: cc.ClientSecretFile, CertificateFile: cc.CertificateFile, KeyFile: cc.KeyFile, Client: client,
-	}
 	if cc.CertificateFile != "" {
 		if end, err := token.CheckCertificate(cc.CertificateFile, cc.KeyFile); err == nil { // else the refresher says it
 			d.metrics.Certificate(name, end)
 		}
 	}
-	key := sourceKey{src.TokenURL, src.ClientID, src.Scope, src.SecretFile, src.CertificateFile, src.KeyFile, c.Tenant.Endpoints.CAFile}
+	if end, err := time.Parse(time.DateOnly, cc.SecretExpires); err == nil {
+		d.metrics.ClientSecret(name, end)
+	}
+	key := sourceKey(c, name)
 	if r := d.running[name]; r != nil && r.source == key {
 		r.refresher.Wake() // an administrator who reloads has perhaps just mended the secret
-		return r
+		return r, nil
+	}
+	vault := newVault(c)
+	src, err := newSource(c, name, client, vault)
+	if err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithCancel(d.ctx)
 	r := &runningCredential{source: key, stop: cancel}
 	var observe func(string, time.Duration)
 	r.refresher = token.NewRefresher(name, src, token.RefresherOptions{Log: d.log, Observe: func(result string, took time.Duration) { observe(result, took) }})
 	observe = d.metrics.Observe(name, r.refresher.State)
+	if user, ok := src.(*token.Delegated); ok {
+		user.Log = d.log
+		d.wg.Go(func() { vault.Watch(ctx, name, r.refresher.Wake) }) // "sendas login" need not tell us
+		inner := observe
+		observe = func(result string, took time.Duration) {
+			inner(result, took)
+			if g, err := vault.Load(name); err == nil { // else the attempt has failed too, and says why
+				d.metrics.Grant(name, g.Refreshed)
+			}
+		}
+	}
 	d.wg.Go(func() { r.refresher.Run(ctx) })
-	return r
+	return r, nil
 }

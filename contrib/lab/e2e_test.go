@@ -325,7 +325,7 @@ func TestWrongSecret(t *testing.T) {
 
 // TestRefusals: what Exchange Online refuses, and what becomes of the message.
 func TestRefusals(t *testing.T) {
-	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second})
+	s, ctx := startSite(t, SiteConfig{Minute: time.Second}) // a mailbox rests for 5 or 15 of them
 	for _, tc := range []struct {
 		name   string
 		set    func()

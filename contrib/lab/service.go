@@ -23,6 +23,7 @@ type Service struct {
 	log    string   // the file that stderr goes to
 	socket *os.File // a listening socket to hand over as systemd does; nil: the service makes its own
 	name   string   // of the socket
+	env    []string // besides PATH
 	ready  string   // the address whose /healthz answers when it listens
 
 	mu   sync.Mutex // guards cmd and done
@@ -60,11 +61,12 @@ func (s *Service) Start(ctx context.Context) error {
 	}
 	defer log.Close()
 	cmd := exec.Command(s.binary, s.args...)
-	cmd.Env = []string{"PATH=" + commandPath}
+	env := append([]string{"PATH=" + commandPath}, s.env...)
+	cmd.Env = env
 	if s.socket != nil { // sd_listen_fds(3): the process must be told its own id
 		cmd = exec.Command("/bin/sh", append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, s.binary}, s.args...)...)
 		cmd.ExtraFiles = []*os.File{s.socket}
-		cmd.Env = append(cmd.Env, "LISTEN_FDS=1", "LISTEN_FDNAMES="+s.name)
+		cmd.Env = append(env, "LISTEN_FDS=1", "LISTEN_FDNAMES="+s.name)
 	}
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = "/"

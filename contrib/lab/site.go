@@ -26,6 +26,8 @@ type SiteConfig struct {
 	Exosim func(*exosim.Config)
 	// YAML changes the services' configuration.
 	YAML func(string) string
+	// TokenEnv is added to the environment of the token service.
+	TokenEnv func(*exosim.Server) []string
 	// Postfix changes settings of main.cf and adds to master.cf.
 	Postfix func(s *Site, main map[string]string) (master []string)
 	// Certificate uses a client certificate instead of a secret.
@@ -86,6 +88,9 @@ func StartSite(ctx context.Context, c SiteConfig) (s *Site, err error) {
 	}
 	s.Milter = s.service(c.Sendas, "milter", milterUser, s.milterHTTP)
 	s.Token = s.service(c.Sendas, "token", tokenUser, s.tokenHTTP)
+	if c.TokenEnv != nil {
+		s.Token.env = c.TokenEnv(s.Exosim)
+	}
 	if c.Activated {
 		if err := s.Milter.activate("milter", filepath.Join(s.Postfix.SocketDir(), "milter")); err != nil {
 			return nil, err
@@ -205,6 +210,10 @@ func (s *Site) writeConfig(c SiteConfig) error {
 	if err := writeOwned(secretFile, s.Secret+"\n", 0o600, tokenUser); err != nil {
 		return err
 	}
+	state := filepath.Join(s.Dir, "state")
+	if err := errors.Join(os.Mkdir(state, 0o700), os.Chown(state, tokenUser, tokenUser)); err != nil {
+		return err
+	}
 	proof := "client_secret_file: relay-app.secret"
 	if c.Certificate != nil {
 		_, key, err := c.Certificate(s.Dir)
@@ -271,6 +280,7 @@ milter:
 token:
   listen: unix:SOCKETS/credentials
   http: TOKENHTTP
+  state_dir: state
 `
 
 func (s *Site) service(binary, name string, user uint32, http string) *Service {

@@ -1,0 +1,275 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// A postfixService is one entry of master.cf.
+type postfixService struct {
+	name, kind string // "smtp", "unix"
+	chroot     string // "y", "n" or "-"
+	program    string // "smtp"
+	args       []string
+	overrides  map[string]string // what -o says
+}
+
+// key is how postconf(1) names the service: "smtp/unix".
+func (s *postfixService) key() string { return s.name + "/" + s.kind }
+
+// verbose tells whether -v stands among its arguments.
+func (s *postfixService) verbose() bool {
+	return slices.ContainsFunc(s.args, func(a string) bool { return strings.HasPrefix(a, "-v") && strings.Trim(a, "-v") == "" })
+}
+
+// A postfixSetup is what postconf(1) says of an instance, and what the configuration wants of it.
+type postfixSetup struct {
+	main     map[string]string // every parameter, with $names replaced
+	raw      map[string]string // as it is written, or the default
+	services []postfixService
+	unused   []string // names in main.cf or master.cf that mean nothing: misspelt, most likely
+	tables   []string // kinds of look-up tables
+	sasl     []string // kinds of SASL for clients
+	config   *Config
+	command  string // "postconf", with the folder of the instance
+
+	transports []*postfixService // those that ask sendas for the credential
+	own        bool              // only by settings of their own, and not by main.cf
+}
+
+// readPostfix asks postconf(1).
+func (d *doctor) readPostfix(ctx context.Context) (*postfixSetup, error) {
+	p := &postfixSetup{config: d.settings(), command: "postconf"}
+	var where []string
+	if d.doctorFlags.postfix != "" {
+		where = []string{"-c", d.doctorFlags.postfix}
+		p.command += " -c " + d.doctorFlags.postfix
+	}
+	for _, ask := range []struct {
+		flags []string
+		read  func(string)
+	}{
+		{nil, func(s string) { p.raw = readParameters(s) }}, {[]string{"-x"}, func(s string) { p.main = readParameters(s) }}, {[]string{"-M", "-x"}, p.readServices}, {[]string{"-P", "-x"}, p.readOverrides},
+		{[]string{"-m"}, func(s string) { p.tables = strings.Fields(s) }}, {[]string{"-A"}, func(s string) { p.sasl = strings.Fields(s) }},
+	} {
+		out, said, err := d.world.run(ctx, "postconf", slices.Concat(where, ask.flags)...)
+		if err != nil {
+			return nil, err
+		}
+		ask.read(out)
+		p.readUnused(said)
+	}
+	p.findTransports()
+	return p, nil
+}
+
+// readParameters reads lines of "name = value".
+func readParameters(out string) map[string]string {
+	m := make(map[string]string)
+	for line := range strings.Lines(out) {
+		if name, value, ok := strings.Cut(line, "="); ok {
+			m[strings.TrimSpace(name)] = strings.TrimSpace(value)
+		}
+	}
+	return m
+}
+
+// readServices reads lines of "name type private unpriv chroot wakeup maxproc command + args".
+func (p *postfixSetup) readServices(out string) {
+	for line := range strings.Lines(out) {
+		f := strings.Fields(line)
+		if len(f) < 8 || strings.HasPrefix(f[0], "#") {
+			continue
+		}
+		p.services = append(p.services, postfixService{name: f[0], kind: f[1], chroot: f[4], program: f[7], args: f[8:], overrides: make(map[string]string)})
+	}
+}
+
+// readOverrides reads lines of "name/type/parameter = value".
+func (p *postfixSetup) readOverrides(out string) {
+	for line := range strings.Lines(out) {
+		where, value, _ := strings.Cut(line, "=")
+		parts := strings.SplitN(strings.TrimSpace(where), "/", 3)
+		if len(parts) < 3 {
+			continue
+		}
+		if s := p.service(parts[0], parts[1]); s != nil {
+			s.overrides[parts[2]] = strings.TrimSpace(value)
+		}
+	}
+}
+
+var unusedForm = regexp.MustCompile(`unused parameter: ([A-Za-z0-9_]+)`)
+
+// readUnused reads postconf's warnings; the values in them stay there.
+func (p *postfixSetup) readUnused(said string) {
+	for _, m := range unusedForm.FindAllStringSubmatch(said, -1) {
+		if !slices.Contains(p.unused, m[1]) {
+			p.unused = append(p.unused, m[1])
+		}
+	}
+}
+
+func (p *postfixSetup) service(name, kind string) *postfixService {
+	for i := range p.services {
+		if s := &p.services[i]; s.name == name && (kind == "" || s.kind == kind) {
+			return s
+		}
+	}
+	return nil
+}
+
+// running returns the services that run a program, such as "smtp".
+func (p *postfixSetup) running(program string) []*postfixService {
+	var list []*postfixService
+	for i := range p.services {
+		if p.services[i].program == program {
+			list = append(list, &p.services[i])
+		}
+	}
+	return list
+}
+
+// otherName is a value that is nothing but another parameter's, as many defaults are.
+var otherName = regexp.MustCompile(`^\$[({]?([A-Za-z0-9_]+)[)}]?$`)
+
+// value returns a parameter as a service sees it; nil is main.cf alone. What -o says of one parameter holds for
+// those too that take their value from it.
+func (p *postfixSetup) value(s *postfixService, name string) string {
+	if s == nil {
+		return p.main[name]
+	}
+	for at, hops := name, 0; hops < 10; hops++ {
+		if v, ok := s.overrides[at]; ok {
+			return v
+		}
+		m := otherName.FindStringSubmatch(p.raw[at])
+		if m == nil {
+			break
+		}
+		at = m[1]
+	}
+	return p.main[name]
+}
+
+// submits tells whether mail is to leave by submission at all.
+func (p *postfixSetup) submits() bool { return p.config.Policy == nil || len(p.config.Mailboxes) > 0 }
+
+// findTransports finds out which of the two shapes the site has: settings in main.cf, or in a transport of their own.
+func (p *postfixSetup) findTransports() {
+	asks := func(s *postfixService) bool { return p.asksFor(p.value(s, "smtp_sasl_password_maps"), "lease") }
+	p.own = !asks(nil)
+	for _, s := range p.running("smtp") {
+		if asks(s) {
+			p.transports = append(p.transports, s)
+		}
+	}
+}
+
+// asksFor tells whether a list of tables has sendas' map of that name, wherever its socket is.
+func (p *postfixSetup) asksFor(tables, name string) bool {
+	return slices.ContainsFunc(postfixList(tables), func(t string) bool {
+		return strings.HasPrefix(t, "socketmap:") && strings.HasSuffix(t, ":"+name)
+	})
+}
+
+// socketmap returns how the map of that name is written: relative to the queue directory, so that it works chrooted and not.
+func (p *postfixSetup) socketmap(name string) string {
+	return "socketmap:" + p.relative(p.config.Token.Listen) + ":" + name
+}
+
+// relative turns unix:/var/spool/postfix/sendas/milter into unix:sendas/milter.
+func (p *postfixSetup) relative(socket string) string {
+	kind, path, _ := strings.Cut(socket, ":")
+	if rel, err := filepath.Rel(p.queue(), path); kind == "unix" && err == nil && filepath.IsLocal(rel) {
+		return "unix:" + rel
+	}
+	return socket
+}
+
+func (p *postfixSetup) queue() string { return p.main["queue_directory"] }
+
+// sameSocket tells whether Postfix and the configuration name the same socket.
+func (p *postfixSetup) sameSocket(ref, listen string) bool {
+	kind, path, _ := strings.Cut(ref, ":")
+	if kind == "local" {
+		kind = "unix"
+	}
+	if kind == "unix" && !filepath.IsAbs(path) {
+		path = filepath.Join(p.queue(), path)
+	}
+	want, listenPath, _ := strings.Cut(listen, ":")
+	if kind != "unix" || want != kind {
+		return kind+":"+path == listen
+	}
+	return realPath(path) == realPath(listenPath)
+}
+
+// realPath follows symbolic links as far as there is something.
+func realPath(path string) string {
+	if dir, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
+		return filepath.Join(dir, filepath.Base(path))
+	}
+	return filepath.Clean(path)
+}
+
+// chrooted tells whether a service sees nothing but the queue directory. "-" is the default, which was y before 3.0.
+func (p *postfixSetup) chrooted(s *postfixService) bool {
+	level := p.main["compatibility_level"]
+	return s.chroot == "y" || s.chroot == "-" && (level == "" || level == "0")
+}
+
+// postfixList divides a value at commas and blanks, and keeps what stands in braces together.
+func postfixList(value string) []string {
+	var list []string
+	depth, begin := 0, -1
+	for i, r := range value + " " {
+		switch {
+		case r == '{':
+			depth++
+		case r == '}':
+			depth--
+		}
+		separates := depth <= 0 && strings.ContainsRune(", \t\n", r)
+		switch {
+		case separates && begin >= 0:
+			list, begin = append(list, value[begin:i]), -1
+		case !separates && begin < 0:
+			begin = i
+		}
+	}
+	if begin >= 0 { // a brace without its partner
+		list = append(list, value[begin:])
+	}
+	return list
+}
+
+// bracedList divides "{ unix:sendas/milter, default_action=accept }" into its parts; a value without braces is one part.
+func bracedList(item string) []string {
+	if inner, ok := strings.CutPrefix(item, "{"); ok {
+		return postfixList(strings.TrimSuffix(inner, "}"))
+	}
+	return []string{item}
+}
+
+var secretTables = regexp.MustCompile(`\b(static|inline|pipemap|randmap|unionmap):.*`)
+
+// shownValue is a value as it may be seen: tables that stand in main.cf itself may hold passwords.
+func shownValue(v string) string {
+	if v == "" {
+		return "(empty)"
+	}
+	return secretTables.ReplaceAllString(v, "$1:REDACTED")
+}
+
+// set returns the command that gives a parameter its value, in main.cf or for a service.
+func (p *postfixSetup) set(s *postfixService, name, value string) string {
+	if s == nil {
+		return fmt.Sprintf("%s -e '%s = %s' && postfix%s reload", p.command, name, value, strings.TrimPrefix(p.command, "postconf"))
+	}
+	return fmt.Sprintf("%s -P '%s/%s=%s' && postfix%s reload", p.command, s.key(), name, value, strings.TrimPrefix(p.command, "postconf"))
+}

@@ -1,0 +1,590 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"os/user"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// document returns what stands in a document of the project between a beginning and the next fence.
+func document(t *testing.T, file, begin string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join("../..", file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, ok := strings.Cut(string(b), begin)
+	text, _, end := strings.Cut(rest, "\n```")
+	if !ok || !end {
+		t.Fatalf("%s has no block that begins with %q", file, begin)
+	}
+	return text + "\n"
+}
+
+// readmeMain is main.cf as README has it.
+func readmeMain(t *testing.T) string {
+	return document(t, "README.md", "Postfix, in `main.cf` (the paths are relative to the queue directory, so they work chrooted and not):\n\n```\n")
+}
+
+// usualMaster are the services that matter here, as Debian has them.
+const usualMaster = `smtp      inet  n       -       y       -       -       smtpd
+cleanup   unix  n       -       y       -       0       cleanup
+rewrite   unix  -       -       y       -       -       trivial-rewrite
+smtp      unix  -       -       y       -       -       smtp
+relay     unix  -       -       y       -       -       smtp -o syslog_name=postfix/relay
+lmtp      unix  -       -       y       -       -       lmtp
+`
+
+// A postfixLab is a configuration of Postfix's on disk, with a configuration of ours that fits.
+type postfixLab struct {
+	dir    string // queue/sendas is the folder of the sockets
+	config *Config
+}
+
+func newPostfixLab(t *testing.T, yaml string) *postfixLab {
+	t.Helper()
+	dir := t.TempDir()
+	sockets := filepath.Join(dir, "queue", "sendas")
+	if err := os.MkdirAll(sockets, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	yaml += fmt.Sprintf("milter: {listen: 'unix:%[1]s/milter', policy_listen: 'unix:%[1]s/policy'}\ntoken: {listen: 'unix:%[1]s/credentials'}\n", sockets)
+	c, err := LoadConfig(writeFile(t, filepath.Join(dir, "sendas.yaml"), yaml, 0o644), SkipFiles)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &postfixLab{dir, c}
+}
+
+// examine writes main.cf and master.cf, and has the doctor look at them with the real postconf(1).
+func (l *postfixLab) examine(t *testing.T, main, master string) *doctor {
+	t.Helper()
+	etc := filepath.Join(l.dir, "etc")
+	bundle := writeFile(t, filepath.Join(l.dir, "ca.pem"), "", 0o644)
+	main = strings.ReplaceAll(main, "/etc/ssl/certs/ca-certificates.crt", bundle)
+	writeFile(t, filepath.Join(etc, "main.cf"), "compatibility_level = 3.6\nqueue_directory = "+filepath.Join(l.dir, "queue")+"\n"+main, 0o644)
+	writeFile(t, filepath.Join(etc, "master.cf"), master, 0o644)
+	l.age(t)
+	var out bytes.Buffer
+	w := emptyWorld()
+	w.run = runProgram
+	d := newDoctor(&options{stdout: &out}, &doctorFlags{postfix: etc}, w)
+	d.config = l.config
+	d.checkPostfix(t.Context())
+	checkReport(t, d)
+	return d
+}
+
+// age makes main.cf older: a program of Postfix's waits until it is 2 seconds old, lest it reads half of it.
+func (l *postfixLab) age(t *testing.T) {
+	t.Helper()
+	past := time.Now().Add(-time.Minute)
+	if err := os.Chtimes(filepath.Join(l.dir, "etc", "main.cf"), past, past); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// wantGood looks for checks that are not ok.
+func (d *doctor) wantGood(t *testing.T) {
+	t.Helper()
+	for _, c := range d.checks {
+		if c.Status == checkWarn || c.Status == checkFail {
+			t.Errorf("%s %s: %s: %s | %s", c.Status, c.ID, c.Found, c.Means, c.Do)
+		}
+	}
+}
+
+// What README says is what the doctor wants; and it says something of each line there. Postfix's own tool has read the files.
+func TestDoctorOnReadme(t *testing.T) {
+	main := readmeMain(t)
+	d := newPostfixLab(t, smallConfig).examine(t, main, usualMaster)
+	d.wantGood(t)
+	for name := range readParameters(main) {
+		if !strings.HasPrefix(name, "#") {
+			d.find(t, "postfix."+name)
+		}
+	}
+	d.wantCheck(t, "postfix.smtpd_recipient_restrictions", checkOK)
+	d.wantCheck(t, "postfix.shape", checkOK, "main.cf", "smtp relay")
+	d.wantCheck(t, "postfix.route.submission", checkOK)
+}
+
+// The command that a failure names mends it: each line of README is left out, the command is typed, and the doctor looks again.
+func TestDoctorCommands(t *testing.T) {
+	main := readmeMain(t)
+	lab := newPostfixLab(t, smallConfig)
+	mended := 0
+	for line := range strings.Lines(main) {
+		name, _, ok := strings.Cut(line, " =")
+		if !ok || strings.HasPrefix(line, "#") {
+			continue
+		}
+		d := lab.examine(t, strings.Replace(main, line, "", 1), usualMaster)
+		i := slices.IndexFunc(d.checks, func(c check) bool {
+			return c.Status != checkOK && strings.HasPrefix(c.Do, "postconf -c ") && strings.Contains(c.Do, "'"+name+" = ")
+		})
+		if i < 0 {
+			continue // the default is good, or optional
+		}
+		command, _, _ := strings.Cut(d.checks[i].Do, " && ")
+		args := strings.SplitN(command, " ", 5) // postconf -c DIR -e 'NAME = VALUE'
+		if _, _, err := runProgram(t.Context(), args[0], args[1], args[2], args[3], strings.Trim(args[4], "'")); err != nil {
+			t.Errorf("%s: %v", command, err)
+			continue
+		}
+		lab.age(t)
+		again := newDoctor(&options{stdout: &bytes.Buffer{}}, d.doctorFlags, d.world)
+		again.config = lab.config
+		again.checkPostfix(t.Context())
+		again.wantCheck(t, "postfix."+name, checkOK)
+		mended++
+	}
+	if mended < 12 {
+		t.Errorf("%d lines were mended, want more", mended)
+	}
+}
+
+// ownTransport is README's second shape: the settings of submission in a transport of their own.
+func ownTransport(t *testing.T) (main, master string) {
+	t.Helper()
+	in, out, _ := strings.Cut(readmeMain(t), "# out:")
+	master = usualMaster + "sendas unix - - y - - smtp\n"
+	for line := range strings.Lines(out) {
+		name, value, ok := strings.Cut(line, "=")
+		name, value = strings.TrimSpace(name), strings.TrimSpace(value)
+		switch {
+		case !ok || strings.HasPrefix(line, "#") || name == "relayhost":
+		case strings.HasPrefix(name, "smtp_destination_"):
+			in += strings.Replace(line, "smtp_", "sendas_", 1)
+		default:
+			master += fmt.Sprintf("    -o { %s = %s }\n", name, value)
+		}
+	}
+	return in + "default_transport = sendas:[smtp.office365.com]:587\n", master
+}
+
+const ownRoute = "routes:\n  - {name: submission, transport: sendas}\n"
+
+func TestDoctorOwnTransport(t *testing.T) {
+	main, master := ownTransport(t)
+	d := newPostfixLab(t, smallConfig+ownRoute).examine(t, main, master)
+	d.wantGood(t)
+	d.wantCheck(t, "postfix.shape", checkOK, "transports of their own, sendas")
+	d.wantCheck(t, "postfix.sendas.smtp_sasl_tls_verified_security_options", checkOK, "noanonymous")
+
+	d = newPostfixLab(t, smallConfig).examine(t, strings.Replace(main, "default_transport", "x_transport", 1), master)
+	d.wantCheck(t, "postfix.transport", checkFail, "routes: [{name: submission, transport: sendas}]")
+	d.wantCheck(t, "postfix.way", checkWarn, "'default_transport = sendas:[smtp.office365.com]:587'")
+	d.wantCheck(t, "postfix.unused.x_transport", checkWarn)
+
+	d = newPostfixLab(t, smallConfig+ownRoute).examine(t, main, strings.Replace(master, "smtp_tls_security_level = secure", "smtp_tls_security_level = encrypt", 1))
+	d.wantCheck(t, "postfix.sendas.smtp_tls_security_level", checkFail, "encrypt", "-P 'sendas/unix/smtp_tls_security_level=secure'")
+}
+
+// Each row changes one value of a good main.cf. Together they make every row of postfixSettings find something.
+func TestDoctorSettings(t *testing.T) {
+	connector := strings.Replace(smallConfig, "from: scan@contoso.com}", "from: scan@contoso.com, route: site}", 1) + routesConfig
+	direct := strings.Replace(connector, "connector", "direct", 1)
+	fingerprint := strings.Replace(smallConfig, "networks: [10.2.0.0/16]", "cert_fingerprints: ['"+strings.Repeat("ab:", 31)+"ab']", 1)
+	for _, tc := range []struct {
+		yaml, set string // a line of main.cf
+		id        string // "" is the name
+		status    checkStatus
+		words     string
+	}{
+		{"", "smtpd_milters =", "", checkFail, "smtpd_milters = unix:sendas/milter"},
+		{"", "smtpd_milters = inet:127.0.0.1:8891", "", checkFail, "does not pass sendas"},
+		{"", "smtpd_milters = { unix:sendas/milter, { default_action = accept } }", "", checkFail, ""},
+		{"", "smtpd_milters = { unix:sendas/milter, default_action=accept }", "", checkFail, ""},
+		{"", "smtpd_milters = { unix:sendas/milter, connect_timeout=10s, default_action=tempfail }", "", checkOK, ""},
+		{"", "smtpd_milters = unix:sendas/milter, inet:127.0.0.1:8891", "", checkOK, ""},
+		{"", "smtpd_milters = unix:sendas/milter, inet:127.0.0.1:8891", "smtpd_milters.order", checkOK, ""},
+		{"", "smtpd_milters = inet:127.0.0.1:8891, unix:sendas/milter", "smtpd_milters.order", checkWarn, "signature"},
+		{"", "non_smtpd_milters =", "", checkFail, "cron"},
+		{"", "internal_mail_filter_classes =", "", checkFail, "bounces"},
+		{"", "internal_mail_filter_classes = notify, bounce", "", checkOK, ""},
+		{"", "milter_default_action = accept", "", checkFail, "unchanged"},
+		{"", "milter_default_action = reject", "", checkWarn, "lost"},
+		{"", "local_header_rewrite_clients = permit_inet_interfaces", "", checkWarn, "mends"},
+		{"", "remote_header_rewrite_domain = contoso.com", "", checkWarn, "completes"},
+		{"", "resolve_numeric_domain = no", "", checkWarn, "10.2.0.9"},
+		{"", "smtpd_recipient_restrictions = permit_mynetworks, check_policy_service unix:sendas/policy", "", checkWarn, "never"},
+		{connector, "smtpd_recipient_restrictions = permit_mynetworks, check_policy_service unix:sendas/policy", "", checkFail, "before everything that permits"},
+		{connector, "smtpd_recipient_restrictions = permit_mynetworks", "", checkFail, "connector"},
+		{connector, "smtpd_recipient_restrictions = reject_unknown_sender_domain, check_policy_service unix:sendas/policy, permit_mynetworks", "", checkOK, ""},
+		{fingerprint, "smtpd_recipient_restrictions =", "", checkFail, "fingerprint"},
+		{fingerprint, "smtpd_tls_ask_ccert = no", "", checkFail, "asks for none"},
+		{fingerprint, "smtpd_tls_fingerprint_digest = md5", "", checkFail, "SHA-256"},
+		{"", "smtpd_relay_restrictions = permit", "", checkFail, "anybody"},
+		{direct, "transport_maps =", "", checkFail, "socketmap:unix:sendas/credentials:route"},
+		{direct, "transport_maps = socketmap:unix:sendas/credentials:route", "", checkOK, ""},
+		{"", "transport_maps = inline:{contoso.com=smtp:[10.0.0.1]}", "transport_maps.others", checkWarn, "offered the mailbox's token"},
+		{"", "relayhost =", "", checkFail, "relayhost = [smtp.office365.com]:587"},
+		{"", "relayhost = smtp.office365.com:587", "", checkFail, ""},
+		{"", "relayhost = [SMTP.office365.com]:0587", "", checkOK, ""},
+		{"", "relayhost = [mx.contoso.com]:587, [smtp.office365.com]:587", "", checkFail, ""},
+		{"", "smtp_tls_security_level = may", "", checkFail, "whoever answers"},
+		{"", "smtp_tls_security_level = verify", "", checkWarn, "secure"},
+		{"", "smtp_tls_wrappermode = yes", "", checkFail, "465"},
+		{"", "smtp_tls_policy_maps = inline:{example.com=may}", "", checkWarn, "[smtp.office365.com]:587"},
+		{"", "smtp_tls_CAfile =", "", checkFail, "trusts nobody"},
+		{"", "smtp_tls_CAfile = /nowhere.pem", "", checkFail, "not there"},
+		{"", "smtp_tls_secure_cert_match = hostname", "", checkWarn, "name of the server"},
+		{"", "smtp_sasl_auth_enable = no", "", checkFail, "530 5.7.57"},
+		{"", "smtp_sasl_type = dovecot", "", checkFail, "Cyrus"},
+		{"", "smtp_sasl_mechanism_filter =", "", checkFail, "password"},
+		{"", "smtp_sasl_mechanism_filter = xoauth2, login", "", checkFail, "password"},
+		{"", "smtp_sasl_mechanism_filter = XOAUTH2", "", checkOK, ""},
+		{"", "smtp_sasl_security_options = noplaintext, noanonymous", "", checkWarn, "without TLS"},
+		{"", "smtp_sasl_tls_security_options = noplaintext", "", checkFail, "no mechanism"},
+		{"", "smtp_sasl_tls_security_options = noplaintext", "smtp_sasl_tls_verified_security_options", checkFail, "no mechanism"},
+		{"", "smtp_sender_dependent_authentication = no", "", checkFail, "of the sender"},
+		{"", "smtp_sasl_password_maps = hash:/etc/postfix/sasl_passwd", "shape", checkFail, "socketmap:unix:sendas/credentials:lease"},
+		{"", "smtp_sasl_password_maps = proxy:socketmap:unix:sendas/credentials:lease", "shape", checkFail, ""},
+		{"", "smtp_sasl_password_maps = static:erp:hunter2, socketmap:unix:sendas/credentials:lease", "", checkFail, "static:REDACTED"},
+		{"", "smtp_sasl_password_maps = socketmap:unix:other/credentials:lease", "", checkFail, ""},
+		{"", "smtp_reply_filter =", "", checkFail, "bounces instead of waiting"},
+		{"", "smtp_sasl_auth_soft_bounce = no", "", checkFail, "bounce"},
+		{"", "smtp_sasl_auth_cache_name = proxy:btree:/var/lib/postfix/sasl_auth_cache", "", checkFail, "months"},
+		{"", "smtp_tls_connection_reuse = yes", "", checkFail, "without a look-up"},
+		{"", "smtp_connection_cache_on_demand = yes", "", checkFail, "without a look-up"},
+		{"", "smtp_connection_cache_destinations = smtp.office365.com", "", checkFail, "without a look-up"},
+		{"", "smtp_generic_maps = static:x@contoso.com", "", checkFail, "refuses the message"},
+		{"", "smtp_tls_loglevel = 4", "", checkFail, "mail log"},
+		{"", "smtp_destination_concurrency_limit = 20", "", checkWarn, "3 messages"},
+		{"", "smtp_destination_concurrency_limit = 6", "", checkOK, ""}, // two mailboxes
+		{"", "smtp_destination_concurrency_failed_cohort_limit = 1", "", checkWarn, "five minutes"},
+		{"", "smtp_destination_concurrency_failed_cohort_limit = 0", "", checkOK, ""},
+		{"", "smtp_destination_recipient_limit = 5000", "", checkWarn, "500"},
+		{"", "smtp_destination_rate_delay = 2s", "", checkWarn, "on top"},
+		{"", "smtp_transport_rate_delay = 2s", "", checkWarn, "on top"},
+		{"", "default_destination_rate_delay = 2s", "smtp_destination_rate_delay", checkWarn, "on top"},
+		{"", "notify_classes = resource, software, protocol", "", checkFail, "transcripts"},
+		{"", "debug_peer_list = smtp.office365.com", "", checkFail, "-v"},
+		{"", "content_filter = smtp-amavis:[127.0.0.1]:10024", "", checkWarn, "twice"},
+		{connector, "content_filter = sendas-site:[contoso-com.mail.protection.outlook.com]:25", "", checkOK, ""},
+		{"", "receive_override_options = no_milters", "", checkFail, "none passes"},
+		{"", "canonical_maps = static:x", "", checkWarn, "changes senders"},
+		{"", "sender_canonical_maps = static:x", "", checkWarn, "changes senders"},
+		{"", "masquerade_domains = contoso.com", "", checkWarn, "changes senders"},
+		{"", "always_add_missing_headers = yes", "", checkWarn, "From"},
+		{"", "smtputf8_autodetect_classes = all", "", checkWarn, "502 5.3.3"},
+	} {
+		if tc.yaml == "" {
+			tc.yaml = smallConfig
+		}
+		name, value, _ := strings.Cut(tc.set, " =")
+		p, d := fakePostfix(t, newPostfixLab(t, tc.yaml), map[string]string{name: strings.TrimSpace(value)})
+		p.checkShape(d.section("postfix", "Postfix"))
+		p.checkSettings(d.section("postfix", "Postfix"))
+		checkReport(t, d)
+		if tc.id == "" {
+			tc.id = name
+		}
+		d.wantCheck(t, "postfix."+tc.id, tc.status, tc.words)
+		if tc.status != checkOK {
+			settingsHit[tc.id] = true
+		}
+		if strings.Contains(fmt.Sprint(d.checks), "hunter2") {
+			t.Errorf("%s: the report shows a password", tc.set)
+		}
+	}
+	for _, r := range postfixSettings {
+		id := r.name
+		if r.id != "" {
+			id = r.id
+		}
+		if r.place == inQueue {
+			id = "smtp" + id
+		}
+		if !settingsHit[id] {
+			t.Errorf("no case makes the row %s find something", id)
+		}
+	}
+}
+
+var settingsHit = make(map[string]bool)
+
+// fakePostfix is README's Postfix with some values changed, without asking postconf(1). A value that is another's name is taken
+// from that one.
+func fakePostfix(t *testing.T, l *postfixLab, changes map[string]string) (*postfixSetup, *doctor) {
+	t.Helper()
+	raw := map[string]string{
+		"mail_version": "3.7.11", "compatibility_level": "3.6", "queue_directory": filepath.Join(l.dir, "queue"), "mail_owner": "root", "milter_default_action": "tempfail",
+		"smtpd_relay_restrictions": "permit_mynetworks, defer_unauth_destination", "smtpd_tls_ask_ccert": "yes", "smtpd_tls_fingerprint_digest": "sha256",
+		"smtp_tls_wrappermode": "no", "smtp_tls_secure_cert_match": "nexthop, dot-nexthop", "smtp_sasl_type": "cyrus", "smtp_sasl_tls_verified_security_options": "$smtp_sasl_tls_security_options",
+		"smtp_sasl_auth_soft_bounce": "yes", "smtp_tls_loglevel": "0", "default_destination_recipient_limit": "50", "default_destination_rate_delay": "0s", "default_transport_rate_delay": "0s",
+		"notify_classes": "resource, software", "always_add_missing_headers": "no", "smtputf8_autodetect_classes": "sendmail, verify", "default_transport": "smtp",
+	}
+	maps.Copy(raw, readParameters(readmeMain(t)))
+	raw["smtp_tls_CAfile"] = writeFile(t, filepath.Join(l.dir, "ca.pem"), "", 0o644)
+	maps.Copy(raw, changes)
+	printOut := func(m map[string]string) string {
+		var b strings.Builder
+		for name, value := range m {
+			fmt.Fprintf(&b, "%s = %s\n", name, value)
+		}
+		return b.String()
+	}
+	full := make(map[string]string)
+	for name, value := range raw {
+		if m := otherName.FindStringSubmatch(value); m != nil {
+			value = raw[m[1]]
+		}
+		full[name] = value
+	}
+	w := emptyWorld()
+	w.run = func(_ context.Context, _ string, args ...string) (string, string, error) {
+		return map[string]string{"": printOut(raw), "-x": printOut(full), "-M -x": usualMaster, "-m": "hash\nsocketmap\n", "-A": "cyrus\n"}[strings.Join(args, " ")], "", nil
+	}
+	d := newDoctor(&options{stdout: &bytes.Buffer{}}, &doctorFlags{}, w)
+	d.config = l.config
+	p, err := d.readPostfix(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p, d
+}
+
+func TestDoctorBuild(t *testing.T) {
+	p, d := fakePostfix(t, newPostfixLab(t, smallConfig), map[string]string{"mail_version": "3.3.2"})
+	p.tables, p.sasl, p.unused = []string{"hash"}, nil, []string{"smtp_reply_fitler"}
+	p.checkBuild(d.section("postfix", "Postfix"))
+	checkReport(t, d)
+	d.wantCheck(t, "postfix.version", checkFail, "3.3.2", "3.4")
+	d.wantCheck(t, "postfix.socketmap", checkFail, "hash")
+	d.wantCheck(t, "postfix.cyrus", checkFail, "none")
+	d.wantCheck(t, "postfix.unused.smtp_reply_fitler", checkWarn)
+}
+
+func TestDoctorServices(t *testing.T) {
+	lab := newPostfixLab(t, smallConfig)
+	absolute := strings.ReplaceAll(readmeMain(t), "unix:sendas/", "unix:"+lab.dir+"/queue/sendas/")
+	d := lab.examine(t, absolute, strings.Replace(usualMaster, "smtp      unix  -       -       y       -       -       smtp", "smtp unix - - n - - smtp -v", 1))
+	d.wantCheck(t, "postfix.verbose.smtp", checkFail, "passwords", "smtp/unix")
+	d.wantCheck(t, "postfix.smtpd_milters", checkOK) // it is the same socket, but
+	d.wantCheck(t, "postfix.chroot.smtp.smtpd_milters", checkFail, "'smtpd_milters = unix:sendas/milter'")
+	d.wantCheck(t, "postfix.chroot.cleanup.non_smtpd_milters", checkFail, "relative to the queue directory")
+	d.wantCheck(t, "postfix.chroot.relay.smtp_reply_filter", checkFail, "'smtp_reply_filter = socketmap:unix:sendas/credentials:reply'")
+	if slices.ContainsFunc(d.checks, func(c check) bool { return c.ID == "postfix.chroot.smtp.smtp_reply_filter" }) {
+		t.Error("smtp is not chrooted, but its sockets are said to be out of sight")
+	}
+
+	// A port for mail that comes back from a filter has other milters, on purpose.
+	d = lab.examine(t, readmeMain(t), usualMaster+"127.0.0.1:10025 inet n - y - - smtpd -o smtpd_milters= -o debug_peer_list=x\n")
+	d.wantCheck(t, "postfix.127.0.0.1:10025.smtpd_milters", checkWarn, "-P '127.0.0.1:10025/inet/smtpd_milters=unix:sendas/milter'")
+	d.wantCheck(t, "postfix.smtpd_milters", checkOK)
+}
+
+func TestDoctorRoutes(t *testing.T) {
+	config := smallConfig + `routes:
+  - {name: site, type: connector, endpoint: contoso-com.mail.protection.outlook.com}
+  - {name: sealed, type: connector, endpoint: contoso-com.mail.protection.outlook.com, certificate_file: /etc/postfix/relay.pem}
+  - {name: inside, type: direct, endpoint: contoso-com.mail.protection.outlook.com}
+`
+	transports := document(t, "docs/routes.md", "```master.cf\n")
+	lab := newPostfixLab(t, config)
+	lab.examine(t, readmeMain(t), usualMaster+transports).wantGood(t)
+
+	d := lab.examine(t, readmeMain(t), usualMaster+strings.ReplaceAll(strings.ReplaceAll(transports, "sendas-site", "other"), "/etc/postfix/relay.pem", "/etc/postfix/old.pem"))
+	d.wantCheck(t, "postfix.route.site", checkFail, "sendas-site", "does not stand in master.cf", "docs/routes.md")
+	d.wantCheck(t, "postfix.route.sealed", checkFail, "old.pem", "smtp_tls_chain_files=/etc/postfix/relay.pem")
+	d.wantCheck(t, "postfix.route.inside", checkOK)
+
+	d = lab.examine(t, readmeMain(t), usualMaster+"sendas-site unix - - y - - smtp\nsendas-sealed unix - - y - - pipe argv=/bin/true user=nobody\n")
+	d.wantCheck(t, "postfix.route.site", checkFail, "token to another server", "-P 'sendas-site/unix/smtp_sasl_auth_enable=no'")
+	d.wantCheck(t, "postfix.route.sealed", checkFail, "runs pipe")
+}
+
+// A site that has connectors alone needs nothing of submission.
+func TestDoctorWithoutMailboxes(t *testing.T) {
+	config := strings.NewReplacer("mailboxes:\n", "mailboxes: []\n", "  - {address: scan@contoso.com, credential: relay-app, send_as: [office@contoso.com]}\n", "",
+		"  - {address: erp@contoso.com, credential: relay-app}\n", "", "from: scan@contoso.com}", "from: scan@contoso.com, route: site}").Replace(smallConfig) + routesConfig
+	in, _, _ := strings.Cut(readmeMain(t), "# out:")
+	d := newPostfixLab(t, config).examine(t, in, usualMaster+"sendas-site unix - - y - - smtp\n")
+	d.wantGood(t)
+	d.wantCheck(t, "postfix.shape", checkSkip)
+}
+
+func TestDoctorHeaderTables(t *testing.T) {
+	dir := t.TempDir()
+	harmless := writeFile(t, filepath.Join(dir, "harmless"), "# /^From:/ REPLACE x\n/^Received:/ IGNORE\n/^From:.*spam/ REJECT\n", 0o644)
+	changing := writeFile(t, filepath.Join(dir, "changing"), "/^Subject:/ WARN\n/^from:(.*)/ replace From: x@contoso.com\n", 0o644)
+	lab := newPostfixLab(t, smallConfig)
+	for _, tc := range []struct {
+		set    string
+		status checkStatus
+		words  string
+	}{
+		{"header_checks = regexp:" + harmless, checkOK, "leaves From"},
+		{"header_checks = pcre:" + changing, checkWarn, "line 2"},
+		{"smtp_header_checks = regexp:" + changing, checkFail, "line 2"},
+		{"milter_header_checks = regexp:" + changing, checkFail, "refuses the message"},
+		{"header_checks = hash:/etc/postfix/x", checkWarn, "cannot be read"},
+		{"header_checks = regexp:/nowhere", checkWarn, "cannot be read"},
+	} {
+		name, value, _ := strings.Cut(tc.set, " = ")
+		p, d := fakePostfix(t, lab, map[string]string{name: value})
+		p.checkHeaderTables(d.section("postfix", "Postfix"))
+		checkReport(t, d)
+		d.wantCheck(t, "postfix.headers."+name+".1", tc.status, tc.words)
+	}
+}
+
+func TestDoctorFolder(t *testing.T) {
+	lab := newPostfixLab(t, smallConfig)
+	folder := filepath.Join(lab.dir, "queue", "sendas")
+	nobody, err := user.Lookup("nobody")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		owner  string
+		mode   os.FileMode
+		status checkStatus
+		words  string
+	}{
+		{nobody.Username, 0o755, checkOK, "can enter"},
+		{nobody.Username, 0o700, checkFail, "chmod 0755 " + folder},
+		{nobody.Username, 0o744, checkFail, "0744"},
+		{"no-such-user", 0o755, checkFail, "mail_owner"},
+	} {
+		if err := os.Chmod(folder, tc.mode); err != nil {
+			t.Fatal(err)
+		}
+		p, d := fakePostfix(t, lab, map[string]string{"mail_owner": tc.owner})
+		p.checkFolder(d.section("postfix", "Postfix"))
+		checkReport(t, d)
+		d.wantCheck(t, "postfix.folder", tc.status, tc.words)
+	}
+	if err := os.RemoveAll(folder); err != nil {
+		t.Fatal(err)
+	}
+	p, d := fakePostfix(t, lab, nil)
+	p.checkFolder(d.section("postfix", "Postfix"))
+	d.wantCheck(t, "postfix.folder", checkFail, "mkdir -p "+folder)
+}
+
+func TestPostfixList(t *testing.T) {
+	for _, tc := range []struct {
+		in   string
+		want []string
+	}{
+		{"", nil}, {" , ", nil}, {"a", []string{"a"}}, {"a, b  c", []string{"a", "b", "c"}},
+		{"{ unix:x, default_action=accept }, inet:y:1", []string{"{ unix:x, default_action=accept }", "inet:y:1"}},
+		{"check_policy_service { unix:x, a={b c} } permit", []string{"check_policy_service", "{ unix:x, a={b c} }", "permit"}},
+		{"{ open a", []string{"{ open a"}}, {"} a", []string{"}", "a"}},
+	} {
+		if got := postfixList(tc.in); !reflect.DeepEqual(got, tc.want) {
+			t.Errorf("postfixList(%q) = %q, want %q", tc.in, got, tc.want)
+		}
+	}
+	if got := bracedList("{ unix:x, default_action=accept }"); !reflect.DeepEqual(got, []string{"unix:x", "default_action=accept"}) {
+		t.Errorf("bracedList: %q", got)
+	}
+}
+
+func TestVersionNumbers(t *testing.T) {
+	for in, want := range map[string][]int{"3.7.11": {3, 7, 11}, "3.12-20260801": {3, 12, 20260801}, "3.8-RC1": {3, 8}, "": nil} {
+		if got := versionNumbers(in); !slices.Equal(got, want) {
+			t.Errorf("versionNumbers(%q) = %v, want %v", in, got, want)
+		}
+	}
+}
+
+func TestShownValue(t *testing.T) {
+	for in, want := range map[string]string{
+		"": "(empty)", "socketmap:unix:sendas/credentials:lease": "socketmap:unix:sendas/credentials:lease",
+		"static:erp:hunter2": "static:REDACTED", "hash:/x inline:{ {a = erp:hunter2} }": "hash:/x inline:REDACTED",
+	} {
+		if got := shownValue(in); got != want {
+			t.Errorf("shownValue(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestPostfixServiceLines(t *testing.T) {
+	p := &postfixSetup{}
+	p.readServices("smtp unix - - y - - smtp -v -o a=b\nshort line\n# smtp unix - - y - - smtp\n")
+	p.readOverrides("smtp/unix/a = b = c\nsmtp/unix\nother/unix/a = b\n")
+	if len(p.services) != 1 || !p.services[0].verbose() || p.services[0].key() != "smtp/unix" || p.services[0].overrides["a"] != "b = c" {
+		t.Errorf("services %+v", p.services)
+	}
+	for args, want := range map[string]bool{"-v": true, "-vv": true, "-o v": false, "": false, "-o -v=x": false} {
+		s := postfixService{args: strings.Fields(args)}
+		if s.verbose() != want {
+			t.Errorf("%q is verbose: %v, want %v", args, !want, want)
+		}
+	}
+}
+
+func TestPostfixChroot(t *testing.T) {
+	for _, tc := range []struct {
+		column, level string
+		want          bool
+	}{{"y", "3.6", true}, {"n", "", false}, {"-", "3.6", false}, {"-", "0", true}, {"-", "", true}} {
+		p := &postfixSetup{main: map[string]string{"compatibility_level": tc.level}}
+		if got := p.chrooted(&postfixService{chroot: tc.column}); got != tc.want {
+			t.Errorf("chroot %q at level %q: %v, want %v", tc.column, tc.level, got, tc.want)
+		}
+	}
+}
+
+func TestSameSocket(t *testing.T) {
+	p := &postfixSetup{main: map[string]string{"queue_directory": "/var/spool/postfix"}}
+	for _, tc := range []struct {
+		ref, listen string
+		want        bool
+	}{
+		{"unix:sendas/milter", "unix:/var/spool/postfix/sendas/milter", true},
+		{"local:sendas/milter", "unix:/var/spool/postfix/sendas/milter", true},
+		{"unix:/var/spool/postfix/sendas/../sendas/milter", "unix:/var/spool/postfix/sendas/milter", true},
+		{"unix:milter", "unix:/var/spool/postfix/sendas/milter", false},
+		{"inet:127.0.0.1:8891", "inet:127.0.0.1:8891", true},
+		{"inet:127.0.0.1:8891", "unix:/var/spool/postfix/sendas/milter", false},
+		{"unix:sendas/milter", "inet:127.0.0.1:8891", false},
+	} {
+		if got := p.sameSocket(tc.ref, tc.listen); got != tc.want {
+			t.Errorf("sameSocket(%q, %q) = %v, want %v", tc.ref, tc.listen, got, tc.want)
+		}
+	}
+}
+
+// A fileInfo is what stat(2) says of a file.
+type fileInfo struct {
+	fs.FileInfo
+	mode     fs.FileMode
+	uid, gid uint32
+}
+
+func (f fileInfo) Mode() fs.FileMode { return f.mode }
+func (f fileInfo) Sys() any          { return &syscall.Stat_t{Uid: f.uid, Gid: f.gid} }
+
+// The owner's bits count for the owner, the group's for the group, the others' for nobody else.
+func TestPermits(t *testing.T) {
+	for _, tc := range []struct {
+		mode        fs.FileMode
+		uid         uint32
+		gids        []uint32
+		read, enter bool
+	}{
+		{0o755, 7, nil, true, true}, {0o640, 7, nil, false, false}, {0o640, 7, []uint32{3, 20}, true, false}, {0o610, 7, []uint32{20}, false, true},
+		{0o604, 7, []uint32{20}, false, false}, {0o047, 10, []uint32{20}, false, false}, {0o400, 10, nil, true, false}, {0o000, 0, nil, true, true},
+	} {
+		info := fileInfo{mode: tc.mode, uid: 10, gid: 20}
+		if read, enter := mayRead(info, tc.uid, tc.gids), mayEnter(info, tc.uid, tc.gids); read != tc.read || enter != tc.enter {
+			t.Errorf("mode %04o of 10:20 for %d:%v: read %v, enter %v, want %v, %v", tc.mode, tc.uid, tc.gids, read, enter, tc.read, tc.enter)
+		}
+	}
+}

@@ -1,0 +1,458 @@
+package main
+
+import (
+	"cmp"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/sendas/sendas/policy"
+)
+
+// A place says where a parameter counts.
+type place int
+
+const (
+	inMain      place = iota // main.cf alone: programs that master.cf seldom changes
+	inSMTPD                  // every smtpd(8), by main.cf and by -o
+	inTransport              // every transport that asks sendas for a credential
+	inQueue                  // main.cf, under a name that begins with the transport's
+)
+
+// A settingRow is what one parameter of Postfix should be, and why. README's main.cf gives the values.
+type settingRow struct {
+	name  string // after the transport's name for inQueue
+	id    string // "" is the name; another one where two rows look at one parameter
+	place place
+	// want is what to write; {…} stands for what setting.fill knows.
+	want string
+	// judge is for a value that is not written exactly like want; nil means that there is no other good one.
+	judge func(value string, p *postfixSetup) checkStatus
+	level checkStatus // of what is not good; judge may say something else
+	// when tells whether the row is of use here; nil is always.
+	when  func(*postfixSetup) bool
+	means string
+	do    string // "" is the command that writes want
+}
+
+// Judges of values.
+var (
+	anyCase = func(want ...string) func(string, *postfixSetup) checkStatus {
+		return func(v string, _ *postfixSetup) checkStatus {
+			if slices.Contains(want, strings.ToLower(v)) {
+				return checkOK
+			}
+			return ""
+		}
+	}
+	within1to = func(most int) func(string, *postfixSetup) checkStatus {
+		return func(v string, _ *postfixSetup) checkStatus {
+			if n, err := strconv.Atoi(v); err == nil && 1 <= n && n <= most {
+				return checkOK
+			}
+			return ""
+		}
+	}
+	onlyWords = func(words ...string) func(string, *postfixSetup) checkStatus {
+		return func(v string, _ *postfixSetup) checkStatus {
+			if slices.ContainsFunc(postfixList(v), func(w string) bool { return !slices.Contains(words, strings.ToLower(w)) }) {
+				return ""
+			}
+			return checkOK
+		}
+	}
+)
+
+// postfixSettings is what README's main.cf gives, and what stands in the way of it.
+var postfixSettings = []settingRow{
+	// In: who may send as whom.
+	{name: "smtpd_milters", place: inSMTPD, want: "{milter}", judge: judgeMilters, level: checkFail,
+		means: "mail from the network does not pass sendas, so it leaves under the name that the device wrote, and Exchange Online refuses it"},
+	{name: "smtpd_milters", id: "smtpd_milters.order", place: inSMTPD, want: "{milter}", judge: judgeOrder, level: checkWarn, when: hasOtherMilters,
+		means: "a milter before sendas sees the mail as the device wrote it: a signature made there is void after the rewriting; one behind it must not change senders",
+		do:    "in smtpd_milters put sendas before milters that sign, and behind those that look for spam"},
+	{name: "non_smtpd_milters", place: inMain, want: "{milter}", judge: judgeMilters, level: checkFail,
+		means: "mail of programs on this host (sendmail, cron) and Postfix's own bounces do not pass sendas"},
+	{name: "internal_mail_filter_classes", place: inMain, want: "bounce", level: checkFail,
+		judge: func(v string, _ *postfixSetup) checkStatus { return okIf(slices.Contains(postfixList(v), "bounce")) },
+		means: "Postfix's own bounces do not pass the milter, and nobody may send as their sender"},
+	{name: "milter_default_action", place: inMain, want: "tempfail", level: checkFail,
+		judge: func(v string, _ *postfixSetup) checkStatus { return warnIf(v == "reject" || v == "quarantine") },
+		means: "while the milter is down, mail leaves unchanged or is lost (reject), instead of waiting at the client"},
+	{name: "local_header_rewrite_clients", place: inSMTPD, want: "", level: checkWarn,
+		means: "Postfix mends the headers of these clients before sendas sees them, and spoils what it does not understand"},
+	{name: "remote_header_rewrite_domain", place: inSMTPD, want: "", level: checkWarn,
+		means: "Postfix completes the headers of all clients before sendas sees them, and spoils what it does not understand"},
+	{name: "resolve_numeric_domain", place: inMain, want: "yes", level: checkWarn,
+		means: "senders such as user@10.2.0.9, which devices write, are refused before sendas can mend them"},
+	{name: "smtpd_recipient_restrictions", place: inSMTPD, want: "check_policy_service { {policy}, default_action=DEFER_IF_PERMIT }", judge: judgePolicy, level: checkFail, when: wantsPolicy,
+		means: "the policy service is not asked, or only after a permission has ended the list: clients with a connector, a direct route or a fingerprint depend on it",
+		do:    "put \"check_policy_service { {policy}, default_action=DEFER_IF_PERMIT }\" into smtpd_recipient_restrictions, before everything that permits"},
+	{name: "smtpd_recipient_restrictions", place: inSMTPD, want: "check_policy_service { {policy}, default_action=DEFER_IF_PERMIT }", level: checkWarn,
+		when: func(p *postfixSetup) bool { return !wantsPolicy(p) && asksPolicy(p) }, judge: judgePolicy,
+		means: "the policy service is asked only after a permission has ended the list, which is never",
+		do:    "put it before everything that permits"},
+	{name: "smtpd_relay_restrictions", place: inSMTPD, want: "permit_mynetworks, permit_sasl_authenticated, defer_unauth_destination", judge: judgeRelay, level: checkFail,
+		means: "anybody could send to anybody through this host; sendas never widens Postfix's relay rules, but does not replace them either"},
+	{name: "transport_maps", place: inMain, want: "{route}", level: checkFail, when: wantsRouteMap,
+		judge: func(v string, p *postfixSetup) checkStatus { return okIf(p.asksFor(v, "route")) },
+		means: "nobody tells Postfix which recipients a direct route reaches, so all its mail goes by submission"},
+	{name: "transport_maps", id: "transport_maps.others", place: inMain, want: "", level: checkWarn, when: func(p *postfixSetup) bool { return !p.own && p.main["transport_maps"] != "" },
+		judge: func(v string, p *postfixSetup) checkStatus { return okIf(onlySendas(v)) },
+		means: "mail that these tables send to another server takes the settings of submission with it: that server is offered the mailbox's token if it asks for XOAUTH2",
+		do:    "let those tables name a transport without SASL, or move the settings of submission into a transport of their own; see README.md"},
+	{name: "smtpd_tls_ask_ccert", place: inSMTPD, want: "yes", level: checkFail, when: wantsCertificates,
+		means: "clients are known by certificates, and Postfix asks for none"},
+	{name: "smtpd_tls_fingerprint_digest", place: inSMTPD, want: "sha256", level: checkFail, when: func(p *postfixSetup) bool { return p.config.Policy != nil && p.config.Policy.UsesFingerprints() },
+		means: "clients are known by SHA-256 fingerprints, and Postfix makes others"},
+
+	// Out: one look-up is the right to send one message.
+	{name: "relayhost", place: inMain, want: "{nexthop}", judge: judgeRelayhost, level: checkFail, when: func(p *postfixSetup) bool { return !p.own && p.submits() },
+		means: "mail does not go to Microsoft's submission server"},
+	{name: "smtp_tls_security_level", place: inTransport, want: "secure", level: checkFail,
+		judge: func(v string, _ *postfixSetup) checkStatus { return warnIf(v == "verify" || v == "fingerprint") },
+		means: "a token may only be shown to a server that has proved to be Microsoft's; less than \"secure\" shows it to whoever answers"},
+	{name: "smtp_tls_wrappermode", place: inTransport, want: "no", level: checkFail,
+		means: "Microsoft has no implicit TLS (port 465), so no connection succeeds"},
+	{name: "smtp_tls_policy_maps", place: inTransport, want: "", level: checkWarn,
+		means: "a table may lower the security level for Microsoft's server", do: "see that it says secure for {nexthop}, or nothing"},
+	{name: "smtp_tls_CAfile", place: inTransport, want: "{bundle}", level: checkFail, judge: judgeTrust,
+		means: "Postfix trusts nobody, so it cannot tell Microsoft's server from another and defers all mail; or the file is not there"},
+	{name: "smtp_tls_secure_cert_match", place: inTransport, want: "nexthop, dot-nexthop", level: checkWarn,
+		judge: func(v string, p *postfixSetup) checkStatus {
+			host, _, _ := strings.Cut(p.config.Tenant.Endpoints.Submission, ":")
+			return okIf(slices.Contains(postfixList(v), "nexthop") || slices.Contains(postfixList(v), host))
+		},
+		means: "Postfix compares the certificate with something else than the name of the server"},
+	{name: "smtp_sasl_auth_enable", place: inTransport, want: "yes", level: checkFail,
+		means: "Postfix does not authenticate, and Microsoft refuses every message with 530 5.7.57"},
+	{name: "smtp_sasl_type", place: inTransport, want: "cyrus", level: checkFail,
+		means: "XOAUTH2 comes by a plugin of Cyrus SASL"},
+	{name: "smtp_sasl_mechanism_filter", place: inTransport, want: "xoauth2", level: checkFail, judge: anyCase("xoauth2"),
+		means: "another mechanism than XOAUTH2 would send the token as if it were a password, which Microsoft refuses"},
+	{name: "smtp_sasl_security_options", place: inTransport, want: "noanonymous", level: checkWarn, judge: onlyWords("noanonymous"),
+		means: "this forbids mechanisms that show the password to the server, as XOAUTH2 does; it only counts without TLS"},
+	{name: "smtp_sasl_tls_security_options", place: inTransport, want: "noanonymous", level: checkFail, judge: onlyWords("noanonymous"),
+		means: "this forbids mechanisms that show the password to the server, as XOAUTH2 does: Postfix finds no mechanism"},
+	{name: "smtp_sasl_tls_verified_security_options", place: inTransport, want: "$smtp_sasl_tls_security_options", level: checkFail, judge: onlyWords("noanonymous"),
+		means: "this forbids mechanisms that show the password to the server, as XOAUTH2 does: Postfix finds no mechanism"},
+	{name: "smtp_sender_dependent_authentication", place: inTransport, want: "yes", level: checkFail,
+		means: "Postfix asks for the credential of the server instead of that of the sender, and sendas has none for it"},
+	{name: "smtp_sasl_password_maps", place: inTransport, want: "{lease}", judge: judgeSocketmap("lease"), level: checkFail,
+		means: "the look-up must come from smtp(8) itself to the socket of sendas alone: through proxymap or beside other tables, a session has no lease"},
+	{name: "smtp_reply_filter", place: inTransport, want: "{reply}", judge: judgeSocketmap("reply"), level: checkFail,
+		means: "sendas does not learn what became of a message: leases come back late, and mail over Microsoft's daily limit bounces instead of waiting"},
+	{name: "smtp_sasl_auth_soft_bounce", place: inTransport, want: "yes", level: checkFail,
+		means: "a token that is refused for a moment makes mail bounce"},
+	{name: "smtp_sasl_auth_cache_name", place: inTransport, want: "", level: checkFail,
+		means: "a refused token is remembered for months as a wrong password"},
+	{name: "smtp_tls_connection_reuse", place: inTransport, want: "no", level: checkFail,
+		means: "a message on a reused connection leaves without a look-up, so past all limits"},
+	{name: "smtp_connection_cache_on_demand", place: inTransport, want: "no", level: checkFail,
+		means: "a message on a reused connection leaves without a look-up, so past all limits"},
+	{name: "smtp_connection_cache_destinations", place: inTransport, want: "", level: checkFail,
+		means: "a message on a reused connection leaves without a look-up, so past all limits"},
+	{name: "smtp_generic_maps", place: inTransport, want: "", level: checkFail,
+		means: "the sender is changed after sendas has decided on it, and Exchange Online refuses the message"},
+	{name: "smtp_tls_loglevel", place: inTransport, want: "1", judge: anyCase("0", "1", "2"), level: checkFail,
+		means: "what is sent within TLS, tokens too, is written into the mail log"},
+	{name: "_destination_concurrency_limit", place: inQueue, want: "3", level: checkWarn,
+		judge: func(v string, p *postfixSetup) checkStatus {
+			return within1to(3*max(1, len(p.config.Mailboxes)))(v, p)
+		},
+		means: "Microsoft takes 3 messages of a mailbox at one time; more processes than that only wait"},
+	{name: "_destination_concurrency_failed_cohort_limit", place: inQueue, want: "10", level: checkWarn,
+		judge: func(v string, _ *postfixSetup) checkStatus {
+			n, err := strconv.Atoi(v)
+			return okIf(err == nil && (n == 0 || n >= 10))
+		},
+		means: "one broken connection holds up all mail for five minutes"},
+	{name: "_destination_recipient_limit", place: inQueue, want: "50", level: checkWarn, judge: within1to(500),
+		means: "Microsoft takes 500 recipients at once, and sendas keeps room for one delivery under the daily limit"},
+	{name: "_destination_rate_delay", place: inQueue, want: "0s", level: checkWarn, judge: anyCase("0", "0s"),
+		means: "sendas keeps Microsoft's pace already; this delay comes on top of it"},
+	{name: "_transport_rate_delay", place: inQueue, want: "0s", level: checkWarn, judge: anyCase("0", "0s"),
+		means: "sendas keeps Microsoft's pace already; this delay comes on top of it"},
+
+	// In the way.
+	{name: "notify_classes", place: inMain, want: "resource, software", level: checkFail,
+		judge: func(v string, _ *postfixSetup) checkStatus {
+			return okIf(!slices.Contains(postfixList(v), "protocol"))
+		},
+		means: "transcripts of SMTP sessions are mailed to the postmaster, and a token may be in them"},
+	{name: "debug_peer_list", place: inMain, want: "", level: checkFail,
+		means: "sessions with these hosts are logged as with -v, passwords and tokens too"},
+	{name: "content_filter", place: inMain, want: "", level: checkWarn, judge: judgeFilter,
+		means: "mail goes through a filter and comes back: sendas sees it twice, the second time from this host, and the filter may change it after the decision",
+		do:    "give the smtpd that takes mail back from the filter \"-o receive_override_options=no_milters\""},
+	{name: "receive_override_options", place: inMain, want: "", level: checkFail,
+		judge: func(v string, _ *postfixSetup) checkStatus {
+			return okIf(!slices.Contains(postfixList(v), "no_milters"))
+		},
+		means: "with no_milters for all mail, none passes sendas"},
+	{name: "canonical_maps", place: inMain, want: "", level: checkWarn, means: rewritten},
+	{name: "sender_canonical_maps", place: inMain, want: "", level: checkWarn, means: rewritten},
+	{name: "masquerade_domains", place: inMain, want: "", level: checkWarn, means: rewritten},
+	{name: "always_add_missing_headers", place: inMain, want: "no", level: checkWarn,
+		means: "Postfix adds an empty From of its own before sendas sees that there was none"},
+	{name: "smtputf8_autodetect_classes", place: inMain, want: "sendmail, verify", level: checkWarn, judge: onlyWords("sendmail", "verify"),
+		means: "Postfix asks Microsoft for SMTPUTF8 where no address needs it, and some of its servers answer 502 5.3.3"},
+}
+
+const rewritten = "Postfix changes senders by this table before sendas sees them, and the envelope sender once more after it"
+
+func okIf(good bool) checkStatus {
+	if good {
+		return checkOK
+	}
+	return ""
+}
+
+func warnIf(poor bool) checkStatus {
+	if poor {
+		return checkWarn
+	}
+	return ""
+}
+
+// trustBundles are where distributions keep the certificates that a machine trusts.
+var trustBundles = []string{"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"}
+
+// trustBundle returns the one that is here.
+func trustBundle() string {
+	for _, f := range trustBundles {
+		if _, err := os.Stat(f); err == nil {
+			return f
+		}
+	}
+	return trustBundles[0]
+}
+
+// fill replaces what stands for names of this site.
+func (p *postfixSetup) fill(s string) string {
+	return strings.NewReplacer(
+		"{milter}", p.relative(p.config.Milter.Listen), "{policy}", p.relative(p.config.Milter.PolicyListen),
+		"{lease}", p.socketmap("lease"), "{reply}", p.socketmap("reply"), "{route}", p.socketmap("route"),
+		"{bundle}", trustBundle(), "{nexthop}", postfixNextHop(p.config.Tenant.Endpoints.Submission),
+	).Replace(s)
+}
+
+// checkSettings compares each parameter with what it should be.
+func (p *postfixSetup) checkSettings(s section) {
+	for i := range postfixSettings {
+		r := &postfixSettings[i]
+		if r.when == nil || r.when(p) {
+			p.checkSetting(s, r)
+		}
+	}
+}
+
+// checkSetting looks at one parameter wherever it counts. Services that see main.cf's value share a line.
+func (p *postfixSetup) checkSetting(s section, r *settingRow) {
+	switch r.place {
+	case inMain:
+		p.compare(s, r, nil, r.name, r.level)
+	case inSMTPD:
+		p.compare(s, r, nil, r.name, r.level)
+		for _, v := range p.running("smtpd") {
+			if _, own := v.overrides[r.name]; own { // a port for a filter, most likely
+				p.compare(s, r, v, r.name, checkWarn)
+			}
+		}
+	case inTransport:
+		shared := false
+		for _, v := range p.transports {
+			if _, own := v.overrides[r.name]; own || p.own {
+				p.compare(s, r, v, r.name, r.level)
+			} else if !shared {
+				shared = true
+				p.compare(s, r, nil, r.name, r.level)
+			}
+		}
+	case inQueue:
+		for _, v := range p.queues() {
+			p.compare(s, r, nil, v.name+r.name, r.level)
+		}
+	}
+}
+
+// queues returns the transports whose queues matter: the one that submission is known by, where it is among them.
+func (p *postfixSetup) queues() []*postfixService {
+	for i, v := range p.transports {
+		if v.name == p.submission() {
+			return p.transports[i : i+1]
+		}
+	}
+	return p.transports
+}
+
+// compare notes how a parameter stands for one service; nil is main.cf.
+func (p *postfixSetup) compare(s section, r *settingRow, v *postfixService, name string, level checkStatus) {
+	value, want := p.value(v, name), p.fill(r.want)
+	if _, known := p.main[name]; !known && r.place == inQueue { // the transport has none of its own
+		value = p.main["default"+r.name]
+	}
+	id, what := cmp.Or(r.id, name), name
+	if v != nil {
+		id, what = v.name+"."+id, name+" of "+v.key()
+	}
+	status := checkOK
+	if value != want {
+		status = ""
+		if r.judge != nil {
+			status = r.judge(value, p)
+		}
+		status = cmp.Or(status, level)
+	}
+	a := advice{}
+	if status != checkOK {
+		a = advice{p.fill(r.means), cmp.Or(p.fill(r.do), p.set(v, name, want))}
+	}
+	s.note(status, id, what, shownValue(value), a, false)
+}
+
+// milterPlace returns where in a list of milters sendas stands and what is said of it there; -1 is nowhere.
+func (p *postfixSetup) milterPlace(value string) (place int, options []string) {
+	for i, item := range postfixList(value) {
+		if parts := bracedList(item); len(parts) > 0 && p.sameSocket(parts[0], p.config.Milter.Listen) {
+			return i, parts[1:]
+		}
+	}
+	return -1, nil
+}
+
+// judgeMilters accepts a list with sendas in it, unless its own default_action lets mail pass without it.
+func judgeMilters(value string, p *postfixSetup) checkStatus {
+	place, options := p.milterPlace(value)
+	lax := slices.ContainsFunc(options, func(o string) bool { // name=value, or { name = value }
+		name, action, ok := strings.Cut(strings.Trim(o, "{ }"), "=")
+		return ok && strings.TrimSpace(name) == "default_action" && strings.TrimSpace(action) != "tempfail"
+	})
+	return okIf(place >= 0 && !lax)
+}
+
+func judgeOrder(value string, p *postfixSetup) checkStatus {
+	place, _ := p.milterPlace(value)
+	return okIf(place <= 0)
+}
+
+func hasOtherMilters(p *postfixSetup) bool {
+	place, _ := p.milterPlace(p.main["smtpd_milters"])
+	return place >= 0 && len(postfixList(p.main["smtpd_milters"])) > 1
+}
+
+// wantsPolicy tells whether some client depends on the policy service. A sender can choose a connector without it.
+func wantsPolicy(p *postfixSetup) bool {
+	if p.config.Policy == nil || p.config.Milter.PolicyListen == "" {
+		return false
+	}
+	bySender := p.asksFor(p.main["sender_dependent_default_transport_maps"], "transport")
+	return p.config.Policy.UsesFingerprints() || clientRoute(p, policy.Direct) || clientRoute(p, policy.Connector) && !bySender
+}
+
+func wantsRouteMap(p *postfixSetup) bool { return clientRoute(p, policy.Direct) }
+
+// clientRoute tells whether a client takes a route of the type.
+func clientRoute(p *postfixSetup, kind policy.RouteType) bool {
+	if p.config.Policy == nil {
+		return false
+	}
+	return slices.ContainsFunc(p.config.Clients, func(c ClientConfig) bool {
+		r := p.config.Policy.Route(c.Route)
+		return r != nil && r.Type == kind
+	})
+}
+
+func wantsCertificates(p *postfixSetup) bool {
+	return slices.ContainsFunc(p.config.Clients, func(c ClientConfig) bool { return len(c.Subjects)+len(c.Fingerprints) > 0 })
+}
+
+// policyPlace returns where in a list of restrictions the policy service of sendas stands, and where a permission ends it; -1 is nowhere.
+func (p *postfixSetup) policyPlace(value string) (asked, ended int) {
+	asked, ended = -1, -1
+	list := postfixList(value)
+	for i, item := range list {
+		switch {
+		case item == "check_policy_service" && i+1 < len(list):
+			if parts := bracedList(list[i+1]); asked < 0 && len(parts) > 0 && p.sameSocket(parts[0], p.config.Milter.PolicyListen) {
+				asked = i
+			}
+		case ended < 0 && (item == "permit" || strings.HasPrefix(item, "permit_")):
+			ended = i
+		}
+	}
+	return asked, ended
+}
+
+func asksPolicy(p *postfixSetup) bool {
+	asked, _ := p.policyPlace(p.main["smtpd_recipient_restrictions"])
+	return asked >= 0
+}
+
+func judgePolicy(value string, p *postfixSetup) checkStatus {
+	asked, ended := p.policyPlace(value)
+	return okIf(asked >= 0 && (ended < 0 || asked < ended))
+}
+
+// judgeRelay accepts what Postfix itself accepts as a guard (smtpd_relay_restrictions of postconf(5)).
+func judgeRelay(value string, p *postfixSetup) checkStatus {
+	guards := []string{"reject", "reject_unauth_destination", "defer", "defer_if_permit", "defer_unauth_destination"}
+	list := slices.Concat(postfixList(value), postfixList(p.main["smtpd_recipient_restrictions"]))
+	return okIf(slices.ContainsFunc(list, func(w string) bool { return slices.Contains(guards, w) }))
+}
+
+// onlySendas tells whether all tables are those of sendas.
+func onlySendas(tables string) bool {
+	return !slices.ContainsFunc(postfixList(tables), func(t string) bool { return !strings.HasPrefix(t, "socketmap:") })
+}
+
+// judgeRelayhost accepts what leads to the same server: another way to write the port, or a table of sendas that
+// chooses transport and next-hop by the sender.
+func judgeRelayhost(value string, p *postfixSetup) checkStatus {
+	if p.asksFor(p.main["sender_dependent_default_transport_maps"], "transport") {
+		return checkOK
+	}
+	if to, ok := strings.CutPrefix(p.main["default_transport"], p.submission()+":"); ok {
+		value = to
+	}
+	want := strings.ToLower(postfixNextHop(p.config.Tenant.Endpoints.Submission))
+	hops := postfixList(strings.ToLower(value)) // several are tried in turn
+	other := slices.ContainsFunc(hops, func(hop string) bool {
+		host, port, _ := strings.Cut(hop, "]:")
+		return host+"]:"+strings.TrimLeft(port, "0") != want
+	})
+	return okIf(len(hops) > 0 && !other)
+}
+
+// judgeTrust accepts any way to have trust anchors.
+func judgeTrust(value string, p *postfixSetup) checkStatus {
+	if value != "" {
+		_, err := os.Stat(value)
+		return okIf(err == nil)
+	}
+	return okIf(slices.ContainsFunc(p.transports, func(t *postfixService) bool {
+		return p.value(t, "smtp_tls_CApath") != "" || p.value(t, "tls_append_default_CA") == "yes"
+	}))
+}
+
+// judgeSocketmap accepts sendas' map of that name alone.
+func judgeSocketmap(name string) func(string, *postfixSetup) checkStatus {
+	return func(value string, p *postfixSetup) checkStatus {
+		socket, ok := strings.CutPrefix(value, "socketmap:")
+		if !ok {
+			return ""
+		}
+		socket, ok = strings.CutSuffix(socket, ":"+name)
+		return okIf(ok && p.sameSocket(socket, p.config.Token.Listen))
+	}
+}
+
+// judgeFilter accepts a way out of sendas' as the filter (docs/routes.md).
+func judgeFilter(value string, p *postfixSetup) checkStatus {
+	if p.config.Policy == nil {
+		return ""
+	}
+	name, _, _ := strings.Cut(value, ":")
+	return okIf(slices.ContainsFunc(p.config.Policy.Routes(), func(r *policy.Route) bool { return r.Transport == name }))
+}

@@ -1,0 +1,244 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	protocol "github.com/d--j/go-milter"
+)
+
+// socketTime bounds one question to a service.
+const socketTime = 10 * time.Second
+
+// socketAdvice is about the sockets of both services.
+var socketAdvice = map[string]advice{
+	"no-socket": {"nobody has made the socket: the service {service} does not run, or listens elsewhere", "systemctl start sendas-{service}; its log: journalctl -u sendas-{service}"},
+	"refused":   {"nobody listens: the service {service} has ended", "systemctl restart sendas-{service}; its log: journalctl -u sendas-{service}"},
+	"forbidden": {"this user may not connect", "run this as root; Postfix itself needs mode 0755 of the folder and 0666 of the socket"},
+	"silent":    {"somebody listens, but does not answer in {time}", "systemctl restart sendas-{service}; its log: journalctl -u sendas-{service}"},
+	"foreign":   {"another program answers", "compare {key} in sendas.yaml with what the other program listens on"},
+	"open":      {"root is among token.peers: any program of root's may ask for tokens", "take root out of token.peers in sendas.yaml"},
+	"not-ready": {"the service runs, but cannot do its work yet", "systemctl status sendas-{service}; \"sendas status\" shows each credential"},
+	"health":    {"the service answers on its socket, but not here", "compare {key} in sendas.yaml with: ss -tlnp"},
+}
+
+// checkSockets speaks to both services as Postfix does, but asks for nothing.
+func (d *doctor) checkSockets(ctx context.Context) {
+	c, s := d.settings(), d.section("sockets", "socket")
+	d.probe(ctx, s, "milter", "milter.listen", "milter", c.Milter.Listen, probeMilter)
+	if c.Milter.PolicyListen == "" {
+		s.skip("policy", "policy", "is switched off (milter.policy_listen)")
+	} else {
+		d.probe(ctx, s, "policy", "milter.policy_listen", "milter", c.Milter.PolicyListen, probePolicy)
+	}
+	d.probe(ctx, s, "credentials", "token.listen", "token", c.Token.Listen, probeCredentials)
+	d.checkHealth(ctx, s, "milter", c.Milter.HTTP)
+	d.checkHealth(ctx, s, "token", c.Token.HTTP)
+}
+
+// A probeResult says what a service answered.
+type probeResult struct {
+	status checkStatus
+	found  string
+	key    string // of socketAdvice
+}
+
+// probe connects to a socket and asks a question that changes nothing.
+func (d *doctor) probe(ctx context.Context, s section, id, key, service, listen string, ask func(net.Conn) (probeResult, error)) {
+	ctx, cancel := context.WithTimeout(ctx, socketTime)
+	defer cancel()
+	network, addr, _ := strings.Cut(listen, ":")
+	if network == "inet" {
+		network = "tcp"
+	}
+	fill := func(fault string) advice {
+		return socketAdvice[fault].with("service", service, "key", key, "time", socketTime.String())
+	}
+	c, err := d.dial(ctx, network, addr)
+	if err != nil {
+		s.fail(id, listen, rootCause(err), fill(dialFault(err)))
+		return
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(socketTime))
+	r, err := ask(c)
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		s.fail(id, listen, "gives no answer", fill("silent"))
+	case err != nil:
+		s.fail(id, listen, rootCause(err), fill("foreign"))
+	case r.status == checkOK:
+		s.ok(id, listen, "%s", r.found)
+	default:
+		s.note(r.status, id, listen, r.found, fill(r.key), false)
+	}
+}
+
+// dialFault names the reason for which nobody could be reached.
+func dialFault(err error) string {
+	switch {
+	case errors.Is(err, syscall.ENOENT):
+		return "no-socket"
+	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
+		return "forbidden"
+	}
+	return "refused"
+}
+
+// rootCause drops from an error what the line says already.
+func rootCause(err error) string {
+	if e, ok := errors.AsType[*os.SyscallError](err); ok {
+		return e.Err.Error()
+	}
+	return err.Error()
+}
+
+// The milter protocol, as far as its first packet goes (Postfix's src/milter/milter8.c).
+const (
+	milterVersion   = 6
+	milterNegotiate = 'O'
+	milterQuit      = 'Q'
+	maxMilterPacket = 64 << 10
+)
+
+// ourActions are what the milter of sendas asks to be allowed to do, besides naming the macros that it wants. Few other milters
+// ask for just that.
+const ourActions = uint32(protocol.OptAddHeader | protocol.OptChangeHeader | protocol.OptChangeFrom | protocol.OptAddRcptWithArgs | protocol.OptRemoveRcpt)
+
+// probeMilter offers all that Postfix offers, and reads what the milter wants of it.
+func probeMilter(c net.Conn) (probeResult, error) {
+	offer := binary.BigEndian.AppendUint32(nil, 13)
+	offer = append(offer, milterNegotiate)
+	offer = binary.BigEndian.AppendUint32(offer, milterVersion)
+	offer = binary.BigEndian.AppendUint32(offer, 0x1ff)    // every action
+	offer = binary.BigEndian.AppendUint32(offer, 0x1fffff) // every way to leave something out
+	if _, err := c.Write(offer); err != nil {
+		return probeResult{}, err
+	}
+	var head [4]byte
+	if _, err := io.ReadFull(c, head[:]); err != nil {
+		return probeResult{}, endedEarly(err)
+	}
+	n := binary.BigEndian.Uint32(head[:])
+	if n < 13 || n > maxMilterPacket {
+		return probeResult{}, errors.New("what answers is no milter")
+	}
+	packet := make([]byte, n)
+	if _, err := io.ReadFull(c, packet); err != nil {
+		return probeResult{}, endedEarly(err)
+	}
+	c.Write([]byte{0, 0, 0, 1, milterQuit}) // it closes either way
+	actions := binary.BigEndian.Uint32(packet[5:9]) &^ uint32(protocol.OptSetMacros)
+	if packet[0] != milterNegotiate || actions != ourActions {
+		return probeResult{}, fmt.Errorf("what answers is another milter (it asks for the actions %#x)", actions)
+	}
+	return probeResult{status: checkOK, found: "the milter of sendas answers"}, nil
+}
+
+// probeQuery is a request of smtpd(8) from an address that is nobody's (RFC 5737). It names no sender and no recipient, and
+// the answer is the same for everybody whom no client matches.
+const probeQuery = "request=smtpd_access_policy\nprotocol_state=RCPT\nprotocol_name=ESMTP\nclient_address=192.0.2.1\nclient_name=unknown\nclient_port=0\n\n"
+
+func probePolicy(c net.Conn) (probeResult, error) {
+	if _, err := io.WriteString(c, probeQuery); err != nil {
+		return probeResult{}, err
+	}
+	line, err := bufio.NewReader(io.LimitReader(c, 4096)).ReadString('\n')
+	if err != nil {
+		return probeResult{}, endedEarly(err)
+	}
+	action, ok := strings.CutPrefix(strings.TrimSpace(line), "action=")
+	if !ok {
+		return probeResult{}, errors.New("what answers is no policy service")
+	}
+	return probeResult{status: checkOK, found: "answers; to a stranger it says: " + action}, nil
+}
+
+// probeQuestion asks for the way out of the null sender, which every service answers "not found", and gets no lease.
+const probeQuestion = "transport <>"
+
+// probeCredentials knocks. Whoever is not in token.peers is sent away at once, root too: that is an answer.
+func probeCredentials(c net.Conn) (probeResult, error) {
+	if _, err := fmt.Fprintf(c, "%d:%s,", len(probeQuestion), probeQuestion); err != nil && !sentAway(err) {
+		return probeResult{}, err
+	}
+	length, err := bufio.NewReader(io.LimitReader(c, 4096)).ReadString(',')
+	switch {
+	case length == "" && sentAway(err):
+		return probeResult{status: checkOK, found: "is served, and sends this user away, who is not in token.peers: only Postfix may ask"}, nil
+	case err != nil:
+		return probeResult{}, endedEarly(err)
+	}
+	_, answer, ok := strings.Cut(length, ":")
+	if !ok || !strings.HasPrefix(answer, "NOTFOUND") && !strings.HasPrefix(answer, "OK ") {
+		return probeResult{}, errors.New("what answers is not the token service of sendas")
+	}
+	if os.Geteuid() == 0 {
+		return probeResult{status: checkWarn, found: "answers root", key: "open"}, nil
+	}
+	return probeResult{status: checkOK, found: "answers"}, nil
+}
+
+// sentAway tells whether the other side closed the connection.
+func sentAway(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+// endedEarly words an end before the answer.
+func endedEarly(err error) error {
+	if sentAway(err) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return errors.New("the connection was closed without an answer")
+	}
+	return err
+}
+
+// checkHealth asks a service how it feels.
+func (d *doctor) checkHealth(ctx context.Context, s section, service, addr string) {
+	if addr == "" {
+		s.skip("http."+service, "http of "+service, "is switched off (%s.http)", service)
+		return
+	}
+	client := &http.Client{Timeout: socketTime, Transport: &http.Transport{DialContext: d.dial, DisableKeepAlives: true}}
+	fill := func(key string) advice {
+		return socketAdvice[key].with("service", service, "key", service+".http")
+	}
+	for _, path := range []string{"/healthz", "/readyz"} {
+		id, what := "http."+service+"."+path[1:], "http://"+addr+path
+		status, body, err := get(ctx, client, what)
+		switch {
+		case err != nil:
+			s.fail(id, what, rootCause(err), fill("health"))
+			return // the other one would say the same
+		case status == http.StatusServiceUnavailable:
+			s.fail(id, what, body, fill("not-ready"))
+		case status != http.StatusOK:
+			s.fail(id, what, fmt.Sprintf("HTTP %d", status), fill("foreign"))
+		default:
+			s.ok(id, what, "%s", body)
+		}
+	}
+}
+
+func get(ctx context.Context, client *http.Client, url string) (status int, body string, err error) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	resp, err := client.Do(r)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 2000))
+	return resp.StatusCode, string(b), err
+}

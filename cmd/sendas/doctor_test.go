@@ -1,0 +1,413 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sendas/sendas/token"
+)
+
+// emptyWorld is a machine without Postfix, on a network where nobody answers.
+func emptyWorld() *world {
+	return &world{
+		run: func(context.Context, string, ...string) (string, string, error) { return "", "", exec.ErrNotFound },
+		dial: func(_ context.Context, network, addr string) (net.Conn, error) {
+			return nil, &net.OpError{Op: "dial", Net: network, Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+		},
+		resolver: fakeDNS{asked: map[string]int{}}, client: newClient, source: newSource, now: time.Now,
+		hostname: func() (string, error) { return "relay.contoso.com", nil },
+	}
+}
+
+// diagnose runs a doctor and returns it with what it printed and the exit code.
+func diagnose(t *testing.T, config string, q doctorFlags, w *world) (d *doctor, stdout string, code int) {
+	t.Helper()
+	var out, said bytes.Buffer
+	d = newDoctor(&options{config: config, stdout: &out, stderr: &said}, &q, w)
+	code = exitOK
+	if err := d.run(t.Context()); err != nil {
+		code = tell(&said, err)
+	}
+	checkReport(t, d)
+	return d, out.String(), code
+}
+
+var placeholder = regexp.MustCompile(`\{[a-z_]+\}`)
+
+// checkReport looks at what holds for every report: ids are there once, what is not good is explained, and all is in lines.
+func checkReport(t *testing.T, d *doctor) {
+	t.Helper()
+	seen := make(map[string]bool)
+	for _, c := range d.checks {
+		if seen[c.ID] || c.Group == "" || !strings.HasPrefix(c.ID, c.Group+".") {
+			t.Errorf("check %q of group %q: want an id of its own that begins with the group", c.ID, c.Group)
+		}
+		seen[c.ID] = true
+		if bad := c.Status == checkFail || c.Status == checkWarn; bad != (c.Means != "") || bad != (c.Do != "") {
+			t.Errorf("%s %s (%s) means %q, do %q", c.Status, c.ID, c.Found, c.Means, c.Do)
+		}
+		if c.What == "" || c.Found == "" || strings.ContainsAny(c.What+c.Found+c.Means+c.Do, "\n\r\x1b") {
+			t.Errorf("check %s: %q: %q", c.ID, c.What, c.Found)
+		}
+		if m := placeholder.FindString(c.Means + c.Do); m != "" {
+			t.Errorf("check %s shows the placeholder %s", c.ID, m)
+		}
+	}
+}
+
+// find returns the check of that id.
+func (d *doctor) find(t *testing.T, id string) check {
+	t.Helper()
+	for _, c := range d.checks {
+		if c.ID == id {
+			return c
+		}
+	}
+	var ids []string
+	for _, c := range d.checks {
+		ids = append(ids, c.ID)
+	}
+	t.Fatalf("there is no check %s, but %s", id, strings.Join(ids, " "))
+	return check{}
+}
+
+// wantCheck compares a check's status, and looks for words in what it says.
+func (d *doctor) wantCheck(t *testing.T, id string, status checkStatus, words ...string) {
+	t.Helper()
+	c := d.find(t, id)
+	text := strings.Join([]string{c.What, c.Found, c.Means, c.Do}, " | ")
+	if c.Status != status {
+		t.Errorf("%s is %s, want %s: %s", id, c.Status, status, text)
+	}
+	for _, w := range words {
+		if !strings.Contains(text, w) {
+			t.Errorf("%s says %s, want %q in it", id, text, w)
+		}
+	}
+}
+
+// write makes a file below dir.
+func writeFile(t *testing.T, path, content string, mode os.FileMode) string {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), mode); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+const smallConfig = `tenant:
+  id: contoso.onmicrosoft.com
+  domains: [contoso.com]
+credentials:
+  relay-app:
+    flow: client_credentials
+    client_id: 5f2c0d3e-0000-4000-8000-000000000001
+    client_secret_file: relay-app.secret
+mailboxes:
+  - {address: scan@contoso.com, credential: relay-app, send_as: [office@contoso.com]}
+  - {address: erp@contoso.com, credential: relay-app}
+clients:
+  - {name: printers, networks: [10.2.0.0/16], from: scan@contoso.com}
+`
+
+// Nothing is there, and the doctor says so of each thing, to the end.
+func TestDoctorGoesOn(t *testing.T) {
+	dir := t.TempDir()
+	config := writeFile(t, filepath.Join(dir, "sendas.yaml"), smallConfig, 0o644)
+	w := emptyWorld()
+	w.saslDirs = []string{filepath.Join(dir, "nothing")}
+	d, out, code := diagnose(t, config, doctorFlags{}, w)
+	if code != exitFailed {
+		t.Errorf("exit code %d, want %d", code, exitFailed)
+	}
+	d.wantCheck(t, "config.problem.1", checkFail, "relay-app.secret", "sendas check")
+	d.wantCheck(t, "postfix.present", checkFail, "is not here", "--postfix-config")
+	d.wantCheck(t, "sasl.folder", checkFail, "nothing")
+	d.wantCheck(t, "sockets.milter", checkFail, "connection refused", "systemctl restart sendas-milter")
+	d.wantCheck(t, "sockets.policy", checkFail, "sendas-milter")
+	d.wantCheck(t, "sockets.credentials", checkFail, "sendas-token")
+	d.wantCheck(t, "sockets.http.milter.healthz", checkFail, "milter.http")
+	d.wantCheck(t, "credential.relay-app.secret", checkFail, "does not exist")
+	d.wantCheck(t, "credential.relay-app.token", checkFail, "does not exist")
+	d.wantCheck(t, "submission.dns", checkFail, "getent hosts smtp.office365.com")
+	d.wantCheck(t, "mailbox.scan@contoso.com.auth", checkSkip, "blocked")
+	d.wantCheck(t, "mailbox.erp@contoso.com.auth", checkSkip, "blocked")
+	d.wantCheck(t, "dns.spf", checkSkip, "submission")
+	for _, want := range []string{"\nFAIL  Postfix postconf: is not here\n  means: ", "\n  do: ", "\nskip  DNS SPF: ", "\nverdict: something is wrong; "} {
+		if !strings.Contains(out, want) {
+			t.Errorf("there is no %q in\n%s", want, out)
+		}
+	}
+}
+
+// A configuration that nobody can use leaves Postfix and the sockets to look at.
+func TestDoctorWithoutConfig(t *testing.T) {
+	dir := t.TempDir()
+	for _, tc := range []struct{ name, content, want string }{
+		{"absent", "", "does not exist"}, {"wrong", "tenant: [", "is not YAML"}, {"unknown", strings.Replace(smallConfig, "domains", "domain", 1), "domains"},
+	} {
+		config := filepath.Join(dir, tc.name)
+		if tc.content != "" {
+			writeFile(t, config, tc.content, 0o644)
+		}
+		d, _, code := diagnose(t, config, doctorFlags{mailbox: "scan@contoso.com"}, emptyWorld())
+		if code != exitFailed {
+			t.Errorf("%s: exit code %d, want %d", tc.name, code, exitFailed)
+		}
+		d.wantCheck(t, "config.problem.1", checkFail, tc.want)
+		d.wantCheck(t, "config.usable", checkWarn, "--config")
+		d.wantCheck(t, "sockets.milter", checkFail, "/var/spool/postfix/sendas/milter")
+		for _, id := range []string{"credential.all", "mailbox.all", "dns.spf"} {
+			d.wantCheck(t, id, checkSkip)
+		}
+	}
+}
+
+func TestDoctorUsage(t *testing.T) {
+	dir := t.TempDir()
+	writeFile(t, filepath.Join(dir, "relay-app.secret"), "s3cr3t\n", 0o600)
+	config := writeFile(t, filepath.Join(dir, "sendas.yaml"), smallConfig, 0o644)
+	for _, tc := range []struct {
+		mailbox, sendTo string
+		want            string
+	}{
+		{"nobody@contoso.com", "", "no mailbox may send as nobody@contoso.com"},
+		{"scan", "", `"scan" is no address`},
+		{"scan@contoso.com", "me", `--send-to: "me" is no address`},
+		{"scan@contoso.com", "me@contoso.com>\r\nRCPT TO:<x@y.z", "is no address"},
+		{"", "me@contoso.com", "name the mailbox"},
+	} {
+		var out bytes.Buffer
+		d := newDoctor(&options{config: config, stdout: &out}, &doctorFlags{mailbox: tc.mailbox, sendTo: tc.sendTo}, emptyWorld())
+		err := d.run(t.Context())
+		var e *exitError
+		if !errors.As(err, &e) || e.code != exitUsage || !strings.Contains(e.Error(), tc.want) || e.hint == "" {
+			t.Errorf("doctor %q --send-to %q: %v, want %q with a hint and exit code %d", tc.mailbox, tc.sendTo, err, tc.want, exitUsage)
+		}
+	}
+}
+
+func TestDoctorPatients(t *testing.T) {
+	dir := t.TempDir()
+	config := writeFile(t, filepath.Join(dir, "sendas.yaml"), strings.Replace(smallConfig, "clients:", "  - {address: '*@contoso.com', credential: relay-app}\nclients:", 1), 0o644)
+	for _, tc := range []struct{ mailbox, want string }{
+		{"", "scan@contoso.com:[scan@contoso.com office@contoso.com] erp@contoso.com:[erp@contoso.com] :[]"},
+		{"SCAN@contoso.com", "scan@contoso.com:[scan@contoso.com office@contoso.com]"},
+		{"office@contoso.com", "scan@contoso.com:[scan@contoso.com office@contoso.com]"},
+		{"axel@contoso.com", "axel@contoso.com:[axel@contoso.com]"},
+	} {
+		c, err := LoadConfig(config, SkipFiles)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := newDoctor(&options{}, &doctorFlags{mailbox: tc.mailbox}, emptyWorld())
+		d.config = c
+		list, err := d.patients()
+		var got []string
+		for _, p := range list {
+			got = append(got, fmt.Sprintf("%s:%v", p.user, p.identities))
+		}
+		if strings.Join(got, " ") != tc.want || err != nil {
+			t.Errorf("patients of %q: %v, %v, want %s", tc.mailbox, got, err, tc.want)
+		}
+	}
+}
+
+func TestDoctorVerdict(t *testing.T) {
+	good, warned := check{Status: checkOK}, check{Status: checkWarn}
+	failed, passing := check{Status: checkFail}, check{Status: checkFail, passes: true}
+	for _, tc := range []struct {
+		checks  []check
+		verdict string
+		code    int
+	}{
+		{nil, verdictGood, exitOK},
+		{[]check{good, warned, {Status: checkSkip}}, verdictGood, exitOK},
+		{[]check{good, passing}, verdictTemporary, exitTempFail},
+		{[]check{passing, failed, passing}, verdictFailed, exitFailed},
+		{[]check{failed, passing}, verdictFailed, exitFailed},
+	} {
+		var out, said bytes.Buffer
+		d := newDoctor(&options{stdout: &out}, &doctorFlags{json: true}, emptyWorld())
+		d.checks = tc.checks
+		code := exitOK
+		if err := d.conclude(); err != nil {
+			code = tell(&said, err)
+		}
+		var got struct{ Verdict string }
+		if err := json.Unmarshal(out.Bytes(), &got); err != nil || got.Verdict != tc.verdict || code != tc.code {
+			t.Errorf("%v: verdict %q, exit code %d (%v), want %q, %d", tc.checks, got.Verdict, code, err, tc.verdict, tc.code)
+		}
+	}
+}
+
+// The keys of the JSON are a promise.
+func TestDoctorJSON(t *testing.T) {
+	_, out, _ := diagnose(t, filepath.Join(t.TempDir(), "none"), doctorFlags{json: true}, emptyWorld())
+	var got struct {
+		Checks  []map[string]string
+		Verdict string
+	}
+	d := json.NewDecoder(strings.NewReader(out))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&got); err != nil {
+		t.Fatalf("%v in\n%s", err, out)
+	}
+	for _, c := range got.Checks {
+		keys := []string{"do", "found", "group", "id", "means", "status", "what"}
+		for k := range c {
+			if !slices.Contains(keys, k) || len(c) != len(keys) {
+				t.Fatalf("check %v, want the keys %v", c, keys)
+			}
+		}
+		if !slices.Contains([]string{"ok", "warn", "fail", "skip"}, c["status"]) {
+			t.Errorf("status %q of %s", c["status"], c["id"])
+		}
+	}
+	if got.Verdict != "failed" || len(got.Checks) < 5 {
+		t.Errorf("verdict %q, %d checks", got.Verdict, len(got.Checks))
+	}
+}
+
+func TestDoctorStops(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var out bytes.Buffer
+	d := newDoctor(&options{config: filepath.Join(t.TempDir(), "none"), stdout: &out}, &doctorFlags{}, emptyWorld())
+	var e *exitError
+	if err := d.run(ctx); !errors.As(err, &e) || e.code != exitTempFail {
+		t.Errorf("an interrupted doctor returns %v, want exit code %d", err, exitTempFail)
+	}
+	if strings.Contains(out.String(), "postconf") || strings.Contains(out.String(), "verdict") {
+		t.Errorf("an interrupted doctor went on:\n%s", out.String())
+	}
+}
+
+// What comes from outside is one line, and secrets are not in it.
+func TestDoctorPresents(t *testing.T) {
+	var out bytes.Buffer
+	d := newDoctor(&options{stdout: &out}, &doctorFlags{}, emptyWorld())
+	d.hide("", "eyJ0.secret", "eyJ0.secret")
+	if len(d.hidden) != 1 {
+		t.Errorf("%d secrets are hidden, want 1", len(d.hidden))
+	}
+	d.section("postfix", "Postfix").fail("x", "it\x1b[31m", "says\neyJ0.secret\r\nand\tmore", advice{"means eyJ0.secret", "do"})
+	if want := "FAIL  Postfix it?[31m: says REDACTED and more\n  means: means REDACTED\n  do: do\n"; out.String() != want {
+		t.Errorf("printed %q, want %q", out.String(), want)
+	}
+}
+
+func TestAdviceWith(t *testing.T) {
+	a := advice{"{user} and {host}", "see {host}, {other}"}.with("host", "h", "user", "{host}")
+	if want := (advice{"{host} and h", "see h, {other}"}); a != want {
+		t.Errorf("filled in: %+v, want %+v", a, want)
+	}
+}
+
+// Every advice keeps the one voice, and names only commands that there are.
+func TestAdviceStyle(t *testing.T) {
+	all := map[string]advice{"wrong": configAdvice.wrong, "unusable": configAdvice.unusable, "spf": spfAdvice.wrong, "silent": spfAdvice.silent}
+	for name, table := range map[string]map[string]advice{"postfix": postfixAdvice, "sasl": saslAdvice, "socket": socketAdvice, "token": tokenAdvice, "smtp": smtpAdvice} {
+		for key, a := range table {
+			all[name+" "+key] = a
+		}
+	}
+	for i, f := range tlsFaults {
+		all[fmt.Sprint("tls ", i)] = f.advice
+	}
+	for i, r := range postfixSettings {
+		all[fmt.Sprintf("setting %d %s", i, r.name)] = advice{r.means, "do " + r.do}
+	}
+	commands := regexp.MustCompile(`"sendas ([a-z]+)`)
+	var stdout bytes.Buffer
+	root := newRoot(&stdout, &stdout)
+	for name, a := range all {
+		for _, text := range []string{a.means, a.do} {
+			if text == "" || strings.HasSuffix(text, ".") || strings.Contains(text, "\n") {
+				t.Errorf("%s: %q, want one line without full stop", name, text)
+			}
+			for _, m := range commands.FindAllStringSubmatch(text, -1) {
+				if c, _, err := root.Find([]string{m[1]}); err != nil || c == root {
+					t.Errorf("%s: %q names the command %s, which there is not", name, text, m[1])
+				}
+			}
+		}
+	}
+}
+
+const routesConfig = `routes:
+  - {name: site, type: connector, endpoint: contoso-com.mail.protection.outlook.com, addresses: [203.0.113.7]}
+`
+
+func TestDoctorSPF(t *testing.T) {
+	const good = "v=spf1 ip4:203.0.113.7 include:spf.protection.outlook.com -all"
+	for _, tc := range []struct {
+		spf    string
+		status checkStatus
+		code   int
+	}{{good, checkOK, exitOK}, {"v=spf1 -all", checkFail, exitFailed}, {"servfail", checkFail, exitTempFail}} {
+		records := map[string][]string{
+			"TXT contoso.com": {tc.spf}, "MX contoso.com": {"contoso-com.mail.protection.outlook.com"},
+			"TXT spf.protection.outlook.com": {"v=spf1 ip4:40.92.0.0/15 -all"}, "IP contoso-com.mail.protection.outlook.com": {"52.101.73.4"},
+		}
+		config := writeFile(t, filepath.Join(t.TempDir(), "sendas.yaml"), smallConfig+routesConfig, 0o644)
+		c, err := LoadConfig(config, SkipFiles)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		w := emptyWorld()
+		w.resolver = fakeDNS{records, map[string]int{}}
+		d := newDoctor(&options{stdout: &out}, &doctorFlags{}, w)
+		d.config = c
+		d.checkSPF(t.Context())
+		d.wantCheck(t, "dns.spf", tc.status)
+		if tc.status != checkOK {
+			d.wantCheck(t, "dns.spf", tc.status, "sendas check --dns")
+		}
+		code := exitOK
+		if err := d.conclude(); err != nil {
+			code = tell(&out, err)
+		}
+		if code != tc.code {
+			t.Errorf("SPF %q: exit code %d, want %d", tc.spf, code, tc.code)
+		}
+	}
+}
+
+// fakeSource is a token.Source.
+type fakeSource func() (*token.Token, error)
+
+func (f fakeSource) Token(context.Context) (*token.Token, error) { return f() }
+
+func TestDoctorCommand(t *testing.T) {
+	var out bytes.Buffer
+	c := cmdDoctor(&options{stdout: &out, stderr: &out})
+	c.SetOut(&out)
+	c.SetErr(&out)
+	c.SetArgs([]string{"scan@contoso.com", "erp@contoso.com"})
+	if err := c.Execute(); err == nil {
+		t.Error("two mailboxes are taken")
+	}
+	for _, flag := range []string{"postfix-config", "send-to", "json"} {
+		if f := c.Flags().Lookup(flag); f == nil || f.DefValue != map[bool]string{true: "false", false: ""}[flag == "json"] {
+			t.Errorf("flag --%s is %+v", flag, f)
+		}
+	}
+}

@@ -1,0 +1,330 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sendas/sendas/token"
+)
+
+const (
+	// endsSoon is when a certificate or secret should be renewed.
+	endsSoon = 30 * 24 * time.Hour
+	// idleSoon is when an unused sign-in is in danger.
+	idleSoon = token.MaxIdle - 14*24*time.Hour
+	// Clocks that differ by minutes make Entra refuse a signed proof (AADSTS700024).
+	skewNoted = time.Minute
+	skewWrong = 5 * time.Minute
+	// tokenTime bounds one request for a token with all that it tries again.
+	tokenTime = 90 * time.Second
+)
+
+// tokenAdvice is about credentials and tokens. What Entra says is explained by package token.
+var tokenAdvice = map[string]advice{
+	"unused":      {"no mailbox names this credential, so the token service does not use it", "name it at a mailbox, or remove it from sendas.yaml"},
+	"file":        {"the app cannot prove to Entra who it is", "{act}"},
+	"unreadable":  {"the user {user}, as whom the token service runs, may not read the file", "chgrp {user} {file} && chmod 0640 {file}"},
+	"ends":        {"after that day Entra gives no token", "make a new one in the app registration (Certificates & secrets), put it into {file}, and type: systemctl reload sendas-token"},
+	"no-grant":    {"nobody has signed in for this credential", "sendas login {credential}"},
+	"bad-grant":   {"what is stored of the sign-in cannot be used", "{act}"},
+	"owner":       {"the token service cannot use the sign-in", "{act}"},
+	"idle":        {"a refresh token that lies unused for 90 days is void; the token service uses it every hour, if it runs", "systemctl status sendas-token"},
+	"void":        {"a refresh token that lies unused for 90 days is void", "sendas login {credential}"},
+	"unsaved":     {"Entra gave a new refresh token, and it could not be stored: after 90 days somebody has to sign in again", "{act}"},
+	"refused":     {"{meaning}", "{act}"},
+	"unreachable": {"Microsoft's sign-in service could not be asked", "{act}"},
+	"no-client":   {"nothing can be asked of Entra", "{act}"},
+	"unknown":     {"the request for a token failed", "sendas status; the log: journalctl -u sendas-token"},
+	"clock":       {"Entra refuses proofs from another time (AADSTS700024), and this machine takes tokens for older or younger than they are", "timedatectl set-ntp true"},
+	"claim":       {"{meaning}", "{act}"},
+}
+
+// checkCredentials looks at the credentials of the mailboxes, and fetches a fresh token from each.
+func (d *doctor) checkCredentials(ctx context.Context, patients []patient) {
+	s := d.section("credential", "credential")
+	if d.config == nil {
+		s.skip("all", "", "there is no usable configuration")
+		return
+	}
+	var names []string
+	for _, p := range patients {
+		names = append(names, p.credential)
+	}
+	if d.mailbox == "" {
+		for name := range d.config.Credentials {
+			if !slices.Contains(names, name) {
+				s.of(name).warn("used", "", "is not used", tokenAdvice["unused"])
+			}
+		}
+	}
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		if cc, ok := d.config.Credentials[name]; ok && ctx.Err() == nil {
+			d.checkCredential(ctx, s.of(name), name, cc)
+		}
+	}
+}
+
+func (d *doctor) checkCredential(ctx context.Context, s section, name string, cc CredentialConfig) {
+	d.checkProof(s, cc)
+	if cc.Delegated() && !d.checkGrant(s, name) {
+		return
+	}
+	d.fetch(ctx, s, name, cc)
+}
+
+// checkProof looks at the files that prove who we are.
+func (d *doctor) checkProof(s section, cc CredentialConfig) {
+	if cc.CertificateFile != "" {
+		end, err := token.CheckCertificate(cc.CertificateFile, cc.KeyFile)
+		if d.checkFile(s, "certificate", cc.CertificateFile, err) {
+			d.checkEnd(s, "certificate_end", "certificate "+cc.CertificateFile, end, cc.CertificateFile)
+		}
+		if cc.KeyFile != "" {
+			d.checkReadable(s, "key", cc.KeyFile)
+		}
+	}
+	if cc.ClientSecretFile != "" {
+		d.checkFile(s, "secret", cc.ClientSecretFile, token.CheckSecretFile(cc.ClientSecretFile))
+	}
+	if end, err := time.Parse(time.DateOnly, cc.SecretExpires); err == nil {
+		d.checkEnd(s, "secret_end", "client secret (secret_expires)", end, cc.ClientSecretFile)
+	}
+	if cc.TokenFile != "" {
+		d.checkFile(s, "token_file", cc.TokenFile, token.CheckFederatedTokenFile(cc.TokenFile))
+	}
+}
+
+// checkFile notes how a file stands that err tells about, and whether the service may read it.
+func (d *doctor) checkFile(s section, id, file string, err error) bool {
+	switch {
+	case errors.Is(err, token.ErrNoCredentials):
+		s.skip(id, file, "systemd hands it to the service alone, so it cannot be looked at from here")
+		return false
+	case err != nil:
+		problem, act := divided(err)
+		s.fail(id, file, problem, tokenAdvice["file"].with("act", act))
+		return false
+	}
+	return d.checkReadable(s, id, file)
+}
+
+func (d *doctor) checkReadable(s section, id, file string) bool {
+	info, err := os.Stat(file)
+	if err != nil { // a name that stands for a credential of systemd's
+		s.ok(id, file, "can be used")
+		return true
+	}
+	uid, gids, err := accountIDs(serviceUser)
+	if err == nil && !mayRead(info, uid, gids) {
+		s.fail(id, file, fmt.Sprintf("has the mode %04o", info.Mode().Perm()), tokenAdvice["unreadable"].with("user", serviceUser, "file", file))
+		return false
+	}
+	s.ok(id, file, "can be used; mode %04o", info.Mode().Perm())
+	return true
+}
+
+// checkEnd notes when something ends.
+func (d *doctor) checkEnd(s section, id, what string, end time.Time, file string) {
+	left := end.Sub(d.now())
+	found := fmt.Sprintf("ends on %s, in %d days", end.UTC().Format(time.DateOnly), int(left.Hours()/24))
+	a := tokenAdvice["ends"].with("file", file)
+	switch {
+	case left <= 0:
+		s.fail(id, what, "ended on "+end.UTC().Format(time.DateOnly), a)
+	case left < endsSoon:
+		s.warn(id, what, found, a)
+	default:
+		s.ok(id, what, "%s", found)
+	}
+}
+
+// divided takes a *token.FileError apart into what is wrong and what to do; its texts have a colon between the two.
+func divided(err error) (problem, act string) {
+	if e, ok := errors.AsType[*token.FileError](err); ok {
+		problem, act, _ = strings.Cut(e.Problem, ": ")
+		return problem, cmp.Or(act, "see to the file "+e.Path)
+	}
+	return err.Error(), "see to the file"
+}
+
+// checkGrant looks at a user's stored sign-in. It returns false where there is none to use.
+func (d *doctor) checkGrant(s section, name string) bool {
+	vault := newVault(d.config)
+	file := vault.Path(name)
+	g, err := vault.Load(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		s.fail("grant", "sign-in "+file, "is not there", tokenAdvice["no-grant"].with("credential", name))
+		return false
+	case err != nil:
+		problem, act := divided(err)
+		s.fail("grant", "sign-in "+file, problem, tokenAdvice["bad-grant"].with("act", act))
+		return false
+	}
+	d.hide(string(g.Refresh))
+	if text := wrongOwner(file, serviceUser); text != "" {
+		s.fail("grant_owner", "sign-in "+file, "belongs to another user", tokenAdvice["owner"].with("act", text))
+	}
+	used := g.Refreshed
+	if used.Before(g.SignedIn) {
+		used = g.SignedIn
+	}
+	idle := d.now().Sub(used)
+	found := fmt.Sprintf("%s signed in on %s; the refresh token was last used %d days ago, of %d", cmp.Or(g.User, "somebody"), g.SignedIn.UTC().Format(time.DateOnly),
+		int(idle.Hours()/24), int(token.MaxIdle.Hours()/24))
+	switch {
+	case idle > token.MaxIdle:
+		s.fail("grant", "sign-in", found, tokenAdvice["void"].with("credential", name))
+	case idle > idleSoon:
+		s.warn("grant", "sign-in", found, tokenAdvice["idle"])
+	default:
+		s.ok("grant", "sign-in", "%s", found)
+	}
+	return true
+}
+
+// fetch gets a fresh token as the service does, and looks at what it says.
+func (d *doctor) fetch(ctx context.Context, s section, name string, cc CredentialConfig) {
+	client, err := d.client(d.config)
+	if err != nil {
+		_, act := divided(err)
+		s.fail("token", "token", err.Error(), tokenAdvice["no-client"].with("act", act))
+		return
+	}
+	watch := &clockWatch{next: client.Transport, now: d.now}
+	own := *client
+	own.Transport = watch
+	source, err := d.source(d.config, name, &own, newVault(d.config))
+	if err != nil {
+		s.fail("token", "token", err.Error(), tokenAdvice["no-client"].with("act", "correct the credential in sendas.yaml"))
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, tokenTime)
+	defer cancel()
+	began := time.Now()
+	t, err := source.Token(ctx)
+	d.checkClock(s, watch)
+	if err != nil {
+		found, a, passes := explainTokenError(err)
+		s.note(checkFail, "token", "token", found, a, passes)
+		return
+	}
+	d.hide(string(t.Access), url.QueryEscape(string(t.Access)))
+	d.tokens[name] = t
+	s.ok("token", "token", "came fresh from Entra in %s and serves until %s", time.Since(began).Round(time.Millisecond), t.Expires.UTC().Format(time.RFC3339))
+	if u, ok := source.(interface{ Unsaved() error }); ok && u.Unsaved() != nil {
+		problem, act := divided(u.Unsaved())
+		s.warn("unsaved", "refresh token", problem, tokenAdvice["unsaved"].with("act", act))
+	}
+	d.checkClaims(s, t, cc)
+}
+
+// explainTokenError says what an error of a token.Source means.
+func explainTokenError(err error) (found string, a advice, passes bool) {
+	if e, ok := errors.AsType[*token.FileError](err); ok {
+		problem, act := divided(e)
+		return fmt.Sprintf("file %s %s", e.Path, problem), tokenAdvice["file"].with("act", act), false
+	}
+	if e, ok := errors.AsType[*token.RefusedError](err); ok {
+		meaning, act := e.Advice()
+		return err.Error(), tokenAdvice["refused"].with("meaning", meaning, "act", act), e.Temporary()
+	}
+	if e, ok := errors.AsType[*token.UnreachableError](err); ok {
+		return err.Error(), tokenAdvice["unreachable"].with("act", e.Hint()), e.Temporary()
+	}
+	return err.Error(), tokenAdvice["unknown"], false
+}
+
+// checkClaims decodes a token and judges what it says. It is nobody's business but Exchange Online's to verify it.
+func (d *doctor) checkClaims(s section, t *token.Token, cc CredentialConfig) {
+	claims, err := token.ParseClaims(t.Access)
+	if err != nil {
+		s.skip("claims", "token", "is opaque, so nothing can be read in it")
+		return
+	}
+	for _, f := range claims.Judge(d.expected(cc)) {
+		id, what := "claim."+strings.ReplaceAll(f.What, " ", "_"), "token's "+f.What
+		switch {
+		case !f.OK:
+			s.fail(id, what, f.Meaning, tokenAdvice["claim"].with("meaning", "Exchange Online refuses such a token, or the wrong app would send", "act", f.Act))
+		case f.Act != "":
+			s.ok(id, what, "%s; %s", f.Meaning, f.Act)
+		default:
+			s.ok(id, what, "%s", f.Meaning)
+		}
+	}
+}
+
+// expected is what a token of the credential should say.
+func (d *doctor) expected(cc CredentialConfig) token.Expected {
+	e := d.config.Tenant.Endpoints
+	want := token.Expected{ClientID: cc.ClientID, ObjectID: cc.ObjectID, AppOnly: !cc.Delegated(), User: cc.User, Now: d.now(),
+		Audiences: []string{strings.TrimSuffix(e.Scope, "/.default"), strings.TrimSuffix(e.DelegatedScope, "/SMTP.Send")}}
+	if guidForm.MatchString(d.config.Tenant.ID) {
+		want.TenantID = d.config.Tenant.ID
+	}
+	return want
+}
+
+// A clockWatch compares this machine's clock with that of the server, by the Date of its answers (RFC 9110, section 6.6.1).
+type clockWatch struct {
+	next http.RoundTripper // nil is the standard one
+	now  func() time.Time
+
+	mu   sync.Mutex // guards what follows
+	seen bool
+	skew time.Duration // by which this machine is ahead
+}
+
+// RoundTrip implements http.RoundTripper.
+func (c *clockWatch) RoundTrip(r *http.Request) (*http.Response, error) {
+	next := c.next
+	if next == nil {
+		next = http.DefaultTransport
+	}
+	began := c.now()
+	resp, err := next.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		// The answer was made somewhere between the two moments, and its time has no parts of a second.
+		c.seen, c.skew = true, began.Add(c.now().Sub(began)/2).Sub(date.Add(time.Second/2))
+	}
+	return resp, nil
+}
+
+// checkClock notes how far the clocks are apart.
+func (d *doctor) checkClock(s section, c *clockWatch) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.seen {
+		return
+	}
+	off := c.skew.Abs().Round(time.Second)
+	found := fmt.Sprintf("differs by %s from Entra's", off)
+	if off > skewNoted {
+		found = fmt.Sprintf("is %s %s Entra's", off, map[bool]string{true: "ahead of", false: "behind"}[c.skew > 0])
+	}
+	switch {
+	case off > skewWrong:
+		s.fail("clock", "clock of this machine", found, tokenAdvice["clock"])
+	case off > skewNoted:
+		s.warn("clock", "clock of this machine", found, tokenAdvice["clock"])
+	default:
+		s.ok("clock", "clock of this machine", "%s", found)
+	}
+}

@@ -1,0 +1,329 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sendas/sendas/token"
+)
+
+// jwtOf makes a token that says so; nobody has signed it.
+func jwtOf(t *testing.T, claims map[string]any) token.Secret {
+	t.Helper()
+	b, err := json.Marshal(claims)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return token.Secret("eyJ0eXAiOiJKV1QiLCJhbGciOiJSUzI1NiJ9." + base64.RawURLEncoding.EncodeToString(b) + ".c2lnbmF0dXJl")
+}
+
+// tokenDoctor is a doctor with one credential, whose source answers as told.
+func tokenDoctor(t *testing.T, credential string, get func() (*token.Token, error)) (*doctor, *bytes.Buffer) {
+	t.Helper()
+	yaml := strings.Replace(smallConfig, "    flow: client_credentials\n    client_id: 5f2c0d3e-0000-4000-8000-000000000001\n    client_secret_file: relay-app.secret\n", credential, 1)
+	dir := t.TempDir()
+	writeFile(t, filepath.Join(dir, "relay-app.secret"), "s3cr3t~in/the+lab\n", 0o600)
+	c, err := LoadConfig(writeFile(t, filepath.Join(dir, "sendas.yaml"), yaml+"token: {state_dir: state}\n", 0o644), SkipFiles)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	w := emptyWorld()
+	w.source = func(*Config, string, *http.Client, *token.Vault) (token.Source, error) { return fakeSource(get), nil }
+	d := newDoctor(&options{stdout: &out}, &doctorFlags{}, w)
+	d.config = c
+	return d, &out
+}
+
+const secretCredential = "    flow: client_credentials\n    client_id: 5f2c0d3e-0000-4000-8000-000000000001\n    client_secret_file: relay-app.secret\n"
+
+func (d *doctor) checkRelayApp(t *testing.T) {
+	t.Helper()
+	d.checkCredentials(t.Context(), []patient{{user: "scan@contoso.com", credential: "relay-app"}})
+	checkReport(t, d)
+}
+
+func TestDoctorToken(t *testing.T) {
+	now := time.Now()
+	good := map[string]any{"aud": "https://outlook.office365.com", "tid": "9a1f7d52-3c4e-4b6a-8d20-6f5e4c3b2a10", "appid": "5f2c0d3e-0000-4000-8000-000000000001",
+		"oid": "0b1ec700-0000-4000-8000-000000000002", "iat": now.Unix() - 300, "nbf": now.Unix() - 300, "exp": now.Unix() + 3600, "appidacr": "1", "ver": "1.0"}
+	for _, tc := range []struct {
+		claim  string
+		value  any
+		id     string
+		status checkStatus
+		words  string
+	}{
+		{"", nil, "claim.audience", checkOK, "https://outlook.office365.com"},
+		{"", nil, "claim.object_id", checkOK, "Get-ServicePrincipal"},
+		{"aud", "https://graph.microsoft.com", "claim.audience", checkFail, "Graph"},
+		{"appid", "11111111-0000-4000-8000-000000000001", "claim.app", checkFail, "client_id"},
+		{"scp", "SMTP.Send", "claim.kind", checkFail, "signed-in user"},
+		{"exp", now.Unix() + 60, "claim.life", checkFail, "501 5.5.127"},
+		{"nbf", now.Unix() + 600, "claim.clock", checkFail, "timedatectl"},
+	} {
+		claims := make(map[string]any)
+		for k, v := range good {
+			claims[k] = v
+		}
+		if tc.claim != "" {
+			claims[tc.claim] = tc.value
+		}
+		access := jwtOf(t, claims)
+		d, out := tokenDoctor(t, secretCredential, func() (*token.Token, error) {
+			return &token.Token{Access: access, Expires: now.Add(time.Hour)}, nil
+		})
+		d.checkRelayApp(t)
+		d.wantCheck(t, "credential.relay-app.token", checkOK, "fresh")
+		d.wantCheck(t, "credential.relay-app."+tc.id, tc.status, tc.words)
+		d.section("x", "x").ok("x", "leak", "%s", string(access))
+		if strings.Contains(out.String(), string(access)) || strings.Contains(fmt.Sprintf("%+v", d.checks), string(access)) {
+			t.Errorf("the report shows the token")
+		}
+		if d.tokens["relay-app"] == nil {
+			t.Errorf("the token is not kept for the mailboxes")
+		}
+	}
+}
+
+func TestDoctorOpaqueToken(t *testing.T) {
+	d, _ := tokenDoctor(t, secretCredential, func() (*token.Token, error) {
+		return &token.Token{Access: "EwBAAl3BAAUFFpUAo7J3Ve0bjLBWZWCclRC3EoAA", Expires: time.Now().Add(time.Hour)}, nil
+	})
+	d.checkRelayApp(t)
+	d.wantCheck(t, "credential.relay-app.claims", checkSkip, "opaque")
+}
+
+func TestDoctorTokenErrors(t *testing.T) {
+	for _, tc := range []struct {
+		err    error
+		found  string
+		words  string
+		passes bool
+	}{
+		{&token.RefusedError{Credential: "relay-app", What: "client credentials", File: "/x.secret", Status: 401, OAuth: "invalid_client", Codes: []int{7000215}, Description: "Invalid client secret provided."},
+			"AADSTS7000215", "often its ID was copied instead of its Value | make a new secret in the app registration (Certificates & secrets) and write its Value into /x.secret", false},
+		{&token.RefusedError{Credential: "relay-app", What: "client credentials", Status: 400, OAuth: "temporarily_unavailable", Codes: []int{90033}}, "AADSTS90033", "busy", true},
+		{fmt.Errorf("x: %w", &token.UnreachableError{Credential: "relay-app", Host: "login.microsoftonline.com", Status: 503, Problem: "answered with HTTP 503"}), "HTTP 503", "tries again", true},
+		{&token.FileError{Path: "/x.secret", Problem: `is open to every user of this machine (mode 0644): type "chmod o= /x.secret"`}, "mode 0644", `who it is | type "chmod o= /x.secret"`, false},
+		{&token.FileError{Path: "/x.secret", Problem: "is odd"}, "is odd", "see to the file /x.secret", false},
+		{errors.New("strange"), "strange", "sendas status", false},
+	} {
+		d, _ := tokenDoctor(t, secretCredential, func() (*token.Token, error) { return nil, tc.err })
+		d.checkRelayApp(t)
+		d.wantCheck(t, "credential.relay-app.token", checkFail, tc.found, tc.words)
+		if c := d.find(t, "credential.relay-app.token"); c.passes != tc.passes {
+			t.Errorf("%v passes by itself: %v, want %v", tc.err, c.passes, tc.passes)
+		}
+	}
+}
+
+func TestDoctorFiles(t *testing.T) {
+	noToken := func() (*token.Token, error) { return nil, errors.New("not asked") }
+	for _, tc := range []struct {
+		credential string
+		mode       os.FileMode
+		id         string
+		status     checkStatus
+		words      string
+	}{
+		{secretCredential, 0o600, "secret", checkOK, "mode 0600"},
+		{secretCredential, 0o644, "secret", checkFail, "chmod o="},
+		{strings.Replace(secretCredential, "relay-app.secret", "nothing", 1), 0o600, "secret", checkFail, "does not exist"},
+		{strings.Replace(secretCredential, "relay-app.secret", "credential:relay", 1), 0o600, "secret", checkSkip, "systemd"},
+		{secretCredential + "    secret_expires: 2026-01-01\n", 0o600, "secret_end", checkFail, "ended on 2026-01-01"},
+		{secretCredential + "    secret_expires: 2026-12-01\n", 0o600, "secret_end", checkWarn, "in 9 days"},
+		{secretCredential + "    secret_expires: 2027-12-01\n", 0o600, "secret_end", checkOK, "2027-12-01"},
+		{strings.Replace(secretCredential, "client_secret_file", "certificate_file", 1), 0o600, "certificate", checkFail, "PEM"},
+		{"    flow: federated\n    client_id: 5f2c0d3e-0000-4000-8000-000000000001\n    token_file: nothing\n", 0o600, "token_file", checkFail, "does not exist"},
+	} {
+		d, _ := tokenDoctor(t, tc.credential, noToken)
+		d.now = func() time.Time { return time.Date(2026, 11, 21, 10, 0, 0, 0, time.UTC) }
+		if err := os.Chmod(filepath.Join(filepath.Dir(d.config.Token.StateDir), "relay-app.secret"), tc.mode); err != nil {
+			t.Fatal(err)
+		}
+		d.checkRelayApp(t)
+		d.wantCheck(t, "credential.relay-app."+tc.id, tc.status, tc.words)
+	}
+}
+
+// The end of a certificate comes from the file, as package token reads it.
+func TestDoctorCertificate(t *testing.T) {
+	d, _ := tokenDoctor(t, strings.Replace(secretCredential, "client_secret_file: relay-app.secret", "certificate_file: app.pem\n    key_file: app.key", 1), func() (*token.Token, error) { return nil, errors.New("not asked") })
+	dir := filepath.Dir(d.config.Token.StateDir)
+	cert, key := rsaPair(t, time.Now().Add(10*24*time.Hour+time.Hour))
+	writeFile(t, filepath.Join(dir, "app.pem"), cert, 0o644)
+	writeFile(t, filepath.Join(dir, "app.key"), key, 0o600)
+	d.checkRelayApp(t)
+	d.wantCheck(t, "credential.relay-app.certificate", checkOK, "can be used")
+	d.wantCheck(t, "credential.relay-app.key", checkOK, "mode 0600")
+	d.wantCheck(t, "credential.relay-app.certificate_end", checkWarn, "in 10 days", "reload sendas-token")
+}
+
+const userCredential = "    flow: device_code\n    client_id: 5f2c0d3e-0000-4000-8000-000000000001\n    user: scan@contoso.com\n"
+
+func TestDoctorGrant(t *testing.T) {
+	const day = 24 * time.Hour
+	for _, tc := range []struct {
+		idle   time.Duration // negative: nobody has signed in
+		status checkStatus
+		words  string
+		asked  bool
+	}{
+		{-1, checkFail, "sendas login relay-app", false},
+		{time.Hour, checkOK, "0 days ago, of 90", true},
+		{80 * day, checkWarn, "80 days ago", true},
+		{91 * day, checkFail, "sendas login relay-app", true},
+	} {
+		asked := false
+		d, out := tokenDoctor(t, userCredential, func() (*token.Token, error) { asked = true; return nil, errors.New("no") })
+		if tc.idle >= 0 {
+			if err := os.MkdirAll(d.config.Token.StateDir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			g := &token.StoredGrant{Refresh: "0.AXkA-refresh", User: "scan@contoso.com", SignedIn: time.Now().Add(-200 * day), Refreshed: time.Now().Add(-tc.idle)}
+			if err := newVault(d.config).Save("relay-app", g); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d.checkRelayApp(t)
+		d.wantCheck(t, "credential.relay-app.grant", tc.status, tc.words)
+		if asked != tc.asked {
+			t.Errorf("idle for %s: Entra was asked: %v, want %v", tc.idle, asked, tc.asked)
+		}
+		d.section("x", "x").ok("x", "leak", "0.AXkA-refresh")
+		if tc.idle >= 0 && strings.Contains(out.String(), "AXkA") {
+			t.Errorf("the report shows the refresh token")
+		}
+	}
+}
+
+func TestDoctorDamagedGrant(t *testing.T) {
+	d, _ := tokenDoctor(t, userCredential, func() (*token.Token, error) { return nil, errors.New("no") })
+	writeFile(t, newVault(d.config).Path("relay-app"), "{", 0o600)
+	d.checkRelayApp(t)
+	d.wantCheck(t, "credential.relay-app.grant", checkFail, "sendas login")
+}
+
+// An unsavedSource has a new refresh token that it could not store.
+type unsavedSource struct{ fakeSource }
+
+func (unsavedSource) Unsaved() error {
+	return &token.FileError{Path: "/x", Problem: "cannot be written: type \"df /x\""}
+}
+
+func TestDoctorUnsaved(t *testing.T) {
+	d, _ := tokenDoctor(t, secretCredential, nil)
+	d.world.source = func(*Config, string, *http.Client, *token.Vault) (token.Source, error) {
+		return unsavedSource{func() (*token.Token, error) {
+			return &token.Token{Access: theToken, Expires: time.Now().Add(time.Hour)}, nil
+		}}, nil
+	}
+	d.checkRelayApp(t)
+	d.wantCheck(t, "credential.relay-app.unsaved", checkWarn, `type "df /x"`)
+}
+
+func TestDoctorCredentialsInUse(t *testing.T) {
+	d, _ := tokenDoctor(t, secretCredential, func() (*token.Token, error) { return nil, errors.New("no") })
+	d.config.Credentials["spare"] = d.config.Credentials["relay-app"]
+	d.checkRelayApp(t)
+	d.wantCheck(t, "credential.spare.used", checkWarn, "not used")
+	d.wantCheck(t, "credential.relay-app.token", checkFail)
+}
+
+func TestDoctorClock(t *testing.T) {
+	now := time.Date(2026, 11, 21, 10, 0, 0, 0, time.UTC)
+	for _, tc := range []struct {
+		ahead  time.Duration // of this machine
+		status checkStatus
+		words  string
+	}{
+		{0, checkOK, "differs by 0s"}, {30 * time.Second, checkOK, "differs by 30s"}, {2 * time.Minute, checkWarn, "is 2m0s ahead of"},
+		{-10 * time.Minute, checkFail, "is 10m0s behind Entra's"},
+	} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Date", now.Format(http.TimeFormat))
+		}))
+		d, _ := tokenDoctor(t, secretCredential, nil)
+		d.now = func() time.Time { return now.Add(tc.ahead + time.Second/2) }
+		d.world.source = func(_ *Config, _ string, client *http.Client, _ *token.Vault) (token.Source, error) {
+			return fakeSource(func() (*token.Token, error) {
+				resp, err := client.Get(srv.URL)
+				if err != nil {
+					return nil, err
+				}
+				resp.Body.Close()
+				return nil, errors.New("no")
+			}), nil
+		}
+		d.client = func(*Config) (*http.Client, error) { return srv.Client(), nil }
+		d.checkRelayApp(t)
+		d.wantCheck(t, "credential.relay-app.clock", tc.status, tc.words)
+		srv.Close()
+	}
+}
+
+// What cannot even begin is said too.
+func TestDoctorNoSource(t *testing.T) {
+	d, _ := tokenDoctor(t, secretCredential, nil)
+	d.world.source = func(*Config, string, *http.Client, *token.Vault) (token.Source, error) {
+		return nil, errors.New("no such flow")
+	}
+	d.checkRelayApp(t)
+	d.wantCheck(t, "credential.relay-app.token", checkFail, "no such flow")
+
+	d, _ = tokenDoctor(t, secretCredential, nil)
+	d.config.Tenant.Endpoints.CAFile = "/nowhere.pem"
+	d.checkRelayApp(t)
+	d.wantCheck(t, "credential.relay-app.token", checkFail, "/nowhere.pem")
+}
+
+// A token is asked for with an end.
+func TestDoctorTokenInTime(t *testing.T) {
+	d, _ := tokenDoctor(t, secretCredential, nil)
+	d.world.source = func(*Config, string, *http.Client, *token.Vault) (token.Source, error) { return deadlineSource{t}, nil }
+	d.checkRelayApp(t)
+	d.wantCheck(t, "credential.relay-app.token", checkFail)
+}
+
+type deadlineSource struct{ t *testing.T }
+
+func (s deadlineSource) Token(ctx context.Context) (*token.Token, error) {
+	if at, ok := ctx.Deadline(); !ok || time.Until(at) > 2*time.Minute {
+		s.t.Error("the request has no end")
+	}
+	return nil, errors.New("no")
+}
+
+// rsaPair makes a self-signed certificate that ends at that moment, and its key, both PEM.
+func rsaPair(t *testing.T, end time.Time) (cert, key string) {
+	t.Helper()
+	k, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "relay"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: end}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, k.Public(), k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})),
+		string(pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(k)}))
+}

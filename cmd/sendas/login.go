@@ -1,0 +1,314 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"os/exec"
+	"os/user"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/sendas/sendas/token"
+)
+
+func cmdLogin(o *options) *cobra.Command {
+	var browser bool
+	c := &cobra.Command{
+		Use:   "login CREDENTIAL",
+		Short: "Sign a user in, so that mail can leave as that user",
+		Long: `login signs the user of a credential in (flow: device_code or authorization_code) and stores
+the refresh token, from which the token service makes access tokens for as long as it is used.
+
+It shows an address and a code; open the address on any device, enter the code, and sign in as
+the mailbox's user, not as an administrator. The app registration needs the delegated permission
+SMTP.Send and, under Authentication, "Allow public client flows".
+
+With --browser, which is the way of flow authorization_code, the browser comes back to
+this machine instead, and no code has to be typed. The app registration then needs the
+redirect URI http://localhost (Mobile and desktop applications).
+
+Type it as root, or as the user of the token service. A sign-in that fails leaves an older
+one as it was.`,
+		Example: "  sendas login scan\n  sendas login scan --browser",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			l, err := newLogin(o, args[0])
+			if err != nil {
+				return err
+			}
+			return l.run(cmd.Context(), browser || l.flow == flowAuthorizationCode)
+		},
+	}
+	c.Flags().BoolVar(&browser, "browser", false, "sign in with a browser that reaches this machine as localhost")
+	return c
+}
+
+// login is one sign-in.
+type login struct {
+	o      *options
+	c      *Config
+	name   string // of the credential
+	flow   string
+	user   string // who has to sign in
+	vault  *token.Vault
+	signIn *token.SignIn
+}
+
+// newLogin prepares a sign-in, and finds out all that would be a pity to hear only after it.
+func newLogin(o *options, name string) (*login, error) {
+	c, err := LoadConfig(o.config, SkipFiles)
+	if err != nil {
+		return nil, err
+	}
+	cc, ok := c.Credentials[name]
+	switch {
+	case !ok:
+		return nil, failure(exitUsage, signInNames(c), "there is no credential %q in %s", name, o.config)
+	case !cc.Delegated():
+		return nil, failure(exitUsage, signInNames(c), "credential %q has the flow %s: it gets its tokens as an app, and nobody signs in for it", name, cc.Flow)
+	}
+	l := &login{o: o, c: c, name: name, flow: cc.Flow, user: cc.User, vault: newVault(c)}
+	if err := l.vault.Check(name); err != nil {
+		return nil, failure(exitConfig, "", "the sign-in could not be stored: %w", err)
+	}
+	client, err := newClient(c)
+	if err != nil {
+		return nil, err
+	}
+	e := c.Tenant.Endpoints
+	l.signIn = &token.SignIn{
+		Credential: name, Authority: e.Authority, Tenant: c.Tenant.ID, ClientID: cc.ClientID, Scopes: []string{e.DelegatedScope}, User: cc.User,
+		SecretFile: cc.ClientSecretFile, CertificateFile: cc.CertificateFile, KeyFile: cc.KeyFile, Client: client,
+	}
+	return l, nil
+}
+
+// signInNames says which credentials the command is for.
+func signInNames(c *Config) string {
+	var names []string
+	for name, cc := range c.Credentials {
+		if cc.Delegated() {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return `no credential lets a user sign in; one with "flow: device_code" would, "sendas doctor" tries the others`
+	}
+	slices.Sort(names)
+	return "users sign in for: " + strings.Join(names, ", ")
+}
+
+// run signs the user in, looks who it was, and stores the grant.
+func (l *login) run(ctx context.Context, browser bool) error {
+	l.say("sign in as %s, and as nobody else: not as an administrator", l.user)
+	by := l.byCode
+	if browser {
+		by = l.byBrowser
+	}
+	g, err := by(ctx)
+	if err != nil {
+		return l.explain(err)
+	}
+	who, err := l.check(g.Token.Access)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	err = l.vault.Save(l.name, &token.StoredGrant{
+		Refresh: g.Refresh, ClientID: l.signIn.ClientID, Tenant: l.c.Tenant.ID, User: who, Scope: l.signIn.Scopes[0], SignedIn: now, Refreshed: now,
+	})
+	if err != nil {
+		return failure(exitConfig, fmt.Sprintf("mend it and type \"sendas login %s\" again", l.name), "the sign-in succeeded and could not be stored: %w", err)
+	}
+	fmt.Fprintf(l.o.stdout, "signed in as %s; stored in %s\n", cmp.Or(who, "somebody"), l.vault.Path(l.name))
+	l.sayNext()
+	return nil
+}
+
+// say tells something to the person at the terminal.
+func (l *login) say(format string, args ...any) {
+	fmt.Fprintf(l.o.stderr, "sendas: "+format+"\n", args...)
+}
+
+// byCode signs in with a code that is typed on any device.
+func (l *login) byCode(ctx context.Context) (*token.Grant, error) {
+	done := make(chan struct{})
+	var counting sync.WaitGroup
+	g, err := l.signIn.DeviceCode(ctx, func(p token.DevicePrompt) {
+		l.say("open   %s   on any device", p.URL)
+		l.say("enter  %s", p.Code)
+		l.say("the code is good for %v, until %s", time.Until(p.Expires).Round(time.Minute), p.Expires.Format("15:04:05 MST"))
+		if terminal(l.o.stderr) {
+			counting.Go(func() { countDown(l.o.stderr, p.Expires, done) })
+		}
+	})
+	close(done)
+	counting.Wait()
+	return g, err
+}
+
+// countDown shows the time that is left, on a line that it wipes in the end.
+func countDown(w io.Writer, end time.Time, done <-chan struct{}) {
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	for {
+		left := max(0, time.Until(end)).Round(time.Second)
+		fmt.Fprintf(w, "\rsendas: waiting, %d:%02d left \x1b[K", int(left.Minutes()), int(left.Seconds())%60)
+		select {
+		case <-t.C:
+		case <-done:
+			fmt.Fprint(w, "\r\x1b[K")
+			return
+		}
+	}
+}
+
+// terminal tells whether a person sees lines change.
+func terminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
+// byBrowser signs in with a browser that comes back to this machine.
+func (l *login) byBrowser(ctx context.Context) (*token.Grant, error) {
+	return l.signIn.Browser(ctx, func(address string) {
+		l.say("open this address in a browser on this machine:")
+		fmt.Fprintln(l.o.stderr, address)
+		if os.Getenv("DISPLAY") == "" {
+			l.say("with a browser elsewhere, forward the port first: ssh -L %[1]s:127.0.0.1:%[1]s %[2]s", portOf(address), hostName())
+			return
+		}
+		openBrowser(address)
+	})
+}
+
+// portOf is where the browser comes back to.
+func portOf(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return "PORT"
+	}
+	back, err := url.Parse(u.Query().Get("redirect_uri"))
+	if err != nil || back.Port() == "" {
+		return "PORT"
+	}
+	return back.Port()
+}
+
+func hostName() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "HOST"
+	}
+	return name
+}
+
+// openBrowser tries to open an address; the person sees it in any case.
+func openBrowser(address string) {
+	c := exec.Command("xdg-open", address)
+	if c.Start() == nil {
+		go c.Wait()
+	}
+}
+
+// explain gives the error of a sign-in its exit code and its hint.
+func (l *login) explain(err error) error {
+	code, hint := exitConfig, ""
+	if h, ok := errors.AsType[interface {
+		error
+		Hint() string
+	}](err); ok {
+		hint = h.Hint()
+	}
+	refused, _ := errors.AsType[*token.RefusedError](err)
+	_, ours := errors.AsType[*token.SignInError](err)
+	_, unreachable := errors.AsType[*token.UnreachableError](err)
+	switch {
+	case errors.Is(err, context.Canceled):
+		return failure(exitTempFail, "", "interrupted; nothing was stored")
+	case unreachable:
+		code, hint = exitTempFail, fmt.Sprintf("%s; then type \"sendas login %s\" again", hint, l.name)
+	case ours, refused != nil && (refused.Temporary() || slices.Contains(userRefusals, refused.OAuth)):
+		code = exitTempFail
+	}
+	return failure(code, hint, "%w", err)
+}
+
+// userRefusals are for the user to mend: the configuration is good.
+var userRefusals = []string{"authorization_declined", "expired_token", "bad_verification_code"}
+
+// check looks at who has signed in, and for what. It returns the user's name, or "" where the token does not tell: then
+// the sign-in is stored all the same, because a token is opaque by contract.
+func (l *login) check(access token.Secret) (string, error) {
+	claims, err := token.ParseClaims(access)
+	if err != nil || claims.User == "" {
+		l.say("warning: the token does not tell who signed in; if that was not %s, type \"sendas login %s\" again", l.user, l.name)
+		return "", nil
+	}
+	permission := path.Base(l.signIn.Scopes[0])
+	again := fmt.Sprintf("type \"sendas login %s\" again", l.name)
+	switch id := l.c.Tenant.ID; {
+	case guidForm.MatchString(id) && claims.Tenant != "" && !strings.EqualFold(claims.Tenant, id):
+		return "", failure(exitConfig, "sign in as a user of that tenant, or correct tenant.id in "+l.o.config,
+			"%s signed in to the tenant %s, and tenant.id is %s; nothing was stored", claims.User, claims.Tenant, id)
+	case !strings.EqualFold(claims.User, l.user):
+		return "", failure(exitTempFail, fmt.Sprintf("%s in a private window of the browser, and sign in as %s; if that mailbox's user signs in under another name (UPN), "+
+			"write that name into user: of credential %q", again, l.user, l.name),
+			"%s signed in, and credential %q is for %s; nothing was stored", claims.User, l.name, l.user)
+	case !slices.ContainsFunc(claims.Scopes, func(s string) bool { return strings.EqualFold(path.Base(s), permission) }):
+		return "", failure(exitConfig, fmt.Sprintf("in the app registration under API permissions add the delegated permission %s, grant consent, and %s", permission, again),
+			"%s signed in, and the token does not allow %s but %q; nothing was stored", claims.User, permission, claims.Scopes)
+	}
+	return claims.User, nil
+}
+
+// sayNext says what remains to be done.
+func (l *login) sayNext() {
+	if !slices.ContainsFunc(l.c.Mailboxes, func(m MailboxConfig) bool { return m.Credential == l.name }) {
+		l.say("next: no mailbox uses credential %q; write it below mailboxes: and type \"systemctl reload sendas-token\"", l.name)
+		return
+	}
+	if s := wrongOwner(l.vault.Path(l.name), serviceUser); s != "" {
+		l.say("warning: %s", s)
+		return
+	}
+	l.say("next: nothing; a running token service takes it by itself within a minute, and \"sendas status\" shows it")
+}
+
+// serviceUser is who the unit runs the token service as.
+const serviceUser = "sendas-token"
+
+// wrongOwner says what to do about a file that the user cannot read; "" where it can, or where there is no such user.
+func wrongOwner(file, name string) string {
+	u, err := user.Lookup(name)
+	if err != nil {
+		return ""
+	}
+	info, err := os.Stat(file)
+	if err != nil {
+		return ""
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || strconv.FormatUint(uint64(st.Uid), 10) == u.Uid {
+		return ""
+	}
+	state := path.Dir(path.Dir(file))
+	return fmt.Sprintf("the token service runs as %s and may not read this file; type \"chown -R %s %s\"", name, name, state)
+}
