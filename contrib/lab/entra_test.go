@@ -1,0 +1,184 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sendas/sendas/contrib/exosim"
+	"github.com/sendas/sendas/token"
+)
+
+// entraSite is the simulated Entra with the two kinds of credential that a relay has.
+type entraSite struct {
+	*exosim.Server
+	app  *token.ClientCredentials
+	user *token.Delegated
+	sign *token.SignIn
+}
+
+func newEntra(t *testing.T) *entraSite {
+	t.Helper()
+	dir := t.TempDir()
+	ca, secret := filepath.Join(dir, "ca.pem"), filepath.Join(dir, "relay-app.secret")
+	if err := os.WriteFile(secret, []byte("s3cr3t-of-the-relay-app\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := exosim.Start(exosim.Config{
+		CAFile: ca, Domains: []string{"contoso.com"}, Users: []exosim.User{{UPN: "scan@contoso.com"}},
+		Apps: []exosim.App{
+			{ClientID: clientID, ObjectID: objectID, Secret: "s3cr3t-of-the-relay-app", Mailboxes: []string{"*"}},
+			{ClientID: userApp, ObjectID: "0b1ec700-0000-4000-8000-000000000012", Public: true},
+		},
+		Mailboxes:  []exosim.Mailbox{{Address: "scan@contoso.com"}},
+		DeviceFlow: exosim.DeviceFlow{Interval: time.Second, ApproveAs: "scan@contoso.com"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	client, err := token.NewHTTPClient(token.HTTPOptions{CAFile: ca})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const scope = "https://outlook.office.com/SMTP.Send"
+	return &entraSite{Server: s,
+		app: &token.ClientCredentials{Credential: "relay-app", ClientID: clientID, Scope: "https://outlook.office365.com/.default",
+			TokenURL: s.TokenURL(), SecretFile: secret, Client: client},
+		user: &token.Delegated{Credential: "scan-user", ClientID: userApp, Scope: scope, TokenURL: s.TokenURL(), Client: client,
+			Vault: &token.Vault{Dir: filepath.Join(dir, "grants")}},
+		sign: &token.SignIn{Credential: "scan-user", Authority: s.Authority(), Tenant: "contoso.onmicrosoft.com", ClientID: userApp, Scopes: []string{scope}, Client: client},
+	}
+}
+
+// login signs the user in and stores the grant.
+func (e *entraSite) login(ctx context.Context, t *testing.T) {
+	t.Helper()
+	g, err := e.sign.DeviceCode(ctx, func(token.DevicePrompt) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	err = e.user.Vault.Save("scan-user", &token.StoredGrant{Refresh: g.Refresh, ClientID: userApp, User: "scan@contoso.com", SignedIn: now, Refreshed: now})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// said is all that an administrator gets to read about an error.
+func said(err error) string {
+	if err == nil {
+		return ""
+	}
+	text := err.Error()
+	var h interface{ Hint() string }
+	if errors.As(err, &h) {
+		text += " | " + h.Hint()
+	}
+	return text
+}
+
+// TestEntraTroubles: what goes wrong at Entra or on the way to it, and the sentence that it becomes.
+func TestEntraTroubles(t *testing.T) {
+	e := newEntra(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	e.login(ctx, t)
+	refuse := func(grant, code string) func() error { return func() error { return e.RefuseGrant(grant, code) } }
+	fault := func(f exosim.Faults) func() error { return func() error { return e.SetFaults(f) } }
+	for _, tc := range []struct {
+		name    string
+		source  token.Source
+		trouble func() error
+		want    []string // nil: a token comes
+	}{
+		{"app", e.app, fault(exosim.Faults{}), nil},
+		{"user", e.user, fault(exosim.Faults{}), nil},
+		{"no connection", e.app, fault(exosim.Faults{EntraRefuse: true}), []string{"gave no answer", "connection refused", "check firewall, route and proxy"}},
+		{"connection ends", e.user, fault(exosim.Faults{EntraDown: true}), []string{"gave no answer"}},
+		{"too many requests", e.app, fault(exosim.Faults{EntraStatus: 429, EntraRetry: 7}), []string{"HTTP 429", "Microsoft asks for fewer requests; sendas waits by itself"}},
+		{"out of order", e.app, fault(exosim.Faults{EntraStatus: 503}), []string{"HTTP 503", "sendas tries again by itself"}},
+		{"a web page instead", e.app, fault(exosim.Faults{EntraStatus: 200}), []string{"something that is not the JSON of a token"}},
+		{"cut off", e.app, fault(exosim.Faults{EntraTruncated: true}), []string{"an answer that is cut off"}},
+		{"life as a text", e.app, fault(exosim.Faults{EntraStringExpiry: true}), nil},
+		{"another type of content", e.user, fault(exosim.Faults{EntraContentType: "text/plain"}), []string{"answered with an answer without a token"}},
+		{"another secret", e.app, refuse(exosim.GrantClientCredentials, "AADSTS7000215"), []string{"AADSTS7000215", "the client secret is wrong; often its ID was copied instead of its Value", "relay-app.secret"}},
+		{"secret over", e.app, refuse(exosim.GrantClientCredentials, "AADSTS7000222"), []string{"the client secret has expired", "write its Value into"}},
+		{"app unknown", e.app, refuse(exosim.GrantClientCredentials, "AADSTS700016"), []string{"the tenant has no app with the id " + clientID}},
+		{"blocked by policy", e.user, refuse(exosim.GrantRefreshToken, "AADSTS53003"), []string{"AADSTS53003", "a Conditional Access or security policy of the tenant blocks the sign-in"}},
+		{"unused too long", e.user, refuse(exosim.GrantRefreshToken, "AADSTS700082"), []string{"the refresh token lay unused too long", `sign in again with "sendas login scan-user"`}},
+		{"second factor", e.user, refuse(exosim.GrantRefreshToken, "AADSTS50076"), []string{"must sign in with a second factor", `"sendas login scan-user"`}},
+		{"a loop, says Entra", e.app, refuse(exosim.GrantClientCredentials, "AADSTS50196"), []string{"took it for a loop", "sendas waits by itself"}},
+		{"revoked", e.user, func() error { return e.RevokeUser("scan@contoso.com") }, []string{"AADSTS50173", "the grant was revoked", `sign in again with "sendas login scan-user"`}},
+	} {
+		if err := tc.trouble(); err != nil {
+			t.Fatal(err)
+		}
+		tok, err := tc.source.Token(ctx)
+		if tc.want == nil && err != nil || tc.want != nil && err == nil {
+			t.Errorf("%s: error %v", tc.name, err)
+		}
+		if err == nil && (tok.Access == "" || time.Until(tok.Expires) < token.MinLife) {
+			t.Errorf("%s: a token until %v", tc.name, tok.Expires)
+		}
+		for _, want := range tc.want {
+			if text := said(err); !strings.Contains(text, want) {
+				t.Errorf("%s: %s\nlacks %q", tc.name, text, want)
+			}
+		}
+		for _, secret := range []string{"s3cr3t-of-the-relay-app", "eyJ"} {
+			if strings.Contains(said(err), secret) {
+				t.Errorf("%s: the error shows a secret: %s", tc.name, said(err))
+			}
+		}
+		for _, grant := range []string{exosim.GrantClientCredentials, exosim.GrantRefreshToken} {
+			if err := errors.Join(e.SetFaults(exosim.Faults{}), e.RefuseGrant(grant, "")); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestSlowEntra: an answer that takes longer than anybody waits is given up, and said.
+func TestSlowEntra(t *testing.T) {
+	e := newEntra(t)
+	if err := e.SetFaults(exosim.Faults{EntraDelay: 30 * time.Second}); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	_, err := e.app.Token(t.Context())
+	if text := said(err); !strings.Contains(text, "gave no answer") || !strings.Contains(text, `run "sendas doctor"`) {
+		t.Errorf("%s", text)
+	}
+	if took := time.Since(began); took > 29*time.Second {
+		t.Errorf("given up after %v, want less than the 30 s of the answer", took)
+	}
+}
+
+// TestSignInTroubles: what a person at the terminal is told.
+func TestSignInTroubles(t *testing.T) {
+	e := newEntra(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	for _, tc := range []struct{ name, grant, code, want string }{
+		{"declined", exosim.GrantDeviceCode, "authorization_declined", "somebody declined the sign-in in the browser"},
+		{"too late", exosim.GrantDeviceCode, "AADSTS70019", "the code was not entered in time"},
+		{"no public client", exosim.GrantDeviceStart, "AADSTS7000218", `set "Allow public client flows" to Yes`},
+		{"tenant unknown", exosim.GrantDeviceStart, "AADSTS90002", "Microsoft knows no such tenant in this cloud"},
+	} {
+		if err := e.RefuseGrant(tc.grant, tc.code); err != nil {
+			t.Fatal(err)
+		}
+		_, err := e.sign.DeviceCode(ctx, func(token.DevicePrompt) {})
+		if text := said(err); !strings.Contains(text, tc.want) {
+			t.Errorf("%s: %s\nlacks %q", tc.name, text, tc.want)
+		}
+		if err := e.RefuseGrant(tc.grant, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
