@@ -12,8 +12,8 @@ LDFLAGS_GO = -s -w -X main.version=$(VERSION)
 # A short run of every fuzz target; "make fuzz FUZZTIME=10m" searches for longer.
 FUZZTIME ?= 5s
 
-# valgrind watches the plugin in its test.
-DEBS = postfix libsasl2-dev libsasl2-modules gcc libc6-dev ca-certificates valgrind
+# valgrind watches the plugin in its test; redis-server is the store that hosts share.
+DEBS = postfix libsasl2-dev libsasl2-modules gcc libc6-dev ca-certificates valgrind redis-server
 # The baseline of the milter's benchmark.
 BENCH_DEBS = libmilter-dev
 

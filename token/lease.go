@@ -269,6 +269,9 @@ func tooLong(m *MailboxLease, a limit.Answer) error {
 		limit.CausePaused:      fmt.Sprintf("it rests for %v, %s", a.Wait.Round(time.Second), a.Reason),
 		limit.CauseGroup:       "the recipients of its tenant are used up",
 	}
+	if a.Reason != "" && a.Cause != limit.CausePaused { // the ledger knows better
+		return fmt.Errorf("mailbox %s cannot send now: %s", m.Address, a.Reason)
+	}
 	return fmt.Errorf("mailbox %s cannot send now: %s", m.Address, what[a.Cause])
 }
 
