@@ -337,10 +337,10 @@ func (k *conn) data(arg string) error {
 	if k.chunks != nil {
 		return k.reply("503 5.5.2 DATA after BDAT")
 	}
+	k.begin() // before the reply: whoever has read it counts
 	if err := k.reply(textStartData); err != nil {
 		return err
 	}
-	k.begin()
 	if k.dropNow() {
 		k.readLine()
 		return errQuit
