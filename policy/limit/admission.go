@@ -217,7 +217,7 @@ func (a *Admission) Peek(key string, q Quota, recipients int, now time.Time) *Re
 		m = *known
 	}
 	if !m.shape.is(&q) {
-		m.reshape(&shape{q.rates()})
+		m.reshape(newShape(q.rates()))
 	}
 	return a.refusal(&m, 1, recipients, at)
 }

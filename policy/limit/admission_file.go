@@ -32,7 +32,11 @@ var admissionBucket = []byte("admission")
 // OpenAdmissionFile opens the file, or makes it with mode 0600. The caller closes it, after [Admission.Run] has
 // returned. A damaged file is replaced, since what it holds is worth no trouble; a file that is not ours is an error.
 func OpenAdmissionFile(path string) (*AdmissionFile, error) {
-	db, err := openAdmissionDB(path)
+	return openAdmissionFile(path, admissionLockTime)
+}
+
+func openAdmissionFile(path string, lock time.Duration) (*AdmissionFile, error) {
+	db, err := openAdmissionDB(path, lock)
 	if err == nil {
 		return &AdmissionFile{db: db}, nil
 	}
@@ -42,7 +46,7 @@ func OpenAdmissionFile(path string) (*AdmissionFile, error) {
 	if err := os.Rename(path, path+".damaged"); err != nil {
 		return nil, fmt.Errorf("moving damaged admission counts aside: %w", err)
 	}
-	db, again := openAdmissionDB(path)
+	db, again := openAdmissionDB(path, lock)
 	if again != nil {
 		return nil, fmt.Errorf("beginning the admission counts anew: %w", again)
 	}
@@ -58,10 +62,10 @@ type damagedFile struct {
 func (d *damagedFile) Error() string { return "damaged: " + d.cause }
 
 // openAdmissionDB opens the file and reads it once, to see that it can be read.
-func openAdmissionDB(path string) (*bbolt.DB, error) {
+func openAdmissionDB(path string, lock time.Duration) (*bbolt.DB, error) {
 	var db *bbolt.DB
 	err := guard(func() (err error) {
-		db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: admissionLockTime, FreelistType: bbolt.FreelistMapType, NoFreelistSync: true})
+		db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lock, FreelistType: bbolt.FreelistMapType})
 		return err
 	})
 	switch {

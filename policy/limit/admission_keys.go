@@ -3,13 +3,13 @@ package limit
 import "fmt"
 
 const (
-	// maxKeys is how many keys are kept at most. Where each address of a domain is an identity, strangers choose
+	// maxKeys is how many keys are kept at most, in some 210 MB. Where each address of a domain is an identity, strangers choose
 	// the keys: beyond it one is forgotten for each new one, which lets that one submit more, but keeps no
 	// mail from anyone.
 	maxKeys = 500_000
 	// sweepStep is how many keys each new message looks at, to find those that are idle.
 	sweepStep = 2
-	// evictStep bounds the search for a key without messages under way.
+	// evictStep bounds the search for keys without messages under way.
 	evictStep = 8
 )
 
@@ -18,7 +18,7 @@ func (a *Admission) shapeOf(q *Quota) *shape {
 	name := fmt.Sprint(q.Messages, q.Recipients)
 	s := a.shapes[name]
 	if s == nil {
-		s = &shape{q.rates()}
+		s = newShape(q.rates())
 		a.shapes[name] = s
 	}
 	return s
@@ -26,23 +26,24 @@ func (a *Admission) shapeOf(q *Quota) *shape {
 
 // enter makes a meter known.
 func (a *Admission) enter(m *meter) {
-	if len(a.all) >= a.most {
-		a.evict()
-	}
+	a.evict()
 	m.index = int32(len(a.all))
 	a.all = append(a.all, m)
 	a.meters[m.key] = m
 }
 
-// evict forgets one of the next keys, whatever it has counted, unless each of them has a message under way.
+// evict forgets keys until there is room for one more, whatever they have counted. Those with messages under way stay; they
+// are few, so what a search finds none for, the next one makes up for.
 func (a *Admission) evict() {
 	for range evictStep {
-		m := a.next()
-		if m.oldest == nil {
-			a.remove(m)
+		if len(a.all) < a.most {
 			return
 		}
-		a.hand++
+		if m := a.next(); m.oldest == nil {
+			a.remove(m)
+		} else {
+			a.hand++
+		}
 	}
 }
 

@@ -67,9 +67,6 @@ func (s *slots) used(per time.Duration, now int64) int64 {
 	return n
 }
 
-// empty tells whether nothing is in the window: the newest stretch is the last to leave.
-func (s *slots) empty(per time.Duration, now int64) bool { return s.leaves(0, per) <= now }
-
 // opens returns when the window, with that much more in it, has room for need; now if it has room
 // already, neverOpens where even an empty one has not. What is held leaves a period from now, if it is
 // counted now.

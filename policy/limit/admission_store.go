@@ -204,7 +204,7 @@ func decodeMeter(key string, b []byte) (*meter, error) {
 	if d.err != nil || n > 2*maxRates {
 		return nil, errMeterRecord
 	}
-	m := newMeter(key, &shape{make([]kindRate, n)})
+	m := newMeter(key, &shape{rates: make([]kindRate, n)})
 	m.booked = booked
 	for i := range n {
 		m.shape.rates[i] = d.rate()

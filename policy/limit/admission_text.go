@@ -37,14 +37,19 @@ func keyText(key string) string {
 
 // rateText words a rate: "20 messages a minute", "to 500 recipients a day", "30 messages in 6 s".
 func rateText(k Kind, r Rate) string {
-	what := strings.TrimSuffix(string(k), "s")
-	if r.N != 1 {
-		what = string(k)
-	}
+	s := amount(r.N, k) + " " + periodText(r.Per)
 	if k == KindRecipients {
-		return fmt.Sprintf("to %d %s %s", r.N, what, periodText(r.Per))
+		return "to " + s
 	}
-	return fmt.Sprintf("%d %s %s", r.N, what, periodText(r.Per))
+	return s
+}
+
+// amount words a number: "1 message", "20 messages".
+func amount(n int, k Kind) string {
+	if n == 1 {
+		return "1 " + strings.TrimSuffix(string(k), "s")
+	}
+	return fmt.Sprintf("%d %s", n, k)
 }
 
 func periodText(d time.Duration) string {
