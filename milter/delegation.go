@@ -31,6 +31,7 @@ type PolicyServer struct {
 	Log      *slog.Logger
 	Metrics  *Metrics
 	Sessions *Sessions // shared with the milter
+	Quotas   *Quotas   // likewise; nil: no limits
 
 	policy atomic.Pointer[policy.Policy]
 	wg     sync.WaitGroup
@@ -175,6 +176,11 @@ func (s *PolicyServer) answer(q *query) string {
 	client := ""
 	if f.Client != nil {
 		client = f.Client.Name
+	}
+	if f.Reply == nil && q.recipient != "" {
+		if f.Reply = s.Quotas.foresee(client, time.Now()); f.Reply != nil {
+			f.Reasons = append(f.Reasons, policy.Reason{Code: reasonLimit, Subject: client})
+		}
 	}
 	action, text := "dunno", "DUNNO"
 	switch {

@@ -21,7 +21,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		messages: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sendas_messages_total", Help: "Messages decided on.",
-		}, []string{"client" /* "" for unknown peers */, "action" /* accept, reject, defer */, "reason" /* authorized, client-from, no-client, … */}),
+		}, []string{"client" /* "" for unknown peers */, "action" /* accept, reject, defer, hold */, "reason" /* authorized, client-from, no-client, … */}),
 		asked: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sendas_policy_requests_total", Help: "Requests of the policy delegation protocol answered.",
 		}, []string{"client" /* "" for unknown peers */, "action" /* dunno, filter, refuse */}),

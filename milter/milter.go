@@ -19,6 +19,7 @@ import (
 	protocol "github.com/d--j/go-milter"
 
 	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/policy/limit"
 )
 
 // idleTime is how long a connection may rest between two commands; Postfix' smtpd_timeout,
@@ -30,6 +31,7 @@ type Server struct {
 	Log      *slog.Logger
 	Metrics  *Metrics
 	Sessions *Sessions // shared with the PolicyServer
+	Quotas   *Quotas   // likewise; nil: no limits
 
 	policy atomic.Pointer[policy.Policy]
 
@@ -48,7 +50,7 @@ func (s *Server) Serve(ln net.Listener) error {
 		protocol.WithMilter(func() protocol.Milter { return &transaction{s: s} }),
 		protocol.WithoutDefaultMacros(),
 		protocol.WithAction(protocol.OptAddHeader|protocol.OptChangeHeader|protocol.OptChangeFrom|
-			protocol.OptAddRcptWithArgs|protocol.OptRemoveRcpt),
+			protocol.OptAddRcptWithArgs|protocol.OptRemoveRcpt|protocol.OptQuarantine),
 		// Ask for no step and no reply that a decision does not need. The one to the end of the message
 		// remains; strangers are turned away earlier by the policy service, which costs one request more.
 		protocol.WithProtocol(protocol.OptNoConnect|protocol.OptNoHelo|protocol.OptNoData|protocol.OptNoEOH|
@@ -152,11 +154,13 @@ type transaction struct {
 	s      *Server
 	policy *policy.Policy // the same for the whole message, whatever is reloaded meanwhile
 	req    policy.Request
+	limit  string // which of the client's limits the message is over, in words
 }
 
 // MailFrom begins a message.
 func (t *transaction) MailFrom(from, _ string, _ *protocol.Modifier) (*protocol.Response, error) {
 	t.policy = t.s.policy.Load()
+	t.limit = ""
 	t.req = policy.Request{Sender: from, Rcpts: t.req.Rcpts[:0], Fields: t.req.Fields[:0]}
 	return protocol.RespContinue, nil
 }
@@ -205,10 +209,42 @@ func (t *transaction) EndOfMessage(m *protocol.Modifier) (*protocol.Response, er
 	if d.Reply != nil {
 		return respond(d.Reply)
 	}
+	places, no, on := t.s.Quotas.reserve(d.Client.Name, len(t.req.Rcpts), t.req.Now)
+	if no != nil && on != HoldOver {
+		return t.over(&d, no, on)
+	}
 	if err := t.apply(m, &d); err != nil {
+		places.Abort()
 		return nil, fmt.Errorf("changing message %s: %w", t.req.QueueID, err)
 	}
+	if no != nil {
+		d.Action, t.limit = actionHold, limit.Describe(no, t.req.Now)
+		d.Reasons = append(d.Reasons, policy.Reason{Code: reasonLimit, Subject: d.Client.Name})
+		if err := m.Quarantine(t.limit); err != nil {
+			return nil, fmt.Errorf("holding message %s: %w", t.req.QueueID, err)
+		}
+		return protocol.RespAccept, nil
+	}
+	if no := t.s.Quotas.commit(places, t.req.Now); no != nil { // it took so long that its places had expired
+		return t.over(&d, no, on)
+	}
 	return protocol.RespAccept, nil
+}
+
+// What a client's limits add to the words of package policy.
+const (
+	actionHold  policy.Action     = "hold"
+	reasonLimit policy.ReasonCode = "client-limit"
+)
+
+// over refuses a message for its client's limits.
+func (t *transaction) over(d *policy.Decision, no *limit.Refusal, on OnLimit) (*protocol.Response, error) {
+	d.Action, t.limit = policy.Defer, limit.Describe(no, t.req.Now)
+	if on == RejectOver {
+		d.Action = policy.Reject
+	}
+	d.Reasons = append(d.Reasons, policy.Reason{Code: reasonLimit, Subject: d.Client.Name})
+	return respond(overLimit(no, on, t.req.Now))
 }
 
 // Abort forgets the message; the next may follow in the same session.
@@ -227,9 +263,13 @@ func (t *transaction) report(d *policy.Decision) {
 	if d.Route != nil {
 		route = d.Route.Name
 	}
-	t.s.Log.Info("message", "qid", t.req.QueueID, "client", client, "addr", t.req.Peer.Addr, "login", t.req.Peer.Login,
+	attrs := []any{"qid", t.req.QueueID, "client", client, "addr", t.req.Peer.Addr, "login", t.req.Peer.Login,
 		"asked", d.Asked.String(), "identity", d.Identity.String(), "mailbox", d.User.String(), "route", route,
-		"rcpts", len(t.req.Rcpts), "action", d.Action, "rewritten", d.Rewritten(), "reason", reason)
+		"rcpts", len(t.req.Rcpts), "action", d.Action, "rewritten", d.Rewritten(), "reason", reason}
+	if t.limit != "" { // Postfix does not log why it holds a message
+		attrs = append(attrs, "limit", t.limit)
+	}
+	t.s.Log.Info("message", attrs...)
 	t.s.Metrics.observe(client, d.Action, reason, time.Since(t.req.Now))
 }
 

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/sendas/sendas/milter"
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
 )
@@ -140,6 +141,35 @@ type ClientConfig struct {
 	ReplyTo        string   `yaml:"reply_to"`
 	OnUnauthorized string   `yaml:"on_unauthorized"`
 	Route          string   `yaml:"route"`
+
+	Limits  ClientLimits `yaml:"limits"`
+	OnLimit string       `yaml:"on_limit"`
+}
+
+// ClientLimits is what a client may submit; several rates hold at once.
+type ClientLimits struct {
+	Messages   []limit.Rate `yaml:"messages"`
+	Recipients []limit.Rate `yaml:"recipients"`
+}
+
+// setDefaults keeps an application that can try again from losing mail; a device that cannot has "hold".
+func (c *ClientConfig) setDefaults() { c.OnLimit = string(milter.DeferOver) }
+
+// policy returns the client as package policy wants it.
+func (c *ClientConfig) policy() policy.ClientSettings {
+	return policy.ClientSettings{Name: c.Name, Networks: c.Networks, Logins: c.Logins, Subjects: c.Subjects, Fingerprints: c.Fingerprints,
+		Senders: c.Senders, From: c.From, DisplayName: c.DisplayName, ReplyTo: c.ReplyTo, OnUnauthorized: c.OnUnauthorized, Route: c.Route}
+}
+
+// clientLimits returns the limits of all clients that have some.
+func (c *Config) clientLimits() map[string]milter.ClientLimit {
+	m := make(map[string]milter.ClientLimit)
+	for _, x := range c.Clients {
+		if len(x.Limits.Messages)+len(x.Limits.Recipients) > 0 {
+			m[x.Name] = milter.ClientLimit{Quota: limit.Quota(x.Limits), OnLimit: milter.OnLimit(x.OnLimit)}
+		}
+	}
+	return m
 }
 
 // MilterConfig is the service that Postfix asks about incoming mail.

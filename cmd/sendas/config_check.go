@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sendas/sendas/milter"
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token"
@@ -56,6 +57,7 @@ func (k *checker) check() []Problem {
 	k.credentials()
 	k.mailboxes()
 	k.routes()
+	k.clientLimits()
 	k.sockets()
 	k.policy()
 	return k.problems
@@ -284,6 +286,21 @@ func (k *checker) mailboxes() {
 	}
 }
 
+// clientLimits checks what clients may submit.
+func (k *checker) clientLimits() {
+	for i, c := range k.c.Clients {
+		path := "clients[" + strconv.Itoa(i) + "]"
+		if err := limit.Quota(c.Limits).Check(); err != nil {
+			k.fail(path+".limits", "%v", err)
+		}
+		switch milter.OnLimit(c.OnLimit) {
+		case milter.DeferOver, milter.RejectOver, milter.HoldOver:
+		default:
+			k.fail(path+".on_limit", "%q is not an action; write defer, reject or hold", clip(c.OnLimit))
+		}
+	}
+}
+
 // limits keeps a mailbox within what Microsoft allows ("Exchange Online limits"). Periods other
 // than Microsoft's are not compared: a lab shortens the minute.
 func (k *checker) limits(path string, l LimitsConfig) {
@@ -452,7 +469,7 @@ func (c *Config) settings() policy.Settings {
 		s.Routes = append(s.Routes, policy.RouteSettings{Name: r.Name, Type: r.Type, Endpoint: r.Endpoint, Transport: r.Transport, External: r.External})
 	}
 	for _, c := range c.Clients {
-		s.Clients = append(s.Clients, policy.ClientSettings(c))
+		s.Clients = append(s.Clients, c.policy())
 	}
 	return s
 }

@@ -84,6 +84,9 @@ func TestFullConfig(t *testing.T) {
 		{"milter", c.Milter, MilterConfig{Listen: "inet:127.0.0.1:8891", PolicyListen: "inet:127.0.0.1:8892"}},
 		{"token", c.Token, TokenConfig{Listen: "unix:" + dir + "/run/credentials", HTTP: "localhost:9800", Peers: []string{"postfix", "postdrop"},
 			StateDir: dir + "/state", TokenFiles: dir + "/tokens"}},
+		{"a client's limits", c.Clients[0].Limits, ClientLimits{Messages: []limit.Rate{{N: 20, Per: time.Minute}, {N: 500, Per: time.Hour}},
+			Recipients: []limit.Rate{{N: 2000, Per: 24 * time.Hour}}}},
+		{"on_limit", c.Clients[0].OnLimit + " " + c.Clients[1].OnLimit, "hold defer"},
 		{"a credential of systemd", c.Credentials["desktop"].ClientSecretFile, "credential:desktop.secret"},
 		{"token_file", c.Credentials["cluster"].TokenFile, dir + "/token"},
 	} {

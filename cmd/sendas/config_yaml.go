@@ -215,6 +215,11 @@ func (d *decoder) list(path string, n ast.Node, v reflect.Value) {
 		return
 	}
 	s, ok := n.(*ast.SequenceNode)
+	if !ok && v.Type() == reflect.TypeFor[[]limit.Rate]() { // one rate needs no brackets
+		v.Set(reflect.MakeSlice(v.Type(), 1, 1))
+		d.value(path, n, v.Index(0))
+		return
+	}
 	if !ok {
 		d.fail(path, n, "here stands a list, not %s; write [a, b], or each entry on a line of its own after \"- \"", kindOf(n))
 		return

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sendas/sendas/milter"
+	"github.com/sendas/sendas/policy/limit"
 )
 
 func cmdMilter(o *options) *cobra.Command {
@@ -37,9 +38,11 @@ func runMilter(ctx context.Context, o *options) error {
 	}
 	reg, ok, at := newRegistry()
 	metrics, sessions := milter.NewMetrics(reg), new(milter.Sessions)
-	srv := &milter.Server{Log: log, Metrics: metrics, Sessions: sessions}
-	early := &milter.PolicyServer{Log: log, Metrics: metrics, Sessions: sessions}
+	quotas := milter.NewQuotas(limit.NewAdmission())
+	srv := &milter.Server{Log: log, Metrics: metrics, Sessions: sessions, Quotas: quotas}
+	early := &milter.PolicyServer{Log: log, Metrics: metrics, Sessions: sessions, Quotas: quotas}
 	use := func(c *Config) error {
+		quotas.Use(c.clientLimits())
 		metrics.Clients(c.Policy.ClientNames())
 		srv.Use(c.Policy)
 		early.Use(c.Policy)

@@ -429,3 +429,33 @@ func TestReload(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestClientLimit: a printer that runs wild is held, through real Postfix; the hold queue gives its mail back when asked.
+func TestClientLimit(t *testing.T) {
+	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second, YAML: func(y string) string {
+		return strings.Replace(y, "    from: scan@contoso.com\n", "    from: scan@contoso.com\n    limits: {messages: 2/h}\n    on_limit: hold\n", 1)
+	}})
+	for i := range 3 {
+		m := Mail{XClient: printer, From: "scan@contoso.com", To: []string{"someone@fabrikam.com"},
+			Data: message("From: scan@contoso.com", fmt.Sprintf(storyID, fmt.Sprintf("wild-%d", i)), storyDate)}
+		if res, err := Send(ctx, s.Postfix.SMTPAddr(), m); err != nil || !res.Accepted() {
+			t.Fatalf("%v, %v", res.Verdict(), err)
+		}
+	}
+	if err := s.WaitMessages(ctx, 2); err != nil {
+		t.Fatal(err)
+	}
+	q, err := s.Postfix.WaitQueue(ctx, func(q []QueueEntry) bool { return len(q) == 1 && q[0].Queue == "hold" })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if log := s.Milter.Log(); !strings.Contains(log, `may send 2 messages`) {
+		t.Errorf("the log does not say why it is held:\n%s", log)
+	}
+	if err := s.Postfix.Release(ctx, q[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.WaitMessages(ctx, 3); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,87 @@
+package milter
+
+import (
+	"bufio"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sendas/sendas/policy/limit"
+)
+
+// TestClientLimits: a client over its limit is deferred, refused or held; others are not touched, and what is refused counts for nothing.
+func TestClientLimits(t *testing.T) {
+	day := func(n int) []limit.Rate { return []limit.Rate{{N: n, Per: 24 * time.Hour}} }
+	for _, tc := range []struct {
+		name  string
+		limit ClientLimit
+		want  string // the third message's outcome
+		log   string
+	}{
+		{"defer", ClientLimit{limit.Quota{Messages: day(2)}, DeferOver}, `451 4.7.1 client "printers" may send 2 messages `, "action=defer"},
+		{"reject", ClientLimit{limit.Quota{Messages: day(2)}, RejectOver}, `550 5.7.1 client "printers" may send 2 messages `, "action=reject"},
+		{"recipients", ClientLimit{limit.Quota{Recipients: day(2)}, RejectOver}, `550 5.7.1 client "printers" may send `, "action=reject"},
+		{"hold", ClientLimit{limit.Quota{Messages: day(2)}, HoldOver}, `unexpected {Type:3`, "action=hold"},
+		{"more than enough", ClientLimit{limit.Quota{Messages: day(3)}, RejectOver}, "", "action=accept"},
+	} {
+		s := start(t)
+		s.Quotas = NewQuotas(limit.NewAdmission())
+		s.Quotas.Use(map[string]ClientLimit{"printers": tc.limit})
+		got := ""
+		for range 3 {
+			c, _ := s.dial("10.2.0.9", "")
+			got = s.send(c, "<hr@contoso.com>", "From: hr@contoso.com", id, date)
+			c.Close()
+		}
+		if !strings.HasPrefix(got, tc.want) || tc.want == "" && got != "" {
+			t.Errorf("%s: %q, want %q", tc.name, got, tc.want)
+		}
+		lines := strings.Split(strings.TrimSpace(s.log.String()), "\n")
+		if last := lines[len(lines)-1]; !strings.Contains(last, tc.log) || strings.Contains(last, "client-limit") != (tc.want != "") {
+			t.Errorf("%s: %s", tc.name, last)
+		}
+		c, _ := s.dial("192.0.2.1", "nagios")
+		if got := s.send(c, "<hr@contoso.com>", "From: hr@contoso.com", id, date); got != "" {
+			t.Errorf("%s: another client: %q", tc.name, got)
+		}
+		c.Close()
+		s.ln.Close()
+	}
+}
+
+// TestLimitAtRcpt: the policy service says the same before the message comes, and counts nothing itself.
+func TestLimitAtRcpt(t *testing.T) {
+	s, _ := newPolicyServer(t)
+	counters := limit.NewAdmission()
+	s.Quotas = NewQuotas(counters)
+	q, err := readQuery(bufio.NewReader(strings.NewReader(request)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		on   OnLimit
+		want string
+	}{
+		{DeferOver, `451 4.7.1 client "printers" may send 1 message`},
+		{RejectOver, `550 5.7.1 client "printers" may send 1 message`},
+		{HoldOver, "FILTER "},
+	} {
+		s.Quotas.Use(map[string]ClientLimit{"printers": {limit.Quota{Messages: []limit.Rate{{N: 1, Per: time.Hour}}}, tc.on}})
+		for range 3 {
+			if counters.Keys() == 0 {
+				if got := s.answer(q); !strings.HasPrefix(got, "FILTER ") {
+					t.Errorf("%s, nothing sent yet: %q", tc.on, got)
+				}
+			}
+		}
+		if counters.Keys() == 0 {
+			r, no, _ := s.Quotas.reserve("printers", 1, time.Now())
+			if no != nil || s.Quotas.commit(r, time.Now()) != nil {
+				t.Fatalf("%s: the first message: %v", tc.on, no)
+			}
+		}
+		if got := s.answer(q); !strings.HasPrefix(got, tc.want) {
+			t.Errorf("%s: %q, want %q", tc.on, got, tc.want)
+		}
+	}
+}
