@@ -147,33 +147,58 @@ func arcAgent(t *testing.T, challenge string, answered http.HandlerFunc) *httpte
 	return srv
 }
 
-// TestArc needs the folder of the agent's keys, whose name is fixed. It makes one that
-// no other process sees: in a mount namespace of its own, by starting itself again.
+// TestArc needs the folder of the agent's keys, whose name is fixed. It makes one that no other process sees: in a mount
+// namespace of its own, by starting itself again. Where no user may make one, as in a container or a chroot, root
+// can without a user namespace, or else has the real folder, if no agent has.
 func TestArc(t *testing.T) {
 	const inside = "SENDAS_TEST_ARC"
 	if os.Getenv(inside) != "" {
-		testArcInside(t)
+		testArcInside(t, os.Getenv(inside) == "hidden")
 		return
 	}
-	cmd := exec.Command(os.Args[0], "-test.run=^TestArc$")
-	cmd.Env = append(os.Environ(), inside+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}},
+	var refused []error
+	for _, tc := range []struct {
+		how string
+		sys *syscall.SysProcAttr
+	}{
+		{"hidden", &syscall.SysProcAttr{
+			Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
+			UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}},
+			GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}},
+		}},
+		{"hidden", &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}},
+		{"plain", nil},
+	} {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestArc$")
+		cmd.Env, cmd.SysProcAttr = append(os.Environ(), inside+"="+tc.how), tc.sys
+		out, err := cmd.CombinedOutput()
+		if _, ran := errors.AsType[*exec.ExitError](err); err != nil && !ran {
+			refused = append(refused, err) // no such namespace for us
+			continue
+		}
+		if err != nil || !strings.Contains(string(out), "PASS") {
+			t.Errorf("%s: %v\n%s", tc.how, err, out)
+		}
+		return
 	}
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Errorf("in a namespace of its own (needs user namespaces): %v\n%s", err, out)
-	}
-	if err == nil && !strings.Contains(string(out), "PASS") {
-		t.Errorf("in a namespace of its own nothing was tested: %s", out)
-	}
+	t.Errorf("no way to make the agent's folder: %v", refused)
 }
 
-func testArcInside(t *testing.T) {
-	if err := syscall.Mount("none", "/var", "tmpfs", 0, ""); err != nil {
-		t.Fatalf("hiding this machine's /var: %v", err)
+func testArcInside(t *testing.T, hidden bool) {
+	const agent = "/var/opt/azcmagent"
+	if hidden {
+		// Private, so that the machine outside does not see the mount below.
+		if err := syscall.Mount("none", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil && !errors.Is(err, syscall.EINVAL) {
+			t.Fatalf("keeping the mounts private: %v", err) // in a chroot, / is no mount
+		}
+		if err := syscall.Mount("none", "/var", "tmpfs", 0, ""); err != nil {
+			t.Fatalf("hiding this machine's /var: %v", err)
+		}
+	} else {
+		if _, err := os.Stat(agent); err == nil {
+			t.Fatalf("%s is there: this machine has an agent, and its folder is not for tests", agent)
+		}
+		t.Cleanup(func() { os.RemoveAll(agent) })
 	}
 	if err := os.MkdirAll("/var/opt/azcmagent/tokens", 0o750); err != nil {
 		t.Fatal(err)
