@@ -26,6 +26,10 @@ import (
 // the longest silence of an SMTP client, is 300 s.
 const idleTime = 10 * time.Minute
 
+// Actions are what the milter asks Postfix to be allowed to do; "sendas doctor" knows it by them.
+const Actions = protocol.OptAddHeader | protocol.OptChangeHeader | protocol.OptChangeFrom |
+	protocol.OptAddRcptWithArgs | protocol.OptRemoveRcpt | protocol.OptQuarantine
+
 // A Server is the milter. The zero value is not usable: fill in Log and Metrics, call Use.
 type Server struct {
 	Log      *slog.Logger
@@ -49,8 +53,7 @@ func (s *Server) Serve(ln net.Listener) error {
 	srv := protocol.NewServer(
 		protocol.WithMilter(func() protocol.Milter { return &transaction{s: s} }),
 		protocol.WithoutDefaultMacros(),
-		protocol.WithAction(protocol.OptAddHeader|protocol.OptChangeHeader|protocol.OptChangeFrom|
-			protocol.OptAddRcptWithArgs|protocol.OptRemoveRcpt|protocol.OptQuarantine),
+		protocol.WithAction(Actions),
 		// Ask for no step and no reply that a decision does not need. The one to the end of the message
 		// remains; strangers are turned away earlier by the policy service, which costs one request more.
 		protocol.WithProtocol(protocol.OptNoConnect|protocol.OptNoHelo|protocol.OptNoData|protocol.OptNoEOH|

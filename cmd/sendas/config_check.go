@@ -326,6 +326,11 @@ func (k *checker) sockets() {
 	if k.c.Milter.PolicyListen != "" {
 		k.listen("milter.policy_listen", k.c.Milter.PolicyListen, true)
 	}
+	addr, inet := strings.CutPrefix(k.c.Milter.PolicyListen, "inet:")
+	if host, _, err := net.SplitHostPort(addr); inet && err == nil && !loopback(host) &&
+		slices.ContainsFunc(k.c.Clients, func(c ClientConfig) bool { return len(c.Fingerprints) > 0 }) {
+		k.fail("milter.policy_listen", "fingerprints of client certificates come over this socket, and whoever reaches it could claim one; write unix:/path")
+	}
 	k.listen("token.listen", k.c.Token.Listen, false)
 	k.web("milter.http", k.c.Milter.HTTP, "127.0.0.1:9725")
 	k.web("token.http", k.c.Token.HTTP, "127.0.0.1:9726")

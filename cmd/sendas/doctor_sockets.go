@@ -15,6 +15,8 @@ import (
 	"time"
 
 	protocol "github.com/d--j/go-milter"
+
+	"github.com/sendas/sendas/milter"
 )
 
 // socketTime bounds one question to a service.
@@ -113,7 +115,7 @@ const (
 
 // ourActions are what the milter of sendas asks to be allowed to do, besides naming the macros that it wants. Few other milters
 // ask for just that.
-const ourActions = uint32(protocol.OptAddHeader | protocol.OptChangeHeader | protocol.OptChangeFrom | protocol.OptAddRcptWithArgs | protocol.OptRemoveRcpt)
+const ourActions = uint32(milter.Actions)
 
 // probeMilter offers all that Postfix offers, and reads what the milter wants of it.
 func probeMilter(c net.Conn) (probeResult, error) {
