@@ -6,7 +6,9 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -231,7 +233,8 @@ func TestFingerprints(t *testing.T) {
 func TestSessionsForget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s Sessions
-		k := sessionKey{port: "1"}
+		here := netip.MustParseAddr("192.0.2.7")
+		k := sessionKey{here, "1"}
 		s.note(k, certificate{fingerprint: "f"}, time.Now())
 		time.Sleep(sessionLife)
 		if c, ok := s.find(k, time.Now()); !ok || c.fingerprint != "f" {
@@ -242,13 +245,25 @@ func TestSessionsForget(t *testing.T) {
 			t.Error("a session is remembered for ever")
 		}
 		for i := range 5 * minPrune {
-			s.note(sessionKey{port: time.Duration(i).String()}, certificate{}, time.Now())
+			s.note(sessionKey{here, strconv.Itoa(i + 1)}, certificate{}, time.Now())
 			time.Sleep(10 * time.Second)
 		}
 		if n := len(s.known); n > 2*minPrune+1 {
 			t.Errorf("%d sessions are kept", n)
 		}
 	})
+}
+
+// TestSessionsOnePerKey: what names no single session is not remembered, or one client would pass for another.
+func TestSessionsOnePerKey(t *testing.T) {
+	here := netip.MustParseAddr("192.0.2.7")
+	for _, k := range []sessionKey{{}, {here, ""}, {here, "0"}, {here, "unknown"}, {here, "65536"}, {netip.Addr{}, "25"}} {
+		var s Sessions
+		s.note(k, certificate{fingerprint: "f"}, time.Now())
+		if _, ok := s.find(k, time.Now()); ok {
+			t.Errorf("%v %q is remembered", k.addr, k.port)
+		}
+	}
 }
 
 // FuzzPolicyRequest: whatever comes, the reader ends, and what it takes for a request is one.

@@ -2,6 +2,7 @@ package milter
 
 import (
 	"net/netip"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -18,6 +19,13 @@ type Sessions struct {
 type sessionKey struct {
 	addr netip.Addr
 	port string
+}
+
+// unique tells whether the key names one session. A client behind a proxy may come without a port, and then
+// would be taken for another one from the same address.
+func (k sessionKey) unique() bool {
+	n, err := strconv.ParseUint(k.port, 10, 16)
+	return k.addr.IsValid() && err == nil && n > 0
 }
 
 type session struct {
@@ -37,6 +45,9 @@ const (
 )
 
 func (s *Sessions) note(k sessionKey, c certificate, now time.Time) {
+	if !k.unique() {
+		return // so that find finds nothing
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.known == nil {

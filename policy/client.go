@@ -81,6 +81,9 @@ func (p Peer) String() string {
 // SHA-256, SHA-384 or SHA-512 in hexadecimal, with or without colons. MD5 is none: two certificates can be made
 // to have the same.
 func fingerprint(s string) string {
+	if s == "" {
+		return ""
+	}
 	b, err := hex.DecodeString(strings.ReplaceAll(strings.TrimSpace(s), ":", ""))
 	if err != nil || !slices.Contains([]int{20, 32, 48, 64}, len(b)) {
 		return ""
@@ -163,6 +166,8 @@ func enter(index map[string][]int, keys []string, i int) {
 // find returns the client, or nil.
 func (x *clientIndex) find(p Peer) *Client {
 	best := noClient
+	// In the form in which clients list them, once for all that is compared below.
+	p.Subject, p.Fingerprint, p.KeyFingerprint = strings.ToLower(p.Subject), fingerprint(p.Fingerprint), fingerprint(p.KeyFingerprint)
 	addr := p.Addr.Unmap().WithZone("")
 	if addr.IsValid() {
 		if i, ok := x.byNetwork.Lookup(addr); ok {
@@ -175,13 +180,11 @@ func (x *clientIndex) find(p Peer) *Client {
 		best = x.firstOf(x.anyLogin, &p, best)
 	}
 	if p.Subject != "" {
-		best = x.firstOf(x.bySubject[strings.ToLower(p.Subject)], &p, best)
+		best = x.firstOf(x.bySubject[p.Subject], &p, best)
 	}
-	if x.fingerprints {
-		for _, f := range []string{fingerprint(p.Fingerprint), fingerprint(p.KeyFingerprint)} {
-			if f != "" {
-				best = x.firstOf(x.byFingerprint[f], &p, best)
-			}
+	for _, f := range []string{p.Fingerprint, p.KeyFingerprint} {
+		if f != "" {
+			best = x.firstOf(x.byFingerprint[f], &p, best)
 		}
 	}
 	if best == noClient {
@@ -203,17 +206,12 @@ func (x *clientIndex) firstOf(candidates []int, p *Peer, best int) int {
 	return best
 }
 
-// is tells whether the peer meets every kind of condition that the client lists.
+// is tells whether the peer, as find has prepared it, meets every kind of condition that the client lists.
 func (c *Client) is(p *Peer) bool {
 	has := func(list []string, values ...string) bool {
 		return len(list) == 0 || slices.ContainsFunc(values, func(v string) bool { return v != "" && slices.Contains(list, v) })
 	}
-	if len(c.Networks) > 0 && !slices.ContainsFunc(c.Networks, func(n netip.Prefix) bool { return n.Contains(p.Addr) }) {
-		return false
-	}
-	if p.Login != "" && slices.Contains(c.Logins, "*") {
-		return has(c.Subjects, strings.ToLower(p.Subject)) && has(c.Fingerprints, fingerprint(p.Fingerprint), fingerprint(p.KeyFingerprint))
-	}
-	return has(c.Logins, p.Login) && has(c.Subjects, strings.ToLower(p.Subject)) &&
-		has(c.Fingerprints, fingerprint(p.Fingerprint), fingerprint(p.KeyFingerprint))
+	network := len(c.Networks) == 0 || slices.ContainsFunc(c.Networks, func(n netip.Prefix) bool { return n.Contains(p.Addr) })
+	login := has(c.Logins, p.Login) || p.Login != "" && slices.Contains(c.Logins, "*")
+	return network && login && has(c.Subjects, p.Subject) && has(c.Fingerprints, p.Fingerprint, p.KeyFingerprint)
 }

@@ -29,7 +29,7 @@ func (p *Policy) filter(c *Client) string {
 	switch {
 	case c.Route.Type == Connector:
 		return c.Route.Destination()
-	case c.Route.Type == Submission && p.direct() != nil:
+	case c.Route.Type == Submission && p.direct != nil:
 		return c.Route.Destination()
 	}
 	return ""

@@ -186,18 +186,8 @@ func (p *Policy) own(rcpt string) bool {
 // Postfix then sends the default way. Clients of other routes are kept out of it by the
 // FILTER of [Policy.Foresee].
 func (p *Policy) RouteTo(rcpt string) *Route {
-	if r := p.direct(); r != nil && p.own(rcpt) {
-		return r
-	}
-	return nil
-}
-
-// direct returns the direct route that clients use, or nil.
-func (p *Policy) direct() *Route {
-	for i := range p.clients.list {
-		if r := p.clients.list[i].Route; r.Type == Direct {
-			return r
-		}
+	if p.direct != nil && p.own(rcpt) {
+		return p.direct
 	}
 	return nil
 }

@@ -59,6 +59,7 @@ type Policy struct {
 	patterns   map[string]*Mailbox // by domain: mailboxes "*@domain"
 	plus       bool                // some mailbox has plus addresses
 	routes     []*Route
+	direct     *Route // the first direct route that a client uses, or nil
 	clients    *clientIndex
 }
 
@@ -90,6 +91,9 @@ func New(s Settings) (*Policy, []FieldError) {
 		return nil, b.errs
 	}
 	b.p.clients = newClientIndex(clients)
+	if i := slices.IndexFunc(clients, func(c Client) bool { return c.Route.Type == Direct }); i >= 0 {
+		b.p.direct = clients[i].Route
+	}
 	return b.p, nil
 }
 

@@ -3,6 +3,7 @@ package token
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/sendas/sendas/policy/limit"
@@ -46,7 +47,12 @@ func (l *Leases) resting(m *MailboxLease, t *Token) error {
 // Where the mailbox comes from a pattern, it is perhaps the mailbox that does not exist: a token that was good for another
 // one stays, or a client could take everybody's token away by making up senders. Nor is a token to blame where SMTP
 // AUTH is switched off.
+//
+// A temporary answer says nothing of either.
 func (l *Leases) refused(s *session, why Explanation) {
+	if strings.HasPrefix(why.Code, "4") {
+		return
+	}
 	rest := time.Minute
 	if m := (*l.dir.Load()).Mailbox(s.sender); m != nil {
 		rest = m.Limits.Messages.Per

@@ -389,14 +389,14 @@ func likeLine(text, line string) string {
 // verdict books what became of the message.
 func (l *Leases) verdict(pid int32, s *session, e event, line string) {
 	l.metrics.replies.WithLabelValues(s.label, code(line), string(e.class)).Inc()
-	l.noteVerdict(s.label, e.class, line)
 	ex := Explain(line)
+	l.noteVerdict(s.label, e.class, ex)
 	attrs := []any{"mailbox", s.mailbox, "sender", s.sender, "recipients", s.accepted, "class", e.class, "reply", oneLine(withoutToken(line), maxText),
 		"waited", s.waited.Round(time.Millisecond), "took", time.Since(s.began).Round(time.Millisecond)}
 	if e.class == ClassAccepted {
 		l.log.Info("delivery", attrs...)
 	} else {
-		l.log.Warn("delivery", append(attrs, "hint", ex.Meaning+"; "+ex.Act)...)
+		l.log.Warn("delivery", append(attrs, "hint", ex.Hint())...)
 	}
 	l.rest(s, ex)
 	l.end(context.Background(), pid, e.class)

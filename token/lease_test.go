@@ -355,6 +355,21 @@ func TestSweepOfDeadProcess(t *testing.T) {
 	}
 }
 
+// TestBusyAtAuth: a temporary answer to AUTH says nothing of the token and of the mailbox.
+func TestBusyAtAuth(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDesk(limit.Rate{N: 30, Per: time.Minute})
+		d.Lease(t.Context(), process(1), "billing@contoso.com")
+		d.play(t, process(1), "421 4.3.2 Service not available")
+		if r := d.Lease(t.Context(), process(2), "billing@contoso.com"); r.Status != OK {
+			t.Errorf("the next look-up is answered %q", r.Value)
+		}
+		if n := len(d.tokens.discarded); n != 0 {
+			t.Errorf("%d tokens were discarded", n)
+		}
+	})
+}
+
 func TestClassify(t *testing.T) {
 	for _, tc := range []struct {
 		line  string
@@ -374,8 +389,8 @@ func TestClassify(t *testing.T) {
 		if got != tc.class {
 			t.Errorf("classify(%.60q) = %s, want %s", tc.line, got, tc.class)
 		}
-		if (explanations[got] == "") != (got == ClassAccepted || got == ClassUnreadable) {
-			t.Errorf("class %s is explained as %q", got, explanations[got])
+		if hint := Explain(tc.line).Hint(); (hint == "") != (got == ClassAccepted || got == ClassUnreadable) {
+			t.Errorf("%.60q is explained as %q", tc.line, hint)
 		}
 	}
 	if got := fmt.Sprintf("%s %s %s", code("25x"), code(""), code("250 x")); got != "none none 250" {

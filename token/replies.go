@@ -134,19 +134,6 @@ var replyRows = []replyRow{
 	{"5", "", "", ClassPermanent, false, "", "a refusal that has no explanation here", "look its code up at https://aka.ms/ndr; " + returned},
 }
 
-// explanations say what a class means and what to do about it; they are logged with the reply. Accepted
-// mail needs none.
-var explanations = explainClasses(replyRows)
-
-// explainClasses words each class by its last row.
-func explainClasses(rows []replyRow) map[ReplyClass]string {
-	m := make(map[ReplyClass]string)
-	for _, r := range rows {
-		m[r.class] = r.meaning + "; " + r.act
-	}
-	return m
-}
-
 // Explanation says what a reply of Exchange Online means. Its texts come from a table: of what the server said it has
 // the codes alone.
 type Explanation struct {
@@ -158,6 +145,14 @@ type Explanation struct {
 	Act      string // what to do, likewise; MAILBOX stands for the mailbox
 	Passes   bool   // by itself: asking again later can help
 	Later    bool   // the code is permanent, and sendas makes Postfix take it for "not now"
+}
+
+// Hint says what the reply means and what to do; "" for accepted mail and what is no reply.
+func (e Explanation) Hint() string {
+	if e.Meaning == "" {
+		return ""
+	}
+	return e.Meaning + "; " + e.Act
 }
 
 // Explain explains a reply: "535 5.7.3 Authentication unsuccessful". Of a reply of several lines the first one counts with

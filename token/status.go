@@ -147,13 +147,13 @@ type Verdict struct {
 }
 
 // noteVerdict keeps the last verdict of a mailbox for Status.
-func (l *Leases) noteVerdict(label string, class ReplyClass, line string) {
+func (l *Leases) noteVerdict(label string, class ReplyClass, ex Explanation) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.verdicts == nil {
 		l.verdicts = make(map[string]Verdict)
 	}
-	l.verdicts[label] = Verdict{Class: class, Code: code(line), Meaning: explanations[class], Time: *moment(time.Now())}
+	l.verdicts[label] = Verdict{Class: class, Code: ex.Code, Meaning: ex.Hint(), Time: *moment(time.Now())}
 }
 
 // Status describes the service at this moment. Where the ledger cannot tell what was used, the rest is told

@@ -172,7 +172,7 @@ func TestStatus(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		meaning, err := json.Marshal(explanations[ClassSendAs])
+		meaning, err := json.Marshal(Explain(denied).Hint())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -208,7 +208,7 @@ func TestStatusOfPattern(t *testing.T) {
 		if m.Leases != 2 || m.Waiting != 2 || m.Messages != nil || m.Recipients != nil {
 			t.Errorf("%+v, want 2 leases, 2 waiting, and no usage", m)
 		}
-		if v := m.LastVerdict; v == nil || v.Class != ClassAuth || v.Code != "535" || v.Meaning != explanations[ClassAuth] {
+		if v := m.LastVerdict; v == nil || v.Class != ClassAuth || v.Code != "535" || v.Meaning != Explain(auth535).Hint() {
 			t.Errorf("last verdict %+v", v)
 		}
 		b, err := json.Marshal(s)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"time"
@@ -60,7 +59,7 @@ func checkDomains(ctx context.Context, o *options, c *Config, server string) err
 	defer cancel()
 	ok, err := checkDNS(ctx, o.stdout, r, c.dnsPlan())
 	if err == nil && !ok {
-		err = &exitError{code: 1, err: errors.New("DNS has to be changed; what to publish stands above")}
+		err = failure(exitFailed, "", "DNS has to be changed; what to publish stands above")
 	}
 	return err
 }

@@ -305,15 +305,12 @@ func (d *doctor) conclude() error {
 	}
 	switch verdict {
 	case verdictFailed:
-		return &exitError{code: exitFailed, err: errors.New("something on the way is wrong; what to do stands below each failure")}
+		return failure(exitFailed, "", "something on the way is wrong; what to do stands below each failure")
 	case verdictTemporary:
 		return failure(exitTempFail, `run "sendas doctor" again in a few minutes`, "there is trouble that passes by itself")
 	}
 	return nil
 }
-
-// exitFailed is the exit code of a check that found something wrong.
-const exitFailed = 1
 
 var verdictWords = map[string]string{
 	verdictGood: "all is good", verdictFailed: "something is wrong", verdictTemporary: "there is trouble that passes by itself",

@@ -20,6 +20,7 @@ var version = "devel"
 // Exit codes of sysexits.h, as Postfix uses them.
 const (
 	exitOK       = 0
+	exitFailed   = 1  // a check found something wrong
 	exitUsage    = 64 // the command line is wrong
 	exitSoftware = 70 // something went wrong that is not of the kinds below
 	exitTempFail = 75 // try again later

@@ -52,7 +52,8 @@ func runToken(ctx context.Context, o *options) error {
 	reg, ok, at := newRegistry()
 	metrics := token.NewMetrics(reg)
 	leases := token.NewLeases(limit.NewMemory(), metrics, log)
-	desk := &credentialDesk{ctx: ctx, metrics: metrics, log: log, leases: leases, running: make(map[string]*runningCredential)}
+	desk := &credentialDesk{ctx: ctx, metrics: metrics, log: log, leases: leases, running: make(map[string]*runningCredential),
+		files: make(map[string]*token.TokenFiles)}
 	if err := desk.use(cfg); err != nil {
 		return err
 	}
@@ -140,8 +141,8 @@ type credentialDesk struct {
 	log     *slog.Logger
 	leases  *token.Leases
 
-	mu      sync.Mutex        // guards what follows but wg
-	files   *token.TokenFiles // nil unless token_files: is configured
+	mu      sync.Mutex                   // guards what follows but wg
+	files   map[string]*token.TokenFiles // by folder: all that token_files: has named since the start
 	running map[string]*runningCredential
 	config  *Config // the one in force
 	wg      sync.WaitGroup
@@ -205,19 +206,20 @@ func minLife(c *Config) time.Duration {
 	return 0
 }
 
-// keepFiles keeps the token files in dir from now on, and takes those away that it kept elsewhere. d.mu is held.
+// keepFiles keeps the token files in dir from now on, and takes those away that it kept elsewhere. One folder has one
+// keeper for good: two would take each other's files away. d.mu is held.
 func (d *credentialDesk) keepFiles(dir string, list []token.TokenFile) {
-	if d.files != nil && d.files.Dir != dir {
-		d.files.Use(nil)
-		d.files = nil
-	}
-	if d.files == nil && dir != "" {
+	if dir != "" && d.files[dir] == nil {
 		f := &token.TokenFiles{Dir: dir, Log: d.log}
-		d.files = f
+		d.files[dir] = f
 		d.wg.Go(func() { f.Run(d.ctx) })
 	}
-	if d.files != nil {
-		d.files.Use(list)
+	for at, f := range d.files {
+		if at == dir {
+			f.Use(list)
+		} else {
+			f.Use(nil)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -166,7 +167,7 @@ func TestDeviceCode(t *testing.T) {
 	if err := s.WaitMessages(ctx, 2); err != nil {
 		t.Fatal(err)
 	}
-	everything := append(said, slices.Collect(mapsValues(s.Outputs(ctx)))...)
+	everything := append(said, slices.Collect(maps.Values(s.Outputs(ctx)))...)
 	for _, secret := range []string{refresh, s.grant(t), "eyJ"} {
 		for _, text := range everything {
 			if strings.Contains(text, secret) {
@@ -199,16 +200,6 @@ func (s *Site) grant(t *testing.T) string {
 		t.Fatalf("%s holds no refresh token", files[0])
 	}
 	return strings.Split(rest, `"`)[1]
-}
-
-func mapsValues(m map[string]string) func(func(string) bool) {
-	return func(yield func(string) bool) {
-		for _, v := range m {
-			if !yield(v) {
-				return
-			}
-		}
-	}
 }
 
 // TestManagedIdentity: a machine of Azure's that needs no secret of ours.
