@@ -101,7 +101,7 @@ func (l *Leases) rest(s *session, why Explanation) {
 // a refusal or never came: Microsoft may have counted it.
 func (s *session) outcome(class ReplyClass) limit.Outcome {
 	o := limit.Outcome{Submitted: s.stage >= atData, Concurrency: class == ClassConcurrency}
-	if class == ClassAccepted {
+	if class == ClassAccepted || class == "" && o.Submitted { // "": the verdict was not seen
 		o.Recipients = s.accepted
 	}
 	return o

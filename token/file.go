@@ -73,8 +73,14 @@ func CheckSecretFile(path string) error {
 	return err
 }
 
+// ReadPassword returns the password in a file: one line, closed to other users as in [CheckSecretFile]. path may be a name for
+// ResolveFile. The error is a *FileError.
+func ReadPassword(path string) (Secret, error) { return readLine(path, "the password") }
+
 // readSecret returns the one line of a secret file without what stands around it.
-func readSecret(path string) (Secret, error) {
+func readSecret(path string) (Secret, error) { return readLine(path, "the Value of the client secret") }
+
+func readLine(path, what string) (Secret, error) {
 	b, err := readPrivate(path)
 	if err != nil {
 		return "", err
@@ -83,10 +89,10 @@ func readSecret(path string) (Secret, error) {
 	s := strings.TrimSpace(strings.TrimPrefix(string(b), "\ufeff"))
 	switch {
 	case s == "":
-		return "", &FileError{Path: path, Problem: "is empty: write the Value of the client secret into it"}
+		return "", &FileError{Path: path, Problem: "is empty: write " + what + " into it"}
 	case strings.ContainsFunc(s, notInSecret):
 		return "", &FileError{Path: path, Problem: "has blanks, several lines or bytes that are not text: " +
-			"write the Value of the client secret into it and nothing else"}
+			"write " + what + " into it and nothing else"}
 	}
 	return Secret(s), nil
 }

@@ -69,6 +69,9 @@ type Leases struct {
 	metrics *Metrics
 	dir     atomic.Pointer[Directory]
 
+	journal     *Journal    // nil: none; set by Adopt
+	unjournaled atomic.Bool // the journal cannot be written
+
 	draining chan struct{} // closed: no more leases
 	drain    sync.Once
 
@@ -192,6 +195,9 @@ func (l *Leases) Lease(ctx context.Context, c Caller, key string) Result {
 		return Result{Status: Temp, Value: brief(m.Address, err)}
 	}
 	s.sender, s.began, s.waited = key, began, time.Since(began)
+	if l.journal != nil {
+		s.born = processBorn(c.PID)
+	}
 	l.enter(c.PID, s)
 	l.metrics.lookups.WithLabelValues(m.Label, "ok").Inc()
 	l.metrics.waits.WithLabelValues(m.Label).Observe(s.waited.Seconds())
@@ -254,7 +260,7 @@ func (l *Leases) equip(ctx context.Context, m *MailboxLease, lease uint64) (*ses
 		return nil, fmt.Errorf("the token for mailbox %s ends in %v and no new one could be got; the submission host takes none with less than %v",
 			m.Address, left.Round(time.Second), m.MinLife)
 	}
-	return &session{mailbox: m.Address, label: m.Label, made: m.made(), lease: lease, tokens: m.Tokens, access: t.Access}, nil
+	return &session{mailbox: m.Address, label: m.Label, made: m.made(), lease: lease, limits: m.Limits, tokens: m.Tokens, access: t.Access}, nil
 }
 
 // errDraining ends a wait because the service stops.
@@ -322,8 +328,17 @@ func (l *Leases) without(pid int32) bool {
 
 func (l *Leases) enter(pid int32, s *session) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.sessions[pid] = s
+	now := *s
+	l.mu.Unlock()
+	l.note(pid, &now)
+}
+
+// note keeps the state of a session that has a lease in the journal.
+func (l *Leases) note(pid int32, s *session) {
+	if l.journal != nil && s.lease != 0 {
+		l.journaled(l.journal.save(pid, s))
+	}
 }
 
 // Reply answers the map "reply" (smtp_reply_filter): it sees each line the server sends. It leaves
@@ -347,12 +362,17 @@ func (l *Leases) Reply(ctx context.Context, c Caller, line string) Result {
 		l.mu.Unlock()
 		return l.withoutCredential(s, line)
 	}
+	before := *s
 	e := s.reply(line)
+	now := *s
 	if e.authenticated {
 		l.proven[s.tokens] = s.access
 		l.metrics.auth.WithLabelValues(s.label, resultAuthOK).Inc()
 	}
 	l.mu.Unlock()
+	if now.stage != before.stage || now.accepted != before.accepted {
+		l.note(c.PID, &now)
+	}
 	if e.refused {
 		l.metrics.auth.WithLabelValues(s.label, string(e.class)).Inc()
 		l.refused(s, Explain(line))
@@ -422,6 +442,9 @@ func (l *Leases) end(ctx context.Context, pid int32, class ReplyClass) {
 	s.stage = atVerdict
 	l.mu.Unlock()
 	l.settle(context.WithoutCancel(ctx), s.mailbox, s.lease, o)
+	if l.journal != nil {
+		l.journaled(l.journal.remove(pid))
+	}
 }
 
 // settle returns a lease to the ledger and wakes the first who waits for one.

@@ -124,7 +124,7 @@ func TestSessions(t *testing.T) {
 		{"lines of a longer reply", []string{authOK, "250-2.1.0 Sender", mailOK, rcptOK, dataOK, "250-2.0.0 OK", accepted}, limit.Usage{Messages: 1, Recipients: 1}, Result{Status: NotFound}},
 		{"still in DATA", []string{authOK, mailOK, rcptOK, dataOK}, limit.Usage{Messages: 1, Leases: 1}, Result{Status: NotFound}},
 		{"the server leaves", []string{authOK, mailOK, rcptOK, "421 4.3.2 Service not available"}, limit.Usage{}, Result{Status: NotFound}},
-		{"lost in DATA, then a new session", []string{authOK, mailOK, rcptOK, dataOK, banner}, limit.Usage{Messages: 1}, Result{Status: NotFound}},
+		{"lost in DATA, then a new session", []string{authOK, mailOK, rcptOK, dataOK, banner}, limit.Usage{Messages: 1, Recipients: 1}, Result{Status: NotFound}},
 		{"lost before DATA, then a new session", []string{authOK, mailOK, rcptOK, banner}, limit.Usage{}, Result{Status: NotFound}},
 		{"STARTTLS is no banner", []string{starttls, authOK}, limit.Usage{Messages: 1, Leases: 1}, Result{Status: NotFound}},
 	} {

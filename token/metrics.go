@@ -22,6 +22,7 @@ type Metrics struct {
 	appKey  *prometheus.GaugeVec
 	grant   *prometheus.GaugeVec
 	skew    *prometheus.GaugeVec
+	shared  *prometheus.GaugeVec
 }
 
 // NewMetrics makes the series and registers them.
@@ -62,6 +63,10 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		skew: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "sendas_clock_skew_seconds", Help: "How far this machine's clock is ahead of Entra's.",
 		}, []string{"credential"}),
+		// Without labels, so that there is no series where no store is shared.
+		shared: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "sendas_ledger_shared", Help: "1 while the ledger that hosts share is in use, 0 while this host keeps to its own share.",
+		}, nil),
 		expiry: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "sendas_token_expiry_timestamp_seconds", Help: "When the access token in memory ends; 0 without one.",
 		}, []string{"credential"}),
@@ -69,7 +74,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "sendas_certificate_expiry_timestamp_seconds", Help: "When the certificate of a credential ends.",
 		}, []string{"credential"}),
 	}
-	reg.MustRegister(m.lookups, m.waits, m.waiting, m.replies, m.refresh, m.took, m.auth, m.expiry, m.success, m.secret, m.appKey, m.grant, m.skew)
+	reg.MustRegister(m.lookups, m.waits, m.waiting, m.replies, m.refresh, m.took, m.auth, m.expiry, m.success, m.secret, m.appKey, m.grant, m.skew, m.shared)
 	return m
 }
 
@@ -108,6 +113,15 @@ func (m *Metrics) Observe(credential string, state func() RefresherState) func(r
 			m.expiry.WithLabelValues(credential).Set(0)
 		}
 	}
+}
+
+// Shared notes whether the ledger that hosts share is in use.
+func (m *Metrics) Shared(inUse bool) {
+	v := 0.0
+	if inUse {
+		v = 1
+	}
+	m.shared.WithLabelValues().Set(v)
 }
 
 // ClientSecret notes the end of a credential's client secret.

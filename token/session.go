@@ -3,6 +3,8 @@ package token
 import (
 	"strings"
 	"time"
+
+	"github.com/sendas/sendas/policy/limit"
 )
 
 // stage is how far an SMTP session has come, as its replies tell.
@@ -25,6 +27,8 @@ type session struct {
 	tokens   Tokens // where access came from
 	sender   string
 	lease    uint64
+	limits   limit.Limits // under which the lease was given
+	born     string       // the smtp(8) process, see processBorn
 	access   Secret
 	began    time.Time
 	waited   time.Duration

@@ -187,6 +187,11 @@ type TokenConfig struct {
 
 	StateDir   string `yaml:"state_dir"`   // where refresh tokens are kept
 	TokenFiles string `yaml:"token_files"` // folder for the files of the sasl-xoauth2 plugin, or empty
+
+	Store             string `yaml:"store"` // see StoreConfig
+	StorePasswordFile string `yaml:"store_password_file"`
+	Hosts             int    `yaml:"hosts"`
+	Host              string `yaml:"host"`
 }
 
 // Default returns what holds where the file says nothing. An endpoint of the tenant comes
@@ -199,7 +204,7 @@ func Default() *Config {
 		},
 		Token: TokenConfig{
 			Listen: "unix:/var/spool/postfix/sendas/credentials", HTTP: "127.0.0.1:9726", Peers: []string{"postfix"},
-			StateDir: "/var/lib/sendas-token",
+			StateDir: "/var/lib/sendas-token", Hosts: 1,
 		},
 	}
 }
@@ -365,6 +370,7 @@ func (c *Config) complete(dir string) {
 		c.Credentials[name] = r
 	}
 	c.Token.StateDir, c.Token.TokenFiles = under(dir, c.Token.StateDir), under(dir, c.Token.TokenFiles)
+	completeStore(&c.Token.Store, &c.Token.StorePasswordFile, dir, c.Token.StateDir, "token.db")
 	for _, p := range []*string{&c.Milter.Listen, &c.Milter.PolicyListen, &c.Token.Listen} {
 		if file, ok := strings.CutPrefix(*p, "unix:"); ok {
 			*p = "unix:" + under(dir, file)

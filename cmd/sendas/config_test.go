@@ -83,7 +83,8 @@ func TestFullConfig(t *testing.T) {
 		{"a login of digits", c.Clients[0].Logins, []string{"007"}},
 		{"milter", c.Milter, MilterConfig{Listen: "inet:127.0.0.1:8891", PolicyListen: "inet:127.0.0.1:8892"}},
 		{"token", c.Token, TokenConfig{Listen: "unix:" + dir + "/run/credentials", HTTP: "localhost:9800", Peers: []string{"postfix", "postdrop"},
-			StateDir: dir + "/state", TokenFiles: dir + "/tokens"}},
+			StateDir: dir + "/state", TokenFiles: dir + "/tokens", Store: "rediss://sendas@redis.contoso.com:6380/2",
+			StorePasswordFile: "credential:redis", Hosts: 2, Host: "relay-1"}},
 		{"a client's limits", c.Clients[0].Limits, ClientLimits{Messages: []limit.Rate{{N: 20, Per: time.Minute}, {N: 500, Per: time.Hour}},
 			Recipients: []limit.Rate{{N: 2000, Per: 24 * time.Hour}}}},
 		{"on_limit", c.Clients[0].OnLimit + " " + c.Clients[1].OnLimit, "hold defer"},
@@ -107,7 +108,9 @@ func TestDefaults(t *testing.T) {
 	if got, want := c.Milter, Default().Milter; got != want {
 		t.Errorf("milter = %v, want %v", got, want)
 	}
-	if got, want := c.Token, Default().Token; !reflect.DeepEqual(got, want) {
+	want := Default().Token
+	want.Store = "bolt:/var/lib/sendas-token/token.db"
+	if got := c.Token; !reflect.DeepEqual(got, want) {
 		t.Errorf("token = %v, want %v", got, want)
 	}
 }

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"hash/fnv"
 	"log/slog"
+	"net"
 	"net/http"
 	"os/user"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -16,7 +18,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sendas/sendas/policy"
-	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token"
 )
 
@@ -51,10 +52,22 @@ func runToken(ctx context.Context, o *options) error {
 	}
 	reg, ok, at := newRegistry()
 	metrics := token.NewMetrics(reg)
-	leases := token.NewLeases(limit.NewMemory(), metrics, log)
+	store, err := openLedger(cfg, log, metrics.Shared)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := store.Close(); err != nil {
+			log.Error("closing the ledger", "error", err)
+		}
+	}()
+	leases := token.NewLeases(store.Ledger, metrics, log)
 	desk := &credentialDesk{ctx: ctx, metrics: metrics, log: log, leases: leases, running: make(map[string]*runningCredential),
-		files: make(map[string]*token.TokenFiles)}
+		files: make(map[string]*token.TokenFiles), store: cfg.Token.store()}
 	if err := desk.use(cfg); err != nil {
+		return err
+	}
+	if err := takeOver(ctx, leases, cfg); err != nil {
 		return err
 	}
 	ln, err := listen("credentials", cfg.Token.Listen)
@@ -62,15 +75,39 @@ func runToken(ctx context.Context, o *options) error {
 		return err
 	}
 	defer ln.Close()
+	r := &reloader{path: o.config, load: load, ok: ok, at: at, log: log, use: desk.use}
+	r.loaded()
 	if err := serveHTTP(ctx, cfg.Token.HTTP, reg, desk.ready, map[string]http.Handler{"GET /status": statusHandler(desk.status)}, log); err != nil {
 		return err
 	}
-	r := &reloader{path: o.config, load: load, ok: ok, at: at, log: log, use: desk.use}
-	r.loaded()
 	r.watch(ctx)
 	notify(ctx, log)
-	log.Info("token service ready", "version", version, "listen", cfg.Token.Listen, "mailboxes", len(cfg.Mailboxes))
-	// The server outlives the signal: what is being delivered is watched to its end.
+	log.Info("token service ready", "version", version, "listen", cfg.Token.Listen, "mailboxes", len(cfg.Mailboxes), "store", cfg.Token.store().name())
+	srv := &token.SocketmapServer{Maps: leases.Maps(), Peers: peers, Log: log}
+	if err := serveLookups(ctx, srv, ln, leases, log); err != nil {
+		return failure(exitSoftware, "", "serving look-ups: %w", err)
+	}
+	desk.wait()
+	log.Info("token service stopped")
+	return nil
+}
+
+// takeOver goes on with the deliveries that were under way when the former process ended.
+func takeOver(ctx context.Context, leases *token.Leases, c *Config) error {
+	hint := "the folder " + c.Token.StateDir + " has to belong to the user of the token service (install -d -m 0700 -o sendas-token " + c.Token.StateDir + ")"
+	journal, err := token.OpenJournal(filepath.Join(c.Token.StateDir, "sessions"))
+	if err == nil {
+		err = leases.Adopt(ctx, journal)
+	}
+	if err != nil {
+		return failure(exitConfig, hint, "%w", err)
+	}
+	return nil
+}
+
+// serveLookups serves until ctx ends. The server outlives the signal: what is being delivered is watched to its end, since without
+// systemd's socket smtp(8) could not ask anybody about the verdict until the next process is there.
+func serveLookups(ctx context.Context, srv *token.SocketmapServer, ln net.Listener, leases *token.Leases, log *slog.Logger) error {
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	go leases.Run(serving)
@@ -82,13 +119,7 @@ func runToken(ctx context.Context, o *options) error {
 			log.Warn("token service stopped early", "error", err)
 		}
 	})
-	srv := &token.SocketmapServer{Maps: leases.Maps(), Peers: peers, Log: log}
-	if err := srv.Serve(serving, ln); err != nil {
-		return failure(exitSoftware, "", "serving look-ups: %w", err)
-	}
-	desk.wait()
-	log.Info("token service stopped")
-	return nil
+	return srv.Serve(serving, ln)
 }
 
 // loadForToken loads the configuration for the service. What is wrong with the files of a credential is
@@ -146,6 +177,8 @@ type credentialDesk struct {
 	running map[string]*runningCredential
 	config  *Config // the one in force
 	wg      sync.WaitGroup
+
+	store StoreConfig // the one that was opened at the start
 }
 
 type runningCredential struct {
@@ -166,6 +199,9 @@ func (d *credentialDesk) use(c *Config) error {
 	client, err := newClient(c)
 	if err != nil {
 		return err
+	}
+	if c.Token.store() != d.store {
+		d.log.Warn("another store takes effect when the service is restarted", "store", c.Token.store().name())
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -18,7 +18,7 @@ import (
 // has become of it follows within settleDelay, or sooner with the next lease: a crash in between leaves the
 // lease out in the file, which gives the mailbox less, never more.
 //
-// Leases that were out when the process ended are settled by nobody afterwards: they expire after
+// Leases that were out when the process ended are Outstanding afterwards: somebody has to settle them, or they expire after
 // BoltOptions.MaxSession and count as submitted, with [MaxDelivery] recipients.
 //
 // All mailboxes are kept in memory too, so only writing touches the file. One goroutine writes; it takes
@@ -39,7 +39,7 @@ type Bolt struct {
 	closed   bool
 }
 
-var _ Ledger = (*Bolt)(nil)
+var _ Survivor = (*Bolt)(nil)
 
 // commit is one transaction of the writer.
 type commit struct {
@@ -257,6 +257,22 @@ func (b *Bolt) Usage(_ context.Context, mailbox string, l Limits, now time.Time)
 	defer b.mu.Unlock()
 	return b.book.usage(mailbox, l, now), nil
 }
+
+// Outstanding implements [Survivor]: all leases that are out. Call it before the first Take.
+func (b *Bolt) Outstanding() []Outstanding {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var list []Outstanding
+	for mailbox, a := range b.book.accounts {
+		for id := range a.open {
+			list = append(list, Outstanding{mailbox, id})
+		}
+	}
+	return list
+}
+
+// Adopt implements [Survivor]; the file has all that is to be known of the lease.
+func (b *Bolt) Adopt(string, uint64, Limits) {}
 
 // later sees to it that there will be a commit. The caller holds mu.
 func (b *Bolt) later() {

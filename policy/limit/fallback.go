@@ -38,6 +38,7 @@ type Shared struct {
 
 	mu     sync.Mutex // guards what follows
 	shared bool       // the store is in use
+	told   bool       // the log has said whether it is
 	member bool       // this process has been a member
 	lost   time.Time  // when the store can have seen this host last
 	epoch  string
@@ -166,11 +167,11 @@ func (s *Shared) tend(ctx context.Context) {
 	} else {
 		err = s.primary.ping(ctx)
 	}
-	if shared == (err == nil) {
-		return
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.told && shared == (err == nil) {
+		return
+	}
 	if err == nil || errors.Is(err, errRejoin) {
 		s.rejoin(ctx)
 	} else {
@@ -181,13 +182,16 @@ func (s *Shared) tend(ctx context.Context) {
 // away notes that the store does not answer. It may have heard the last request, so silence begins now.
 func (s *Shared) away(err error) {
 	s.lost = time.Now()
-	if !s.shared {
+	if !s.shared && s.told {
 		return
 	}
-	s.shared = false
+	was := s.shared
+	s.shared, s.told = false, true
 	s.o.Log.Error("the shared ledger is away: this host goes on with its share of the limits", "hosts", s.hosts, "error", err,
 		"hint", "no mail leaves for the first minute or so: what the other hosts have just sent is not known")
-	s.o.OnChange(false)
+	if was {
+		s.o.OnChange(false)
+	}
 }
 
 // rejoin books what the store does not know, and becomes a member again. The caller holds mu, so that
@@ -198,6 +202,7 @@ func (s *Shared) rejoin(ctx context.Context) {
 		return
 	}
 	back := !s.shared
+	s.told = true
 	s.shared, s.member, s.epoch = true, true, s.primary.dataEpoch()
 	s.owed, s.late, s.pauses = make(map[string]*trace), nil, make(map[string]pause)
 	if back {
@@ -459,6 +464,16 @@ func (s *Shared) settleShared(ctx context.Context, v verdict, now time.Time) err
 	s.late = append(s.late, v)
 	s.away(err)
 	return nil // it will be booked when the store is back
+}
+
+// Outstanding implements [Survivor]. Of this host's own share nothing outlives the process: see [NewShared].
+func (s *Shared) Outstanding() []Outstanding { return nil }
+
+// Adopt implements [Survivor]. The lease is taken for one of the store's; of this host's own share the store knows nothing, and
+// keeps back more for it.
+func (s *Shared) Adopt(mailbox string, id uint64, l Limits) {
+	s.primary.Adopt(mailbox, id, l)
+	s.granted(mailbox, l, id, lease{mailbox: mailbox}, time.Now())
 }
 
 // Pause implements [Ledger]. It holds here whether the store is away or not, and for all hosts when it is back.

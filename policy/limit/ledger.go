@@ -30,6 +30,23 @@ type Ledger interface {
 	Usage(ctx context.Context, mailbox string, l Limits, now time.Time) (Usage, error)
 }
 
+// A Survivor is a Ledger that outlives the process. What the process knew of the leases it has given is lost when it is killed,
+// and a lease that nobody settles occupies a connection of its mailbox until MaxSession.
+type Survivor interface {
+	Ledger
+	// Outstanding returns the leases that an earlier process was given and nobody has settled, as far as the ledger can tell
+	// them from those of others.
+	Outstanding() []Outstanding
+	// Adopt announces that this process will settle a lease that an earlier one was given.
+	Adopt(mailbox string, lease uint64, l Limits)
+}
+
+// Outstanding is a lease that an earlier process was given.
+type Outstanding struct {
+	Mailbox string
+	Lease   uint64
+}
+
 // A Cause names the limit that stands in the way.
 type Cause string
 

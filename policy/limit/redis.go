@@ -53,11 +53,12 @@ type doubtful struct {
 	id             uint64
 }
 
-var _ Ledger = (*Redis)(nil)
+var _ Survivor = (*Redis)(nil)
 
 // RedisOptions is what can be chosen of a [Redis].
 type RedisOptions struct {
-	URL        string        // redis://[:PASSWORD@]HOST:PORT/DB, rediss:// for TLS, unix://[:PASSWORD@]/PATH?db=N
+	URL        string        // redis://[USER@]HOST:PORT/DB, rediss:// for TLS, unix://[USER@]/PATH?db=N
+	Password   string        // "": that of the URL, if there is one
 	Prefix     string        // of all keys; "": sendas
 	Tenant     string        // keeps tenants apart that use one server
 	MaxSession time.Duration // when a lease that nobody settles is taken back; 0: the constant MaxSession
@@ -83,6 +84,9 @@ func NewRedis(o RedisOptions) (*Redis, error) {
 	}
 	if o.MaxSession <= 0 {
 		o.MaxSession = MaxSession
+	}
+	if o.Password != "" {
+		ro.Password = o.Password
 	}
 	ro.DialTimeout, ro.ReadTimeout, ro.WriteTimeout, ro.PoolTimeout = o.Timeout, o.Timeout, o.Timeout, o.Timeout
 	ro.ContextTimeoutEnabled = true
@@ -312,6 +316,12 @@ func (r *Redis) Settle(ctx context.Context, mailbox string, lease uint64, o Outc
 	delete(r.groups, lease)
 	return nil
 }
+
+// Outstanding implements [Survivor]. The server does not know whose leases are whose.
+func (r *Redis) Outstanding() []Outstanding { return nil }
+
+// Adopt implements [Survivor].
+func (r *Redis) Adopt(_ string, lease uint64, l Limits) { r.remember(lease, groupName(l)) }
 
 // Pause implements [Ledger].
 func (r *Redis) Pause(ctx context.Context, mailbox string, until time.Time, reason string, now time.Time) error {

@@ -245,14 +245,16 @@ func TestRedisWithoutServerFailsWithoutThePassword(t *testing.T) {
 func TestRedisPassword(t *testing.T) {
 	server := startRedis(t, "--requirepass", "s3cret")
 	for _, tc := range []struct {
-		url  string
-		want bool
+		url, password string
+		want          bool
 	}{
-		{"unix://:s3cret@" + server.socket(), true},
-		{"unix://:wr0ng@" + server.socket(), false},
-		{"unix://" + server.socket(), false},
+		{"unix://:s3cret@" + server.socket(), "", true},
+		{"unix://" + server.socket(), "s3cret", true},
+		{"unix://:wr0ng@" + server.socket(), "", false},
+		{"unix://" + server.socket(), "wr0ng", false},
+		{"unix://" + server.socket(), "", false},
 	} {
-		r := newRedis(t, RedisOptions{URL: tc.url})
+		r := newRedis(t, RedisOptions{URL: tc.url, Password: tc.password})
 		a, err := r.Take(t.Context(), "erp@contoso.com", Microsoft(), time.Now())
 		if got := a.Lease != 0; got != tc.want || tc.want != (err == nil) {
 			t.Errorf("%s: lease %v, error %v, want lease %v", tc.url, got, err, tc.want)
@@ -260,6 +262,30 @@ func TestRedisPassword(t *testing.T) {
 		if err != nil && strings.Contains(err.Error(), "wr0ng") {
 			t.Errorf("the error holds the password: %v", err)
 		}
+	}
+}
+
+// TestRedisAdopt: a lease of a process that was killed is settled by the next one, for the group too.
+func TestRedisAdopt(t *testing.T) {
+	server := startRedis(t)
+	l := Microsoft()
+	l.Group, l.GroupRecipients = "external", MOERA()
+	a, err := newRedis(t, RedisOptions{URL: server.url()}).Take(t.Context(), "erp@contoso.com", l, time.Now())
+	if err != nil || a.Lease == 0 {
+		t.Fatal(a, err)
+	}
+	r := newRedis(t, RedisOptions{URL: server.url()})
+	r.Adopt("erp@contoso.com", a.Lease, l)
+	if err := r.Settle(t.Context(), "erp@contoso.com", a.Lease, Outcome{Submitted: true, Recipients: 5, GroupRecipients: 3}, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	u, err := r.Usage(t.Context(), "erp@contoso.com", l, time.Now())
+	if err != nil || u.Leases != 0 || u.Recipients != 5 || u.GroupRecipients != 3 {
+		t.Errorf("usage %+v, %v, want 5 recipients, 3 of them of the group", u, err)
+	}
+	// The room that the lease held in the group is free again: two deliveries of 50 would not fit otherwise.
+	if a, err := r.Take(t.Context(), "hr@contoso.com", l, time.Now()); err != nil || a.Lease == 0 {
+		t.Errorf("the next lease: %+v, %v", a, err)
 	}
 }
 

@@ -1,0 +1,108 @@
+package main
+
+import (
+	"net/url"
+	"path/filepath"
+	"strings"
+
+	"github.com/sendas/sendas/token"
+)
+
+// A StoreConfig says where a service keeps what it counts. Its keys stand among those of the service.
+type StoreConfig struct {
+	Store        string // memory:, bolt:FILE, or the URL of a Redis or Valkey
+	PasswordFile string // of the Redis; or credential:NAME
+	Hosts        int    // how many hosts share the Redis, this one included
+	Host         string // the name of this one among them; empty: the host name
+}
+
+// store returns the parts of a section that say where it keeps what it counts.
+func (t *TokenConfig) store() StoreConfig {
+	return StoreConfig{t.Store, t.StorePasswordFile, t.Hosts, t.Host}
+}
+
+// file returns the file of a store, or "" where it is none.
+func (s *StoreConfig) file() string {
+	f, _ := strings.CutPrefix(s.Store, "bolt:")
+	if f == s.Store {
+		return ""
+	}
+	return f
+}
+
+// name returns the store without what nobody should read in a log.
+func (s StoreConfig) name() string {
+	if u, err := url.Parse(s.Store); err == nil {
+		return u.Redacted()
+	}
+	return "unreadable"
+}
+
+// shared tells whether several hosts can use the store.
+func (s *StoreConfig) shared() bool { return s.Store != "memory:" && s.file() == "" }
+
+// completeStore fills in the default file below dir and makes names absolute, which start at the configuration's folder.
+func completeStore(store, passwordFile *string, base, dir, name string) {
+	if *store == "" {
+		*store = "bolt:" + filepath.Join(dir, name)
+	}
+	if f, ok := strings.CutPrefix(*store, "bolt:"); ok && f != "" {
+		*store = "bolt:" + under(base, f)
+	}
+	*passwordFile = under(base, *passwordFile)
+}
+
+// store checks where the service of that section keeps what it counts.
+func (k *checker) store(section string, s StoreConfig) {
+	path := section + ".store"
+	switch {
+	case s.Store == "memory:" || s.file() != "":
+	case strings.HasPrefix(s.Store, "bolt:"):
+		k.fail(path, "the file is missing; write bolt:/var/lib/sendas-token/token.db")
+	default:
+		k.storeURL(path, s.Store)
+	}
+	switch {
+	case !s.shared() && s.Hosts > 1:
+		k.fail(section+".hosts", "several hosts can only share a Redis or Valkey; write store: redis://HOST:6379/0")
+	case s.shared() && k.files && s.PasswordFile != "":
+		_, err := token.ReadPassword(s.PasswordFile)
+		k.file(section+".store_password_file", err)
+	}
+	if s.Hosts < 1 || s.Hosts > maxHosts {
+		k.fail(section+".hosts", "%d hosts cannot share a store; count this one too, and no more than %d", s.Hosts, maxHosts)
+	}
+	if s.Host != "" && !plainWord.MatchString(s.Host) {
+		k.fail(section+".host", "%q is not a name; write letters, digits, dot, dash and underscore", clip(s.Host))
+	}
+}
+
+// maxHosts is more than share one tenant anywhere: each must have one of 30 messages a minute when it is alone.
+const maxHosts = 9
+
+func (k *checker) storeURL(path, s string) {
+	u, err := url.Parse(s)
+	const want = "write bolt:FILE, redis://HOST:6379/0, rediss:// for TLS, unix:///SOCKET, or memory:"
+	if err != nil { // its text may hold a password
+		k.fail(path, "this is not a store; %s", want)
+		return
+	}
+	if _, has := u.User.Password(); has {
+		k.fail(path, "a password does not stand in this file; write it into a file and name that under store_password_file")
+		return
+	}
+	switch u.Scheme {
+	case "redis", "rediss":
+		if u.Hostname() == "" {
+			k.fail(path, "the host is missing; write %s://HOST:6379/0", u.Scheme)
+		} else if db := strings.Trim(u.Path, "/"); strings.Trim(db, "0123456789") != "" {
+			k.fail(path, "%q is not the number of a database; write %s://%s/0", clip(db), u.Scheme, u.Host)
+		}
+	case "unix":
+		if u.Host != "" || !filepath.IsAbs(u.Path) {
+			k.fail(path, "the path of the socket is missing; write unix:///run/redis/redis.sock")
+		}
+	default:
+		k.fail(path, "%q is not a store; %s", clip(s), want)
+	}
+}

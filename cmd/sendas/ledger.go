@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/token"
+)
+
+// A tokenStore is the ledger of the token service with what has to be closed after it.
+type tokenStore struct {
+	limit.Ledger
+	shared *limit.Shared // nil unless hosts share it
+	close  []io.Closer   // in this order
+}
+
+// Close gives the store back.
+func (s *tokenStore) Close() error {
+	var errs []error
+	for _, c := range s.close {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// openLedger opens the ledger that the configuration names. onChange is told whether the shared one is in use.
+func openLedger(c *Config, log *slog.Logger, onChange func(shared bool)) (*tokenStore, error) {
+	s := c.Token.store()
+	switch {
+	case s.shared():
+		return openShared(c, &s, log, onChange)
+	case s.file() != "":
+		b, err := openBolt(s.file(), log)
+		if err != nil {
+			return nil, err
+		}
+		return &tokenStore{Ledger: b, close: []io.Closer{b}}, nil
+	}
+	log.Warn("the ledger is in memory: what was sent is forgotten when the service ends, and Microsoft's limits may be crossed after it")
+	return &tokenStore{Ledger: limit.NewMemory()}, nil
+}
+
+func openBolt(file string, log *slog.Logger) (*limit.Bolt, error) {
+	b, err := limit.OpenBolt(file, limit.BoltOptions{Log: log})
+	if err == nil {
+		return b, nil
+	}
+	if dir := filepath.Dir(file); errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {
+		return nil, failure(exitConfig, "the folder "+dir+" has to be there and to belong to the user of the token service (install -d -m 0700 -o sendas-token "+dir+")",
+			"opening the ledger: %w", err)
+	}
+	return nil, failure(exitTempFail, "", "opening the ledger: %w", err)
+}
+
+// openShared opens the ledger that hosts share, with this host's own share of it in a file.
+func openShared(c *Config, s *StoreConfig, log *slog.Logger, onChange func(bool)) (*tokenStore, error) {
+	password := token.Secret("")
+	if s.PasswordFile != "" {
+		var err error
+		if password, err = token.ReadPassword(s.PasswordFile); err != nil {
+			return nil, failure(exitConfig, "", "token.store_password_file: %w", err)
+		}
+	}
+	primary, err := limit.NewRedis(limit.RedisOptions{URL: s.Store, Password: string(password), Tenant: strings.ToLower(c.Tenant.ID)})
+	if err != nil {
+		return nil, failure(exitConfig, "", "token.store: %w", err)
+	}
+	own, err := openBolt(filepath.Join(c.Token.StateDir, "share.db"), log)
+	if err != nil {
+		return nil, errors.Join(err, primary.Close())
+	}
+	// Of its own share no lease is adopted: what the store is told afterwards would not hold it.
+	for _, o := range own.Outstanding() {
+		if err := own.Settle(context.Background(), o.Mailbox, o.Lease, token.Unseen, time.Now()); err != nil {
+			return nil, failure(exitTempFail, "", "settling what was under way: %w", errors.Join(err, own.Close(), primary.Close()))
+		}
+	}
+	shared, err := limit.NewShared(primary, s.Hosts, own, limit.SharedOptions{Host: s.Host, Log: log, OnChange: onChange})
+	if err != nil {
+		return nil, failure(exitConfig, "write a name for this host under token.host", "token.store: %w", errors.Join(err, own.Close(), primary.Close()))
+	}
+	return &tokenStore{Ledger: shared, shared: shared, close: []io.Closer{shared, own, primary}}, nil
+}
