@@ -38,6 +38,15 @@ func (s StoreConfig) name() string {
 	return "unreadable"
 }
 
+// hostname returns the host of the URL, or "".
+func (s StoreConfig) hostname() string {
+	u, err := url.Parse(s.Store)
+	if err != nil {
+		return ""
+	}
+	return u.Hostname()
+}
+
 // shared tells whether several hosts can use the store.
 func (s *StoreConfig) shared() bool { return s.Store != "memory:" && s.file() == "" }
 

@@ -166,7 +166,7 @@ func (d *doctor) run(ctx context.Context) error {
 		return err
 	}
 	for _, step := range []func(context.Context){
-		d.checkPostfix, d.checkPlugin, d.checkSockets,
+		d.checkPostfix, d.checkPlugin, d.checkSockets, d.checkStore,
 		func(ctx context.Context) { d.checkCredentials(ctx, patients) },
 		func(ctx context.Context) { d.checkMailboxes(ctx, patients) },
 		d.checkSPF,

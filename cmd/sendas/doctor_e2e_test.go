@@ -85,6 +85,7 @@ func (c *clinic) writeFiles(t *testing.T) {
 		fmt.Sprintf("milter: {listen: 'unix:%[1]s/milter', policy_listen: 'unix:%[1]s/policy', http: 'localhost:%[2]s'}\ntoken: {listen: 'unix:%[1]s/credentials', http: '127.0.0.1:%[2]s', state_dir: state}\n",
 			sockets, port)
 	c.config = writeFile(t, filepath.Join(c.dir, "sendas.yaml"), yaml, 0o644)
+	writeFile(t, filepath.Join(c.dir, "state", "token.db"), "", 0o600)
 	main := strings.ReplaceAll(readmeMain(t), "/etc/ssl/certs/ca-certificates.crt", filepath.Join(c.dir, "ca.pem"))
 	past := time.Now().Add(-time.Minute)
 	file := writeFile(t, filepath.Join(c.etc, "main.cf"), fmt.Sprintf("compatibility_level = 3.6\nqueue_directory = %s\nimport_environment = MAIL_CONFIG { SASL_PATH = %s }\n%s",

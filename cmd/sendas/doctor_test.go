@@ -323,7 +323,7 @@ func TestAdviceWith(t *testing.T) {
 // Every advice keeps the one voice, and names only commands that there are.
 func TestAdviceStyle(t *testing.T) {
 	all := map[string]advice{"wrong": configAdvice.wrong, "unusable": configAdvice.unusable, "spf": spfAdvice.wrong, "silent": spfAdvice.silent}
-	for name, table := range map[string]map[string]advice{"postfix": postfixAdvice, "sasl": saslAdvice, "socket": socketAdvice, "token": tokenAdvice, "smtp": smtpAdvice} {
+	for name, table := range map[string]map[string]advice{"postfix": postfixAdvice, "sasl": saslAdvice, "socket": socketAdvice, "token": tokenAdvice, "smtp": smtpAdvice, "store": storeAdvice} {
 		for key, a := range table {
 			all[name+" "+key] = a
 		}

@@ -61,16 +61,9 @@ func openBolt(file string, log *slog.Logger) (*limit.Bolt, error) {
 
 // openShared opens the ledger that hosts share, with this host's own share of it in a file.
 func openShared(c *Config, s *StoreConfig, log *slog.Logger, onChange func(bool)) (*tokenStore, error) {
-	password := token.Secret("")
-	if s.PasswordFile != "" {
-		var err error
-		if password, err = token.ReadPassword(s.PasswordFile); err != nil {
-			return nil, failure(exitConfig, "", "token.store_password_file: %w", err)
-		}
-	}
-	primary, err := limit.NewRedis(limit.RedisOptions{URL: s.Store, Password: string(password), Tenant: strings.ToLower(c.Tenant.ID)})
+	primary, err := newTokenRedis(c, s)
 	if err != nil {
-		return nil, failure(exitConfig, "", "token.store: %w", err)
+		return nil, err
 	}
 	own, err := openBolt(filepath.Join(c.Token.StateDir, "share.db"), log)
 	if err != nil {
@@ -87,4 +80,20 @@ func openShared(c *Config, s *StoreConfig, log *slog.Logger, onChange func(bool)
 		return nil, failure(exitConfig, "write a name for this host under token.host", "token.store: %w", errors.Join(err, own.Close(), primary.Close()))
 	}
 	return &tokenStore{Ledger: shared, shared: shared, close: []io.Closer{shared, own, primary}}, nil
+}
+
+// newTokenRedis makes the client of the store that hosts share.
+func newTokenRedis(c *Config, s *StoreConfig) (*limit.Redis, error) {
+	password := token.Secret("")
+	if s.PasswordFile != "" {
+		var err error
+		if password, err = token.ReadPassword(s.PasswordFile); err != nil {
+			return nil, failure(exitConfig, "", "token.store_password_file: %w", err)
+		}
+	}
+	r, err := limit.NewRedis(limit.RedisOptions{URL: s.Store, Password: string(password), Tenant: strings.ToLower(c.Tenant.ID)})
+	if err != nil {
+		return nil, failure(exitConfig, "", "token.store: %w", err)
+	}
+	return r, nil
 }

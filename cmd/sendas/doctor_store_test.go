@@ -1,0 +1,71 @@
+package main
+
+import (
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// startRedis starts a real server on a unix socket and returns the socket's path.
+func startRedis(t *testing.T, args ...string) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "sendas-redis") // short: the path of a socket has 108 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "s")
+	cmd := exec.Command("redis-server", append([]string{"--port", "0", "--unixsocket", socket, "--dir", dir, "--save", ""}, args...)...)
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("redis-server is needed for this test (apt-get install redis-server): %v", err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait(); os.RemoveAll(dir) })
+	for range 500 {
+		if c, err := net.Dial("unix", socket); err == nil {
+			c.Close()
+			return socket
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatal("redis-server does not answer within 5 s")
+	return ""
+}
+
+func TestDoctorStore(t *testing.T) {
+	good := startRedis(t, "--appendonly", "yes")
+	poor := startRedis(t, "--maxmemory", "50mb", "--maxmemory-policy", "allkeys-lru")
+	locked := startRedis(t, "--requirepass", "s3cret")
+	dir := t.TempDir()
+	right, wrong := writeFile(t, dir+"/right", "s3cret\n", 0o600), writeFile(t, dir+"/wrong", "wr0ng\n", 0o600)
+	ledger := writeFile(t, dir+"/token.db", "x", 0o600)
+	for _, tc := range []struct {
+		name, token string // of the section
+		id          string
+		status      checkStatus
+		words       string
+	}{
+		{"memory", "store: 'memory:'", "store.kind", checkWarn, "in memory|store: bolt:FILE"},
+		{"a file", "store: bolt:" + ledger, "store.file", checkOK, "1 kB"},
+		{"no file yet", "store: bolt:" + dir + "/other.db", "store.file", checkWarn, "systemctl start sendas-token"},
+		{"a good server", "store: unix://" + good + ", hosts: 2", "store.server", checkOK, "shared by 2 hosts|version "},
+		{"keeps all", "store: unix://" + good, "store.eviction", checkOK, "noeviction"},
+		{"writes to disk", "store: unix://" + good, "store.durable", checkOK, "yes"},
+		{"evicts", "store: unix://" + poor, "store.eviction", checkWarn, "allkeys-lru|maxmemory-policy noeviction"},
+		{"volatile", "store: unix://" + poor, "store.durable", checkWarn, "appendonly yes"},
+		{"no password", "store: unix://" + locked, "store.server", checkFail, "refuses the password|requirepass"},
+		{"wrong password", "store: unix://" + locked + ", store_password_file: " + wrong, "store.server", checkFail, "refuses the password"},
+		{"right password", "store: unix://" + locked + ", store_password_file: " + right, "store.server", checkOK, "version "},
+		{"no server", "store: redis://127.0.0.1:1/0", "store.server", checkFail, "connection refused|keeps to its share"},
+	} {
+		config := writeFile(t, filepath.Join(t.TempDir(), "sendas.yaml"), smallConfig+"token: {"+tc.token+"}\n", 0o600)
+		writeFile(t, filepath.Join(filepath.Dir(config), "relay-app.secret"), "x\n", 0o600)
+		d, out, _ := diagnose(t, config, doctorFlags{}, emptyWorld())
+		if strings.Contains(out, "s3cret") || strings.Contains(out, "wr0ng") {
+			t.Errorf("%s: the password is shown:\n%s", tc.name, out)
+		}
+		d.wantCheck(t, tc.id, tc.status, strings.Split(tc.words, "|")...)
+	}
+}
