@@ -181,20 +181,21 @@ func (a *account) messages(t terms, now instant) obstacle {
 }
 
 // gap returns the least time between two leases. A mailbox that has used less than a
-// third of its window sends at once. After that it keeps a little under the even
-// distance, so that it can catch up after a slow verdict; and as long as much of the
-// window is left, the rest is spread until the first place comes free again.
+// third of its window sends at once. After that the places that are left are spread until the
+// first one comes free again, but not evenly: each moment for which a free place waits for its turn is lost. So
+// they are handed out as if there were some more, a seventh of the window. With verdicts of 0.5 to 3 s, a backlog then uses 97.1 % of
+// the allowance, and 97.2 % without any gap: there is no more to have than Per ÷ (Per + lease to verdict). The price is that leases gather:
+// two of them can be 12 s apart, which is far from the time that a look-up can wait.
 func (a *account) gap(r Rate, used int) instant {
 	if used < max(1, r.N/3) {
 		return 0
 	}
-	per, n := micros(r.Per), instant(r.N)
-	even := per * 9 / (n * 10)
-	left := r.N - used
-	if left < 3 || len(a.done) == 0 {
-		return even
+	first := a.last // no verdict yet: one that comes will be later
+	if len(a.done) > 0 {
+		first = a.done[0]
 	}
-	return max(even, (a.done[0]+per-a.last)/instant(left))
+	left := r.N - used + r.N/7
+	return max(0, (first+micros(r.Per)-a.last)/instant(left))
 }
 
 // room returns how many recipients a lease holds.
@@ -273,7 +274,7 @@ func (a *account) settle(g *tally, id uint64, o Outcome, now instant) (more bool
 	a.verdict(now)
 	a.book(o.Recipients, a.limits.Recipients.Per, now)
 	if g != nil {
-		g.book(o.GroupRecipients, a.limits.GroupRecipients.Per, now)
+		g.book(o.GroupRecipients, g.per, now)
 	}
 	return o.Recipients > h.recipients || g != nil && o.GroupRecipients > held.recipients
 }

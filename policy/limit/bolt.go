@@ -159,7 +159,7 @@ func (b *Bolt) Take(ctx context.Context, mailbox string, l Limits, now time.Time
 		b.mu.Unlock()
 		return ans, nil
 	}
-	b.touch(mailbox, l)
+	b.touch(mailbox, groupName(l))
 	c := b.next
 	b.mu.Unlock()
 	b.wake()
@@ -185,15 +185,15 @@ func (b *Bolt) undo(mailbox string, l Limits, lease uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.book.account(mailbox).undo(b.book.group(l), lease)
-	b.touch(mailbox, l)
+	b.touch(mailbox, groupName(l))
 	b.later()
 }
 
 // touch notes that an account and its group have changed.
-func (b *Bolt) touch(mailbox string, l Limits) {
+func (b *Bolt) touch(mailbox, group string) {
 	b.accounts[mailbox] = true
-	if l.grouped() {
-		b.groups[l.Group] = true
+	if group != "" {
+		b.groups[group] = true
 	}
 }
 
@@ -216,9 +216,9 @@ func (b *Bolt) Settle(ctx context.Context, mailbox string, lease uint64, o Outco
 		b.mu.Unlock()
 		return ErrClosed
 	}
-	more := b.book.settle(mailbox, lease, o, now)
-	if a := b.book.accounts[mailbox]; a != nil {
-		b.touch(mailbox, a.limits)
+	group, known, more := b.book.settle(mailbox, lease, o, now)
+	if known {
+		b.touch(mailbox, group)
 	}
 	if !more && !o.Concurrency {
 		b.later()

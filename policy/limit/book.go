@@ -53,11 +53,33 @@ func (b *book) take(mailbox string, l Limits, now time.Time) Answer {
 	return b.account(mailbox).take(b.terms(l), b.group(l), b.serial, b.read(now))
 }
 
-// settle returns whether more was booked than the lease had held.
-func (b *book) settle(mailbox string, lease uint64, o Outcome, now time.Time) (more bool) {
+// settle returns the name of the group that the lease was of, whether there was such a lease, and whether more was booked
+// than it had held.
+func (b *book) settle(mailbox string, lease uint64, o Outcome, now time.Time) (group string, known, more bool) {
 	t := b.read(now)
 	a := b.accounts[mailbox]
-	return a != nil && a.settle(b.group(a.limits), lease, o, t)
+	if a == nil {
+		return "", false, false
+	}
+	_, known = a.open[lease]
+	group, g := b.groupOf(a, lease)
+	return group, known, a.settle(g, lease, o, t)
+}
+
+// groupOf returns the tally that holds room for the lease, with its name, or nil. The mailbox may have had its last lease under another one.
+func (b *book) groupOf(a *account, lease uint64) (string, *tally) {
+	last := groupName(a.limits)
+	if g := b.groups[last]; g != nil {
+		if _, ok := g.open[lease]; ok {
+			return last, g
+		}
+	}
+	for name, g := range b.groups {
+		if _, ok := g.open[lease]; ok {
+			return name, g
+		}
+	}
+	return "", nil
 }
 
 func (b *book) pause(mailbox string, until time.Time, reason string, now time.Time) {

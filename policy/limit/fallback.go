@@ -44,9 +44,10 @@ type Shared struct {
 	epoch  string
 	clock  clock
 	leases map[uint64]lease
-	sent   map[string]*trace // by this host, all of the windows: to be booked anew when the store has lost its data
-	owed   map[string]*trace // by this host, without the store
-	late   []verdict         // of leases of the store, while it is away
+	diary  diary     // of this host, all of the windows: to be booked anew when the store has lost its data
+	unkept bool      // the log has said that the diary cannot be written
+	owed   *Memory   // by this host, without the store, as in the diary
+	late   []verdict // of leases of the store, while it is away
 	pauses map[string]pause
 	prune  int
 }
@@ -82,7 +83,10 @@ type SharedOptions struct {
 	Reserve int           // percent of the recipient limits that is kept for times without the store; 0: 10
 	Silence time.Duration // after which a host is taken for absent; 0: 10 s. The same on all hosts.
 	Probe   time.Duration // how often an absent store is tried; 0: 1 s
-	Log     *slog.Logger  // one line for each change; nil: none
+	// Diary is a file of its own for what this host sends, so that it can tell it anew after a restart too, should the store lose its
+	// data; nil: memory. The caller closes it, after Shared.
+	Diary *Bolt
+	Log   *slog.Logger // one line for each change; nil: none
 	// OnChange is told, one call at a time, whether the shared store is in use: for a gauge. It is called at the start, too.
 	OnChange func(shared bool)
 }
@@ -102,8 +106,13 @@ func NewShared(primary *Redis, hosts int, local Ledger, o SharedOptions) (*Share
 	}
 	primary.host, primary.hosts, primary.silence, primary.reserve = o.Host, hosts, o.Silence, o.Reserve
 	s := &Shared{primary: primary, hosts: hosts, local: local, o: o, stop: make(chan struct{}), gone: make(chan struct{}),
-		lost: time.Now(), leases: make(map[uint64]lease), sent: make(map[string]*trace), owed: make(map[string]*trace),
+		lost: time.Now(), leases: make(map[uint64]lease), diary: o.Diary, owed: NewMemory(),
 		pauses: make(map[string]pause), prune: minPrune}
+	if o.Diary == nil {
+		s.diary = NewMemory()
+	}
+	s.epoch = s.diary.epoch()
+	primary.epoch = s.epoch // so that a server without data is known for one that has lost it
 	ctx, cancel := context.WithTimeout(context.Background(), o.Silence)
 	defer cancel()
 	s.o.OnChange(false)
@@ -202,28 +211,36 @@ func (s *Shared) rejoin(ctx context.Context) {
 		return
 	}
 	back := !s.shared
-	s.told = true
-	s.shared, s.member, s.epoch = true, true, s.primary.dataEpoch()
-	s.owed, s.late, s.pauses = make(map[string]*trace), nil, make(map[string]pause)
+	s.shared, s.member, s.told, s.epoch = true, true, true, s.primary.dataEpoch()
+	s.owed, s.late, s.pauses = NewMemory(), nil, make(map[string]pause)
+	s.kept(s.diary.setEpoch(s.epoch))
 	if back {
 		s.o.Log.Info("the shared ledger is in use")
 		s.o.OnChange(true)
 	}
 }
 
+// kept says that the diary cannot be written, and when it can again: once each. The store has the same, so mail goes on.
+func (s *Shared) kept(err error) {
+	if bad := err != nil; s.unkept == bad {
+		return
+	}
+	s.unkept = err != nil
+	if err == nil {
+		s.o.Log.Info("the diary of what this host sends is kept again")
+		return
+	}
+	s.o.Log.Error("the diary of what this host sends cannot be kept; should the shared ledger lose its data and this service be restarted, limits may be crossed",
+		"error", err)
+}
+
 func (s *Shared) catchUp(ctx context.Context) error {
 	if err := s.primary.beat(ctx); err != nil && !errors.Is(err, errRejoin) {
 		return err
 	}
-	now := s.clock.read(time.Now())
-	list := s.owed
-	if s.epoch != "" && s.epoch != s.primary.dataEpoch() {
-		list = s.sent // includes what is owed
-	}
-	for mailbox, tr := range list {
-		if err := s.primary.book(ctx, mailbox, tr, now); err != nil {
-			return err
-		}
+	forgotten := s.epoch != "" && s.epoch != s.primary.dataEpoch()
+	if err := s.bookAll(ctx, forgotten); err != nil {
+		return err
 	}
 	for _, v := range s.late {
 		if err := s.primary.Settle(ctx, v.mailbox, v.lease, v.outcome, time.Now()); err != nil {
@@ -235,7 +252,27 @@ func (s *Shared) catchUp(ctx context.Context) error {
 			return err
 		}
 	}
-	return s.primary.join(ctx, s.member)
+	return s.primary.join(ctx, s.member || forgotten)
+}
+
+// bookAll tells the store what it does not know: what it has forgotten, which includes the rest, or what was sent without it.
+func (s *Shared) bookAll(ctx context.Context, forgotten bool) error {
+	from := diary(s.owed)
+	if forgotten {
+		from = s.diary
+	}
+	list, now := from.traces(time.Now())
+	for _, x := range list {
+		if err := s.primary.book(ctx, x.mailbox, x.trace, now); err != nil {
+			return err
+		}
+	}
+	if !forgotten {
+		return nil
+	}
+	s.o.Log.Warn("the shared ledger had lost its data: what this host has sent was booked anew; no mail leaves until all hosts have done so",
+		"hosts", s.hosts, "hint", "every host that shares it has to run; if there are fewer now, lower token.hosts")
+	return nil
 }
 
 // book tells the store what this host has done as a mailbox.
@@ -311,21 +348,29 @@ func (s *Shared) share(l Limits) (Limits, error) {
 
 // Take implements [Ledger].
 func (s *Shared) Take(ctx context.Context, mailbox string, l Limits, now time.Time) (Answer, error) {
-	s.mu.Lock()
-	shared := s.shared
-	s.mu.Unlock()
-	if shared {
-		ans, err := s.primary.Take(ctx, mailbox, l, now)
-		if err == nil {
-			s.granted(mailbox, l, ans.Lease, lease{mailbox: mailbox}, now)
-			return ans, nil
-		}
-		if ctx.Err() != nil {
-			return Answer{}, err // the caller's time is up, not the store's
-		}
-		return s.failed(ctx, mailbox, l, err, now)
+	ans, err := s.take(ctx, mailbox, l, now)
+	if ans.Lease != 0 {
+		werr := s.diary.written(context.WithoutCancel(ctx))
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.kept(werr)
 	}
-	return s.alone(ctx, mailbox, l, now)
+	return ans, err
+}
+
+func (s *Shared) take(ctx context.Context, mailbox string, l Limits, now time.Time) (Answer, error) {
+	if !s.InUse() {
+		return s.alone(ctx, mailbox, l, now)
+	}
+	ans, err := s.primary.Take(ctx, mailbox, l, now)
+	switch {
+	case err == nil:
+		s.granted(mailbox, l, ans.Lease, lease{mailbox: mailbox}, now)
+		return ans, nil
+	case ctx.Err() != nil:
+		return Answer{}, err // the caller's time is up, not the store's
+	}
+	return s.failed(ctx, mailbox, l, err, now)
 }
 
 // failed deals with an answer that did not come.
@@ -364,7 +409,7 @@ func (s *Shared) alone(ctx context.Context, mailbox string, l Limits, now time.T
 	}
 	id := newID()
 	s.note(mailbox, l, id, lease{own: ans.Lease, mailbox: mailbox}, now)
-	note(s.owed, mailbox, l, id, s.leases[id].given)
+	s.owed.noteLease(mailbox, l, id, now)
 	return Answer{Lease: id}, nil
 }
 
@@ -381,41 +426,20 @@ func (s *Shared) granted(mailbox string, l Limits, id uint64, x lease, now time.
 func (s *Shared) note(mailbox string, l Limits, id uint64, x lease, now time.Time) {
 	x.given = s.clock.read(now)
 	s.leases[id] = x
-	note(s.sent, mailbox, l, id, x.given)
-	if len(s.sent)+len(s.leases) >= s.prune {
+	s.diary.noteLease(mailbox, l, id, now)
+	if len(s.leases) >= s.prune {
 		s.forget(x.given)
 	}
 }
 
-func note(list map[string]*trace, mailbox string, l Limits, id uint64, at instant) {
-	tr := list[mailbox]
-	if tr == nil {
-		tr = &trace{account: *newAccount(), group: newTally()}
-		list[mailbox] = tr
-	}
-	tr.limits, tr.last = l, at
-	tr.open[id] = hold{at, room(l.Recipients)}
-	if l.grouped() {
-		tr.group.open[id] = hold{at, room(l.GroupRecipients)}
-	}
-	tr.forget(terms{Limits: l, session: micros(MaxSession)}, at)
-	tr.group.forget(l.GroupRecipients.Per, micros(MaxSession), at)
-}
-
 // forget drops what no window reaches back to. What is owed goes when it is booked.
 func (s *Shared) forget(now instant) {
-	for mailbox, tr := range s.sent {
-		tr.forget(terms{Limits: tr.limits, session: micros(MaxSession)}, now)
-		if tr.idle(now) && tr.group.empty() {
-			delete(s.sent, mailbox)
-		}
-	}
 	for id, x := range s.leases {
 		if now-x.given >= 2*micros(MaxSession) {
 			delete(s.leases, id)
 		}
 	}
-	s.prune = max(minPrune, 2*(len(s.sent)+len(s.leases)))
+	s.prune = max(minPrune, 2*len(s.leases))
 }
 
 // Settle implements [Ledger]. While the store is away, what became of its leases is kept until it is back.
@@ -423,9 +447,8 @@ func (s *Shared) Settle(ctx context.Context, mailbox string, id uint64, o Outcom
 	s.mu.Lock()
 	x, known := s.leases[id]
 	delete(s.leases, id)
-	at := s.clock.read(now)
-	settle(s.sent, mailbox, id, o, at)
-	owed := settle(s.owed, mailbox, id, o, at)
+	s.diary.noteOutcome(mailbox, id, o, now)
+	owed := s.owed.noteOutcome(mailbox, id, o, now)
 	shared := s.shared
 	if !shared && known && !owed { // the store has it, as its own or booked
 		s.late = append(s.late, verdict{mailbox, id, o})
@@ -439,17 +462,6 @@ func (s *Shared) Settle(ctx context.Context, mailbox string, id uint64, o Outcom
 		err = errors.Join(err, s.settleShared(ctx, verdict{mailbox, id, o}, now))
 	}
 	return err
-}
-
-// settle books what became of a lease, and tells whether it was in the list.
-func settle(list map[string]*trace, mailbox string, id uint64, o Outcome, at instant) bool {
-	tr := list[mailbox]
-	if tr == nil {
-		return false
-	}
-	_, ok := tr.open[id]
-	tr.settle(&tr.group, id, o, at)
-	return ok
 }
 
 // settleShared tells the store, which has leases of this host's own among its own since this host came back.

@@ -2,7 +2,9 @@ package limit
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -50,9 +52,14 @@ func (l *lineLog) count(text string) (n int) {
 
 func newHost(t *testing.T, url, name string, hosts int) *host {
 	t.Helper()
+	return newHostWithDiary(t, url, name, hosts, nil)
+}
+
+func newHostWithDiary(t *testing.T, url, name string, hosts int, diary *Bolt) *host {
+	t.Helper()
 	h := &host{log: &lineLog{}, store: newRedis(t, RedisOptions{URL: url, Tenant: "contoso.com", Timeout: time.Second})}
 	s, err := NewShared(h.store, hosts, NewMemory(), SharedOptions{
-		Host: name, Silence: testSilence, Probe: 50 * time.Millisecond, Log: slog.New(slog.NewTextHandler(h.log, nil)),
+		Host: name, Silence: testSilence, Probe: 50 * time.Millisecond, Diary: diary, Log: slog.New(slog.NewTextHandler(h.log, nil)),
 		OnChange: func(shared bool) { h.mu.Lock(); defer h.mu.Unlock(); h.changes = append(h.changes, shared) },
 	})
 	if err != nil {
@@ -233,6 +240,84 @@ func TestSharedBooksAnewWhatTheStoreHasLost(t *testing.T) {
 	if u.Messages != 2 || u.Recipients != 60 || !u.Next.IsZero() {
 		t.Errorf("after the loss %+v, want 2 messages, 60 recipients, and no wait", u)
 	}
+}
+
+// TestSharedAfterLossAndRestart: what a host has sent is booked anew also by the process that comes after the one that sent it, whether
+// the store has lost everything or is back at an older snapshot.
+func TestSharedAfterLossAndRestart(t *testing.T) {
+	t.Parallel()
+	empty := func(t *testing.T, s *redisServer, r *Redis) {
+		if err := r.client.FlushAll(t.Context()).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	older := func(t *testing.T, s *redisServer, _ *Redis) { s.kill(); s.start(t) }
+	for _, tc := range []struct {
+		name   string
+		lose   func(*testing.T, *redisServer, *Redis)
+		before bool // the restart comes before the loss, else after it
+	}{
+		{"restarted, then emptied", empty, true}, {"emptied, then restarted", empty, false},
+		{"restarted, then an older snapshot", older, true}, {"an older snapshot, then restarted", older, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			server := startRedis(t)
+			l := Limits{Messages: Rate{30, time.Hour}, Recipients: Rate{5_000, time.Hour}, Connections: 4, Group: "external", GroupRecipients: Rate{4_000, time.Hour}}
+			file := filepath.Join(t.TempDir(), "diary.db")
+			diary := openDiary(t, file)
+			a, b := newHost(t, server.url(), "a", 2), newHostWithDiary(t, server.url(), "b", 2, diary)
+			for _, h := range []*host{a, b} {
+				h.waitFor(t, true)
+				if err := h.store.client.HSet(t.Context(), h.store.prefix+"clock", "j:"+h.o.Host, 0).Err(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := a.store.client.Save(t.Context()).Err(); err != nil {
+				t.Fatal(err)
+			}
+			for _, h := range []*host{a, b} {
+				id := h.mustLeaseSoon(t, l)
+				if err := h.Settle(t.Context(), "erp@contoso.com", id, Outcome{Submitted: true, Recipients: 30, GroupRecipients: 20}, time.Now()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			restart := func() {
+				if err := errors.Join(b.Close(), diary.Close()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if tc.before {
+				restart()
+			}
+			tc.lose(t, server, a.store)
+			if !tc.before {
+				restart()
+			}
+			newHostWithDiary(t, server.url(), "b", 2, openDiary(t, file))
+			var u Usage
+			for range 1000 {
+				var err error
+				if u, err = a.Usage(t.Context(), "erp@contoso.com", l, time.Now()); err == nil && u.Messages == 2 && u.Next.IsZero() {
+					break
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+			if u.Messages != 2 || u.Recipients != 60 || u.GroupRecipients != 40 || !u.Next.IsZero() {
+				t.Errorf("after the loss %+v, want 2 messages, 60 recipients, 40 of the group, and no wait", u)
+			}
+		})
+	}
+}
+
+func openDiary(t *testing.T, file string) *Bolt {
+	t.Helper()
+	b, err := OpenBolt(file, BoltOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	return b
 }
 
 // One host is cut off from the store, which the others go on using.

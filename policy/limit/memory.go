@@ -10,6 +10,7 @@ import (
 type Memory struct {
 	mu   sync.Mutex // guards what follows
 	book book
+	told string // see diary
 }
 
 var _ Ledger = (*Memory)(nil)

@@ -20,7 +20,7 @@ import (
 // is set, forward or back, moves nothing: see the head of redis.lua.
 //
 // The server must not evict keys (maxmemory-policy noeviction), and should write to disk (appendonly yes). When it has lost its
-// data nonetheless, the first host to ask that had used it before says so, and every mailbox counts as having used up all its windows
+// data nonetheless, all of it or the latest (it is back at an older snapshot), the first host to ask that had used it before says so, and every mailbox counts as having used up all its windows
 // at that moment, unless all hosts have booked anew what they had sent ([Shared] does that). Who knows better sets the field "lost" of the key that
 // ends in :clock to 0. A server that forgets while all hosts restart cannot be told from a new one.
 //
@@ -133,6 +133,7 @@ type (
 		Op      string        `json:"op"`
 		Now     instant       `json:"now,omitempty"`
 		Bound   instant       `json:"bound,omitempty"`
+		Seen    instant       `json:"seen,omitempty"` // of the last answer
 		Session instant       `json:"session"`
 		Epoch   string        `json:"epoch"`
 		Fresh   string        `json:"fresh"`
@@ -157,6 +158,7 @@ type (
 		Now        string  `json:"now"`
 		Epoch      string  `json:"epoch"`
 		Rejoin     bool    `json:"rejoin"`
+		Lost       bool    `json:"lost"` // the wait is for what the server has lost
 		Lease      bool    `json:"lease"`
 		Wait       instant `json:"wait"`
 		Cause      Cause   `json:"cause"`
@@ -214,7 +216,7 @@ func (r *Redis) prepare(q *redisRequest) time.Duration {
 		q.Now = r.server()
 	}
 	if r.seen != 0 {
-		q.Bound = r.seen + micros(sent-r.seenAt)
+		q.Bound, q.Seen = r.seen+micros(sent-r.seenAt), r.seen
 	}
 	return sent
 }
@@ -257,6 +259,9 @@ func (r *Redis) Take(ctx context.Context, mailbox string, l Limits, _ time.Time)
 		return Answer{}, err
 	}
 	if !a.Lease {
+		if a.Lost {
+			a.Reason = "the shared ledger has lost its data, and not all hosts have told it anew what they had sent"
+		}
 		return Answer{Wait: a.Wait.duration(), Cause: a.Cause, Reason: a.Reason}, nil
 	}
 	r.remember(id, group)

@@ -26,11 +26,20 @@ t = math.max(last, raw + off)
 
 local function whole(n) return string.format('%.0f', n) end
 
+-- Each host's last answer; the server may be back at an older state, which others may have led on since.
+local mine = req.host and tonumber(redis.call('HGET', KEYS[1], 's:' .. req.host) or '') or not req.host and last or 0
 if not epoch then
   epoch = req.fresh
   if req.epoch ~= '' then lost = t + SESSION end -- the store was not empty when this host last saw it
+elseif req.seen and req.epoch == epoch and mine < req.seen then
+  -- All that there is may lack the latest, so the hosts tell it anew.
+  epoch, lost = req.fresh, t + SESSION
+  for _, k in ipairs(redis.call('HKEYS', KEYS[1])) do
+    if string.match(k, '^[hjbs]:') then redis.call('HDEL', KEYS[1], k) end
+  end
 end
 redis.call('HSET', KEYS[1], 'off', whole(off), 'last', whole(t), 'epoch', epoch, 'lost', whole(lost))
+if req.host then redis.call('HSET', KEYS[1], 's:' .. req.host, whole(t)) end
 
 -- answer ends every request.
 local function answer(a)
@@ -59,12 +68,15 @@ local function member()
   return v and t - v <= req.silence
 end
 
+-- load leaves aside what comes from before the data was lost.
 local function load(key, new)
   local s = redis.call('GET', key)
-  return s and cmsgpack.unpack(s) or new
+  local state = s and cmsgpack.unpack(s)
+  return state and state.epoch == epoch and state or new
 end
 
 local function save(key, state, per)
+  state.epoch = epoch
   local ttl = math.ceil((2 * per + SESSION) / 1000)
   redis.call('SET', key, cmsgpack.pack(state), 'PX', whole(math.max(ttl, req.ttl or 0)))
 end
@@ -138,9 +150,7 @@ end
 
 local function gap(a, r, used)
   if used < math.max(1, math.floor(r.n / 3)) then return 0 end
-  local even, left = math.floor(r.per * 9 / (r.n * 10)), r.n - used
-  if left < 3 or #a.done == 0 then return even end
-  return math.max(even, math.floor((a.done[1] + r.per - a.last) / left))
+  return math.max(0, math.floor(((a.done[1] or a.last) + r.per - a.last) / (r.n - used + math.floor(r.n / 7))))
 end
 
 local function messages(a, r)
@@ -219,8 +229,10 @@ function ops.take()
   end
   local a, l = account(), reduced(limits)
   local g = group(limits)
+  local per = {messages = l.messages.per, recipients = l.recipients.per, group = l.group and l.group.per}
   for _, o in ipairs(obstacles(a, g, l)) do
-    if o[1] > 0 then return {wait = o[1], cause = o[2], reason = a.why} end
+    local gone = lost ~= 0 and per[o[2]] ~= nil and t < lost + per[o[2]]
+    if o[1] > 0 then return {wait = o[1], cause = o[2], reason = a.why, lost = gone} end
   end
   a.open[req.id] = {t, room(l.recipients)}
   a.last = t
@@ -299,7 +311,7 @@ function ops.join()
   local all = redis.call('HGETALL', KEYS[1])
   for i = 1, #all, 2 do -- hosts that were renamed or taken away
     local name = string.match(all[i], '^h:(.*)')
-    if name and t - tonumber(all[i + 1]) > STALE then redis.call('HDEL', KEYS[1], 'h:' .. name, 'j:' .. name, 'b:' .. name) end
+    if name and t - tonumber(all[i + 1]) > STALE then redis.call('HDEL', KEYS[1], 'h:' .. name, 'j:' .. name, 'b:' .. name, 's:' .. name) end
   end
   if lost == 0 then return {} end
   if req.remembers then redis.call('HSET', KEYS[1], 'b:' .. req.host, epoch) end
