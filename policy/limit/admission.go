@@ -71,6 +71,7 @@ const ReservationLife = 15 * time.Minute
 // Pass the time as time.Now returned it: with its monotonic reading, setting the clock changes nothing.
 type Admission struct {
 	store  AdmissionStore // nil for none
+	shared *sharedCounts  // nil for none; in place of a store
 	report func(error)
 
 	mu     sync.Mutex // guards what follows
@@ -156,28 +157,39 @@ func (r *Reservation) Recipients(n int, now time.Time) *Refusal {
 // Commit counts a message at its end: all its reservations, of its client and its identity, or none. It refuses only if one
 // has expired and meanwhile others took its place; then all are aborted. Reservations that have ended are passed over.
 func (a *Admission) Commit(now time.Time, list ...*Reservation) *Refusal {
+	if a.shared != nil {
+		return a.commitShared(now, list)
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	at := a.clock.read(now)
-	for _, r := range list {
-		if r == nil || r.done {
-			continue
-		}
-		if no := a.reserve(r, a.home(r, at), 0, at); no != nil {
-			abortAll(list)
-			return no
-		}
+	live, no := a.renew(list, at)
+	if no != nil {
+		return no
 	}
-	for _, r := range list {
-		if r == nil || r.done {
-			continue
-		}
+	for _, r := range live {
 		m := r.in
 		r.end()
 		m.book(r.recipients, at)
 		a.touch(m)
 	}
 	return nil
+}
+
+// renew returns the reservations that have not ended, all of them held, or says why one of those that had expired cannot be held again; then
+// all are aborted.
+func (a *Admission) renew(list []*Reservation, at int64) (live []*Reservation, no *Refusal) {
+	for _, r := range list {
+		if r == nil || r.done {
+			continue
+		}
+		if no := a.reserve(r, a.home(r, at), 0, at); no != nil {
+			abortAll(list)
+			return nil, no
+		}
+		live = append(live, r)
+	}
+	return live, nil
 }
 
 // Abort gives all places back. After Commit, or a second time, it does nothing.
@@ -206,15 +218,16 @@ func (r *Reservation) end() {
 	r.done = true
 }
 
-// Peek tells whether a message with so many recipients would be taken now. It reserves nothing.
+// Peek tells whether a message with so many recipients would be taken now if nothing else were under way: the very message that is
+// asked about may hold its places already. It reserves nothing.
 func (a *Admission) Peek(key string, q Quota, recipients int, now time.Time) *Refusal {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	at := a.clock.read(now)
 	m := meter{key: key, shape: &shape{}}
 	if known := a.meters[key]; known != nil {
-		known.expire(at)
 		m = *known
+		m.messages, m.recipients = 0, 0
 	}
 	if !m.shape.is(&q) {
 		m.reshape(newShape(q.rates()))
@@ -292,11 +305,21 @@ func (a *Admission) reserve(r *Reservation, m *meter, n int, now int64) *Refusal
 
 // refusal says what stands in the way of so many more.
 func (a *Admission) refusal(m *meter, messages, recipients int, now int64) *Refusal {
-	i, opens := m.obstacle(messages, recipients, now)
-	if i < 0 {
+	if i, opens := m.obstacle(messages, recipients, now); i >= 0 {
+		return a.refused(m.key, m.shape.rates[i], opens)
+	}
+	if a.shared == nil || a.shared.up || m.mine == nil {
 		return nil
 	}
-	no := &Refusal{Key: m.key, Kind: m.shape.rates[i].kind, Rate: m.shape.rates[i].Rate}
+	shares := m.shape.shares(a.shared.hosts)
+	if i, opens := inTheWay(shares, m.mine.windows, messages, recipients, m.messages, m.recipients, now); i >= 0 {
+		return a.refused(m.key, shares[i], opens)
+	}
+	return nil
+}
+
+func (a *Admission) refused(key string, r kindRate, opens int64) *Refusal {
+	no := &Refusal{Key: key, Kind: r.kind, Rate: r.Rate}
 	if opens != neverOpens {
 		no.Opens = a.clock.wall(opens)
 	}

@@ -5,7 +5,7 @@ import (
 )
 
 // meter is what an [Admission] knows of one key. The Admission's mutex guards it. It is kept small, for there may
-// be very many: 80 bytes, and as many for each rate.
+// be very many: 88 bytes, and 80 for each rate.
 type meter struct {
 	key     string
 	shape   *shape
@@ -16,6 +16,7 @@ type meter struct {
 	booked               int64  // time of the last message
 	index                int32  // in Admission.all
 	dirty                bool   // it is in Admission.dirty
+	mine                 *mine  // nil unless hosts share the counts
 }
 
 // shape is what the meters of one quota have in common.
@@ -71,14 +72,27 @@ func newMeter(key string, s *shape) *meter {
 // reshape puts another quota into force. A window goes on if the new quota has a rate of its period; a new
 // period begins empty, since nobody knows what it held.
 func (m *meter) reshape(s *shape) {
-	windows := make([]slots, len(s.rates))
-	for i, r := range s.rates {
+	old := m.shape
+	m.windows, m.shape = old.reshape(s, m.windows), s
+	if m.mine == nil {
+		return
+	}
+	m.mine.windows = old.reshape(s, m.mine.windows)
+	if m.mine.owed != nil {
+		m.mine.owed = old.reshape(s, m.mine.owed)
+	}
+}
+
+// reshape brings windows into the order of another shape.
+func (s *shape) reshape(to *shape, have []slots) []slots {
+	windows := make([]slots, len(to.rates))
+	for i, r := range to.rates {
 		same := func(o kindRate) bool { return o.kind == r.kind && o.Per == r.Per }
-		if j := slices.IndexFunc(m.shape.rates, same); j >= 0 {
-			windows[i] = m.windows[j]
+		if j := slices.IndexFunc(s.rates, same); j >= 0 {
+			windows[i] = have[j]
 		}
 	}
-	m.shape, m.windows = s, windows
+	return windows
 }
 
 // held returns how much of a kind is reserved.
@@ -92,16 +106,21 @@ func (m *meter) held(k Kind) int64 {
 // obstacle returns the rate that has no room for so many more, that which opens last if there are
 // several, and when it opens.
 func (m *meter) obstacle(messages, recipients int, now int64) (at int, opens int64) {
+	return inTheWay(m.shape.rates, m.windows, messages, recipients, m.messages, m.recipients, now)
+}
+
+// inTheWay is the same for any windows, and so many places that are taken beside them.
+func inTheWay(rates []kindRate, windows []slots, messages, recipients int, heldMessages, heldRecipients uint32, now int64) (at int, opens int64) {
 	at = -1
-	for i, r := range m.shape.rates {
-		need := messages
+	for i, r := range rates {
+		need, held := messages, heldMessages
 		if r.kind == KindRecipients {
-			need = recipients
+			need, held = recipients, heldRecipients
 		}
 		if need <= 0 {
 			continue
 		}
-		if o := m.windows[i].opens(r.Rate, m.held(r.kind), int64(need), now); o > now && (at < 0 || o > opens) {
+		if o := windows[i].opens(r.Rate, int64(held), int64(need), now); o > now && (at < 0 || o > opens) {
 			at, opens = i, o
 		}
 	}
@@ -110,14 +129,19 @@ func (m *meter) obstacle(messages, recipients int, now int64) (at int, opens int
 
 // book counts a message.
 func (m *meter) book(recipients int, now int64) {
-	for i, r := range m.shape.rates {
+	count(m.shape, m.windows, recipients, now)
+	m.booked = now
+}
+
+// count counts a message in windows.
+func count(s *shape, windows []slots, recipients int, now int64) {
+	for i, r := range s.rates {
 		if r.kind == KindMessages {
-			m.windows[i].add(r.Per, 1, now)
+			windows[i].add(r.Per, 1, now)
 		} else if recipients > 0 {
-			m.windows[i].add(r.Per, recipients, now)
+			windows[i].add(r.Per, recipients, now)
 		}
 	}
-	m.booked = now
 }
 
 // hold counts a reservation, as the one that expires last.

@@ -58,9 +58,12 @@ func OpenAdmission(ctx context.Context, store AdmissionStore, report func(error)
 	return a, nil
 }
 
-// Run saves every second what has changed, and looks for idle keys where no mail comes in to do so, until ctx ends. Then it
+// Run saves every second what has changed, or looks whether the shared store is there, and looks for idle keys where no mail comes in to do so, until ctx ends. Then it
 // saves a last time and returns the error of that. It must run where there is a store, once.
 func (a *Admission) Run(ctx context.Context) error {
+	if a.shared != nil {
+		return a.runShared(ctx)
+	}
 	tick := time.NewTicker(saveInterval)
 	defer tick.Stop()
 	var before error
