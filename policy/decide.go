@@ -58,9 +58,10 @@ type Decision struct {
 	Asked    Address // the sender that was wanted; may be zero
 	Identity Address // as whom it leaves; zero unless accepted
 	// Mailbox is the one that the message leaves through, User who authenticates. They are nil and zero where
-	// the message leaves by a connector or directly.
+	// the message leaves by a connector or directly. Of a pool they are the first one's: which one it will be is not known yet.
 	Mailbox *Mailbox
 	User    Address
+	Pool    int // how many mailboxes may send as Identity; 0 where none has to
 	// Route is the way out, that of the tenant's own recipients if External says that the others leave another way.
 	// It is nil where no client matched.
 	Route    *Route
@@ -77,6 +78,17 @@ type Decision struct {
 // Rewritten tells whether the message leaves as another sender than it asked for.
 func (d *Decision) Rewritten() bool {
 	return d.Action == Accept && !d.Asked.Same(d.Identity)
+}
+
+// Through names the mailbox that the message leaves through: "erp1@contoso.com", or "erp1@contoso.com (one of 3)" where several
+// may send as the identity; "" where it needs none.
+func (d *Decision) Through() string { return through(d.User, d.Pool) }
+
+func through(user Address, pool int) string {
+	if pool > 1 {
+		return user.String() + " (one of " + strconv.Itoa(pool) + ")"
+	}
+	return user.String()
 }
 
 // Admit answers what is known before a message is seen: whether the peer is any client at all. The
@@ -126,9 +138,9 @@ func (p *Policy) Decide(r *Request) Decision {
 		}
 		id = p.fallback(c, h.asked, &d)
 	}
-	d.Identity, d.Mailbox, d.User = id.addr, id.mailbox, id.user()
-	if !d.bySubmission() {
-		d.Mailbox, d.User = nil, Address{}
+	d.Identity = id.addr
+	if d.bySubmission() {
+		d.Mailbox, d.User, d.Pool = id.mailbox, id.user(), 1+len(id.others)
 	}
 	if !h.sender.Same(id.addr) {
 		d.Sender = id.addr.ASCII().String() // SMTPUTF8 is kept off towards Microsoft
@@ -209,7 +221,7 @@ func (p *Policy) authorise(c *Client, a Address, d *Decision) (identity, bool) {
 	case !ok:
 		d.because(ReasonNotVerified, a.String(), d.Route.Name)
 	case d.bySubmission():
-		d.because(ReasonAuthorized, a.String(), id.user().String())
+		d.because(ReasonAuthorized, a.String(), through(id.user(), 1+len(id.others)))
 	default:
 		d.because(ReasonVerified, a.String(), d.Route.Name)
 	}

@@ -1,6 +1,9 @@
 package policy
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // A Mailbox is who we authenticate as at Exchange Online.
 type Mailbox struct {
@@ -11,6 +14,7 @@ type Mailbox struct {
 	Address Address
 
 	plus bool // local+tag@domain is a sender too
+	pool bool // other mailboxes may share an address with it
 }
 
 // Pattern tells whether each sender of a domain is a mailbox of its own.
@@ -18,10 +22,12 @@ func (m *Mailbox) Pattern() bool { return m.Address.IsZero() }
 
 // An identity is an address that some route lets us use.
 type identity struct {
-	addr    Address  // as the configuration writes it
-	mailbox *Mailbox // nil: not by submission
-	as      Address  // who authenticates, where the mailbox is a pattern
-	path    string   // where it was claimed, for the error of a second claim
+	addr    Address    // as the configuration writes it
+	mailbox *Mailbox   // nil: not by submission
+	others  []*Mailbox // of a pool: those that may send as the address besides mailbox
+	as      Address    // who authenticates, where the mailbox is a pattern
+	path    string     // where it was claimed, for the error of a second claim; "" where the permissions say so
+	claim   claim
 }
 
 // byMailbox finds the mailbox that may send as the address.
@@ -30,7 +36,7 @@ func (p *Policy) byMailbox(a Address) (identity, bool) {
 		return id, true
 	}
 	if base, _, ok := strings.Cut(a.Local, "+"); ok && p.plus && sendable(a) {
-		if id, ok := p.identities[(Address{Local: base, Domain: a.Domain}).Key()]; ok && id.mailbox.plus {
+		if id, ok := p.identities[(Address{Local: base, Domain: a.Domain}).Key()]; ok && id.withPlus() {
 			id.addr = a
 			return id, true
 		}
@@ -62,7 +68,69 @@ func (p *Policy) verifiedSender(a Address) bool {
 // that needs quotes, so that no two programs can read it differently.
 func sendable(a Address) bool { return a.Valid() && isDotAtom(a.Local) }
 
-// MailboxFor returns the mailbox that may send as the address and who authenticates for it, or nil.
+// withPlus leaves those mailboxes of an identity that may send as its plus addresses too, and tells whether there are any.
+func (id *identity) withPlus() bool {
+	if len(id.others) == 0 {
+		return id.mailbox.plus
+	}
+	all := slices.DeleteFunc(id.mailboxes(), func(m *Mailbox) bool { return !m.plus })
+	if len(all) == 0 {
+		return false
+	}
+	id.mailbox, id.others = all[0], all[1:]
+	return true
+}
+
+// has tells whether the mailbox is one of those that may send as the identity.
+func (id *identity) has(m *Mailbox) bool { return id.mailbox == m || slices.Contains(id.others, m) }
+
+// mailboxes returns who may send as the identity: several in a pool, none where no mailbox is needed. The slice is the caller's.
+func (id *identity) mailboxes() []*Mailbox {
+	if id.mailbox == nil {
+		return nil
+	}
+	return append([]*Mailbox{id.mailbox}, id.others...)
+}
+
+// MailboxesFor returns the mailboxes that may send as the address, in the order of the settings, and who authenticates for the first
+// of them. More than one are a pool: each message leaves through the one that can send soonest, and authenticates as that. There are none
+// where nobody may. The slice is the caller's.
+func (p *Policy) MailboxesFor(a Address) ([]*Mailbox, Address) {
+	id, _ := p.byMailbox(a)
+	return id.mailboxes(), id.user()
+}
+
+// A Pool is an address that several mailboxes may send as.
+type Pool struct {
+	Address   Address
+	Mailboxes []*Mailbox // in the order of the settings
+}
+
+// Pools returns all pools, in the order of their addresses.
+func (p *Policy) Pools() []Pool {
+	var list []Pool
+	for _, id := range p.identities {
+		if len(id.others) > 0 {
+			list = append(list, Pool{id.addr, id.mailboxes()})
+		}
+	}
+	slices.SortFunc(list, func(a, b Pool) int { return strings.Compare(a.Address.Key(), b.Address.Key()) })
+	return list
+}
+
+// External tells whether a recipient is outside of the tenant, for Microsoft's limits on external recipients: not in a verified
+// domain, for all that this configuration knows. A domain below a verified one counts as outside. However odd the local part is,
+// the domain alone decides.
+func (p *Policy) External(rcpt string) bool {
+	return !p.domains[asciiDomain(rcpt[strings.LastIndexByte(rcpt, '@')+1:])]
+}
+
+// OnMicrosoft tells whether the address is at an onmicrosoft.com domain, from which a whole tenant may send to 100 external
+// recipients in a day.
+func (a Address) OnMicrosoft() bool { return onMicrosoft(asciiDomain(a.Domain)) }
+
+// MailboxFor returns the mailbox that may send as the address and who authenticates for it, or nil. Of a pool it is the
+// first one; see MailboxesFor.
 func (p *Policy) MailboxFor(a Address) (*Mailbox, Address) {
 	id, _ := p.byMailbox(a)
 	return id.mailbox, id.user()

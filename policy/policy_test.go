@@ -317,7 +317,7 @@ func TestSettings(t *testing.T) {
 		{"unverified", func(s *Settings) { s.Mailboxes[0].SendAs[1] = "hr@fabrikam.com" },
 			"mailboxes[0].send_as[1]: <hr@fabrikam.com> is not in a verified domain; add fabrikam.com to tenant.domains if the tenant has it"},
 		{"claimed twice", func(s *Settings) { s.Mailboxes[1].SendAs = []string{"HR@contoso.com"} },
-			"mailboxes[1].send_as[0]: <HR@contoso.com> is claimed at mailboxes[0].send_as[1] too; an address can leave through one mailbox only"},
+			"mailboxes[1].send_as[0]: <HR@contoso.com> is claimed at mailboxes[0].send_as[1] too; an address can leave through one mailbox only, unless all that list it have pool: true"},
 		{"from of no mailbox", func(s *Settings) { s.Clients[0].From = "x@contoso.com" },
 			"clients[0].from: no mailbox may send as <x@contoso.com>; list it under send_as of the mailbox that has the permission"},
 		{"matches nobody", func(s *Settings) { s.Clients[0].Networks = nil }, `clients[0]: client "sap" matches nobody; write networks:, logins:, cert_subjects: or cert_fingerprints:`},

@@ -26,6 +26,7 @@ type MailboxSettings struct {
 	Aliases       []string
 	SendAs        []string
 	PlusAddresses bool // Exchange Online takes local+tag@domain as sender too
+	Pool          bool // other mailboxes with Pool may list the same SendAs addresses, and its own under theirs
 }
 
 // ClientSettings describes a client; see [Client].
@@ -140,7 +141,7 @@ func onMicrosoft(domain string) bool {
 }
 
 func (b *builder) addMailbox(path string, s MailboxSettings) {
-	m := &Mailbox{plus: s.PlusAddresses}
+	m := &Mailbox{plus: s.PlusAddresses, pool: s.Pool}
 	b.p.plus = b.p.plus || m.plus
 	b.p.mailboxes = append(b.p.mailboxes, m)
 	if domain, ok := strings.CutPrefix(s.Address, "*@"); ok {
@@ -148,14 +149,14 @@ func (b *builder) addMailbox(path string, s MailboxSettings) {
 		return
 	}
 	m.Name = s.Address
-	if a, ok := b.identity(path+".address", s.Address, m); ok {
+	if a, ok := b.identity(path+".address", s.Address, m, claimOwn); ok {
 		m.Address, m.Name = a, a.String()
 	}
 	for i, t := range s.Aliases {
-		b.identity(fmt.Sprintf("%s.aliases[%d]", path, i), t, m)
+		b.identity(fmt.Sprintf("%s.aliases[%d]", path, i), t, m, claimAlias)
 	}
 	for i, t := range s.SendAs {
-		b.identity(fmt.Sprintf("%s.send_as[%d]", path, i), t, m)
+		b.identity(fmt.Sprintf("%s.send_as[%d]", path, i), t, m, claimSendAs)
 	}
 }
 
@@ -170,6 +171,8 @@ func (b *builder) addPattern(path, domain string, s MailboxSettings, m *Mailbox)
 		b.fail(path+".address", "*@%s is listed twice; remove one", key)
 	case len(s.Aliases)+len(s.SendAs) > 0:
 		b.fail(path+".address", "each sender of *@%s authenticates as itself; remove aliases and send_as, or write one address", key)
+	case m.pool:
+		b.fail(path+".pool", "each sender of *@%s authenticates as itself, so there is nothing to share; remove this line", key)
 	case m.plus:
 		b.fail(path+".plus_addresses", "each sender of *@%s authenticates as itself, and no mailbox has a plus address of its own; remove this line", key)
 	default:
@@ -177,28 +180,45 @@ func (b *builder) addPattern(path, domain string, s MailboxSettings, m *Mailbox)
 	}
 }
 
+// claim is why a mailbox may send as an address. An alias belongs to one mailbox; on an address of its own others can have Send As.
+type claim int
+
+const (
+	claimAlias claim = iota
+	claimOwn
+	claimSendAs
+)
+
 // identity checks that an address may be an identity and enters it for the mailbox.
-func (b *builder) identity(path, text string, m *Mailbox) (Address, bool) {
+func (b *builder) identity(path, text string, m *Mailbox, c claim) (Address, bool) {
 	a, ok := b.verified(path, text)
 	if !ok {
 		return Address{}, false
 	}
-	if have, ok := b.p.identities[a.Key()]; ok {
-		if have.mailbox == m {
-			b.fail(path, "<%s> is listed twice for this mailbox; remove one", a)
-		} else {
-			b.fail(path, "<%s> is claimed at %s too; an address can leave through one mailbox only", a, have.path)
-		}
-		return Address{}, false
+	have, ok := b.p.identities[a.Key()]
+	switch {
+	case !ok:
+		b.p.identities[a.Key()] = identity{addr: a, mailbox: m, path: path, claim: c}
+		return a, true
+	case have.has(m):
+		b.fail(path, "<%s> is listed twice for this mailbox; remove one", a)
+	case c == claimAlias || have.claim == claimAlias || c == claimOwn && have.claim == claimOwn:
+		b.fail(path, "<%s> is claimed at %s too; an address can leave through one mailbox only", a, have.path)
+	case !m.pool || !have.mailbox.pool:
+		b.fail(path, "<%s> is claimed at %s too; an address can leave through one mailbox only, unless all that list it have pool: true", a, have.path)
+	default:
+		have.others = append(slices.Clip(have.others), m)
+		have.claim = min(have.claim, c) // that it is somebody's own has to be known: it cannot be a second one's
+		b.p.identities[a.Key()] = have
+		return a, true
 	}
-	b.p.identities[a.Key()] = identity{addr: a, mailbox: m, path: path}
-	return a, true
+	return Address{}, false
 }
 
 // addPermissions enters the aliases and Send As addresses that Exchange Online reports for the
 // listed mailboxes. What the configuration says wins; of several mailboxes that may send as one
 // address, the first does, so that a permission given in Exchange Online never makes a configuration
-// wrong that was right.
+// wrong that was right. Those with Pool share what they have Send As on.
 func (b *builder) addPermissions(s *Permissions) {
 	if s == nil {
 		return
@@ -208,11 +228,25 @@ func (b *builder) addPermissions(s *Permissions) {
 			continue
 		}
 		g := s.Mailboxes[m.Address.Key()]
-		for _, a := range append(append([]Address{}, g.Aliases...), g.SendAs...) {
-			if _, taken := b.p.identities[a.Key()]; !taken && b.p.domains[asciiDomain(a.Domain)] {
-				b.p.identities[a.Key()] = identity{addr: a, mailbox: m}
-			}
+		for _, a := range g.Aliases {
+			b.permit(a, m, claimAlias)
 		}
+		for _, a := range g.SendAs {
+			b.permit(a, m, claimSendAs)
+		}
+	}
+}
+
+// permit enters an address that Exchange Online lets the mailbox send as.
+func (b *builder) permit(a Address, m *Mailbox, c claim) {
+	have, taken := b.p.identities[a.Key()]
+	switch {
+	case !b.p.domains[asciiDomain(a.Domain)]:
+	case !taken:
+		b.p.identities[a.Key()] = identity{addr: a, mailbox: m, claim: c}
+	case have.path == "" && have.claim == claimSendAs && c == claimSendAs && have.mailbox.pool && m.pool:
+		have.others = append(slices.Clip(have.others), m)
+		b.p.identities[a.Key()] = have
 	}
 }
 
