@@ -160,7 +160,7 @@ func (d *Delegated) store(was Secret, g StoredGrant) {
 	}
 	d.unsaved = &unsavedGrant{was: was, grant: g, err: err}
 	if d.Log != nil {
-		d.Log.Error("refresh token not stored", "credential", d.Credential, "err", err,
+		d.Log.Error("refresh token not stored", "credential", d.Credential, "error", err,
 			"hint", "mail goes on; mend this before the service restarts, else the refresh token stored before must serve")
 	}
 }

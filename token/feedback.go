@@ -54,7 +54,7 @@ func (l *Leases) refused(s *session, why Explanation) {
 		return
 	}
 	rest := time.Minute
-	if m := (*l.dir.Load()).Mailbox(s.sender); m != nil {
+	if m := l.member(s.sender, s.mailbox); m != nil {
 		rest = m.Limits.Messages.Per
 	}
 	l.mu.Lock()
@@ -84,13 +84,14 @@ func (l *Leases) rest(s *session, why Explanation) {
 	if why.Class != ClassQuota && why.Class != ClassFull {
 		return
 	}
-	m := (*l.dir.Load()).Mailbox(s.sender)
+	m := l.member(s.sender, s.mailbox)
 	if m == nil {
 		return
 	}
 	now := time.Now()
 	until := now.Add(restAfterQuota * m.Limits.Messages.Per)
 	if err := l.ledger.Pause(context.Background(), s.mailbox, until, why.Meaning, now); err != nil {
+		l.metrics.ledgerFailed(context.Background(), opPause)
 		l.log.Error("pausing a mailbox", "mailbox", s.mailbox, "error", err)
 		return
 	}
@@ -102,7 +103,7 @@ func (l *Leases) rest(s *session, why Explanation) {
 func (s *session) outcome(class ReplyClass) limit.Outcome {
 	o := limit.Outcome{Submitted: s.stage >= atData, Concurrency: class == ClassConcurrency}
 	if class == ClassAccepted || class == "" && o.Submitted { // "": the verdict was not seen
-		o.Recipients = s.accepted
+		o.Recipients, o.GroupRecipients = s.accepted, s.envelope.external
 	}
 	return o
 }

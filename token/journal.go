@@ -190,8 +190,8 @@ var Unseen = limit.Outcome{Submitted: true, Recipients: limit.MaxDelivery, Group
 // adopted makes a session of an entry. Its mailbox may have left the configuration meanwhile.
 func (l *Leases) adopted(e *entry) *session {
 	s := &session{mailbox: e.Mailbox, label: e.Label, made: e.Mailbox != e.Label, tokens: noTokens{}, sender: e.Sender, lease: e.Lease,
-		began: e.Began, stage: e.Stage, accepted: e.Accepted, born: e.Born}
-	if m := (*l.dir.Load()).Mailbox(e.Sender); m != nil && m.Address == e.Mailbox {
+		began: e.Began, stage: e.Stage, accepted: e.Accepted, born: e.Born, envelope: envelope{external: e.Accepted}} // who they were is not known
+	if m := l.member(e.Sender, e.Mailbox); m != nil {
 		s.tokens, s.limits = m.Tokens, m.Limits
 	}
 	return s

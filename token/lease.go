@@ -52,8 +52,11 @@ func (m *MailboxLease) made() bool { return m.Address != m.Label }
 // Directory knows the configuration. It must be safe for
 // concurrent use and not change; a new configuration is a new Directory.
 type Directory interface {
-	// Mailbox returns the mailbox for the envelope sender, or nil when none may send as it.
-	Mailbox(sender string) *MailboxLease
+	// Mailboxes returns the mailboxes for the envelope sender, none when none may send as it. More than one are a pool: any
+	// of them will do.
+	Mailboxes(sender string) []*MailboxLease
+	// External tells whether a recipient counts for Microsoft's limits on external recipients. It must not wait for anything.
+	External(rcpt string) bool
 	// RouteFrom returns transport and next-hop of the way out for an envelope sender, RouteTo those for a recipient.
 	// They return "" where Postfix's own settings decide.
 	RouteFrom(sender string) string
@@ -77,25 +80,20 @@ type Leases struct {
 
 	mu       sync.Mutex // guards what follows
 	sessions map[int32]*session
-	queues   map[string]*queue
-	proven   map[Tokens]Secret      // the token with which the last AUTH succeeded
-	verdicts map[string]Verdict     // the last of each mailbox, by label; see Status
+	lines    map[string]*line   // by mailbox
+	arrived  uint64             // look-ups so far
+	served   map[string]uint64  // by mailbox of a pool: the last look-up that got a lease of it
+	proven   map[Tokens]Secret  // the token with which the last AUTH succeeded
+	verdicts map[string]Verdict // the last of each mailbox, by label; see Status
+	denied   denials
 	refusals map[string]authRefusal // by mailbox
-}
-
-// queue holds back the look-ups for one mailbox, so that they are served in the order of their
-// coming and only the first of them asks the ledger.
-type queue struct {
-	turn    chan struct{} // holds one element: whoever has it may ask; waiting receivers are served in order
-	settled chan struct{} // tells the first that a lease has come back
-	users   int           // look-ups under way; guarded by Leases.mu
-	label   string        // of the mailbox, in metrics and status
 }
 
 // NewLeases makes the lease desk on a ledger. Call Use before the first look-up, and Run.
 func NewLeases(ledger limit.Ledger, m *Metrics, log *slog.Logger) *Leases {
 	return &Leases{ledger: ledger, log: log, metrics: m, draining: make(chan struct{}),
-		sessions: make(map[int32]*session), queues: make(map[string]*queue), proven: make(map[Tokens]Secret), refusals: make(map[string]authRefusal)}
+		sessions: make(map[int32]*session), lines: make(map[string]*line), served: make(map[string]uint64), proven: make(map[Tokens]Secret), refusals: make(map[string]authRefusal),
+		verdicts: make(map[string]Verdict), denied: make(denials)}
 }
 
 // Drain gives no more leases, and waits until all that are out have come back, or until ctx
@@ -121,7 +119,7 @@ func (l *Leases) Use(d Directory) { l.dir.Store(&d) }
 
 // Maps returns the socketmap names and what answers them.
 func (l *Leases) Maps() map[string]Map {
-	return map[string]Map{"lease": l.Lease, "reply": l.Reply, "transport": l.Transport, "route": l.Route}
+	return map[string]Map{"lease": l.Lease, "reply": l.Reply, "transport": l.Transport, "route": l.Route, "recipient": l.Recipient}
 }
 
 // Transport answers the map "transport" (sender_dependent_default_transport_maps): the key is the envelope
@@ -172,8 +170,8 @@ func (l *Leases) Lease(ctx context.Context, c Caller, key string) Result {
 		return Result{Status: NotFound}
 	}
 	l.end(ctx, c.PID, "")
-	m := (*l.dir.Load()).Mailbox(key)
-	if m == nil {
+	mailboxes := (*l.dir.Load()).Mailboxes(key)
+	if len(mailboxes) == 0 {
 		l.enter(c.PID, &session{sender: key, began: began})
 		l.metrics.lookups.WithLabelValues("", "unknown-sender").Inc()
 		l.log.Warn("no mailbox may send as the envelope sender; its mail waits in the queue",
@@ -182,7 +180,7 @@ func (l *Leases) Lease(ctx context.Context, c Caller, key string) Result {
 	}
 	waiting, cancel := context.WithTimeout(ctx, maxWait)
 	defer cancel()
-	s, err := l.grant(waiting, m)
+	s, m, err := l.grant(waiting, mailboxes)
 	if errors.Is(err, errDraining) {
 		<-ctx.Done() // the server stops: the next process answers
 	}
@@ -199,68 +197,9 @@ func (l *Leases) Lease(ctx context.Context, c Caller, key string) Result {
 		s.born = processBorn(c.PID)
 	}
 	l.enter(c.PID, s)
-	l.metrics.lookups.WithLabelValues(m.Label, "ok").Inc()
-	l.metrics.waits.WithLabelValues(m.Label).Observe(s.waited.Seconds())
-	return Result{Status: OK, Value: m.Address + ":" + string(s.access)}
-}
-
-// grant waits for the mailbox's turn and for the ledger, and returns a session with a lease
-// and a token.
-func (l *Leases) grant(ctx context.Context, m *MailboxLease) (*session, error) {
-	t, err := m.Tokens.Token(ctx)
-	if err != nil { // before any waiting: without a token it is in vain
-		return nil, fmt.Errorf("no token for mailbox %s: %w", m.Address, err)
-	}
-	if err := l.resting(m, t); err != nil {
-		return nil, err
-	}
-	q := l.queue(m)
-	defer l.leave(m.Address, q)
-	l.metrics.waiting.WithLabelValues(m.Label).Inc()
-	defer l.metrics.waiting.WithLabelValues(m.Label).Dec()
-	select {
-	case <-q.turn:
-		defer func() { q.turn <- struct{}{} }()
-	case <-l.draining:
-		return nil, errDraining
-	case <-ctx.Done():
-		return nil, fmt.Errorf("mailbox %s cannot send now: other look-ups for it have waited longer", m.Address)
-	}
-	for {
-		select {
-		case <-l.draining:
-			return nil, errDraining
-		default:
-		}
-		a, err := l.ledger.Take(ctx, m.Address, m.Limits, time.Now())
-		if err != nil {
-			return nil, fmt.Errorf("the ledger cannot tell what mailbox %s has sent: %w", m.Address, err)
-		}
-		if a.Lease != 0 {
-			return l.equip(ctx, m, a.Lease)
-		}
-		if d, ok := ctx.Deadline(); ok && a.Cause != limit.CauseConnections && time.Now().Add(a.Wait).After(d) {
-			return nil, tooLong(m, a) // known now, so do not hold the connection
-		}
-		if !q.wait(ctx, a.Wait, l.draining) {
-			return nil, tooLong(m, a)
-		}
-	}
-}
-
-// equip adds the token; a lease without one is given back.
-func (l *Leases) equip(ctx context.Context, m *MailboxLease, lease uint64) (*session, error) {
-	t, err := m.Tokens.Token(ctx)
-	if err != nil {
-		l.settle(context.WithoutCancel(ctx), m.Address, lease, limit.Outcome{})
-		return nil, fmt.Errorf("no token for mailbox %s: %w", m.Address, err)
-	}
-	if left := time.Until(t.Expires); left < m.MinLife {
-		l.settle(context.WithoutCancel(ctx), m.Address, lease, limit.Outcome{})
-		return nil, fmt.Errorf("the token for mailbox %s ends in %v and no new one could be got; the submission host takes none with less than %v",
-			m.Address, left.Round(time.Second), m.MinLife)
-	}
-	return &session{mailbox: m.Address, label: m.Label, made: m.made(), lease: lease, limits: m.Limits, tokens: m.Tokens, access: t.Access}, nil
+	l.metrics.lookups.WithLabelValues(s.label, "ok").Inc()
+	l.metrics.waits.WithLabelValues(s.label).Observe(s.waited.Seconds())
+	return Result{Status: OK, Value: s.mailbox + ":" + string(s.access)}
 }
 
 // errDraining ends a wait because the service stops.
@@ -273,49 +212,12 @@ func tooLong(m *MailboxLease, a limit.Answer) error {
 		limit.CauseRecipients:  "its " + m.Limits.Recipients.String() + " recipients are used up",
 		limit.CauseConnections: fmt.Sprintf("its %d connections are in use", m.Limits.Connections),
 		limit.CausePaused:      fmt.Sprintf("it rests for %v, %s", a.Wait.Round(time.Second), a.Reason),
-		limit.CauseGroup:       "the recipients of its tenant are used up",
+		limit.CauseGroup:       groupUsedUp(m.Limits),
 	}
 	if a.Reason != "" && a.Cause != limit.CausePaused { // the ledger knows better
 		return fmt.Errorf("mailbox %s cannot send now: %s", m.Address, a.Reason)
 	}
 	return fmt.Errorf("mailbox %s cannot send now: %s", m.Address, what[a.Cause])
-}
-
-// wait returns false when ctx has ended.
-func (q *queue) wait(ctx context.Context, d time.Duration, draining <-chan struct{}) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-q.settled:
-	case <-draining:
-	case <-ctx.Done():
-		return false
-	}
-	return true
-}
-
-// queue joins the queue of a mailbox; leave it again.
-func (l *Leases) queue(m *MailboxLease) *queue {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	q := l.queues[m.Address]
-	if q == nil {
-		q = &queue{turn: make(chan struct{}, 1), settled: make(chan struct{}, 1), label: m.Label}
-		q.turn <- struct{}{}
-		l.queues[m.Address] = q
-	}
-	q.users++
-	return q
-}
-
-// leave ends a look-up's part in a queue. An empty queue is forgotten: with a pattern there may be very many.
-func (l *Leases) leave(mailbox string, q *queue) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if q.users--; q.users == 0 && l.queues[mailbox] == q {
-		delete(l.queues, mailbox)
-	}
 }
 
 // without tells whether the process's session is one that got no credential for its sender.
@@ -408,11 +310,10 @@ func likeLine(text, line string) string {
 
 // verdict books what became of the message.
 func (l *Leases) verdict(pid int32, s *session, e event, line string) {
-	l.metrics.replies.WithLabelValues(s.label, code(line), string(e.class)).Inc()
+	l.metrics.verdict(s.label, code(line), e.class)
 	ex := Explain(line)
-	l.noteVerdict(s.label, e.class, ex)
-	attrs := []any{"mailbox", s.mailbox, "sender", s.sender, "recipients", s.accepted, "class", e.class, "reply", oneLine(withoutToken(line), maxText),
-		"waited", s.waited.Round(time.Millisecond), "took", time.Since(s.began).Round(time.Millisecond)}
+	l.noteVerdict(s, e.class, ex)
+	attrs := s.attrs(pid, e.class, oneLine(withoutToken(line), maxText))
 	if e.class == ClassAccepted {
 		l.log.Info("delivery", attrs...)
 	} else {
@@ -420,6 +321,26 @@ func (l *Leases) verdict(pid int32, s *session, e event, line string) {
 	}
 	l.rest(s, ex)
 	l.end(context.Background(), pid, e.class)
+}
+
+// ClassUnseen is the class of a delivery in the log whose verdict never came: its recipients were all refused, or the
+// connection broke.
+const ClassUnseen ReplyClass = "unseen"
+
+// unseen writes the log line of a delivery without a verdict.
+func (l *Leases) unseen(pid int32, s *session, submitted bool) {
+	attrs := s.attrs(pid, ClassUnseen, "")
+	if submitted {
+		l.log.Warn("delivery", append(attrs, "hint", "the connection broke after the message; Postfix sends it again, though Exchange Online may have it")...)
+		return
+	}
+	l.log.Info("delivery", attrs...)
+}
+
+// attrs are what the one log line of every delivery tells. Beside Postfix's own "postfix/smtp[PID]: QUEUEID: …" it is found by pid.
+func (s *session) attrs(pid int32, class ReplyClass, reply string) []any {
+	return []any{"pid", pid, "mailbox", s.mailbox, "sender", s.sender, "recipients", s.accepted, "class", class, "reply", reply,
+		"waited", s.waited.Round(time.Millisecond), "took", time.Since(s.began).Round(time.Millisecond)}
 }
 
 // tokenForm finds what could be a token, or what AUTH is made of: no reply of Exchange Online has so long a word.
@@ -439,8 +360,14 @@ func (l *Leases) end(ctx context.Context, pid int32, class ReplyClass) {
 		return
 	}
 	o := s.outcome(class)
+	if class == "" {
+		l.metrics.unseen(s.label, o.Submitted)
+	}
 	s.stage = atVerdict
 	l.mu.Unlock()
+	if class == "" {
+		l.unseen(pid, s, o.Submitted)
+	}
 	l.settle(context.WithoutCancel(ctx), s.mailbox, s.lease, o)
 	if l.journal != nil {
 		l.journaled(l.journal.remove(pid))
@@ -450,17 +377,14 @@ func (l *Leases) end(ctx context.Context, pid int32, class ReplyClass) {
 // settle returns a lease to the ledger and wakes the first who waits for one.
 func (l *Leases) settle(ctx context.Context, mailbox string, lease uint64, o limit.Outcome) {
 	if err := l.ledger.Settle(ctx, mailbox, lease, o, time.Now()); err != nil {
+		l.metrics.ledgerFailed(ctx, opSettle)
 		l.log.Error("booking a delivery", "mailbox", mailbox, "error", err)
 	}
 	l.mu.Lock()
-	q := l.queues[mailbox]
-	l.mu.Unlock()
-	if q == nil {
-		return // nobody waits
-	}
-	select {
-	case q.settled <- struct{}{}:
-	default:
+	defer l.mu.Unlock()
+	if n := l.lines[mailbox]; n != nil {
+		n.back++
+		n.wakeFirst()
 	}
 }
 
@@ -480,9 +404,6 @@ func (l *Leases) sweep(ctx context.Context, now time.Time) {
 	}
 	l.mu.Unlock()
 	for _, x := range list {
-		if x.s.lease != 0 {
-			l.log.Debug("session ended unseen", "mailbox", x.s.mailbox, "pid", x.pid)
-		}
 		l.end(ctx, x.pid, "")
 	}
 }

@@ -34,7 +34,14 @@ func (f *fakeTokens) Discard(s Secret) { f.discarded = append(f.discarded, strin
 
 type fakeDirectory map[string]*MailboxLease
 
-func (d fakeDirectory) Mailbox(sender string) *MailboxLease { return d[sender] }
+func (d fakeDirectory) Mailboxes(sender string) []*MailboxLease {
+	if d[sender] == nil {
+		return nil
+	}
+	return []*MailboxLease{d[sender]}
+}
+
+func (d fakeDirectory) External(rcpt string) bool { return !strings.HasSuffix(rcpt, "@contoso.com") }
 
 func (d fakeDirectory) RouteFrom(sender string) string {
 	if d[sender] != nil {
@@ -448,8 +455,8 @@ func TestMadeUpMailboxes(t *testing.T) {
 	if n := len(d.tokens.discarded); n != 1 {
 		t.Errorf("%d tokens thrown away, want the good one to stay", n)
 	}
-	if n := len(d.queues); n != 0 {
-		t.Errorf("%d queues are left without anybody in them", n)
+	if n := len(d.lines); n != 0 {
+		t.Errorf("%d lines are left without anybody in them", n)
 	}
 }
 

@@ -1,27 +1,26 @@
 package token
 
 import (
+	"context"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Metrics are the series of the token service. Labels are mailbox addresses and credential
-// names of the configuration, codes and classes: never a stranger's text.
+// Metrics are the series of what happens in the token service; [Collector] has those of its state. Labels are mailbox addresses
+// and credential names of the configuration, codes and classes: never a stranger's text.
 type Metrics struct {
 	lookups *prometheus.CounterVec
 	waits   *prometheus.HistogramVec
 	waiting *prometheus.GaugeVec
 	replies *prometheus.CounterVec
+	denied  *prometheus.CounterVec
+	auth    *prometheus.CounterVec
+	lost    *prometheus.CounterVec
 	refresh *prometheus.CounterVec
 	took    *prometheus.HistogramVec
-	auth    *prometheus.CounterVec
-	expiry  *prometheus.GaugeVec
-	success *prometheus.GaugeVec
-	secret  *prometheus.GaugeVec
-	appKey  *prometheus.GaugeVec
-	grant   *prometheus.GaugeVec
-	skew    *prometheus.GaugeVec
+	queries *prometheus.CounterVec
+	ledger  *prometheus.CounterVec
 	shared  *prometheus.GaugeVec
 }
 
@@ -41,6 +40,15 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		replies: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sendas_upstream_replies_total", Help: "Replies of Exchange Online that settled a delivery.",
 		}, []string{"mailbox", "code" /* 250, 554, … */, "class" /* accepted, concurrency, quota, send-as-denied, … */}),
+		denied: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sendas_send_as_denied_total", Help: "Messages that Exchange Online refused because the mailbox may not send as their sender.",
+		}, []string{"mailbox"}),
+		auth: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sendas_upstream_auth_total", Help: "Answers of Exchange Online to AUTH.",
+		}, []string{"mailbox", "result" /* ok, auth-refused, auth-disabled, service, … */}),
+		lost: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sendas_sessions_lost_total", Help: "Sessions with a lease that ended without a verdict.",
+		}, []string{"mailbox", "stage" /* envelope: before DATA; data: Microsoft may have taken the message */}),
 		refresh: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sendas_token_refreshes_total", Help: "Requests for an access token.",
 		}, []string{"credential", "result" /* ok, refused, unreachable, config */}),
@@ -48,34 +56,59 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "sendas_token_refresh_seconds", Help: "How long requests for an access token took.",
 			Buckets: []float64{.05, .1, .25, .5, 1, 2.5, 5, 10, 30},
 		}, []string{"credential"}),
-		auth: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "sendas_upstream_auth_total", Help: "Answers of Exchange Online to AUTH.",
-		}, []string{"mailbox", "result" /* ok, auth-refused, auth-disabled, service, … */}),
-		success: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "sendas_token_last_success_timestamp_seconds", Help: "When an access token was last got; 0 if never since the start.",
-		}, []string{"credential"}),
-		appKey: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "sendas_client_secret_expiry_timestamp_seconds", Help: "When the client secret of a credential ends, as the configuration says.",
-		}, []string{"credential"}),
-		grant: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "sendas_refresh_token_timestamp_seconds", Help: "When the refresh token of a signed-in user was given; unused it ends after 90 days.",
-		}, []string{"credential"}),
-		skew: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "sendas_clock_skew_seconds", Help: "How far this machine's clock is ahead of Entra's.",
-		}, []string{"credential"}),
+		queries: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sendas_socketmap_errors_total", Help: "Look-ups and connections of Postfix that got no proper answer.",
+		}, []string{"reason" /* one of socketmapErrors */}),
+		ledger: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sendas_ledger_errors_total", Help: "Failures of the store that keeps what the mailboxes have sent.",
+		}, []string{"operation" /* one of ledgerOperations */}),
 		// Without labels, so that there is no series where no store is shared.
 		shared: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "sendas_ledger_shared", Help: "1 while the ledger that hosts share is in use, 0 while this host keeps to its own share.",
 		}, nil),
-		expiry: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "sendas_token_expiry_timestamp_seconds", Help: "When the access token in memory ends; 0 without one.",
-		}, []string{"credential"}),
-		secret: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "sendas_certificate_expiry_timestamp_seconds", Help: "When the certificate of a credential ends.",
-		}, []string{"credential"}),
 	}
-	reg.MustRegister(m.lookups, m.waits, m.waiting, m.replies, m.refresh, m.took, m.auth, m.expiry, m.success, m.secret, m.appKey, m.grant, m.skew, m.shared)
+	reg.MustRegister(m.lookups, m.waits, m.waiting, m.replies, m.denied, m.auth, m.lost, m.refresh, m.took, m.queries, m.ledger, m.shared)
+	m.lookups.WithLabelValues("", "unknown-sender")
+	for _, r := range socketmapErrors {
+		m.queries.WithLabelValues(r)
+	}
+	for _, o := range ledgerOperations {
+		m.ledger.WithLabelValues(o)
+	}
 	return m
+}
+
+// Reasons of socketmap errors.
+const (
+	badPeer  = "peer"        // a user who may not ask
+	badQuery = "query"       // not the protocol, or cut short
+	badMap   = "unknown-map" // a name that main.cf should not have
+	badCount = "connections" // more than maxPeers
+)
+
+var socketmapErrors = []string{badPeer, badQuery, badMap, badCount}
+
+// What the ledger was asked when it failed.
+const (
+	opTake   = "take"
+	opSettle = "settle"
+	opPause  = "pause"
+	opUsage  = "usage"
+)
+
+var ledgerOperations = []string{opTake, opSettle, opPause, opUsage}
+
+// Where sessions get lost.
+const (
+	lostInEnvelope = "envelope"
+	lostInData     = "data"
+)
+
+// firstCodes are the series of replies that begin at zero, so that the first reply of a kind is an increase: of each class of a
+// verdict the code that it most often has.
+var firstCodes = map[ReplyClass]string{
+	ClassAccepted: "250", ClassConcurrency: "432", ClassQuota: "554", ClassFull: "554", ClassSendAs: "554", ClassLogon: "430",
+	ClassAuth: "535", ClassAuthOff: "535", ClassBusy: "451", ClassTemporary: "450", ClassPermanent: "550",
 }
 
 // Mailbox makes the series of a mailbox exist before anything happens to it.
@@ -84,7 +117,12 @@ func (m *Metrics) Mailbox(address string) {
 	m.lookups.WithLabelValues(address, "deferred")
 	m.waits.WithLabelValues(address)
 	m.waiting.WithLabelValues(address)
-	m.replies.WithLabelValues(address, "250", string(ClassAccepted))
+	for class, code := range firstCodes {
+		m.replies.WithLabelValues(address, code, string(class))
+	}
+	m.denied.WithLabelValues(address)
+	m.lost.WithLabelValues(address, lostInEnvelope)
+	m.lost.WithLabelValues(address, lostInData)
 	m.auth.WithLabelValues(address, resultAuthOK)
 	m.auth.WithLabelValues(address, string(ClassAuth))
 }
@@ -93,25 +131,45 @@ func (m *Metrics) Mailbox(address string) {
 const resultAuthOK = "ok"
 
 // Observe returns the hook for the Refresher of a credential.
-func (m *Metrics) Observe(credential string, state func() RefresherState) func(result string, took time.Duration) {
+func (m *Metrics) Observe(credential string) func(result string, took time.Duration) {
 	for _, r := range Results {
 		m.refresh.WithLabelValues(credential, r)
 	}
-	m.expiry.WithLabelValues(credential)
-	m.success.WithLabelValues(credential)
+	m.took.WithLabelValues(credential)
 	return func(result string, took time.Duration) {
 		m.refresh.WithLabelValues(credential, result).Inc()
 		m.took.WithLabelValues(credential).Observe(took.Seconds())
-		s := state()
-		if !s.LastSuccess.IsZero() {
-			m.success.WithLabelValues(credential).Set(float64(s.LastSuccess.Unix()))
-			m.skew.WithLabelValues(credential).Set(s.Skew.Seconds())
-		}
-		if s.Have {
-			m.expiry.WithLabelValues(credential).Set(float64(s.Expires.Unix()))
-		} else {
-			m.expiry.WithLabelValues(credential).Set(0)
-		}
+	}
+}
+
+// verdict counts the reply that settled a delivery.
+func (m *Metrics) verdict(label, code string, class ReplyClass) {
+	m.replies.WithLabelValues(label, code, string(class)).Inc()
+	if class == ClassSendAs {
+		m.denied.WithLabelValues(label).Inc()
+	}
+}
+
+// unseen counts a session that ended without a verdict, by what it would be booked as.
+func (m *Metrics) unseen(label string, submitted bool) {
+	stage := lostInEnvelope
+	if submitted {
+		stage = lostInData
+	}
+	m.lost.WithLabelValues(label, stage).Inc()
+}
+
+// ledgerFailed counts a failure of the store. One whose caller had no time left is none.
+func (m *Metrics) ledgerFailed(ctx context.Context, operation string) {
+	if ctx.Err() == nil {
+		m.ledger.WithLabelValues(operation).Inc()
+	}
+}
+
+// lookupFailed counts a look-up without proper answer; a nil Metrics counts nothing.
+func (m *Metrics) lookupFailed(reason string) {
+	if m != nil {
+		m.queries.WithLabelValues(reason).Inc()
 	}
 }
 
@@ -122,19 +180,4 @@ func (m *Metrics) Shared(inUse bool) {
 		v = 1
 	}
 	m.shared.WithLabelValues().Set(v)
-}
-
-// ClientSecret notes the end of a credential's client secret.
-func (m *Metrics) ClientSecret(credential string, notAfter time.Time) {
-	m.appKey.WithLabelValues(credential).Set(float64(notAfter.Unix()))
-}
-
-// Grant notes when the refresh token in use was given.
-func (m *Metrics) Grant(credential string, given time.Time) {
-	m.grant.WithLabelValues(credential).Set(float64(given.Unix()))
-}
-
-// Certificate notes the end of a credential's certificate.
-func (m *Metrics) Certificate(credential string, notAfter time.Time) {
-	m.secret.WithLabelValues(credential).Set(float64(notAfter.Unix()))
 }

@@ -352,7 +352,7 @@ func (r *Refresher) logFailure(err error, now time.Time) {
 	if r.alive(now) {
 		level, left = slog.LevelWarn, r.tok.Expires.Sub(now.Round(0))
 	}
-	attrs := []any{"credential", r.credential, "err", err}
+	attrs := []any{"credential", r.credential, "error", err}
 	if e, ok := errors.AsType[*RefusedError](err); ok {
 		attrs = append(attrs, "code", e.Code(), "trace_id", e.TraceID, "correlation_id", e.CorrelationID)
 	}

@@ -607,7 +607,7 @@ func TestLog(t *testing.T) {
 
 		src.fail(errRefused)
 		time.Sleep(35*time.Minute + 10*time.Second) // one attempt
-		wantLines(t, &b, `level=WARN msg="token refresh failed" credential=relay-app err="Microsoft refused the client credentials of \"relay-app\" (AADSTS7000222): \"The provided client secret keys are expired.\"" `+
+		wantLines(t, &b, `level=WARN msg="token refresh failed" credential=relay-app error="Microsoft refused the client credentials of \"relay-app\" (AADSTS7000222): \"The provided client secret keys are expired.\"" `+
 			`code=AADSTS7000222 trace_id="" correlation_id="" hint="the client secret has expired; make a new one in the app registration (Certificates & secrets) and write its Value into /etc/sendas/relay-app; `+
 			`sendas takes it within 5 minutes, or at once on reload" retry_in=30s token_left=20m0s`)
 

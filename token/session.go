@@ -33,7 +33,8 @@ type session struct {
 	began    time.Time
 	waited   time.Duration
 	stage    stage
-	accepted int    // recipients
+	accepted int // recipients
+	envelope envelope
 	later    string // of an earlier line of the reply that is coming in
 }
 
@@ -83,10 +84,14 @@ func (s *session) reply(line string) event {
 		switch {
 		case strings.HasPrefix(line, "354"):
 			s.stage = atData
+			s.envelope.complete(s.accepted)
 		case positive:
 			s.accepted++
+			s.envelope.reply(true)
 		case class == ClassBusy && strings.HasPrefix(line, "421"): // the server leaves
 			e.verdict = true
+		default:
+			s.envelope.reply(false)
 		}
 	case atData:
 		e.verdict = true

@@ -86,9 +86,10 @@ func (o *office) live(end time.Time, random *rand.Rand) {
 // soakSite is 200 mailboxes on 5 credentials.
 type soakSite map[string]*MailboxLease
 
-func (s soakSite) Mailbox(sender string) *MailboxLease { return s[sender] }
-func (soakSite) RouteFrom(string) string               { return "" }
-func (soakSite) RouteTo(string) string                 { return "" }
+func (s soakSite) Mailboxes(sender string) []*MailboxLease { return []*MailboxLease{s[sender]} }
+func (soakSite) External(string) bool                      { return true }
+func (soakSite) RouteFrom(string) string                   { return "" }
+func (soakSite) RouteTo(string) string                     { return "" }
 
 // TestSoak: seven days of 200 mailboxes on 5 credentials, with Entra away and tokens revoked now and then. No look-up gets a
 // token that has ended while a good one could be had, and Entra is asked hardly more often than it has to be.

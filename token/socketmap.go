@@ -74,6 +74,8 @@ type SocketmapServer struct {
 	// Peers are the user ids that may ask; everyone else's connection is closed.
 	Peers []uint32
 	Log   *slog.Logger
+	// Metrics counts what goes wrong; nil: nothing is counted.
+	Metrics *Metrics
 
 	nameless atomic.Int32 // counts callers without a process id
 
@@ -126,6 +128,7 @@ func (s *SocketmapServer) add(c net.Conn) bool {
 		return false
 	}
 	if len(s.conns) >= maxPeers {
+		s.Metrics.lookupFailed(badCount)
 		s.Log.Warn("too many look-up connections", "open", len(s.conns))
 		return false
 	}
@@ -157,6 +160,7 @@ func (s *SocketmapServer) closeAll() {
 func (s *SocketmapServer) talk(ctx context.Context, c net.Conn) error {
 	caller, err := s.identify(c)
 	if err != nil {
+		s.Metrics.lookupFailed(badPeer)
 		return err
 	}
 	r := bufio.NewReaderSize(c, 4096)
@@ -168,6 +172,7 @@ func (s *SocketmapServer) talk(ctx context.Context, c net.Conn) error {
 		c.SetReadDeadline(time.Now().Add(queryTime))
 		q, err := readNetstring(r, maxQuery)
 		if err != nil {
+			s.Metrics.lookupFailed(badQuery)
 			return fmt.Errorf("reading a query of process %d: %w", caller.PID, err)
 		}
 		res := s.answer(ctx, caller, q)
@@ -220,6 +225,7 @@ func (s *SocketmapServer) answer(ctx context.Context, c Caller, query string) Re
 	name, key, _ := strings.Cut(query, " ")
 	m, ok := s.Maps[name]
 	if !ok {
+		s.Metrics.lookupFailed(badMap)
 		s.Log.Warn("look-up in an unknown map", "map", fmt.Sprintf("%.20q", name), "pid", c.PID)
 		return Result{Status: Temp, Value: "sendas has no such map; see the socketmap: lines in main.cf"}
 	}

@@ -18,6 +18,8 @@ type StatusInput struct {
 	Started     time.Time // zero when not known
 	Credentials []CredentialInput
 	Mailboxes   []MailboxInput
+	Pools       []PoolStatus
+	Groups      []GroupInput
 }
 
 // CredentialInput is one credential of the configuration.
@@ -48,6 +50,24 @@ type MailboxInput struct {
 	Limits     limit.Limits
 }
 
+// PoolStatus is one address that several mailboxes may send as.
+type PoolStatus struct {
+	Address string   `json:"address"`
+	Members []string `json:"members"` // labels of mailboxes
+}
+
+// GroupInput is one limit that mailboxes have together.
+type GroupInput struct {
+	Name       string // GroupExternal or GroupOnMicrosoft
+	Recipients limit.Rate
+}
+
+// GroupStatus is what was used of a limit that mailboxes have together.
+type GroupStatus struct {
+	Name       string       `json:"name"`
+	Recipients *UsageStatus `json:"recipients"`
+}
+
 // Status is what the token service shows of itself. Its JSON keys are stable: later versions add to
 // them only. Moments are in UTC; null is "never" or "not known". It holds no secret, and of addresses only
 // those of the configuration.
@@ -59,6 +79,8 @@ type Status struct {
 	LedgerError *string            `json:"ledger_error"` // why usage is not known
 	Credentials []CredentialStatus `json:"credentials"`
 	Mailboxes   []MailboxStatus    `json:"mailboxes"`
+	Pools       []PoolStatus       `json:"pools,omitempty"`
+	Groups      []GroupStatus      `json:"groups,omitempty"`
 }
 
 // CredentialStatus is the state of one credential.
@@ -128,6 +150,7 @@ type MailboxStatus struct {
 	Messages    *UsageStatus `json:"messages"`   // null for a pattern, and where the ledger cannot tell
 	Recipients  *UsageStatus `json:"recipients"` // likewise
 	LastVerdict *Verdict     `json:"last_verdict"`
+	Denied      []Denial     `json:"send_as_denied"` // senders whose last message was returned for want of permission
 }
 
 // UsageStatus is what was used of one limit in its window.
@@ -147,13 +170,12 @@ type Verdict struct {
 }
 
 // noteVerdict keeps the last verdict of a mailbox for Status.
-func (l *Leases) noteVerdict(label string, class ReplyClass, ex Explanation) {
+func (l *Leases) noteVerdict(s *session, class ReplyClass, ex Explanation) {
+	now := time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.verdicts == nil {
-		l.verdicts = make(map[string]Verdict)
-	}
-	l.verdicts[label] = Verdict{Class: class, Code: ex.Code, Meaning: ex.Hint(), Time: *moment(time.Now())}
+	l.verdicts[s.label] = Verdict{Class: class, Code: ex.Code, Meaning: ex.Hint(), Time: *moment(now)}
+	l.denied.note(s, class, now)
 }
 
 // Status describes the service at this moment. Where the ledger cannot tell what was used, the rest is told
@@ -172,12 +194,32 @@ func (l *Leases) Status(ctx context.Context, in StatusInput) *Status {
 		if v, ok := verdicts[m.Label]; ok {
 			t.LastVerdict = &v
 		}
+		t.Denied = l.deniedTo(m.Label)
 		if !m.Pattern && s.LedgerError == nil { // once it fails it is not asked for each mailbox in turn
 			s.LedgerError = t.use(ctx, l.ledger, m, now)
 		}
 		s.Mailboxes = append(s.Mailboxes, t)
 	}
+	s.Pools = in.Pools
+	for _, g := range in.Groups {
+		if s.LedgerError == nil {
+			s.LedgerError = s.group(ctx, l.ledger, g, now)
+		}
+	}
 	return s
+}
+
+// group adds what is used of a limit that mailboxes have together, or returns what is wrong with the ledger.
+func (s *Status) group(ctx context.Context, ledger limit.Ledger, g GroupInput, now time.Time) *string {
+	limits := limit.Microsoft()
+	limits.Group, limits.GroupRecipients = g.Name, g.Recipients
+	u, err := ledger.Usage(ctx, "", limits, now) // of no mailbox in particular
+	if err != nil {
+		text := oneLine(err.Error(), maxText)
+		return &text
+	}
+	s.Groups = append(s.Groups, GroupStatus{g.Name, usageOf(u.GroupRecipients, g.Recipients)})
+	return nil
 }
 
 // use fills in what the ledger knows, or returns what is wrong with it.
@@ -208,13 +250,19 @@ func (l *Leases) counts() (leases, waiting map[string]int, verdicts map[string]V
 			leases[s.label]++
 		}
 	}
-	for _, q := range l.queues {
-		waiting[q.label] += q.users
+	for _, n := range l.lines {
+		waiting[n.label] += len(n.lookups)
 	}
 	for label, v := range l.verdicts {
 		verdicts[label] = v
 	}
 	return leases, waiting, verdicts
+}
+
+func (l *Leases) deniedTo(label string) []Denial {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.denied.of(label)
 }
 
 // stopping tells whether Drain was called.

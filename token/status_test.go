@@ -120,7 +120,14 @@ const wantStatus = `{
         "code": "554",
         "meaning": "MEANING",
         "time": "2000-01-01T00:00:02Z"
-      }
+      },
+      "send_as_denied": [
+        {
+          "sender": "billing@contoso.com",
+          "count": 1,
+          "last": "2000-01-01T00:00:02Z"
+        }
+      ]
     },
     {
       "mailbox": "*@contoso.de",
@@ -135,7 +142,8 @@ const wantStatus = `{
       "pause_reason": "",
       "messages": null,
       "recipients": null,
-      "last_verdict": null
+      "last_verdict": null,
+      "send_as_denied": []
     }
   ]
 }`
@@ -183,6 +191,21 @@ func TestStatus(t *testing.T) {
 	})
 }
 
+// TestDenials: a sender stays denied until Exchange Online takes a message of it; others do not count.
+func TestDenials(t *testing.T) {
+	d := newDesk(limit.Rate{N: 30, Per: time.Minute})
+	for _, x := range []struct{ sender, verdict string }{
+		{"billing@contoso.com", denied}, {"billing@contoso.com", denied}, {"erp@contoso.com", denied}, {"erp@contoso.com", accepted}, {"erp@contoso.com", tooMany},
+	} {
+		d.Lease(t.Context(), process(1), x.sender)
+		d.play(t, process(1), authOK, mailOK, rcptOK, dataOK, x.verdict)
+	}
+	got := d.Status(t.Context(), StatusInput{Mailboxes: []MailboxInput{{Label: "erp@contoso.com", Limits: d.limits}}}).Mailboxes[0].Denied
+	if len(got) != 1 || got[0].Sender != "billing@contoso.com" || got[0].Count != 2 {
+		t.Errorf("denied %+v, want billing@contoso.com twice", got)
+	}
+}
+
 // TestStatusOfPattern: what strangers made up is counted under the pattern, and not shown.
 func TestStatusOfPattern(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -204,9 +227,9 @@ func TestStatusOfPattern(t *testing.T) {
 		in := StatusInput{Mailboxes: []MailboxInput{{Label: "*@contoso.de", Pattern: true, Limits: one}}}
 		s := d.Status(ctx, in)
 		m := s.Mailboxes[0]
-		// Alice's first look-up was refused, so her second has her lease.
-		if m.Leases != 2 || m.Waiting != 2 || m.Messages != nil || m.Recipients != nil {
-			t.Errorf("%+v, want 2 leases, 2 waiting, and no usage", m)
+		// Alice's first look-up was refused, so her second would be, too: it does not wait for her lease any longer.
+		if m.Leases != 1 || m.Waiting != 2 || m.Messages != nil || m.Recipients != nil {
+			t.Errorf("%+v, want 1 lease, 2 waiting, and no usage", m)
 		}
 		if v := m.LastVerdict; v == nil || v.Class != ClassAuth || v.Code != "535" || v.Meaning != Explain(auth535).Hint() {
 			t.Errorf("last verdict %+v", v)
