@@ -166,6 +166,6 @@ func benchConfig(socket string) []byte {
 	}
 	b.WriteString("  - {name: printers, networks: [10.200.0.0/16], from: scan@contoso.com}\n" +
 		"  - {name: this-host, networks: [127.0.0.0/8], from: scan@contoso.com}\n")
-	fmt.Fprintf(&b, "milter: {listen: \"unix:%s\", policy_listen: off, http: off}\n", socket)
+	fmt.Fprintf(&b, "milter: {listen: \"unix:%s\", policy_listen: off, http: off, store: \"memory:\"}\n", socket)
 	return b.Bytes()
 }

@@ -32,6 +32,7 @@ type PolicyServer struct {
 	Metrics  *Metrics
 	Sessions *Sessions // shared with the milter
 	Quotas   *Quotas   // likewise; nil: no limits
+	Tally    *Tally    // likewise; nil: nothing is counted for Status
 
 	policy atomic.Pointer[policy.Policy]
 	wg     sync.WaitGroup
@@ -186,11 +187,12 @@ func (s *PolicyServer) answer(q *query) string {
 	switch {
 	case f.Reply != nil:
 		action, text = "refuse", f.Reply.String()
-		s.Log.Info("recipient refused", "client", client, "addr", peer.Addr, "login", peer.Login, "asked", q.sender, "rcpt", q.recipient,
+		s.Tally.recipient(client)
+		s.Log.Info("recipient refused", "client", client, "addr", peer.Addr, "login", peer.Login, "asked", q.sender, "recipient", q.recipient,
 			"reason", f.Reasons[len(f.Reasons)-1].Code)
 	case f.Filter != "":
 		action, text = "filter", "FILTER "+f.Filter
 	}
-	s.Metrics.asked.WithLabelValues(client, action).Inc()
+	s.Metrics.answered(client, action, f.Reasons[len(f.Reasons)-1].Code)
 	return text
 }

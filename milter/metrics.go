@@ -8,11 +8,13 @@ import (
 	"github.com/sendas/sendas/policy"
 )
 
-// Metrics are the series of the milter. Labels are names of the configuration and words of
-// package policy: never a stranger's text.
+// Metrics are the series of what happens in the milter; [Collector] has those of its limits. Labels are names of the
+// configuration and words of this package and of package policy: never a stranger's text.
 type Metrics struct {
 	messages *prometheus.CounterVec
 	asked    *prometheus.CounterVec
+	rcpts    *prometheus.CounterVec
+	over     *prometheus.CounterVec
 	duration prometheus.Histogram
 }
 
@@ -25,23 +27,66 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		asked: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sendas_policy_requests_total", Help: "Requests of the policy delegation protocol answered.",
 		}, []string{"client" /* "" for unknown peers */, "action" /* dunno, filter, refuse */}),
+		rcpts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sendas_recipients_refused_total", Help: "Recipients refused at RCPT because their client was over its limits.",
+		}, []string{"client"}),
+		over: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sendas_client_over_limit_total", Help: "Messages over a limit of their client or of the identity that they asked for.",
+		}, []string{"client", "action" /* defer, reject, hold */, "limit" /* client, identity */}),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "sendas_decision_seconds", Help: "Time from the end of a message to the decision sent.",
 			Buckets: []float64{.00001, .00003, .0001, .0003, .001, .003, .01, .1},
 		}),
 	}
-	reg.MustRegister(m.messages, m.asked, m.duration)
+	reg.MustRegister(m.messages, m.asked, m.rcpts, m.over, m.duration)
 	return m
 }
 
 func (m *Metrics) observe(client string, a policy.Action, reason policy.ReasonCode, took time.Duration) {
-	m.messages.WithLabelValues(client, string(a), string(reason)).Inc()
+	m.decided(client, a, reason)
 	m.duration.Observe(took.Seconds())
+}
+
+// limitNames are the values of the label "limit".
+var limitNames = map[policy.ReasonCode]string{reasonLimit: "client", reasonIdentityLimit: "identity"}
+
+// decided counts a decision.
+func (m *Metrics) decided(client string, a policy.Action, reason policy.ReasonCode) {
+	m.messages.WithLabelValues(client, string(a), string(reason)).Inc()
+	if l := limitNames[reason]; l != "" {
+		m.over.WithLabelValues(client, string(a), l).Inc()
+	}
+}
+
+// What became of a request of the policy delegation protocol.
+const (
+	askedDunno  = "dunno"
+	askedRefuse = "refuse"
+)
+
+// answered counts an answer of the policy delegation protocol.
+func (m *Metrics) answered(client, action string, reason policy.ReasonCode) {
+	m.asked.WithLabelValues(client, action).Inc()
+	if action == askedRefuse && reason == reasonLimit {
+		m.rcpts.WithLabelValues(client).Inc()
+	}
+}
+
+// refused counts a message that a limit turned away before its end.
+func (m *Metrics) refused(client string, over *overrun) {
+	m.decided(client, over.action(), over.reason)
 }
 
 // Clients makes the series of the clients exist before their first message.
 func (m *Metrics) Clients(names []string) {
 	for _, n := range names {
 		m.messages.WithLabelValues(n, string(policy.Accept), string(policy.ReasonAuthorized))
+		m.asked.WithLabelValues(n, askedDunno)
+		m.rcpts.WithLabelValues(n)
+		for _, a := range []policy.Action{policy.Defer, policy.Reject, actionHold} {
+			for _, l := range limitNames {
+				m.over.WithLabelValues(n, string(a), l)
+			}
+		}
 	}
 }

@@ -36,6 +36,8 @@ type Server struct {
 	Metrics  *Metrics
 	Sessions *Sessions // shared with the PolicyServer
 	Quotas   *Quotas   // likewise; nil: no limits
+	Tally    *Tally    // likewise; nil: nothing is counted for Status
+	Queue    *Queue    // nil: no ceiling
 
 	policy atomic.Pointer[policy.Policy]
 
@@ -47,28 +49,67 @@ type Server struct {
 // Use puts a policy into force for the messages that begin from now on.
 func (s *Server) Use(p *policy.Policy) { s.policy.Store(p) }
 
+// quiet are the steps and replies that no decision needs; the reply to the end of the message remains, and those to MAIL and RCPT where limits
+// have something to say there. Strangers are turned away earlier by the policy service, which costs one request more.
+const (
+	quiet = protocol.OptNoConnect | protocol.OptNoHelo | protocol.OptNoData | protocol.OptNoEOH |
+		protocol.OptNoBody | protocol.OptNoUnknown | protocol.OptNoHeaderReply
+	quieter = quiet | protocol.OptNoMailReply | protocol.OptNoRcptReply
+)
+
 // Serve accepts milter connections until the listener is closed. It may be called for
 // several listeners.
 func (s *Server) Serve(ln net.Listener) error {
+	l := &listener{Listener: ln, s: s}
+	for {
+		c, err := l.accept()
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		s.session(c)
+	}
+}
+
+// session gives a connection a server of the library's of its own, because what Postfix is asked to wait for depends on the limits in
+// force, and because the library forgets all that it knows of a message when one of its recipients is refused: what must
+// outlast that belongs to the connection.
+func (s *Server) session(c *buffered) {
+	t := &transaction{s: s, early: s.Quotas.early()}
+	steps := quieter
+	if t.early {
+		steps = quiet
+	}
+	c.ended = t.finish
 	srv := protocol.NewServer(
-		protocol.WithMilter(func() protocol.Milter { return &transaction{s: s} }),
+		protocol.WithMilter(func() protocol.Milter { return t }),
 		protocol.WithoutDefaultMacros(),
 		protocol.WithAction(Actions),
-		// Ask for no step and no reply that a decision does not need. The one to the end of the message
-		// remains; strangers are turned away earlier by the policy service, which costs one request more.
-		protocol.WithProtocol(protocol.OptNoConnect|protocol.OptNoHelo|protocol.OptNoData|protocol.OptNoEOH|
-			protocol.OptNoBody|protocol.OptNoUnknown|protocol.OptNoMailReply|protocol.OptNoRcptReply|protocol.OptNoHeaderReply),
+		protocol.WithProtocol(steps),
 		protocol.WithMacroRequest(protocol.StageConnect, []string{protocol.MacroClientAddr}),
 		protocol.WithMacroRequest(protocol.StageMail, []string{protocol.MacroClientAddr, protocol.MacroClientPort,
 			protocol.MacroAuthAuthen, protocol.MacroTlsVersion, protocol.MacroCertSubject}),
 		protocol.WithMacroRequest(protocol.StageEOM, []string{protocol.MacroQueueId}),
 	)
-	err := srv.Serve(&listener{Listener: ln, s: s})
-	if errors.Is(err, net.ErrClosed) || errors.Is(err, protocol.ErrServerClosed) {
-		return nil
-	}
-	return err
+	_ = srv.Serve(&one{conn: c}) // it has begun a goroutine for the connection, which closes it
 }
+
+// one is a listener for one connection.
+type one struct{ conn net.Conn }
+
+func (l *one) Accept() (net.Conn, error) {
+	c := l.conn
+	l.conn = nil
+	if c == nil {
+		return nil, net.ErrClosed
+	}
+	return c, nil
+}
+
+func (l *one) Close() error   { return nil }
+func (l *one) Addr() net.Addr { return nil }
 
 // Shutdown waits until Postfix has closed all connections, so that every SMTP session that
 // has begun ends with the same milter, or until ctx ends; then it closes what is left.
@@ -104,7 +145,7 @@ type listener struct {
 	s *Server
 }
 
-func (l *listener) Accept() (net.Conn, error) {
+func (l *listener) accept() (*buffered, error) {
 	c, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
@@ -150,43 +191,103 @@ func (c *conn) Close() (err error) {
 	return err
 }
 
-// transaction is one message. The library makes a new one for each, and runs it in one
-// goroutine.
+// transaction is the message under way on a connection; the next one takes its place. The library runs it in one goroutine. It has
+// no use for Cleanup, which the library also calls after a refused recipient.
 type transaction struct {
 	protocol.NoOpMilter
-	s      *Server
-	policy *policy.Policy // the same for the whole message, whatever is reloaded meanwhile
-	req    policy.Request
-	limit  string // which of the client's limits the message is over, in words
+	s     *Server
+	early bool // Postfix waits for our replies to MAIL and RCPT
+
+	policy  *policy.Policy // the same for the whole message, whatever is reloaded meanwhile
+	req     policy.Request
+	who     macros  // where early: the library may have forgotten them at the end
+	booking booking // so is this
+	limit   string  // which limit the message, or a recipient of it, is over, in words
+	refused int     // recipients, for a limit
+	over    *overrun
 }
 
-// MailFrom begins a message.
-func (t *transaction) MailFrom(from, _ string, _ *protocol.Modifier) (*protocol.Response, error) {
-	t.policy = t.s.policy.Load()
-	t.limit = ""
+// MailFrom begins a message. Where a limit can refuse it before its end, it does so here.
+func (t *transaction) MailFrom(from, _ string, m *protocol.Modifier) (*protocol.Response, error) {
+	t.finish()
+	t.policy, t.booking = t.s.policy.Load(), t.s.Quotas.begin()
 	t.req = policy.Request{Sender: from, Rcpts: t.req.Rcpts[:0], Fields: t.req.Fields[:0]}
+	if !t.early {
+		return protocol.RespContinue, nil
+	}
+	t.who = readMacros(m)
+	if t.policy.UsesFingerprints() && t.who.tls != "" {
+		return protocol.RespContinue, nil // the policy service hears of the certificate at RCPT: we know the client at the end
+	}
+	peer := t.who.peer()
+	c := t.policy.FindClient(peer)
+	if c == nil || !t.booking.refuses(c.Name) {
+		return protocol.RespContinue, nil // it is refused at the end, with the reason; or never
+	}
+	now := time.Now()
+	if over := t.booking.mail(c.Name, now); over != nil {
+		t.req.Peer = peer
+		return t.refuseSender(c.Name, over, now)
+	}
 	return protocol.RespContinue, nil
 }
 
-// peer reads who speaks from the macros, which outlive the first message of a
-// session, as the arguments of Connect do not.
-func (t *transaction) peer(m *protocol.Modifier) policy.Peer {
-	p := policy.Peer{Login: m.Macros.Get(protocol.MacroAuthAuthen), Subject: m.Macros.Get(protocol.MacroCertSubject)}
-	addr := strings.TrimPrefix(m.Macros.Get(protocol.MacroClientAddr), "IPv6:")
-	if a, err := netip.ParseAddr(addr); err == nil {
+// refuseSender answers MAIL.
+func (t *transaction) refuseSender(client string, over *overrun, now time.Time) (*protocol.Response, error) {
+	reply := over.reply(now)
+	t.s.Log.Info("sender refused", "client", client, "addr", t.req.Peer.Addr, "login", t.req.Peer.Login, "asked", t.req.Sender,
+		"action", over.action(), "reason", over.reason, "limit", reply.Text)
+	t.s.Metrics.refused(client, over)
+	t.s.Tally.message(client, over.action(), over.reason, now)
+	return respond(reply)
+}
+
+// macros are what Postfix says of the one who speaks. They outlive the first message of a session, as the arguments of
+// Connect do not.
+type macros struct{ addr, port, login, subject, tls string }
+
+func readMacros(m *protocol.Modifier) macros {
+	return macros{addr: m.Macros.Get(protocol.MacroClientAddr), port: m.Macros.Get(protocol.MacroClientPort), login: m.Macros.Get(protocol.MacroAuthAuthen),
+		subject: m.Macros.Get(protocol.MacroCertSubject), tls: m.Macros.Get(protocol.MacroTlsVersion)}
+}
+
+// peer returns who speaks, without the fingerprint of a certificate.
+func (m *macros) peer() policy.Peer {
+	p := policy.Peer{Login: m.login, Subject: m.subject}
+	if a, err := netip.ParseAddr(strings.TrimPrefix(m.addr, "IPv6:")); err == nil {
 		p.Addr = a.Unmap()
 	}
-	if !t.policy.UsesFingerprints() || m.Macros.Get(protocol.MacroTlsVersion) == "" {
+	return p
+}
+
+// peer returns who speaks, at the end of the message.
+func (t *transaction) peer(m *protocol.Modifier) policy.Peer {
+	if !t.early {
+		t.who = readMacros(m)
+	}
+	p := t.who.peer()
+	if !t.policy.UsesFingerprints() || t.who.tls == "" {
 		return p
 	}
 	// No macro has the fingerprint; the policy service was told it at RCPT of the same session.
-	c, known := t.s.Sessions.find(sessionKey{p.Addr, m.Macros.Get(protocol.MacroClientPort)}, time.Now())
+	c, known := t.s.Sessions.find(sessionKey{p.Addr, t.who.port}, time.Now())
 	p.Fingerprint, p.KeyFingerprint, p.NoFingerprint = c.fingerprint, c.publicKey, !known
 	return p
 }
 
-// RcptTo collects a recipient. Postfix sends those it has accepted itself.
+// RcptTo collects a recipient, unless a limit refuses it: then the message goes on with those that it has. Postfix sends those
+// that it has accepted itself.
 func (t *transaction) RcptTo(to, _ string, _ *protocol.Modifier) (*protocol.Response, error) {
+	if t.booking.places != nil {
+		now := time.Now()
+		if over := t.booking.recipients(1, now); over != nil {
+			reply := over.reply(now)
+			t.refused, t.over, t.limit = t.refused+1, over, reply.Text
+			t.s.Metrics.rcpts.WithLabelValues(t.booking.client).Inc()
+			t.s.Tally.recipient(t.booking.client)
+			return respond(reply)
+		}
+	}
 	t.req.Rcpts = append(t.req.Rcpts, to)
 	return protocol.RespContinue, nil
 }
@@ -208,52 +309,98 @@ func (t *transaction) EndOfMessage(m *protocol.Modifier) (*protocol.Response, er
 	t.req.QueueID, t.req.Now = m.Macros.Get(protocol.MacroQueueId), time.Now()
 	t.req.Peer = t.peer(m) // not before: the policy service hears of a certificate at RCPT
 	d := t.policy.Decide(&t.req)
+	defer t.end()
 	defer t.report(&d)
 	if d.Reply != nil {
 		return respond(d.Reply)
 	}
-	places, no, on := t.s.Quotas.reserve(d.Client.Name, len(t.req.Rcpts), t.req.Now)
-	if no != nil && on != HoldOver {
-		return t.over(&d, no, on)
+	over := t.booking.end(d.Client.Name, d.Identity, len(t.req.Rcpts), t.req.Now)
+	if over != nil && over.on != HoldOver {
+		return t.refuse(&d, over)
+	}
+	if full := t.s.Queue.overflow(&d, len(t.req.Rcpts)); full != nil && over == nil { // what is held does not wait
+		return t.defers(&d, full)
 	}
 	if err := t.apply(m, &d); err != nil {
-		places.Abort()
-		return nil, fmt.Errorf("changing message %s: %w", t.req.QueueID, err)
+		return t.fails(&d, fmt.Errorf("changing message %s: %w", t.req.QueueID, err))
 	}
-	if no != nil {
-		d.Action, t.limit = actionHold, limit.Describe(no, t.req.Now)
-		d.Reasons = append(d.Reasons, policy.Reason{Code: reasonLimit, Subject: d.Client.Name})
-		if err := m.Quarantine(t.limit); err != nil {
-			return nil, fmt.Errorf("holding message %s: %w", t.req.QueueID, err)
-		}
+	if over == nil { // others may have taken the places of one that took very long, or on another host
+		over = t.booking.commit(t.req.Now)
+	}
+	switch {
+	case over == nil:
+		t.s.Queue.accepted(&d, len(t.req.Rcpts), t.req.Now)
 		return protocol.RespAccept, nil
+	case over.on == HoldOver:
+		return t.hold(m, &d, over)
 	}
-	if no := t.s.Quotas.commit(places, t.req.Now); no != nil { // it took so long that its places had expired
-		return t.over(&d, no, on)
+	return t.refuse(&d, over)
+}
+
+// note enters a limit into the decision.
+func (t *transaction) note(d *policy.Decision, over *overrun) {
+	d.Action, t.limit = over.action(), limit.Describe(over.Refusal, t.req.Now)
+	who := d.Client.Name
+	if over.reason == reasonIdentityLimit {
+		who = d.Identity.String()
+	}
+	d.Reasons = append(d.Reasons, policy.Reason{Code: over.reason, Subject: who})
+}
+
+// refuse refuses a message for its limits.
+func (t *transaction) refuse(d *policy.Decision, over *overrun) (*protocol.Response, error) {
+	t.note(d, over)
+	return respond(over.reply(t.req.Now))
+}
+
+// hold accepts a message that is over its limits, and counts it for none.
+func (t *transaction) hold(m *protocol.Modifier, d *policy.Decision, over *overrun) (*protocol.Response, error) {
+	t.note(d, over)
+	if err := m.Quarantine(t.limit); err != nil {
+		return t.fails(d, fmt.Errorf("holding message %s: %w", t.req.QueueID, err))
 	}
 	return protocol.RespAccept, nil
 }
 
-// What a client's limits add to the words of package policy.
-const (
-	actionHold  policy.Action     = "hold"
-	reasonLimit policy.ReasonCode = "client-limit"
-)
+// defers asks the client to come again when its mailbox's queue is shorter.
+func (t *transaction) defers(d *policy.Decision, full *policy.Reply) (*protocol.Response, error) {
+	d.Action, t.limit = policy.Defer, full.Text
+	d.Reasons = append(d.Reasons, policy.Reason{Code: reasonQueue, Subject: d.User.String()})
+	return respond(full)
+}
 
-// over refuses a message for its client's limits.
-func (t *transaction) over(d *policy.Decision, no *limit.Refusal, on OnLimit) (*protocol.Response, error) {
-	d.Action, t.limit = policy.Defer, limit.Describe(no, t.req.Now)
-	if on == RejectOver {
-		d.Action = policy.Reject
-	}
-	d.Reasons = append(d.Reasons, policy.Reason{Code: reasonLimit, Subject: d.Client.Name})
-	return respond(overLimit(no, on, t.req.Now))
+// fails leaves the message to Postfix, which defers it: see EndOfMessage.
+func (t *transaction) fails(d *policy.Decision, err error) (*protocol.Response, error) {
+	d.Action = policy.Defer
+	d.Reasons = append(d.Reasons, policy.Reason{Code: reasonFailed})
+	return nil, err
 }
 
 // Abort forgets the message; the next may follow in the same session.
 func (t *transaction) Abort(*protocol.Modifier) error {
-	t.req = policy.Request{}
+	t.finish()
+	t.policy, t.req = nil, policy.Request{}
 	return nil
+}
+
+// end gives back what a message holds that it has not used.
+func (t *transaction) end() {
+	t.booking.abort()
+	t.limit, t.refused, t.over = "", 0, nil
+}
+
+// finish ends a message that may not have come to its end: the client has begun anew, or gone. It is also called when the
+// connection ends, however it does.
+func (t *transaction) finish() {
+	if t.refused > 0 {
+		t.s.Log.Info("recipients refused", "client", t.booking.client, "addr", t.who.peer().Addr, "login", t.who.login, "asked", t.req.Sender,
+			"recipients", len(t.req.Rcpts), "refused", t.refused, "reason", t.over.reason, "limit", t.limit)
+		if len(t.req.Rcpts) == 0 {
+			t.s.Metrics.refused(t.booking.client, t.over)
+			t.s.Tally.message(t.booking.client, t.over.action(), t.over.reason, time.Now())
+		}
+	}
+	t.end()
 }
 
 // report writes the one log line of the message.
@@ -267,13 +414,17 @@ func (t *transaction) report(d *policy.Decision) {
 		route = d.Route.Name
 	}
 	attrs := []any{"qid", t.req.QueueID, "client", client, "addr", t.req.Peer.Addr, "login", t.req.Peer.Login,
-		"asked", d.Asked.String(), "identity", d.Identity.String(), "mailbox", d.User.String(), "route", route,
-		"rcpts", len(t.req.Rcpts), "action", d.Action, "rewritten", d.Rewritten(), "reason", reason}
+		"asked", d.Asked.String(), "identity", d.Identity.String(), "mailbox", d.Through(), "route", route,
+		"recipients", len(t.req.Rcpts), "action", d.Action, "rewritten", d.Rewritten(), "reason", reason}
+	if t.refused > 0 {
+		attrs = append(attrs, "refused", t.refused)
+	}
 	if t.limit != "" { // Postfix does not log why it holds a message
 		attrs = append(attrs, "limit", t.limit)
 	}
 	t.s.Log.Info("message", attrs...)
 	t.s.Metrics.observe(client, d.Action, reason, time.Since(t.req.Now))
+	t.s.Tally.message(client, d.Action, reason, t.req.Now)
 }
 
 // apply sends the changes to Postfix.

@@ -49,12 +49,18 @@ type site struct {
 	sessions *Sessions
 }
 
-func start(t testing.TB) *site {
+func start(t testing.TB) *site { t.Helper(); return startWith(t, nil) }
+
+// startWith starts a milter with limits, nil for none.
+func startWith(t testing.TB, q *Quotas, with ...func(*Server)) *site {
 	t.Helper()
 	s := &site{t: t, path: filepath.Join(t.TempDir(), "milter"), log: &logBuffer{}}
 	s.sessions = &Sessions{}
-	s.Server = &Server{Sessions: s.sessions, Log: slog.New(slog.NewTextHandler(s.log, nil)), Metrics: NewMetrics(prometheus.NewRegistry())}
+	s.Server = &Server{Sessions: s.sessions, Log: slog.New(slog.NewTextHandler(s.log, nil)), Metrics: NewMetrics(prometheus.NewRegistry()), Quotas: q, Tally: new(Tally)}
 	s.Use(rules(t, "scan@contoso.com"))
+	for _, f := range with {
+		f(s.Server)
+	}
 	ln, err := net.Listen("unix", s.path)
 	if err != nil {
 		t.Fatal(err)
@@ -120,6 +126,9 @@ func (s *site) send(c *protocol.ClientSession, sender string, header ...string) 
 		s.t.Fatal(err)
 	}
 	if act.StopProcessing() {
+		if err := c.Abort(nil); err != nil { // the library wants it
+			s.t.Fatal(err)
+		}
 		return act.SMTPReply
 	}
 	steps := []func() (*protocol.Action, error){
@@ -132,7 +141,14 @@ func (s *site) send(c *protocol.ClientSession, sender string, header ...string) 
 	}
 	steps = append(steps, c.HeaderEnd, func() (*protocol.Action, error) { return c.BodyChunk([]byte("body\r\n")) })
 	for i, step := range steps {
-		if act, err := step(); err != nil || act.Type != protocol.ActionContinue && act.Type != protocol.ActionSkip {
+		act, err := step()
+		if err == nil && i == 0 && act.StopProcessing() { // the only recipient
+			if err := c.Abort(nil); err != nil {
+				s.t.Fatal(err)
+			}
+			return act.SMTPReply
+		}
+		if err != nil || act.Type != protocol.ActionContinue && act.Type != protocol.ActionSkip {
 			s.t.Fatalf("step %d: %+v, %v", i, act, err)
 		}
 	}
@@ -212,7 +228,7 @@ func TestTransactions(t *testing.T) {
 	if len(lines) != 8 {
 		t.Errorf("%d log lines for 8 messages:\n%s", len(lines), s.log)
 	}
-	if !strings.Contains(lines[1], `qid=4cQXyz client=printers addr=10.2.0.9 login="" asked=root@mfp3 identity=scan@contoso.com mailbox=scan@contoso.com route=submission rcpts=1 action=accept rewritten=true reason=client-from`) {
+	if !strings.Contains(lines[1], `qid=4cQXyz client=printers addr=10.2.0.9 login="" asked=root@mfp3 identity=scan@contoso.com mailbox=scan@contoso.com route=submission recipients=1 action=accept rewritten=true reason=client-from`) {
 		t.Errorf("log line: %s", lines[1])
 	}
 	if n := testutil.ToFloat64(s.Metrics.messages.WithLabelValues("printers", "accept", "client-from")); n != 1 {

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
 )
 
@@ -20,13 +21,13 @@ func TestClientLimits(t *testing.T) {
 	}{
 		{"defer", ClientLimit{limit.Quota{Messages: day(2)}, DeferOver}, `451 4.7.1 client "printers" may send 2 messages `, "action=defer"},
 		{"reject", ClientLimit{limit.Quota{Messages: day(2)}, RejectOver}, `550 5.7.1 client "printers" may send 2 messages `, "action=reject"},
-		{"recipients", ClientLimit{limit.Quota{Recipients: day(2)}, RejectOver}, `550 5.7.1 client "printers" may send `, "action=reject"},
+		{"recipients", ClientLimit{limit.Quota{Recipients: day(2)}, RejectOver}, `550 5.7.1 client "printers" may send `, "recipients refused"},
 		{"hold", ClientLimit{limit.Quota{Messages: day(2)}, HoldOver}, `unexpected {Type:3`, "action=hold"},
 		{"more than enough", ClientLimit{limit.Quota{Messages: day(3)}, RejectOver}, "", "action=accept"},
 	} {
-		s := start(t)
-		s.Quotas = NewQuotas(limit.NewAdmission())
-		s.Quotas.Use(map[string]ClientLimit{"printers": tc.limit})
+		q := NewQuotas(limit.NewAdmission())
+		q.Use(map[string]ClientLimit{"printers": tc.limit})
+		s := startWith(t, q)
 		got := ""
 		for range 3 {
 			c, _ := s.dial("10.2.0.9", "")
@@ -36,10 +37,11 @@ func TestClientLimits(t *testing.T) {
 		if !strings.HasPrefix(got, tc.want) || tc.want == "" && got != "" {
 			t.Errorf("%s: %q, want %q", tc.name, got, tc.want)
 		}
-		lines := strings.Split(strings.TrimSpace(s.log.String()), "\n")
-		if last := lines[len(lines)-1]; !strings.Contains(last, tc.log) || strings.Contains(last, "client-limit") != (tc.want != "") {
-			t.Errorf("%s: %s", tc.name, last)
-		}
+		waitFor(t, tc.name+": a log line with "+tc.log, func() bool {
+			lines := strings.Split(strings.TrimSpace(s.log.String()), "\n")
+			last := lines[len(lines)-1]
+			return strings.Contains(last, tc.log) && strings.Contains(last, "client-limit") == (tc.want != "")
+		})
 		c, _ := s.dial("192.0.2.1", "nagios")
 		if got := s.send(c, "<hr@contoso.com>", "From: hr@contoso.com", id, date); got != "" {
 			t.Errorf("%s: another client: %q", tc.name, got)
@@ -75,9 +77,9 @@ func TestLimitAtRcpt(t *testing.T) {
 			}
 		}
 		if counters.Keys() == 0 {
-			r, no, _ := s.Quotas.reserve("printers", 1, time.Now())
-			if no != nil || s.Quotas.commit(r, time.Now()) != nil {
-				t.Fatalf("%s: the first message: %v", tc.on, no)
+			b := s.Quotas.begin()
+			if over := b.end("printers", policy.Address{}, 1, time.Now()); over != nil || b.commit(time.Now()) != nil {
+				t.Fatalf("%s: the first message: %v", tc.on, over)
 			}
 		}
 		if got := s.answer(q); !strings.HasPrefix(got, tc.want) {

@@ -19,6 +19,8 @@ type buffered struct {
 	in   *bufio.Reader
 	out  *bufio.Writer
 	left int // of the packet that is being read
+
+	ended func() // called by the goroutine that reads, before the connection is closed
 }
 
 const bufferSize = 4096
@@ -86,3 +88,9 @@ func (b *buffered) next() (int, error) {
 }
 
 func (b *buffered) Write(p []byte) (int, error) { return b.out.Write(p) }
+
+// Close is called by the library alone, however the connection has ended.
+func (b *buffered) Close() error {
+	b.ended()
+	return b.conn.Close()
+}

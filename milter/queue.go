@@ -1,0 +1,353 @@
+package milter
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/policy/limit"
+)
+
+const (
+	// queueInterval is how often Postfix's queue is read. What is accepted in between is added.
+	queueInterval = 30 * time.Second
+	// queueTime is how long the reading may take: showq(8) opens every file of the queue.
+	queueTime = 2 * time.Minute
+	// queueOverlap is how long a message may need from our answer to its place in the queue. It is counted twice for as
+	// long, rather than not at all.
+	queueOverlap = 2 * time.Second
+)
+
+// A Queue watches what waits in Postfix's queue for each mailbox, and says when no more is to be taken: see [limit.Ceiling]. It
+// reads only while there is a ceiling. Decisions never wait for a reading, and while there is none, everything is taken: our
+// failure must not refuse mail. Messages that are decided on at one moment do not see each other, so a ceiling may be
+// passed by as many as come in at once. A nil Queue takes everything. It is safe for concurrent use.
+type Queue struct {
+	log     *slog.Logger
+	up      *prometheus.GaugeVec // without labels; none where there is no ceiling
+	waiting *prometheus.GaugeVec
+	rules   atomic.Pointer[QueueRules]
+	changed chan struct{}
+
+	mu     sync.Mutex                // guards what follows
+	view   map[string]*limit.Backlog // by QueueRules.queue; nil: not known
+	since  map[string]*limit.Backlog // likewise: the sum of recent
+	recent []taken                   // accepted since the view began, in their order
+	failed bool                      // the last reading
+}
+
+// taken is a message that was accepted.
+type taken struct {
+	at    time.Time
+	key   string
+	rcpts int
+}
+
+// QueueRules are the ceiling of one configuration.
+type QueueRules struct {
+	Socket string                  // of showq(8)
+	Wait   time.Duration           // limit.Ceiling.Wait; 0: no ceiling
+	Limits map[string]limit.Limits // by policy.Mailbox.Name
+	Policy *policy.Policy          // says whose mailbox a sender's mail leaves through
+}
+
+// NewQueue makes a Queue and registers its series. It has no ceiling before Use.
+func NewQueue(log *slog.Logger, reg prometheus.Registerer) *Queue {
+	q := &Queue{log: log, changed: make(chan struct{}, 1), since: make(map[string]*limit.Backlog),
+		up: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "sendas_queue_view_up", Help: "1 while Postfix's queue can be read for milter.queue_ceiling, else 0; not there without a ceiling.",
+		}, nil),
+		waiting: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "sendas_queue_waiting", Help: "What waits in Postfix's queue, where there is a milter.queue_ceiling.",
+		}, []string{"mailbox", "kind" /* messages, recipients */}),
+	}
+	reg.MustRegister(q.up, q.waiting)
+	return q
+}
+
+// Use puts a ceiling into force.
+func (q *Queue) Use(r QueueRules) {
+	q.rules.Store(&r)
+	select {
+	case q.changed <- struct{}{}:
+	default: // Run has not looked yet
+	}
+}
+
+// Run reads the queue from time to time until ctx ends.
+func (q *Queue) Run(ctx context.Context) {
+	t := time.NewTicker(queueInterval)
+	defer t.Stop()
+	for {
+		q.look(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		case <-q.changed:
+		}
+	}
+}
+
+// look reads the queue once, where there is a ceiling.
+func (q *Queue) look(ctx context.Context) {
+	r := q.rules.Load()
+	if r == nil || r.Wait <= 0 {
+		q.set(nil, time.Time{})
+		q.up.Reset()
+		q.waiting.Reset()
+		return
+	}
+	began := time.Now()
+	view, err := r.read(ctx)
+	if ctx.Err() != nil {
+		return
+	}
+	if before := q.set(view, began); (err != nil) != before {
+		if err != nil {
+			q.log.Warn("the queue cannot be read: mail passes without a ceiling", "socket", r.Socket, "error", err,
+				"hint", "the user of the milter must be in the group postdrop, and milter.queue_socket be that of Postfix's showq service")
+		} else {
+			q.log.Info("the queue can be read again: the ceiling is in force", "socket", r.Socket)
+		}
+	}
+	q.show(r, view)
+}
+
+// set puts a view into force, nil for none, and forgets what it contains. It tells whether there was none before.
+func (q *Queue) set(view map[string]*limit.Backlog, began time.Time) (failed bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	failed, q.failed = q.failed, view == nil && !began.IsZero()
+	q.view = view
+	old := 0
+	for old < len(q.recent) && (view == nil || q.recent[old].at.Before(began.Add(-queueOverlap))) {
+		old++
+	}
+	q.recent = append(q.recent[:0], q.recent[old:]...)
+	clear(q.since)
+	for _, m := range q.recent {
+		add(q.since, m.key, m.rcpts)
+	}
+	return failed
+}
+
+// show shows what waits, by mailbox of the configuration.
+func (q *Queue) show(r *QueueRules, view map[string]*limit.Backlog) {
+	if view == nil {
+		q.up.WithLabelValues().Set(0)
+		q.waiting.Reset()
+		return
+	}
+	q.up.WithLabelValues().Set(1)
+	sum := make(map[string]limit.Backlog, len(r.Limits))
+	for key, b := range view {
+		first, _, _ := strings.Cut(key, " ") // of a pool
+		a, err := policy.ParseAddress(first)
+		if err != nil {
+			continue
+		}
+		if m, _ := r.Policy.MailboxFor(a); m != nil {
+			s := sum[m.Name]
+			s.Messages, s.Recipients = s.Messages+b.Messages, s.Recipients+b.Recipients
+			sum[m.Name] = s
+		}
+	}
+	for _, m := range r.Policy.Mailboxes() {
+		q.waiting.WithLabelValues(m.Name, string(limit.KindMessages)).Set(float64(sum[m.Name].Messages))
+		q.waiting.WithLabelValues(m.Name, string(limit.KindRecipients)).Set(float64(sum[m.Name].Recipients))
+	}
+}
+
+// overflow says with what a message is refused whose mailbox has too much waiting, nil where it is not.
+func (q *Queue) overflow(d *policy.Decision, rcpts int) *policy.Reply {
+	r, key, limits := q.of(d)
+	if r == nil {
+		return nil
+	}
+	q.mu.Lock()
+	if q.view == nil {
+		q.mu.Unlock()
+		return nil
+	}
+	// What the mailbox has sent today is the token service's knowledge. Without it the ceiling is too high by a day's allowance at most.
+	b := limit.Backlog{MessagesLeft: math.MaxInt32, RecipientsLeft: math.MaxInt32}
+	for _, have := range []*limit.Backlog{q.view[key], q.since[key]} {
+		if have != nil {
+			b.Messages, b.Recipients = b.Messages+have.Messages, b.Recipients+have.Recipients
+		}
+	}
+	q.mu.Unlock()
+	o := limit.Ceiling{Limits: limits, Wait: r.Wait}.Take(b, rcpts)
+	if o == nil {
+		return nil
+	}
+	// "Mail system full" (RFC 3463, section 3.4): it is the relay that takes no more for now.
+	return &policy.Reply{Code: 451, Enhanced: "4.3.1", Text: limit.DescribeOverflow(d.User.String(), o)}
+}
+
+// accepted counts a message that goes into the queue.
+func (q *Queue) accepted(d *policy.Decision, rcpts int, now time.Time) {
+	r, key, _ := q.of(d)
+	if r == nil {
+		return
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.recent = append(q.recent, taken{now, key, rcpts})
+	add(q.since, key, rcpts)
+}
+
+// of returns the ceiling that a message is held against, nil where there is none, and whose queue it goes into.
+func (q *Queue) of(d *policy.Decision) (*QueueRules, string, limit.Limits) {
+	if q == nil || d.Mailbox == nil {
+		return nil, "", limit.Limits{}
+	}
+	r := q.rules.Load()
+	if r == nil || r.Wait <= 0 {
+		return nil, "", limit.Limits{}
+	}
+	key, l := r.queue(d.Identity)
+	if key == "" { // a message that began before a reload
+		r = nil
+	}
+	return r, key, l
+}
+
+// queue names the queue that mail of a sender waits in, "" where it leaves through no mailbox: who authenticates, or all that are in the
+// sender's pool. With it come the limits, in sum.
+func (r *QueueRules) queue(sender policy.Address) (string, limit.Limits) {
+	list, user := r.Policy.MailboxesFor(sender)
+	if len(list) == 0 {
+		return "", limit.Limits{}
+	}
+	key, sum := user.Key(), r.Limits[list[0].Name]
+	for _, m := range list[1:] {
+		key += " " + m.Address.Key()
+		l := r.Limits[m.Name]
+		if l.Messages.Per == sum.Messages.Per {
+			sum.Messages.N += l.Messages.N
+		}
+		if l.Recipients.Per == sum.Recipients.Per {
+			sum.Recipients.N += l.Recipients.N
+		}
+	}
+	return key, sum
+}
+
+func add(m map[string]*limit.Backlog, key string, rcpts int) {
+	b := m[key]
+	if b == nil {
+		b = &limit.Backlog{}
+		m[key] = b
+	}
+	b.Messages++
+	b.Recipients += rcpts
+}
+
+// read reads Postfix's queue. Mail of a sender that leaves by a connector too is counted for the mailbox that may
+// send as it: the queue does not tell.
+func (r *QueueRules) read(ctx context.Context) (map[string]*limit.Backlog, error) {
+	ctx, cancel := context.WithTimeout(ctx, queueTime)
+	defer cancel()
+	c, err := (&net.Dialer{}).DialContext(ctx, "unix", r.Socket)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	defer context.AfterFunc(ctx, func() { c.Close() })()
+	view := make(map[string]*limit.Backlog)
+	err = readQueue(bufio.NewReaderSize(c, maxQueueName), func(queue, sender string, rcpts int) {
+		if !leaving[queue] {
+			return
+		}
+		a, err := policy.ParseAddress(sender)
+		if err != nil {
+			return
+		}
+		if key, _ := r.queue(a); key != "" {
+			add(view, key, rcpts)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return view, nil
+}
+
+// leaving are the queues whose mail leaves by itself; what is held does not, and what is in maildrop has not been decided on.
+var leaving = map[string]bool{"incoming": true, "active": true, "deferred": true}
+
+// maxQueueName bounds what is kept of a name or value; showq(8) also tells reasons, which may be long.
+const maxQueueName = 4096
+
+// readQueue reads what showq(8) says of the queue: lists of attributes, each a name and a value that end in NUL, and each list ends in one more
+// NUL, as the whole does (Postfix, src/showq/showq.c and src/util/attr_print0.c). A message is one list with an attribute "recipient"
+// for each. Since 3.6 a list that names the protocol comes first.
+func readQueue(r *bufio.Reader, fn func(queue, sender string, rcpts int)) error {
+	for lists := 0; ; lists++ {
+		var queue, sender string
+		rcpts, attributes := 0, 0
+		for ; ; attributes++ {
+			name, err := queueWord(r)
+			if err != nil {
+				return err
+			}
+			if name == "" {
+				break
+			}
+			value, err := queueWord(r)
+			if err != nil {
+				return err
+			}
+			switch name {
+			case "queue_name":
+				queue = value
+			case "sender":
+				sender = value
+			case "recipient":
+				rcpts++
+			case "protocol":
+				if value != "mail_queue_list_protocol" {
+					return fmt.Errorf("it speaks another protocol: %.40q", value)
+				}
+			}
+		}
+		switch {
+		case attributes == 0:
+			return nil
+		case queue != "":
+			fn(queue, sender, rcpts)
+		case lists > 0:
+			return errors.New("it speaks another protocol: a message has no queue_name")
+		}
+	}
+}
+
+// queueWord reads up to the next NUL, and returns at most the reader's buffer of it.
+func queueWord(r *bufio.Reader) (string, error) {
+	b, err := r.ReadSlice(0)
+	if err == nil {
+		return string(b[:len(b)-1]), nil
+	}
+	word := string(b)
+	for errors.Is(err, bufio.ErrBufferFull) {
+		_, err = r.ReadSlice(0)
+	}
+	if err == io.EOF {
+		err = errors.New("the list of the queue breaks off")
+	}
+	return word, err
+}

@@ -1,0 +1,238 @@
+package milter
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/policy/limit"
+)
+
+// nul writes words with a NUL behind each.
+func nul(words ...string) string { return strings.Join(words, "\x00") + "\x00" }
+
+// waiting is a message as showq(8) tells it.
+func waiting(queue, sender string, rcpts int) string {
+	s := nul("queue_name", queue, "queue_id", "4cQXyz", "time", "1795248000", "size", "1234", "forced_expire", "0", "sender", sender)
+	for i := range rcpts {
+		r := fmt.Sprintf("r%d@example.net", i)
+		s += nul("original_recipient", r, "recipient", r, "log_class", "defer", "reason", "host busy")
+	}
+	return s + "\x00"
+}
+
+const showqHello = "protocol\x00mail_queue_list_protocol\x00\x00"
+
+func TestReadQueue(t *testing.T) {
+	for _, tc := range []struct {
+		name, in string
+		want     string // messages, and how it ended
+	}{
+		{"empty", showqHello + "\x00", ""},
+		{"empty, before Postfix 3.6", "\x00", ""},
+		{"one message", showqHello + waiting("active", "a@contoso.com", 2) + "\x00", "active a@contoso.com 2; "},
+		{"several, before 3.6", waiting("deferred", "a@contoso.com", 1) + waiting("hold", "MAILER-DAEMON", 0) + "\x00", "deferred a@contoso.com 1; hold MAILER-DAEMON 0; "},
+		{"a very long reason", showqHello + nul("queue_name", "active", "sender", "a@contoso.com", "recipient", "b@example.net", "reason", strings.Repeat("x", 3*maxQueueName)) + "\x00\x00",
+			"active a@contoso.com 1; "},
+		{"it breaks off between messages", showqHello + waiting("active", "a@contoso.com", 1), "active a@contoso.com 1; the list of the queue breaks off"},
+		{"it breaks off in a message", showqHello + "queue_name\x00act", "the list of the queue breaks off"},
+		{"nothing at all", "", "the list of the queue breaks off"},
+		{"another protocol", "protocol\x00tlsmgr_protocol\x00\x00", `it speaks another protocol: "tlsmgr_protocol"`},
+		{"not a message", showqHello + nul("status", "0") + "\x00\x00", "it speaks another protocol: a message has no queue_name"},
+	} {
+		got := ""
+		err := readQueue(bufio.NewReaderSize(strings.NewReader(tc.in), maxQueueName), func(queue, sender string, rcpts int) {
+			got += fmt.Sprintf("%s %s %d; ", queue, sender, rcpts)
+		})
+		if err != nil {
+			got += err.Error()
+		}
+		if got != tc.want {
+			t.Errorf("%s: %q, want %q", tc.name, got, tc.want)
+		}
+	}
+}
+
+func FuzzReadQueue(f *testing.F) {
+	f.Add([]byte(showqHello + waiting("active", "a@contoso.com", 2) + "\x00"))
+	f.Add([]byte("\x00\x00queue_name\x00"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		n := 0
+		err := readQueue(bufio.NewReaderSize(strings.NewReader(string(b)), maxQueueName), func(string, string, int) { n++ })
+		if most := len(b) / len("queue_name\x00\x00\x00"); err == nil && n > most {
+			t.Errorf("%d messages in %d bytes", n, len(b))
+		}
+	})
+}
+
+// showq is a queue that the test fills.
+type showq struct {
+	path string
+	list atomic.Pointer[string]
+	asks atomic.Int64
+}
+
+func startShowq(t *testing.T, list string) *showq {
+	t.Helper()
+	s := &showq{path: filepath.Join(t.TempDir(), "showq")}
+	s.list.Store(&list)
+	ln, err := net.Listen("unix", s.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			s.asks.Add(1)
+			io.WriteString(c, showqHello+*s.list.Load()+"\x00")
+			c.Close()
+		}
+	}()
+	return s
+}
+
+// newQueue has a ceiling of two messages and ten recipients for scan@contoso.com.
+func newQueue(t *testing.T, socket string) (*Queue, *logBuffer) {
+	t.Helper()
+	log := &logBuffer{}
+	q := NewQueue(slog.New(slog.NewTextHandler(log, nil)), prometheus.NewRegistry())
+	q.Use(QueueRules{Socket: socket, Wait: time.Minute, Policy: rules(t, "scan@contoso.com"), Limits: map[string]limit.Limits{
+		"scan@contoso.com": {Messages: limit.Rate{N: 2, Per: time.Minute}, Recipients: limit.Rate{N: 10, Per: time.Minute}}}})
+	return q, log
+}
+
+// decision is one on a message that leaves through scan@contoso.com.
+func decision(t *testing.T) *policy.Decision {
+	t.Helper()
+	d := rules(t, "scan@contoso.com").Decide(&policy.Request{Peer: (&macros{addr: "10.2.0.9"}).peer(), Sender: "hr@contoso.com", Now: time.Now(),
+		Fields: []policy.Field{{Name: "From", Value: "hr@contoso.com"}}})
+	if d.Mailbox == nil {
+		t.Fatalf("the message has no mailbox: %+v", d)
+	}
+	return &d
+}
+
+func TestQueueCeiling(t *testing.T) {
+	d := decision(t)
+	// Senders are mapped to the mailbox; what is held, or of nobody we know, does not count.
+	list := waiting("deferred", "hr@contoso.com", 7) + waiting("hold", "scan@contoso.com", 9) + waiting("maildrop", "scan@contoso.com", 9) +
+		waiting("active", "root@fabrikam.com", 9) + waiting("incoming", "MAILER-DAEMON", 9)
+	s := startShowq(t, list)
+	q, log := newQueue(t, s.path)
+	if got := q.overflow(d, 100); got != nil {
+		t.Errorf("before the queue is known: %v", got)
+	}
+	q.look(t.Context())
+	for _, tc := range []struct {
+		rcpts int
+		want  string
+	}{
+		{3, ""},
+		{4, "451 4.3.1 mailbox <scan@contoso.com> would have 11 recipients waiting, and only 10 can leave in time; it takes more in 6 s"},
+	} {
+		got := ""
+		if r := q.overflow(d, tc.rcpts); r != nil {
+			got = r.String()
+		}
+		if got != tc.want {
+			t.Errorf("%d recipients: %q, want %q", tc.rcpts, got, tc.want)
+		}
+	}
+	q.accepted(d, 1, time.Now())
+	if got := q.overflow(d, 1); got == nil || !strings.Contains(got.Text, "3 messages waiting") {
+		t.Errorf("after one more was accepted: %v", got)
+	}
+	if got := testutil.ToFloat64(q.waiting.WithLabelValues("scan@contoso.com", "recipients")); got != 7 {
+		t.Errorf("sendas_queue_waiting is %v, want 7", got)
+	}
+	empty := ""
+	s.list.Store(&empty)
+	q.mu.Lock()
+	q.recent[0].at = q.recent[0].at.Add(-time.Minute) // long enough ago to have been in the queue
+	q.mu.Unlock()
+	q.look(t.Context())
+	if got := q.overflow(d, 10); got != nil {
+		t.Errorf("when the queue is empty: %v", got)
+	}
+	if log.String() != "" {
+		t.Errorf("the log says %s", log)
+	}
+}
+
+// TestQueueUnreadable: mail passes, and the log says so once.
+func TestQueueUnreadable(t *testing.T) {
+	d := decision(t)
+	s := startShowq(t, waiting("active", "hr@contoso.com", 10))
+	q, log := newQueue(t, s.path)
+	q.look(t.Context())
+	if q.overflow(d, 1) == nil {
+		t.Fatal("a full queue takes more")
+	}
+	q.Use(QueueRules{Socket: s.path + "-gone", Wait: time.Minute, Policy: rules(t, "scan@contoso.com"), Limits: q.rules.Load().Limits})
+	for range 3 {
+		q.look(t.Context())
+		if got := q.overflow(d, 1000); got != nil {
+			t.Errorf("with a queue that cannot be read: %v", got)
+		}
+	}
+	if up := testutil.ToFloat64(q.up.WithLabelValues()); up != 0 {
+		t.Errorf("sendas_queue_view_up is %v", up)
+	}
+	if err := os.Rename(s.path, s.path+"-gone"); err != nil {
+		t.Fatal(err)
+	}
+	q.look(t.Context())
+	if q.overflow(d, 1) == nil || testutil.ToFloat64(q.up.WithLabelValues()) != 1 {
+		t.Error("a queue that can be read again has no ceiling")
+	}
+	lines := strings.Split(strings.TrimSpace(log.String()), "\n")
+	if len(lines) != 2 || !strings.Contains(lines[0], "level=WARN") || !strings.Contains(lines[0], "postdrop") || !strings.Contains(lines[1], "level=INFO") {
+		t.Errorf("the log has not one warning and one word of its end:\n%s", log)
+	}
+}
+
+// TestQueueIsNotReadInVain: without a ceiling nobody asks Postfix.
+func TestQueueIsNotReadInVain(t *testing.T) {
+	s := startShowq(t, waiting("active", "hr@contoso.com", 10))
+	q, _ := newQueue(t, s.path)
+	q.look(t.Context())
+	q.Use(QueueRules{Socket: s.path, Policy: rules(t, "scan@contoso.com")})
+	q.look(t.Context())
+	if n := s.asks.Load(); n != 1 {
+		t.Errorf("the queue was read %d times, want once, while there was a ceiling", n)
+	}
+	if got := q.overflow(decision(t), 1000); got != nil {
+		t.Errorf("without a ceiling: %v", got)
+	}
+}
+
+// TestFullQueueInATransaction: the client is told to come again, and nothing is counted.
+func TestFullQueueInATransaction(t *testing.T) {
+	q, _ := newQueue(t, startShowq(t, waiting("active", "hr@contoso.com", 10)).path)
+	q.look(t.Context())
+	s := startWith(t, newQuotas(ClientLimit{limit.Quota{Messages: perDay(5)}, DeferOver}), func(s *Server) { s.Queue = q })
+	c, _ := s.dial("10.2.0.9", "")
+	if got := s.send(c, "<hr@contoso.com>", "From: hr@contoso.com", id, date); !strings.HasPrefix(got, "451 4.3.1 mailbox <scan@contoso.com> would have 11 recipients waiting") {
+		t.Errorf("the message: %q", got)
+	}
+	s.counted(t, "printers", 0, 0)
+	waitFor(t, "the metric", func() bool {
+		return testutil.ToFloat64(s.Metrics.messages.WithLabelValues("printers", "defer", "queue-ceiling")) == 1
+	})
+}

@@ -1,0 +1,260 @@
+package milter
+
+import (
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/policy/limit"
+)
+
+// RecentMinutes is how far back [Recent] looks.
+const RecentMinutes = 15
+
+// actions are all that can become of a message; each is a key of the counts, also where nothing was counted.
+var actions = []policy.Action{policy.Accept, policy.Reject, policy.Defer, actionHold}
+
+// A Tally counts decisions for [Status]; Server and PolicyServer share one. The zero value is ready, a nil one counts
+// nothing. It is safe for concurrent use.
+type Tally struct {
+	mu      sync.Mutex // guards what follows
+	clients map[string]*clientTally
+	minutes [RecentMinutes]minuteTally // the decisions of minute m of Unix time are at m modulo the length
+}
+
+// clientTally is what became of one client's mail since the start.
+type clientTally struct {
+	messages map[policy.Action]uint64
+	refused  uint64 // recipients, by the policy service
+	last     time.Time
+}
+
+// minuteTally is what was decided in one minute.
+type minuteTally struct {
+	minute  int64 // of Unix time
+	actions map[policy.Action]uint64
+	reasons map[policy.ReasonCode]uint64
+}
+
+// message counts a decision on a message. The client is "" for an unknown peer.
+func (t *Tally) message(client string, a policy.Action, reason policy.ReasonCode, now time.Time) {
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c := t.of(client)
+	c.messages[a]++
+	c.last = now
+	m := t.minute(now)
+	m.actions[a]++
+	m.reasons[reason]++
+}
+
+// recipient counts a recipient that the policy service refused.
+func (t *Tally) recipient(client string) {
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.of(client).refused++
+}
+
+// of returns the counts of a client; t.mu is held. Names come from the configuration, so there are few.
+func (t *Tally) of(client string) *clientTally {
+	c := t.clients[client]
+	if c == nil {
+		if t.clients == nil {
+			t.clients = make(map[string]*clientTally)
+		}
+		c = &clientTally{messages: make(map[policy.Action]uint64)}
+		t.clients[client] = c
+	}
+	return c
+}
+
+// minute returns the counts of the minute of now; t.mu is held.
+func (t *Tally) minute(now time.Time) *minuteTally {
+	n := now.Unix() / 60
+	m := &t.minutes[n%RecentMinutes]
+	if m.minute != n || m.actions == nil {
+		*m = minuteTally{minute: n, actions: make(map[policy.Action]uint64), reasons: make(map[policy.ReasonCode]uint64)}
+	}
+	return m
+}
+
+// StatusInput is what the composition of the program knows and the milter does not.
+type StatusInput struct {
+	Version string    // of the program
+	Started time.Time // zero when not known
+	Clients []string  // names, in the order of the configuration
+}
+
+// Status is what the milter shows of itself. Its JSON keys are stable: later versions add to them only. Moments are in UTC;
+// null is "never" or "not known". It holds no secret, no stranger's address, and of names only those of the configuration.
+type Status struct {
+	Version    string           `json:"version"`
+	Time       time.Time        `json:"time"` // of this answer
+	Started    *time.Time       `json:"started"`
+	Clients    []ClientStatus   `json:"clients"`    // in the order of the configuration
+	Unknown    Counts           `json:"unknown"`    // of peers that are no client
+	Identities []IdentityStatus `json:"identities"` // those with limits of their own
+	Recent     Recent           `json:"recent"`
+}
+
+// Counts are what became of mail since the start.
+type Counts struct {
+	Messages    map[policy.Action]uint64 `json:"messages"`           // by action: accept, reject, defer, hold
+	Refused     uint64                   `json:"refused_recipients"` // at RCPT, before there was a message
+	LastMessage *time.Time               `json:"last_message"`
+}
+
+// ClientStatus is the state of one client.
+type ClientStatus struct {
+	Client string `json:"client"`
+	Counts
+	OnLimit string        `json:"on_limit"` // defer, reject or hold; "" without limits
+	Over    bool          `json:"over"`     // of some limit nothing is left
+	Limits  []LimitStatus `json:"limits"`
+}
+
+// IdentityStatus is the state of one identity of the configuration that has limits.
+type IdentityStatus struct {
+	Identity string        `json:"identity"`
+	OnLimit  string        `json:"on_limit"` // defer, reject or hold
+	Over     bool          `json:"over"`
+	Limits   []LimitStatus `json:"limits"`
+}
+
+// LimitStatus is what was used of one limit in its window.
+type LimitStatus struct {
+	Kind     limit.Kind `json:"kind"` // messages or recipients
+	Used     int        `json:"used"` // messages under way included
+	Left     int        `json:"left"`
+	Limit    int        `json:"limit"`
+	Window   float64    `json:"window_seconds"`
+	UnderWay int        `json:"under_way"` // reserved for messages whose end has not come
+}
+
+// Recent is what was decided lately, in whole minutes.
+type Recent struct {
+	Minutes int                          `json:"minutes"` // how far back it looks
+	Actions map[policy.Action]uint64     `json:"actions"`
+	Reasons map[policy.ReasonCode]uint64 `json:"reasons"` // those that occurred
+}
+
+// Status describes the milter at this moment. The tally and the quotas may be nil.
+func (t *Tally) Status(in StatusInput, q *Quotas) *Status {
+	now := time.Now()
+	s := &Status{Version: in.Version, Time: *moment(now), Started: moment(in.Started), Clients: make([]ClientStatus, 0, len(in.Clients)),
+		Identities: q.identities(now), Unknown: t.counts(""), Recent: t.recent(now)}
+	for _, name := range in.Clients {
+		c := ClientStatus{Client: name, Counts: t.counts(name), Limits: []LimitStatus{}}
+		if l, ok := q.of(name); ok {
+			c.OnLimit = string(l.OnLimit)
+			c.Limits, c.Over = q.usage(name, l.Quota, now)
+		}
+		s.Clients = append(s.Clients, c)
+	}
+	return s
+}
+
+// counts returns a copy of what was counted for a client.
+func (t *Tally) counts(client string) Counts {
+	c := Counts{Messages: make(map[policy.Action]uint64, len(actions))}
+	for _, a := range actions {
+		c.Messages[a] = 0
+	}
+	if t == nil {
+		return c
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	have := t.clients[client]
+	if have == nil {
+		return c
+	}
+	for a, n := range have.messages {
+		c.Messages[a] = n
+	}
+	c.Refused, c.LastMessage = have.refused, moment(have.last)
+	return c
+}
+
+// recent adds the last minutes up.
+func (t *Tally) recent(now time.Time) Recent {
+	r := Recent{Minutes: RecentMinutes, Actions: make(map[policy.Action]uint64, len(actions)), Reasons: make(map[policy.ReasonCode]uint64)}
+	for _, a := range actions {
+		r.Actions[a] = 0
+	}
+	if t == nil {
+		return r
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range t.minutes {
+		m := &t.minutes[i]
+		if now.Unix()/60-m.minute >= RecentMinutes {
+			continue
+		}
+		for a, n := range m.actions {
+			r.Actions[a] += n
+		}
+		for c, n := range m.reasons {
+			r.Reasons[c] += n
+		}
+	}
+	return r
+}
+
+// identities tells of the addresses that have limits. What a pattern stands for is left out: strangers choose those addresses.
+func (q *Quotas) identities(now time.Time) []IdentityStatus {
+	list := []IdentityStatus{}
+	r := q.inForce()
+	if r == nil {
+		return list
+	}
+	for _, l := range r.list {
+		key := addressKey(l.Address)
+		if key == "" || strings.HasPrefix(key, "*@") {
+			continue
+		}
+		x := IdentityStatus{Identity: l.Address, OnLimit: string(l.OnLimit)}
+		x.Limits, x.Over = q.usage(limit.IdentityKey(key), l.Quota, now)
+		list = append(list, x)
+	}
+	return list
+}
+
+// usage tells what a key has used of the limits in force, and whether nothing is left of one. Limits that the key has
+// not met yet are unused.
+func (q *Quotas) usage(key string, quota limit.Quota, now time.Time) (list []LimitStatus, over bool) {
+	used := q.counters.Usage(key, now)
+	add := func(k limit.Kind, rates []limit.Rate) {
+		for _, r := range rates {
+			s := LimitStatus{Kind: k, Limit: r.N, Window: r.Per.Seconds()}
+			for _, u := range used {
+				if u.Kind == k && u.Rate.Per == r.Per {
+					s.Used, s.UnderWay = u.Counted+u.Reserved, u.Reserved
+				}
+			}
+			s.Left = max(0, s.Limit-s.Used)
+			over = over || s.Left == 0
+			list = append(list, s)
+		}
+	}
+	add(limit.KindMessages, quota.Messages)
+	add(limit.KindRecipients, quota.Recipients)
+	return list, over
+}
+
+// moment makes null of a time that never was, and drops what nobody reads: the monotonic clock and parts of a second.
+func moment(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.Round(0).UTC().Truncate(time.Second)
+	return &t
+}

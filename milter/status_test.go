@@ -1,0 +1,102 @@
+package milter
+
+import (
+	"encoding/json"
+	"maps"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/policy/limit"
+)
+
+// TestStatus: what the milter decides is counted by client and minute, and strangers' addresses are not kept.
+func TestStatus(t *testing.T) {
+	day := func(n int) limit.Quota { return limit.Quota{Messages: []limit.Rate{{N: n, Per: 24 * time.Hour}}} }
+	quotas := NewQuotas(limit.NewAdmission())
+	quotas.Use(map[string]ClientLimit{"printers": {day(2), DeferOver}}, IdentityLimit{"hr@contoso.com", day(9), HoldOver}, IdentityLimit{"*@contoso.com", day(5), HoldOver})
+	s := startWith(t, quotas)
+	for _, m := range []struct{ addr, login, from string }{
+		{"10.2.0.9", "", "stranger@evil.example"}, {"10.2.0.9", "", "hr@contoso.com"}, {"10.2.0.9", "", "hr@contoso.com"}, {"192.0.2.1", "", "x@y.example"}, {"192.0.2.2", "nagios", "z@evil.example"},
+	} {
+		c, _ := s.dial(m.addr, m.login)
+		s.send(c, "<"+m.from+">", "From: "+m.from, id, date)
+		c.Close()
+	}
+	got := s.Tally.Status(StatusInput{Version: "1", Clients: []string{"printers", "monitoring"}}, quotas)
+	text, err := json.Marshal(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(text), "example") || got.Started != nil || got.Version != "1" {
+		t.Errorf("%s", text)
+	}
+	printers, monitoring := got.Clients[0], got.Clients[1]
+	if want := (map[policy.Action]uint64{"accept": 2, "defer": 1, "reject": 0, "hold": 0}); !maps.Equal(printers.Messages, want) || printers.LastMessage == nil {
+		t.Errorf("printers: %+v", printers)
+	}
+	if l := printers.Limits; len(l) != 1 || l[0] != (LimitStatus{Kind: limit.KindMessages, Used: 2, Limit: 2, Window: 86400}) || !printers.Over || printers.OnLimit != "defer" {
+		t.Errorf("printers: %+v", printers)
+	}
+	if monitoring.Messages["reject"] != 1 || len(monitoring.Limits) != 0 || monitoring.Over || got.Unknown.Messages["reject"] != 1 {
+		t.Errorf("monitoring: %+v, unknown: %+v", monitoring, got.Unknown)
+	}
+	if x := got.Identities; len(x) != 1 || x[0].Identity != "hr@contoso.com" || x[0].Limits[0].Used != 1 || x[0].Limits[0].Left != 8 {
+		t.Errorf("identities: %+v", x)
+	}
+	if r := got.Recent; r.Actions["accept"] != 2 || r.Actions["reject"] != 2 || r.Reasons[reasonLimit] != 1 || r.Reasons[policy.ReasonNoClient] != 1 || r.Minutes != RecentMinutes {
+		t.Errorf("recent: %+v", r)
+	}
+}
+
+// TestStatusKeys: programs rely on the names, so none may go.
+func TestStatusKeys(t *testing.T) {
+	q := NewQuotas(limit.NewAdmission())
+	rate := limit.Quota{Recipients: []limit.Rate{{N: 1, Per: time.Hour}}}
+	q.Use(map[string]ClientLimit{"printers": {rate, RejectOver}}, IdentityLimit{"hr@contoso.com", rate, HoldOver})
+	for name, tally := range map[string]*Tally{"none": nil, "some": new(Tally)} {
+		text, err := json.Marshal(tally.Status(StatusInput{Clients: []string{"printers"}}, q))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, key := range []string{"version", "time", "started", "clients", "client", "messages", "accept", "reject", "defer", "hold", "refused_recipients", "last_message", "on_limit", "over",
+			"limits", "kind", "used", "left", "limit", "window_seconds", "under_way", "unknown", "identities", "identity", "recent", "minutes", "actions", "reasons"} {
+			if !strings.Contains(string(text), `"`+key+`":`) {
+				t.Errorf("%s: no %q in %s", name, key, text)
+			}
+		}
+	}
+	if s := (*Tally)(nil).Status(StatusInput{}, nil); s.Clients == nil || s.Identities == nil {
+		t.Errorf("lists are null: %+v", s)
+	}
+}
+
+// TestRecent: a decision is told for a quarter of an hour, and not longer.
+func TestRecent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var tally Tally
+		want := func(n uint64) {
+			t.Helper()
+			if r := tally.recent(time.Now()); r.Actions[policy.Accept] != n || r.Reasons[policy.ReasonAuthorized] != n {
+				t.Errorf("at %v: %+v, want %d", time.Now(), r, n)
+			}
+		}
+		want(0)
+		tally.message("sap", policy.Accept, policy.ReasonAuthorized, time.Now())
+		time.Sleep(10 * time.Minute)
+		tally.message("sap", policy.Accept, policy.ReasonAuthorized, time.Now())
+		want(2)
+		time.Sleep(5 * time.Minute)
+		want(1)
+		tally.message("sap", policy.Accept, policy.ReasonAuthorized, time.Now())
+		want(2)
+		time.Sleep(time.Hour)
+		want(0)
+		tally.recipient("sap")
+		if c := tally.counts("sap"); c.Messages[policy.Accept] != 3 || c.Refused != 1 {
+			t.Errorf("since the start: %+v", c)
+		}
+	})
+}
