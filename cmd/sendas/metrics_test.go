@@ -1,0 +1,189 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"maps"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/sendas/sendas/milter"
+	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/token"
+)
+
+// seriesDoc is what people are told of a series.
+type seriesDoc struct{ kind, labels, help string }
+
+// docWord finds the names in a cell of a table.
+var docWord = regexp.MustCompile("`([^`]+)`")
+
+// documentedSeries reads the tables of docs/metrics.md.
+func documentedSeries(t *testing.T) map[string]seriesDoc {
+	t.Helper()
+	text, err := os.ReadFile("../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := make(map[string]seriesDoc)
+	for line := range strings.Lines(string(text)) {
+		if !strings.HasPrefix(line, "| `") {
+			continue
+		}
+		cells := strings.Split(strings.Trim(line, "|\n"), "|")
+		for i := range cells {
+			cells[i] = strings.TrimSpace(cells[i])
+		}
+		if len(cells) != 5 || cells[4] == "" {
+			t.Errorf("a row of %d columns, or without what to look for: %s", len(cells), line)
+			continue
+		}
+		var labels []string
+		for _, m := range docWord.FindAllStringSubmatch(cells[2], -1) {
+			labels = append(labels, m[1])
+		}
+		slices.Sort(labels)
+		list[strings.Trim(cells[0], "`")] = seriesDoc{cells[1], strings.Join(labels, " "), cells[3]}
+	}
+	return list
+}
+
+// descForm reads what a prometheus.Desc prints of itself; there is no other way.
+var descForm = regexp.MustCompile(`^Desc\{fqName: "([^"]*)", help: "([^"]*)",.* constLabels: \{[^}]*\}, variableLabels: \{([^}]*)\}`)
+
+// serviceSeries returns what the registry of a service holds, without what the Go runtime and the process show.
+func serviceSeries(t *testing.T, reg *prometheus.Registry) map[string]seriesDoc {
+	t.Helper()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kinds := make(map[string]string)
+	for _, f := range families {
+		kinds[f.GetName()] = strings.ToLower(f.GetType().String())
+	}
+	list := make(map[string]seriesDoc)
+	descs := make(chan *prometheus.Desc)
+	go func() { reg.Describe(descs); close(descs) }()
+	for d := range descs {
+		m := descForm.FindStringSubmatch(d.String())
+		if m == nil {
+			t.Fatalf("what %s means is not known here", d)
+		}
+		if !strings.HasPrefix(m[1], "sendas_") {
+			continue
+		}
+		if m[1] == "sendas_queue_waiting" { // it says what waits, so with an empty queue it says nothing
+			kinds[m[1]] = "gauge"
+		}
+		if kinds[m[1]] == "" {
+			t.Errorf("%s has no series before anything has happened: an increase from nothing is none", m[1])
+		}
+		labels := slices.Sorted(slices.Values(strings.FieldsFunc(m[3], func(r rune) bool { return r == ',' || r == ' ' })))
+		list[m[1]] = seriesDoc{kinds[m[1]], strings.Join(labels, " "), m[2]}
+	}
+	return list
+}
+
+// tokenFigures returns the registry of a token service that has one of everything.
+func tokenFigures(t *testing.T) *prometheus.Registry {
+	t.Helper()
+	reg, _, _ := newRegistry()
+	m := token.NewMetrics(reg)
+	m.Mailbox("erp@contoso.com")
+	m.Observe("relay-app")
+	m.Shared(true)
+	leases := token.NewLeases(limit.NewMemory(), m, slog.New(slog.DiscardHandler))
+	now := time.Now()
+	usage := &token.UsageStatus{Used: 1, Left: 29, Limit: 30, Window: 60}
+	proof := func(kind string) *token.ProofStatus { return &token.ProofStatus{Kind: kind, Ends: &now} }
+	state := &token.Status{
+		Groups:    []token.GroupStatus{{Name: token.GroupExternal, Recipients: usage}},
+		Mailboxes: []token.MailboxStatus{{Mailbox: "erp@contoso.com", Messages: usage, Recipients: usage}},
+		Credentials: []token.CredentialStatus{
+			{Name: "relay-app", InUse: true, Proof: proof(proofSecret), Refresh: token.RefreshStatus{LastSuccess: &now}},
+			{Name: "other-app", InUse: true, Proof: proof(proofCertificate), SignIn: &token.SignInStatus{}},
+		},
+	}
+	reg.MustRegister(token.NewCollector(leases, func(context.Context) *token.Status { return state }))
+	return reg
+}
+
+// milterFigures returns the registry of a milter that has one of everything.
+func milterFigures(t *testing.T) *prometheus.Registry {
+	t.Helper()
+	reg, _, _ := newRegistry()
+	log := slog.New(slog.DiscardHandler)
+	store, err := openAdmission(&Config{Milter: MilterConfig{Store: "memory:"}}, reg, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(store.close)
+	startQueue(t, log, reg)
+	milter.NewMetrics(reg).Clients([]string{"printers"})
+	limits := []milter.LimitStatus{{Kind: limit.KindMessages, Window: 60}, {Kind: limit.KindRecipients, Window: 86400}}
+	state := &milter.Status{Clients: []milter.ClientStatus{{Client: "printers", Limits: limits}},
+		Identities: []milter.IdentityStatus{{Identity: "scan@contoso.com", Limits: limits}}}
+	reg.MustRegister(milter.NewCollector(func() *milter.Status { return state }))
+	return reg
+}
+
+// startQueue looks for a queue that is not there, until its series are.
+func startQueue(t *testing.T, log *slog.Logger, reg *prometheus.Registry) {
+	t.Helper()
+	q := milter.NewQueue(log, reg)
+	q.Use(milter.QueueRules{Socket: filepath.Join(t.TempDir(), "showq"), Wait: time.Hour})
+	go q.Run(t.Context())
+	for range 3000 {
+		if n, err := testutil.GatherAndCount(reg, "sendas_queue_view_up"); err != nil || n > 0 {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatal("the queue was not looked for within 30 s")
+}
+
+// TestMetricsDocs: docs/metrics.md and the services have the same series.
+func TestMetricsDocs(t *testing.T) {
+	have, want := serviceSeries(t, tokenFigures(t)), documentedSeries(t)
+	maps.Copy(have, serviceSeries(t, milterFigures(t)))
+	for name, doc := range want {
+		if got, ok := have[name]; !ok {
+			t.Errorf("docs/metrics.md has %s, which no service shows", name)
+		} else if got != doc {
+			t.Errorf("%s\n is         %+v\n documented %+v", name, got, doc)
+		}
+	}
+	for name := range have {
+		if _, ok := want[name]; !ok {
+			t.Errorf("docs/metrics.md lacks %s", name)
+		}
+	}
+}
+
+// TestMetricsLint: Prometheus' own rules for names, help and units.
+func TestMetricsLint(t *testing.T) {
+	for service, reg := range map[string]*prometheus.Registry{"milter": milterFigures(t), "token": tokenFigures(t)} {
+		page := httptest.NewRecorder()
+		promhttp.HandlerFor(reg, promhttp.HandlerOpts{}).ServeHTTP(page, httptest.NewRequest("GET", "/metrics", nil))
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, "promtool", "check", "metrics") // of Debian's package prometheus
+		cmd.Stdin = page.Body
+		if out, err := cmd.CombinedOutput(); err != nil || len(bytes.TrimSpace(out)) > 0 {
+			t.Errorf("%s: %v\n%s", service, err, out)
+		}
+	}
+}
