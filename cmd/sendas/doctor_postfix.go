@@ -39,6 +39,7 @@ var postfixAdvice = map[string]advice{
 	"no-owner":   {"the user as whom Postfix runs does not exist", "postconf mail_owner shows the name; reinstall Postfix"},
 	"rewriting":  {"this table changes a field that sendas has decided on; with another From Exchange Online refuses the message", "take the line out of the table"},
 	"early":      {"this table changes a field before sendas sees it", "take the line out, or see with \"sendas explain\" what becomes of it"},
+	"filtering":  {"mail that matches leaves another way than sendas has chosen", "take the line with FILTER or REDIRECT out of the table, or see that no mail for Microsoft matches it"},
 	"unreadable": {"what stands in this table cannot be looked at", "see that nothing in it changes From, Sender or Reply-To"},
 }
 
@@ -55,6 +56,11 @@ func (d *doctor) checkPostfix(ctx context.Context) {
 		return
 	}
 	d.postfix = p
+	p.check(s)
+}
+
+// check looks at all that postconf(1) says, and at the files that it names.
+func (p *postfixSetup) check(s section) {
 	p.checkBuild(s)
 	p.checkShape(s)
 	p.checkSettings(s)
@@ -125,7 +131,7 @@ func (p *postfixSetup) checkShape(s section) {
 		s.fail("transport", "submission", fmt.Sprintf("sendas.yaml names the transport %s", to), postfixAdvice["other-name"].with("transport", first))
 	}
 	nextHop := first + ":" + postfixNextHop(p.config.Tenant.Endpoints.Submission)
-	byTable := p.asksFor(p.main["sender_dependent_default_transport_maps"], "transport")
+	byTable := p.asksFor(p.main["sender_dependent_default_transport_maps"], "transport") || p.hasSenderTable()
 	if name, _, _ := strings.Cut(p.main["default_transport"], ":"); !byTable && !slices.Contains(names, name) && p.main["transport_maps"] == "" {
 		s.warn("way", "submission", "no setting leads to "+first, postfixAdvice["no-way"].with("set", p.set(nil, "default_transport", nextHop)))
 	}
@@ -275,8 +281,10 @@ func (p *postfixSetup) checkHeaderTable(s section, id, name, table string, late 
 		s.warn(id, what, "cannot be read here", postfixAdvice["unreadable"])
 		return
 	}
-	n := touchingLine(string(data))
+	n, way := touchingLine(string(data)), lineWith(string(data), wayLine)
 	switch {
+	case n == 0 && way != 0:
+		s.warn(id, what, fmt.Sprintf("chooses a way in line %d", way), postfixAdvice["filtering"])
 	case n == 0:
 		s.ok(id, what, "leaves From, Sender and Reply-To alone")
 	case late:
@@ -287,16 +295,20 @@ func (p *postfixSetup) checkHeaderTable(s section, id, name, table string, late 
 }
 
 var (
+	wayLine      = regexp.MustCompile(`(?i)\s(FILTER|REDIRECT)\s`)
 	changingLine = regexp.MustCompile(`(?i)\s(REPLACE|PREPEND|IGNORE|STRIP)\b`)
 	senderField  = regexp.MustCompile(`(?i)\b(From|Sender|Reply-To)\b`)
 )
 
 // touchingLine returns the number of the first line that changes From, Sender or Reply-To, or 0.
-func touchingLine(table string) int {
+func touchingLine(table string) int { return lineWith(table, changingLine, senderField) }
+
+// lineWith returns the number of the first line that is no comment and matches all forms, or 0.
+func lineWith(table string, forms ...*regexp.Regexp) int {
 	n := 0
 	for line := range strings.Lines(table) {
 		n++
-		if !strings.HasPrefix(line, "#") && changingLine.MatchString(line) && senderField.MatchString(line) {
+		if !strings.HasPrefix(line, "#") && !slices.ContainsFunc(forms, func(f *regexp.Regexp) bool { return !f.MatchString(line) }) {
 			return n
 		}
 	}

@@ -20,7 +20,7 @@ const (
 	inQueue                  // main.cf, under a name that begins with the transport's
 )
 
-// A settingRow is what one parameter of Postfix should be, and why. README's main.cf gives the values.
+// A settingRow is what one parameter of Postfix should be, and why. docs/by-hand.md gives the values.
 type settingRow struct {
 	name  string // after the transport's name for inQueue
 	id    string // "" is the name; another one where two rows look at one parameter
@@ -28,13 +28,31 @@ type settingRow struct {
 	// want is what to write; {…} stands for what setting.fill knows.
 	want string
 	// judge is for a value that is not written exactly like want; nil means that there is no other good one.
-	judge func(value string, p *postfixSetup) checkStatus
-	level checkStatus // of what is not good; judge may say something else
+	judge  func(value string, p *postfixSetup) checkStatus
+	strict bool        // judge looks at want too
+	level  checkStatus // of what is not good; judge may say something else
 	// when tells whether the row is of use here; nil is always.
 	when  func(*postfixSetup) bool
 	means string
 	do    string // "" is the command that writes want
+
+	// why is the comment with which "sendas postfix" writes the row; it writes none that has no such comment.
+	why   string
+	write writing
+	// offer tells whether "sendas postfix" writes the row here; nil is when.
+	offer func(*postfixSetup) bool
+	// merge puts want into a list that others wrote too, and returns what it has put there; nil replaces the value.
+	merge func(p *postfixSetup, raw, want string) (value, added string)
 }
+
+// A writing says when "sendas postfix" shows and writes a row.
+type writing int
+
+const (
+	writeAlways writing = iota
+	writeWrong          // where the present value is not good: Postfix's default is
+	writeOwn            // the same, but in a transport of our own alone; in main.cf it is the administrator's
+)
 
 // Judges of values.
 var (
@@ -64,116 +82,163 @@ var (
 	}
 )
 
-// postfixSettings is what README's main.cf gives, and what stands in the way of it.
+// postfixSettings is what main.cf of docs/by-hand.md gives, and what stands in the way of it.
 var postfixSettings = []settingRow{
 	// In: who may send as whom.
 	{name: "smtpd_milters", place: inSMTPD, want: "{milter}", judge: judgeMilters, level: checkFail,
-		means: "mail from the network does not pass sendas, so it leaves under the name that the device wrote, and Exchange Online refuses it"},
+		means: "mail from the network does not pass sendas, so it leaves under the name that the device wrote, and Exchange Online refuses it",
+		why:   "who may send as whom: before milters that sign, for a signature must come after the rewriting", merge: mergeMilter},
 	{name: "smtpd_milters", id: "smtpd_milters.order", place: inSMTPD, want: "{milter}", judge: judgeOrder, level: checkWarn, when: hasOtherMilters,
 		means: "a milter before sendas sees the mail as the device wrote it: a signature made there is void after the rewriting; one behind it must not change senders",
 		do:    "in smtpd_milters put sendas before milters that sign, and behind those that look for spam"},
 	{name: "non_smtpd_milters", place: inMain, want: "{milter}", judge: judgeMilters, level: checkFail,
-		means: "mail of programs on this host (sendmail, cron) and Postfix's own bounces do not pass sendas"},
+		means: "mail of programs on this host (sendmail, cron) and Postfix's own bounces do not pass sendas",
+		why:   "the same for mail of programs on this host", merge: mergeMilter},
 	{name: "internal_mail_filter_classes", place: inMain, want: "bounce", level: checkFail,
 		judge: func(v string, _ *postfixSetup) checkStatus { return okIf(slices.Contains(postfixList(v), "bounce")) },
-		means: "Postfix's own bounces do not pass the milter, and nobody may send as their sender"},
-	{name: "milter_default_action", place: inMain, want: "tempfail", level: checkFail,
-		judge: func(v string, _ *postfixSetup) checkStatus { return warnIf(v == "reject" || v == "quarantine") },
-		means: "while the milter is down, mail leaves unchanged or is lost (reject), instead of waiting at the client"},
+		means: "Postfix's own bounces do not pass the milter, and nobody may send as their sender",
+		why:   "and for bounces of Postfix itself", merge: mergeLast},
+	{name: "milter_default_action", place: inMain, want: "tempfail", level: checkFail, judge: judgeDefaultAction,
+		means: "while the milter is down, mail leaves unchanged or is lost (reject), instead of waiting at the client",
+		why:   "mail waits at the client while the milter is down, rather than leave under the wrong name", offer: func(p *postfixSetup) bool { return !p.keepsAction() }},
 	{name: "local_header_rewrite_clients", place: inSMTPD, want: "", level: checkWarn,
-		means: "Postfix mends the headers of these clients before sendas sees them, and spoils what it does not understand"},
+		means: "Postfix mends the headers of these clients before sendas sees them, and spoils what it does not understand",
+		why:   "the milter must see headers as the device wrote them; it adds Date and Message-ID itself"},
 	{name: "remote_header_rewrite_domain", place: inSMTPD, want: "", level: checkWarn,
-		means: "Postfix completes the headers of all clients before sendas sees them, and spoils what it does not understand"},
+		means: "Postfix completes the headers of all clients before sendas sees them, and spoils what it does not understand",
+		why:   "the same for clients elsewhere", write: writeWrong},
 	{name: "resolve_numeric_domain", place: inMain, want: "yes", level: checkWarn,
-		means: "senders such as user@10.2.0.9, which devices write, are refused before sendas can mend them"},
+		means: "senders such as user@10.2.0.9, which devices write, are refused before sendas can mend them",
+		why:   "devices write user@10.2.0.9 without brackets"},
 	{name: "smtpd_recipient_restrictions", place: inSMTPD, want: "check_policy_service { {policy}, default_action=DEFER_IF_PERMIT }", judge: judgePolicy, level: checkFail, when: wantsPolicy,
 		means: "the policy service is not asked, or only after a permission has ended the list: clients with a connector, a direct route or a fingerprint depend on it",
-		do:    "put \"check_policy_service { {policy}, default_action=DEFER_IF_PERMIT }\" into smtpd_recipient_restrictions, before everything that permits"},
+		do:    "put \"check_policy_service { {policy}, default_action=DEFER_IF_PERMIT }\" into smtpd_recipient_restrictions, before everything that permits",
+		why:   "strangers are turned away at RCPT, and a client's way out is chosen there; it never permits anything", offer: offersPolicy, merge: mergePolicy},
 	{name: "smtpd_recipient_restrictions", place: inSMTPD, want: "check_policy_service { {policy}, default_action=DEFER_IF_PERMIT }", level: checkWarn,
 		when: func(p *postfixSetup) bool { return !wantsPolicy(p) && asksPolicy(p) }, judge: judgePolicy,
 		means: "the policy service is asked only after a permission has ended the list, which is never",
 		do:    "put it before everything that permits"},
 	{name: "smtpd_relay_restrictions", place: inSMTPD, want: "permit_mynetworks, permit_sasl_authenticated, defer_unauth_destination", judge: judgeRelay, level: checkFail,
 		means: "anybody could send to anybody through this host; sendas never widens Postfix's relay rules, but does not replace them either"},
-	{name: "transport_maps", place: inMain, want: "{route}", level: checkFail, when: wantsRouteMap,
-		judge: func(v string, p *postfixSetup) checkStatus { return okIf(p.asksFor(v, "route")) },
-		means: "nobody tells Postfix which recipients a direct route reaches, so all its mail goes by submission"},
+	{name: "transport_maps", place: inMain, want: "{own}", level: checkFail, when: wantsRouteMap, judge: judgeOwnTable,
+		means: "nobody tells Postfix which recipients a direct route reaches, so all its mail goes by submission",
+		why:   "the recipients that a direct route reaches; a table in main.cf, so that nobody needs the token service at RCPT", merge: mergeLast},
 	{name: "transport_maps", id: "transport_maps.others", place: inMain, want: "", level: checkWarn, when: func(p *postfixSetup) bool { return !p.own && p.main["transport_maps"] != "" },
-		judge: func(v string, p *postfixSetup) checkStatus { return okIf(onlySendas(v)) },
+		judge: func(v string, p *postfixSetup) checkStatus { return okIf(p.onlySendas(v)) },
 		means: "mail that these tables send to another server takes the settings of submission with it: that server is offered the mailbox's token if it asks for XOAUTH2",
-		do:    "let those tables name a transport without SASL, or move the settings of submission into a transport of their own; see README.md"},
+		do:    "let those tables name a transport without SASL, or move the settings of submission into a transport of their own: sendas postfix enable --shape transport"},
 	{name: "smtpd_tls_ask_ccert", place: inSMTPD, want: "yes", level: checkFail, when: wantsCertificates,
-		means: "clients are known by certificates, and Postfix asks for none"},
+		means: "clients are known by certificates, and Postfix asks for none",
+		why:   "clients are known by their certificates"},
 	{name: "smtpd_tls_fingerprint_digest", place: inSMTPD, want: "sha256", level: checkFail, when: func(p *postfixSetup) bool { return p.config.Policy != nil && p.config.Policy.UsesFingerprints() },
-		means: "clients are known by SHA-256 fingerprints, and Postfix makes others"},
+		means: "clients are known by SHA-256 fingerprints, and Postfix makes others",
+		why:   "and by their fingerprints"},
 
 	// Out: one look-up is the right to send one message.
 	{name: "relayhost", place: inMain, want: "{nexthop}", judge: judgeRelayhost, level: checkFail, when: func(p *postfixSetup) bool { return !p.own && p.submits() },
-		means: "mail does not go to Microsoft's submission server"},
+		means: "mail does not go to Microsoft's submission server",
+		why:   "everything leaves by Microsoft's submission server"},
+	{name: "sender_dependent_default_transport_maps", place: inMain, want: "{senders}", level: checkWarn, judge: judgeSenderTable, merge: mergeFirst,
+		when:  func(p *postfixSetup) bool { return p.hasSenderTable() },
+		offer: func(p *postfixSetup) bool { return p.senderTable() != "" },
+		means: "the table was written for another configuration: senders that it does not know wait behind the mail of others, or do not come to the transport of sendas",
+		do:    "sendas postfix enable",
+		why:   "which senders leave by submission, each mailbox with a queue of its own; a table in main.cf, so that nobody needs the token service at RCPT"},
 	{name: "smtp_tls_security_level", place: inTransport, want: "secure", level: checkFail,
 		judge: func(v string, _ *postfixSetup) checkStatus { return warnIf(v == "verify" || v == "fingerprint") },
-		means: "a token may only be shown to a server that has proved to be Microsoft's; less than \"secure\" shows it to whoever answers"},
+		means: "a token may only be shown to a server that has proved to be Microsoft's; less than \"secure\" shows it to whoever answers",
+		why:   "a token is shown to nobody but a server that has proved to be Microsoft's"},
 	{name: "smtp_tls_wrappermode", place: inTransport, want: "no", level: checkFail,
-		means: "Microsoft has no implicit TLS (port 465), so no connection succeeds"},
+		means: "Microsoft has no implicit TLS (port 465), so no connection succeeds",
+		why:   "Microsoft has STARTTLS alone", write: writeWrong},
 	{name: "smtp_tls_policy_maps", place: inTransport, want: "", level: checkWarn,
-		means: "a table may lower the security level for Microsoft's server", do: "see that it says secure for {nexthop}, or nothing"},
-	{name: "smtp_tls_CAfile", place: inTransport, want: "{bundle}", level: checkFail, judge: judgeTrust,
-		means: "Postfix trusts nobody, so it cannot tell Microsoft's server from another and defers all mail; or the file is not there"},
+		means: "a table may lower the security level for Microsoft's server", do: "see that it says secure for {nexthop}, or nothing",
+		why: "no table lowers the level", write: writeOwn},
+	{name: "smtp_tls_CAfile", place: inTransport, want: "{bundle}", level: checkFail, judge: judgeTrust, strict: true,
+		means: "Postfix trusts nobody, so it cannot tell Microsoft's server from another and defers all mail; or the file is not there (package ca-certificates)",
+		why:   "whom to trust; unlike smtp_tls_CApath it is read before Postfix locks itself into its queue directory"},
 	{name: "smtp_tls_secure_cert_match", place: inTransport, want: "nexthop, dot-nexthop", level: checkWarn,
 		judge: func(v string, p *postfixSetup) checkStatus {
 			host, _, _ := strings.Cut(p.config.Tenant.Endpoints.Submission, ":")
 			return okIf(slices.Contains(postfixList(v), "nexthop") || slices.Contains(postfixList(v), host))
 		},
-		means: "Postfix compares the certificate with something else than the name of the server"},
+		means: "Postfix compares the certificate with something else than the name of the server",
+		why:   "the certificate must be that of the server", write: writeWrong},
 	{name: "smtp_sasl_auth_enable", place: inTransport, want: "yes", level: checkFail,
-		means: "Postfix does not authenticate, and Microsoft refuses every message with 530 5.7.57"},
+		means: "Postfix does not authenticate, and Microsoft refuses every message with 530 5.7.57",
+		why:   "Microsoft takes nothing without AUTH"},
 	{name: "smtp_sasl_type", place: inTransport, want: "cyrus", level: checkFail,
-		means: "XOAUTH2 comes by a plugin of Cyrus SASL"},
+		means: "XOAUTH2 comes by a plugin of Cyrus SASL",
+		why:   "XOAUTH2 comes by a plugin of Cyrus SASL", write: writeWrong},
 	{name: "smtp_sasl_mechanism_filter", place: inTransport, want: "xoauth2", level: checkFail, judge: anyCase("xoauth2"),
-		means: "another mechanism than XOAUTH2 would send the token as if it were a password, which Microsoft refuses"},
+		means: "another mechanism than XOAUTH2 would send the token as if it were a password, which Microsoft refuses",
+		why:   "no other mechanism: it would send the token as if it were a password"},
 	{name: "smtp_sasl_security_options", place: inTransport, want: "noanonymous", level: checkWarn, judge: onlyWords("noanonymous"),
-		means: "this forbids mechanisms that show the password to the server, as XOAUTH2 does; it only counts without TLS"},
+		means: "this forbids mechanisms that show the password to the server, as XOAUTH2 does; it only counts without TLS",
+		why:   "XOAUTH2 shows the token to the server, as PLAIN shows the password"},
 	{name: "smtp_sasl_tls_security_options", place: inTransport, want: "noanonymous", level: checkFail, judge: onlyWords("noanonymous"),
-		means: "this forbids mechanisms that show the password to the server, as XOAUTH2 does: Postfix finds no mechanism"},
+		means: "this forbids mechanisms that show the password to the server, as XOAUTH2 does: Postfix finds no mechanism",
+		why:   "the same within TLS"},
 	{name: "smtp_sasl_tls_verified_security_options", place: inTransport, want: "$smtp_sasl_tls_security_options", level: checkFail, judge: onlyWords("noanonymous"),
-		means: "this forbids mechanisms that show the password to the server, as XOAUTH2 does: Postfix finds no mechanism"},
+		means: "this forbids mechanisms that show the password to the server, as XOAUTH2 does: Postfix finds no mechanism",
+		why:   "and to a server that is known", write: writeWrong},
 	{name: "smtp_sender_dependent_authentication", place: inTransport, want: "yes", level: checkFail,
-		means: "Postfix asks for the credential of the server instead of that of the sender, and sendas has none for it"},
+		means: "Postfix asks for the credential of the server instead of that of the sender, and sendas has none for it",
+		why:   "the credential is that of the sender, not that of the server"},
 	{name: "smtp_sasl_password_maps", place: inTransport, want: "{lease}", judge: judgeSocketmap("lease"), level: checkFail,
-		means: "the look-up must come from smtp(8) itself to the socket of sendas alone: through proxymap or beside other tables, a session has no lease"},
+		means: "the look-up must come from smtp(8) itself to the socket of sendas alone: through proxymap or beside other tables, a session has no lease",
+		why:   "one look-up is the right to send one message: it waits until the message may leave"},
 	{name: "smtp_reply_filter", place: inTransport, want: "{reply}", judge: judgeSocketmap("reply"), level: checkFail,
-		means: "sendas does not learn what became of a message: leases come back late, and mail over Microsoft's daily limit bounces instead of waiting"},
+		means: "sendas does not learn what became of a message: leases come back late, and mail over Microsoft's daily limit bounces instead of waiting",
+		why:   "the token service sees what became of the message, and \"later\" is no longer taken for \"never\""},
 	{name: "smtp_sasl_auth_soft_bounce", place: inTransport, want: "yes", level: checkFail,
-		means: "a token that is refused for a moment makes mail bounce"},
+		means: "a token that is refused for a moment makes mail bounce",
+		why:   "a token that is refused for a moment makes no mail bounce", write: writeWrong},
 	{name: "smtp_sasl_auth_cache_name", place: inTransport, want: "", level: checkFail,
-		means: "a refused token is remembered for months as a wrong password"},
+		means: "a refused token is remembered for months as a wrong password",
+		why:   "and is not remembered", write: writeWrong},
 	{name: "smtp_tls_connection_reuse", place: inTransport, want: "no", level: checkFail,
-		means: "a message on a reused connection leaves without a look-up, so past all limits"},
+		means: "a message on a reused connection leaves without a look-up, so past all limits",
+		why:   "one message a session: on a reused connection the next one would leave without asking"},
 	{name: "smtp_connection_cache_on_demand", place: inTransport, want: "no", level: checkFail,
-		means: "a message on a reused connection leaves without a look-up, so past all limits"},
+		means: "a message on a reused connection leaves without a look-up, so past all limits",
+		why:   "the same without TLS"},
 	{name: "smtp_connection_cache_destinations", place: inTransport, want: "", level: checkFail,
-		means: "a message on a reused connection leaves without a look-up, so past all limits"},
-	{name: "smtp_generic_maps", place: inTransport, want: "", level: checkFail,
-		means: "the sender is changed after sendas has decided on it, and Exchange Online refuses the message"},
+		means: "a message on a reused connection leaves without a look-up, so past all limits",
+		why:   "nor for these", write: writeWrong},
+	{name: "smtp_generic_maps", id: "recipients", place: inTransport, want: "{recipient}", judge: judgeSocketmap("recipient"), level: checkWarn,
+		when:  countsExternal,
+		means: "sendas does not learn who the recipients are: all of them count as external",
+		why:   "the token service learns which recipients are external, and changes no address", merge: keepOthers},
+	{name: "smtp_generic_maps", place: inTransport, want: "", level: checkFail, judge: judgeSocketmap("recipient"),
+		offer: func(p *postfixSetup) bool { return !countsExternal(p) },
+		means: "the sender is changed after sendas has decided on it, and Exchange Online refuses the message",
+		why:   "nobody changes senders after the milter has decided on them", write: writeOwn},
 	{name: "smtp_tls_loglevel", place: inTransport, want: "1", judge: anyCase("0", "1", "2"), level: checkFail,
-		means: "what is sent within TLS, tokens too, is written into the mail log"},
-	{name: "_destination_concurrency_limit", place: inQueue, want: "3", level: checkWarn,
+		means: "what is sent within TLS, tokens too, is written into the mail log",
+		why:   "more would write tokens into the mail log", write: writeWrong},
+	{name: "_destination_concurrency_limit", place: inQueue, want: "{connections}", level: checkWarn,
 		judge: func(v string, p *postfixSetup) checkStatus {
 			return within1to(3*max(1, len(p.config.Mailboxes)))(v, p)
 		},
-		means: "Microsoft takes 3 messages of a mailbox at one time; more processes than that only wait"},
+		means: "Microsoft takes 3 messages of a mailbox at one time; more processes than that only wait",
+		why:   "Microsoft takes 3 messages of a mailbox at one time; each mailbox has a queue of its own"},
 	{name: "_destination_concurrency_failed_cohort_limit", place: inQueue, want: "10", level: checkWarn,
 		judge: func(v string, _ *postfixSetup) checkStatus {
 			n, err := strconv.Atoi(v)
 			return okIf(err == nil && (n == 0 || n >= 10))
 		},
-		means: "one broken connection holds up all mail for five minutes"},
+		means: "one broken connection holds up all mail for five minutes",
+		why:   "one broken connection must not hold up everything for five minutes"},
 	{name: "_destination_recipient_limit", place: inQueue, want: "50", level: checkWarn, judge: within1to(500),
-		means: "Microsoft takes 500 recipients at once, and sendas keeps room for one delivery under the daily limit"},
+		means: "Microsoft takes 500 recipients at once, and sendas keeps room for one delivery under the daily limit",
+		why:   "sendas keeps room for one delivery under the daily limit", write: writeWrong},
 	{name: "_destination_rate_delay", place: inQueue, want: "0s", level: checkWarn, judge: anyCase("0", "0s"),
-		means: "sendas keeps Microsoft's pace already; this delay comes on top of it"},
+		means: "sendas keeps Microsoft's pace already; this delay comes on top of it",
+		why:   "sendas keeps Microsoft's pace already; a delay would come on top", write: writeWrong},
 	{name: "_transport_rate_delay", place: inQueue, want: "0s", level: checkWarn, judge: anyCase("0", "0s"),
-		means: "sendas keeps Microsoft's pace already; this delay comes on top of it"},
+		means: "sendas keeps Microsoft's pace already; this delay comes on top of it",
+		why:   "sendas keeps Microsoft's pace already; a delay would come on top", write: writeWrong},
 
 	// In the way.
 	{name: "notify_classes", place: inMain, want: "resource, software", level: checkFail,
@@ -194,6 +259,12 @@ var postfixSettings = []settingRow{
 	{name: "canonical_maps", place: inMain, want: "", level: checkWarn, means: rewritten},
 	{name: "sender_canonical_maps", place: inMain, want: "", level: checkWarn, means: rewritten},
 	{name: "masquerade_domains", place: inMain, want: "", level: checkWarn, means: rewritten},
+	{name: "message_size_limit", place: inMain, want: "157286400", level: checkWarn, judge: within1to(157286400), write: writeWrong,
+		means: "mail that is larger than Microsoft takes is accepted here and bounces later",
+		why:   "Microsoft takes no more; a device learns it at once, instead of a bounce that nobody reads"},
+	{name: "maximal_queue_lifetime", place: inMain, want: "5d", level: checkWarn,
+		judge: func(v string, _ *postfixSetup) checkStatus { return okIf(postfixSeconds(v, 24*60*60) >= 24*60*60) },
+		means: "mail over Microsoft's daily limit waits for a day, and bounces before that"},
 	{name: "always_add_missing_headers", place: inMain, want: "no", level: checkWarn,
 		means: "Postfix adds an empty From of its own before sendas sees that there was none"},
 	{name: "smtputf8_autodetect_classes", place: inMain, want: "sendmail, verify", level: checkWarn, judge: onlyWords("sendmail", "verify"),
@@ -232,9 +303,10 @@ func trustBundle() string {
 // fill replaces what stands for names of this site.
 func (p *postfixSetup) fill(s string) string {
 	return strings.NewReplacer(
-		"{milter}", p.relative(p.config.Milter.Listen), "{policy}", p.relative(p.config.Milter.PolicyListen),
-		"{lease}", p.socketmap("lease"), "{reply}", p.socketmap("reply"), "{route}", p.socketmap("route"),
-		"{bundle}", trustBundle(), "{nexthop}", postfixNextHop(p.config.Tenant.Endpoints.Submission),
+		"{milter}", p.milterItem(), "{policy}", p.relative(p.config.Milter.PolicyListen),
+		"{lease}", p.socketmap("lease"), "{reply}", p.socketmap("reply"), "{recipient}", p.socketmap("recipient"), "{route}", p.socketmap("route"),
+		"{bundle}", cmp.Or(p.config.Tenant.Endpoints.CAFile, trustBundle()), "{own}", p.ownTable(), "{senders}", p.senderTable(), "{nexthop}", postfixNextHop(p.config.Tenant.Endpoints.Submission),
+		"{connections}", strconv.Itoa(p.connections()),
 	).Replace(s)
 }
 
@@ -298,7 +370,7 @@ func (p *postfixSetup) compare(s section, r *settingRow, v *postfixService, name
 		id, what = v.name+"."+id, name+" of "+v.key()
 	}
 	status := checkOK
-	if value != want {
+	if value != want || r.strict {
 		status = ""
 		if r.judge != nil {
 			status = r.judge(value, p)
@@ -330,6 +402,20 @@ func judgeMilters(value string, p *postfixSetup) checkStatus {
 		return ok && strings.TrimSpace(name) == "default_action" && strings.TrimSpace(action) != "tempfail"
 	})
 	return okIf(place >= 0 && !lax)
+}
+
+// judgeDefaultAction accepts any action where sendas has one of its own in both lists: for a filter of spam another one may be right.
+func judgeDefaultAction(value string, p *postfixSetup) checkStatus {
+	own := func(name string) bool {
+		_, options := p.milterPlace(p.main[name])
+		return slices.ContainsFunc(options, func(o string) bool {
+			return strings.Join(strings.Fields(strings.Trim(o, "{ }")), "") == "default_action=tempfail"
+		})
+	}
+	if own("smtpd_milters") && own("non_smtpd_milters") {
+		return checkOK
+	}
+	return warnIf(value == "reject" || value == "quarantine")
 }
 
 func judgeOrder(value string, p *postfixSetup) checkStatus {
@@ -403,8 +489,10 @@ func judgeRelay(value string, p *postfixSetup) checkStatus {
 }
 
 // onlySendas tells whether all tables are those of sendas.
-func onlySendas(tables string) bool {
-	return !slices.ContainsFunc(postfixList(tables), func(t string) bool { return !strings.HasPrefix(t, "socketmap:") })
+func (p *postfixSetup) onlySendas(tables string) bool {
+	return !slices.ContainsFunc(postfixList(tables), func(t string) bool {
+		return !strings.HasPrefix(t, "socketmap:") && judgeOwnTable(t, p) != checkOK
+	})
 }
 
 // judgeRelayhost accepts what leads to the same server: another way to write the port, or a table of sendas that
@@ -447,6 +535,9 @@ func judgeSocketmap(name string) func(string, *postfixSetup) checkStatus {
 		return okIf(ok && p.sameSocket(socket, p.config.Token.Listen))
 	}
 }
+
+// countsExternal tells whether external recipients are limited, so that it matters who the recipients are.
+func countsExternal(p *postfixSetup) bool { return p.config.Tenant.limitsExternal() }
 
 // judgeFilter accepts a way out of sendas' as the filter (docs/routes.md).
 func judgeFilter(value string, p *postfixSetup) checkStatus {

@@ -1,0 +1,305 @@
+package main
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/policy/limit"
+)
+
+// milterItem is how a list of milters names that of sendas: with an action of its own where others count on another one, for
+// which "accept" may be right.
+func (p *postfixSetup) milterItem() string {
+	item := p.relative(p.config.Milter.Listen)
+	if p.keepsAction() {
+		return "{ " + item + ", default_action=tempfail }"
+	}
+	return item
+}
+
+// keepsAction tells whether milter_default_action has to stay as it is, for the sake of other milters.
+func (p *postfixSetup) keepsAction() bool {
+	others := slices.ContainsFunc(slices.Concat(postfixList(p.main["smtpd_milters"]), postfixList(p.main["non_smtpd_milters"])), func(item string) bool {
+		place, _ := p.milterPlace(item)
+		return place < 0
+	})
+	return others && p.main["milter_default_action"] != "tempfail"
+}
+
+// mergeMilter puts the milter of sendas first. What a value such as $smtpd_milters stands for has it already when that list was
+// extended.
+func mergeMilter(p *postfixSetup, raw, want string) (value, added string) {
+	list := postfixList(raw)
+	if slices.ContainsFunc(list, func(item string) bool {
+		m := otherName.FindStringSubmatch(item)
+		return m != nil && m[1] == "smtpd_milters"
+	}) {
+		return raw, ""
+	}
+	if place, _ := p.milterPlace(raw); place >= 0 { // with an action that lets mail pass
+		list = slices.Delete(list, place, place+1)
+	}
+	return strings.Join(slices.Concat([]string{want}, list), ", "), want
+}
+
+// mergeFirst puts an item before the others.
+func mergeFirst(_ *postfixSetup, raw, want string) (value, added string) {
+	return strings.Join(slices.Concat([]string{want}, postfixList(raw)), ", "), want
+}
+
+// mergeLast puts an item behind the others.
+func mergeLast(_ *postfixSetup, raw, want string) (value, added string) {
+	return strings.Join(append(postfixList(raw), want), ", "), want
+}
+
+// keepOthers leaves a value of somebody else's as it is: what is wrong with it is for him to decide, and the doctor says so.
+func keepOthers(_ *postfixSetup, raw, _ string) (value, added string) { return raw, "" }
+
+// mergePolicy puts the question to the policy service as late as it is still asked: before the first thing that permits.
+// What refuses before that goes on refusing. The service permits nothing, so the list lets nobody in who was kept out.
+func mergePolicy(p *postfixSetup, raw, want string) (value, added string) {
+	list := postfixList(raw)
+	at := len(list)
+	for i, item := range list {
+		if m := otherName.FindStringSubmatch(item); m != nil { // a name for a part of the list
+			item = p.main[m[1]]
+		}
+		if slices.ContainsFunc(postfixList(item), givesPermission) {
+			at = i
+			break
+		}
+	}
+	if asked, _ := p.policyPlace(raw); asked > at { // so late that nobody asks
+		list = slices.Delete(list, asked, asked+2)
+	}
+	return joinRestrictions(slices.Insert(list, at, postfixList(want)...)), want
+}
+
+// givesPermission tells whether a restriction ends the list by a permission.
+func givesPermission(item string) bool { return item == "permit" || strings.HasPrefix(item, "permit_") }
+
+// joinRestrictions writes a list with a comma behind each restriction, but none before the argument of one.
+func joinRestrictions(list []string) string {
+	var b strings.Builder
+	for i, item := range list {
+		switch {
+		case i == 0:
+		case strings.HasPrefix(list[i-1], "check_"), list[i-1] == "sleep", list[i-1] == "permit_mx_backup_networks":
+			b.WriteByte(' ')
+		default:
+			b.WriteString(", ")
+		}
+		b.WriteString(item)
+	}
+	return b.String()
+}
+
+// withoutItem takes from a list what merge has put there; ok is false where it is no longer in it.
+func withoutItem(raw, added string) (value string, ok bool) {
+	list, gone := postfixList(raw), postfixList(added)
+	for i := 0; len(gone) > 0 && i+len(gone) <= len(list); i++ {
+		if slices.EqualFunc(list[i:i+len(gone)], gone, sameValue) {
+			return joinRestrictions(slices.Delete(list, i, i+len(gone))), true
+		}
+	}
+	return raw, false
+}
+
+// sameValue compares values as Postfix reads them: blanks and line ends are alike.
+func sameValue(a, b string) bool { return oneSpaced(a) == oneSpaced(b) }
+
+func oneSpaced(s string) string { return strings.Join(strings.Fields(s), " ") }
+
+// offersPolicy tells whether there is a policy service to ask.
+func offersPolicy(p *postfixSetup) bool { return p.config.Milter.PolicyListen != "" }
+
+// ownTable is the table of the recipients that a direct route reaches, "" where there is none. It stands in main.cf: Postfix
+// looks into transport_maps at RCPT already, and a table of the token service would have devices, of which few try
+// again, turned away with 451 while that service is down.
+func (p *postfixSetup) ownTable() string {
+	if p.config.Policy == nil {
+		return ""
+	}
+	var list []string
+	for _, d := range p.config.Policy.Domains() {
+		if r := p.config.Policy.RouteTo("postmaster@" + d); r != nil {
+			list = append(list, "{"+d+" = "+r.Destination()+"}")
+		}
+	}
+	return inlineTable(list)
+}
+
+func inlineTable(entries []string) string {
+	if len(entries) == 0 {
+		return ""
+	}
+	return "inline:{ " + strings.Join(entries, ", ") + " }"
+}
+
+// judgeOwnTable accepts the token service's map, and a table with every domain.
+func judgeOwnTable(value string, p *postfixSetup) checkStatus {
+	return okIf(p.asksFor(value, "route") || hasEntries(value, p.ownTable()))
+}
+
+// hasEntries tells whether the tables in a value have each entry of a table of ours.
+func hasEntries(value, table string) bool {
+	entries := postfixList(strings.TrimSuffix(strings.TrimPrefix(table, "inline:{"), "}"))
+	value = oneSpaced(value)
+	return len(entries) > 0 && !slices.ContainsFunc(entries, func(e string) bool { return !strings.Contains(value, oneSpaced(e)) })
+}
+
+// plainAddress is what can be a key in main.cf: nothing that Postfix would read as syntax.
+var plainAddress = regexp.MustCompile(`^[A-Za-z0-9._+/-]+@[A-Za-z0-9.-]+$`)
+
+// maxSenders is how many addresses a table in main.cf may have before it is no longer readable. Mail of others leaves by
+// submission too, but shares one queue.
+const maxSenders = 500
+
+// senderTable says which senders leave by submission, "" where nothing has to be said. It does what the map "transport" of the
+// token service does, but needs no service: smtpd(8) resolves each recipient at RCPT together with the sender, and
+// would answer devices with 451 while the token service is down. So the queue absorbs that.
+func (p *postfixSetup) senderTable() string {
+	c := p.config
+	if !p.submits() || c.Policy == nil || !p.own && len(c.Mailboxes) < 2 {
+		return ""
+	}
+	d := newDirectory(c)
+	var list []string
+	for _, a := range c.senders() {
+		to := d.RouteFrom(a)
+		if _, hop, ok := strings.Cut(to, ":"); ok && plainAddress.MatchString(a) {
+			list = append(list, "{"+strings.ToLower(a)+" = "+p.transportName()+":"+hop+"}")
+		}
+	}
+	if len(list) > maxSenders {
+		list = nil
+	}
+	return inlineTable(append(list, p.senderDomains(d)...))
+}
+
+// senderDomains are the entries for whole domains: those of which each address is a mailbox, and, in a transport of its own, all that
+// are verified: what the milter lets out is an address of one of them, and must not leave another way because the
+// table is older than the configuration.
+func (p *postfixSetup) senderDomains(d *directory) []string {
+	var list []string
+	for _, domain := range p.config.Policy.Domains() {
+		r := p.config.Policy.Routes()[0]
+		pattern := slices.ContainsFunc(p.config.Mailboxes, func(m MailboxConfig) bool { return m.Address == "*@"+domain })
+		if !pattern && !p.own {
+			continue
+		}
+		hop := r.NextHop
+		if pattern {
+			hop = queueHop(hop, d.queues["*@"+domain])
+		}
+		list = append(list, "{@"+domain+" = "+p.transportName()+":"+hop+"}")
+	}
+	return list
+}
+
+// senders returns the addresses that mailboxes may send as, as far as the configuration itself names them.
+func (c *Config) senders() []string {
+	var list []string
+	known := make(map[string]bool) // an address of a pool stands at several mailboxes
+	for _, m := range c.Mailboxes {
+		for _, a := range slices.Concat([]string{m.Address}, m.Aliases, m.SendAs) {
+			if key := strings.ToLower(a); !known[key] && !strings.HasPrefix(a, "*@") {
+				known[key] = true
+				list = append(list, a)
+			}
+		}
+	}
+	return list
+}
+
+// connections is how many messages of one queue may be under way: Microsoft's 3, for each mailbox of the largest pool.
+func (p *postfixSetup) connections() int {
+	most := 1
+	if p.config.Policy != nil {
+		for _, pool := range p.config.Policy.Pools() {
+			most = max(most, len(pool.Mailboxes))
+		}
+	}
+	return limit.Microsoft().Connections * most
+}
+
+// transportName is the transport of submission: Postfix's own smtp, or what sendas.yaml calls it.
+func (p *postfixSetup) transportName() string {
+	name := p.submission()
+	if p.own && name == "smtp" {
+		return ownTransportName
+	}
+	return name
+}
+
+// ownTransportName is what a transport of our own is called where the configuration does not say.
+const ownTransportName = "sendas"
+
+// hasSenderTable tells whether main.cf has a table of senders of ours, be it an old one.
+func (p *postfixSetup) hasSenderTable() bool {
+	value := p.main["sender_dependent_default_transport_maps"]
+	return p.config.Policy != nil && strings.Contains(value, "inline:") && strings.Contains(value, " = "+p.transportName()+":[")
+}
+
+func judgeSenderTable(value string, p *postfixSetup) checkStatus {
+	return okIf(p.asksFor(value, "transport") || hasEntries(value, p.senderTable()))
+}
+
+// routeSettings are the -o of a transport for a connector or a direct route: Postfix's own smtp, without what
+// submission has in main.cf.
+func (p *postfixSetup) routeSettings(r *policy.Route) []namedValue {
+	list := []namedValue{{"smtp_sasl_auth_enable", "no"}, {"smtp_sasl_password_maps", ""}, {"smtp_reply_filter", ""}}
+	if p.own || !p.submits() { // main.cf says nothing of TLS to Microsoft
+		list = append(list, namedValue{"smtp_tls_security_level", "secure"}, namedValue{"smtp_tls_CAfile", p.fill("{bundle}")})
+	}
+	if countsExternal(p) && !p.own { // of mailboxes; main.cf asks the token service
+		list = append(list, namedValue{"smtp_generic_maps", ""})
+	}
+	for _, c := range p.config.Routes {
+		if c.Name == r.Name && c.CertificateFile != "" {
+			files := c.CertificateFile
+			if c.KeyFile != "" { // Postfix wants the key first (smtp_tls_chain_files of postconf(5))
+				files = c.KeyFile + "," + files
+			}
+			list = append(list, namedValue{"smtp_tls_chain_files", files})
+		}
+	}
+	return list
+}
+
+// A namedValue is one -o of master.cf.
+type namedValue struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
+
+// masterEntry writes an entry of master.cf as postconf -M takes it.
+func masterEntry(name, chroot string, list []namedValue) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s unix - - %s - - smtp", name, chroot)
+	for _, v := range list {
+		if strings.ContainsAny(v.Value, " \t") {
+			fmt.Fprintf(&b, " -o { %s = %s }", v.Name, v.Value)
+		} else {
+			fmt.Fprintf(&b, " -o %s=%s", v.Name, v.Value)
+		}
+	}
+	return b.String()
+}
+
+// postfixSeconds reads a time as Postfix writes it; one that it cannot read is 0. A number without a unit is in the unit given, in seconds.
+func postfixSeconds(value string, unit int) int {
+	units := map[byte]int{'s': 1, 'm': 60, 'h': 60 * 60, 'd': 24 * 60 * 60, 'w': 7 * 24 * 60 * 60}
+	if n := len(value); n > 0 && units[value[n-1]] > 0 {
+		unit, value = units[value[n-1]], value[:n-1]
+	}
+	n, err := strconv.Atoi(value)
+	if err != nil {
+		return 0
+	}
+	return n * unit
+}
