@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -20,8 +19,9 @@ import (
 	"unicode"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
+	"github.com/sendas/sendas/milter"
+	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token"
 )
@@ -30,23 +30,6 @@ import (
 
 // started is when the process began, for status.
 var started = time.Now()
-
-// statusTime bounds an answer: the ledger may be on another host.
-const statusTime = 5 * time.Second
-
-// statusHandler serves what the function returns, as JSON.
-func statusHandler(status func(context.Context) *token.Status) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), statusTime)
-		defer cancel()
-		w.Header().Set("Content-Type", "application/json")
-		w.Header().Set("Cache-Control", "no-store")
-		e := json.NewEncoder(w)
-		e.SetIndent("", "  ")
-		e.SetEscapeHTML(false)
-		e.Encode(status(ctx)) // an error is the reader's: it has gone
-	})
-}
 
 // status describes the token service.
 func (d *credentialDesk) status(ctx context.Context) *token.Status {
@@ -69,9 +52,36 @@ func (d *credentialDesk) status(ctx context.Context) *token.Status {
 	}
 	for _, m := range c.Mailboxes {
 		in.Mailboxes = append(in.Mailboxes, token.MailboxInput{Label: m.Address, Pattern: strings.HasPrefix(m.Address, "*@"),
-			Credential: m.Credential, Limits: m.Limits.Limits()})
+			Credential: m.Credential, Limits: c.mailboxLimits(&m)})
 	}
+	for _, p := range c.Policy.Pools() {
+		x := token.PoolStatus{Address: p.Address.String()}
+		for _, m := range p.Mailboxes {
+			x.Members = append(x.Members, m.Name)
+		}
+		in.Pools = append(in.Pools, x)
+	}
+	in.Groups = c.groups()
 	return d.leases.Status(ctx, in)
+}
+
+// inForce returns the configuration in force.
+func (d *credentialDesk) inForce() *Config {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.config
+}
+
+// tokenReport is what the token service answers to /status. Its JSON keys are stable.
+type tokenReport struct {
+	*token.Status
+	Config *configStatus `json:"config"`
+}
+
+// milterReport is what the milter answers to /status. Its JSON keys are stable.
+type milterReport struct {
+	*milter.Status
+	Config *configStatus `json:"config"`
 }
 
 // What proves to Entra who we are: the values of proof.kind.
@@ -110,9 +120,6 @@ func signedIn(v *token.Vault, credential string) *token.SignedIn {
 
 // The command's side.
 
-// watchEvery is how often --watch looks.
-const watchEvery = 2 * time.Second
-
 // statusCommand is one call of the command.
 type statusCommand struct {
 	o      *options
@@ -131,9 +138,14 @@ func cmdStatus(o *options) *cobra.Command {
 		Short: "Show the services: tokens, limits used and left, last errors",
 		Long: `status asks the running services and prints, for each credential, the age and the end of its token, what
 the last refresh brought, the end of its certificate and who has signed in; for each mailbox, the leases out,
-the look-ups that wait, what is used and left of its limits, and the last verdict of Exchange Online.
+the look-ups that wait, what is used and left of its limits, and the last verdict of Exchange Online; for each
+client, what became of its mail since the milter started, and what is used and left of its limits.
 
-It needs token.http and milter.http of the configuration, and exits with 75 when a service does not answer.`,
+With --watch a terminal shows it as bars, in the size of its window; where not all fit, those with most to do come
+first. NO_COLOR in the environment keeps it without colours. Where there is no terminal, the text is printed again and again.
+
+It needs token.http and milter.http of the configuration, and exits with 75 when a service does not answer. The same is
+shown in a browser, at http://127.0.0.1:9726/ and http://127.0.0.1:9725/.`,
 		Example: "  sendas status\n  sendas status --watch\n  sendas status --json | jq .mailboxes",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
@@ -159,22 +171,7 @@ func (s *statusCommand) run(ctx context.Context) error {
 		}
 		return v.err()
 	}
-	t := time.NewTicker(s.every)
-	defer t.Stop()
-	for {
-		v := s.look(ctx)
-		if ctx.Err() != nil {
-			return nil // what failed then, failed by Ctrl-C
-		}
-		if err := s.print(s.frame(v)); err != nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-t.C:
-		}
-	}
+	return s.watching(ctx)
 }
 
 func (s *statusCommand) print(text string) error {
@@ -184,24 +181,17 @@ func (s *statusCommand) print(text string) error {
 	return nil
 }
 
-// frame is what --watch prints each time: on a terminal over what stands there, else one after the other.
-func (s *statusCommand) frame(v *statusView) string {
-	text := v.all(s.json)
-	if cols, rows := terminalSize(s.o.stdout); cols > 0 && !s.json {
-		return screen(text, cols, rows)
-	}
-	return text + "\n"
-}
-
 // statusView is what the services said at one time.
 type statusView struct {
 	time     time.Time
 	tokenAt  string // address
 	raw      []byte // of the token service
-	token    *token.Status
+	token    *tokenReport
 	tokenErr error // it is down, or says what is no status
 
 	milterAt  string // "" when its HTTP is off: nobody knows
+	milterRaw []byte
+	milter    *milterReport // nil also where it is of a version that does not tell
 	milterErr error
 }
 
@@ -209,15 +199,30 @@ type statusView struct {
 func (s *statusCommand) look(ctx context.Context) *statusView {
 	v := &statusView{time: time.Now(), tokenAt: s.config.Token.HTTP, milterAt: s.config.Milter.HTTP}
 	if v.raw, v.tokenErr = s.get(ctx, v.tokenAt, "/status"); v.tokenErr == nil {
-		v.token = new(token.Status)
-		if err := json.Unmarshal(v.raw, v.token); err != nil || v.token.Credentials == nil {
+		v.token = new(tokenReport)
+		if err := json.Unmarshal(v.raw, v.token); err != nil || v.token.Status == nil || v.token.Credentials == nil {
 			v.token, v.tokenErr = nil, errors.New("what answers is not the token service of this version")
 		}
 	}
 	if v.milterAt != "" {
-		_, v.milterErr = s.get(ctx, v.milterAt, "/healthz")
+		s.lookAtMilter(ctx, v)
 	}
 	return v
+}
+
+// lookAtMilter asks the milter. One that serves mail is up, though it may not tell more.
+func (s *statusCommand) lookAtMilter(ctx context.Context, v *statusView) {
+	if _, v.milterErr = s.get(ctx, v.milterAt, "/healthz"); v.milterErr != nil {
+		return
+	}
+	raw, err := s.get(ctx, v.milterAt, "/status")
+	if err != nil {
+		return
+	}
+	a := new(milterReport)
+	if json.Unmarshal(raw, a) == nil && a.Status != nil && a.Clients != nil {
+		v.milter, v.milterRaw = a, raw
+	}
 }
 
 // maxStatus is the size in bytes above which an answer is no status: some 500 a mailbox.
@@ -279,8 +284,9 @@ func (v *statusView) err() error {
 
 // serviceHealth is how a service answers, in JSON.
 type serviceHealth struct {
-	Up    *bool   `json:"up"` // null: not known
-	Error *string `json:"error"`
+	Up     *bool           `json:"up"` // null: not known
+	Error  *string         `json:"error"`
+	Status json.RawMessage `json:"status,omitempty"` // the milter's own answer
 }
 
 func serviceHealthOf(at string, err error) serviceHealth {
@@ -307,7 +313,9 @@ func (v *statusView) all(asJSON bool) string {
 // json returns the token service's answer, byte for byte but for the keys that are added at its end: milter and, where the
 // service is down and there is no answer, token.
 func (v *statusView) json() []byte {
-	add := map[string]serviceHealth{"milter": serviceHealthOf(v.milterAt, v.milterErr)}
+	m := serviceHealthOf(v.milterAt, v.milterErr)
+	m.Status = v.milterRaw
+	add := map[string]serviceHealth{"milter": m}
 	have := []byte("{")
 	if v.tokenErr != nil {
 		add["token"] = serviceHealthOf(v.tokenAt, v.tokenErr)
@@ -316,7 +324,7 @@ func (v *statusView) json() []byte {
 	}
 	more, err := json.MarshalIndent(add, "", "  ")
 	if err != nil {
-		panic(err) // strings and booleans alone
+		panic(err) // strings, booleans, and JSON that was read
 	}
 	return append(append(have, more[1:]...), '\n')
 }
@@ -325,30 +333,55 @@ func (v *statusView) json() []byte {
 // the terminal that could steer it.
 func (v *statusView) text() string {
 	var b strings.Builder
-	up := "up"
-	if v.token != nil {
-		up = "up, version " + v.token.Version
-		if v.token.Started != nil {
-			up += ", for " + spanWords(v.token.Time.Sub(*v.token.Started))
-		}
-		if v.token.Stopping {
-			up += ", stopping: no more leases are given"
-		}
-	}
 	fmt.Fprintf(&b, "%s\n", v.time.Format(time.DateTime))
-	fmt.Fprintf(&b, "token service  %s\n", upOrDown(up, v.tokenAt, v.tokenErr))
-	if v.milterAt == "" {
-		fmt.Fprintf(&b, "milter         not known: milter.http is off\n")
-	} else {
-		fmt.Fprintf(&b, "milter         %s\n", upOrDown("up", v.milterAt, v.milterErr))
-	}
+	fmt.Fprintf(&b, "token service  %s\n", v.tokenState())
+	fmt.Fprintf(&b, "milter         %s\n", v.milterState())
 	if v.token != nil {
 		for i := range v.token.Credentials {
 			writeCredential(&b, &v.token.Credentials[i], v.token.Time)
 		}
-		writeMailboxes(&b, v.token)
+		writeMailboxes(&b, v.token.Status)
+	}
+	if v.milter != nil {
+		writeClients(&b, v.milter.Status)
 	}
 	return tidyText(b.String())
+}
+
+// tokenState says how the token service is.
+func (v *statusView) tokenState() string {
+	if v.token == nil {
+		return upOrDown("up", v.tokenAt, v.tokenErr)
+	}
+	up := upFor(v.token.Version, v.token.Started, v.token.Time, v.token.Config)
+	if v.token.Stopping {
+		up += ", stopping: no more leases are given"
+	}
+	return upOrDown(up, v.tokenAt, nil)
+}
+
+// milterState says how the milter is.
+func (v *statusView) milterState() string {
+	switch {
+	case v.milterAt == "":
+		return "not known: milter.http is off"
+	case v.milter == nil:
+		return upOrDown("up", v.milterAt, v.milterErr)
+	}
+	return upOrDown(upFor(v.milter.Version, v.milter.Started, v.milter.Time, v.milter.Config), v.milterAt, nil)
+}
+
+// upFor says since when a service runs, and with what.
+func upFor(version string, started *time.Time, now time.Time, c *configStatus) string {
+	s := "up"
+	if c != nil && !c.OK {
+		s += " with an OLD CONFIGURATION (the new one is wrong: \"sendas check\")"
+	}
+	s += ", version " + version
+	if started != nil {
+		s += ", for " + spanWords(now.Sub(*started))
+	}
+	return s
 }
 
 func upOrDown(up, at string, err error) string {
@@ -378,35 +411,9 @@ var resultWords = map[string]string{
 }
 
 func writeCredential(w io.Writer, c *token.CredentialStatus, now time.Time) {
-	row := func(label, format string, args ...any) {
-		fmt.Fprintf(w, "  %-13s "+format+"\n", append([]any{label}, args...)...)
-	}
 	fmt.Fprintf(w, "\ncredential %s (%s)\n", c.Name, c.Flow)
-	if c.InUse {
-		row("token", "%s", tokenWords(&c.Token, now))
-		row("last refresh", "%s%s", resultWords[c.Refresh.Result], whenAfter(", ", c.Refresh.LastAttempt, now))
-		if e := c.Refresh.Error; e != nil {
-			row("", "%s", e.Text)
-			if e.Hint != "" {
-				row("hint", "%s", e.Hint)
-			}
-		}
-		row("next refresh", "%s", whenWords(c.Refresh.NextAttempt, now))
-	} else {
-		row("token", "none: no mailbox uses this credential")
-	}
-	if skew := time.Duration(c.Skew * float64(time.Second)); skew.Abs() > token.MaxSkew {
-		row("clock", "%s", skewWords(skew))
-	}
-	if p := c.Proof; p != nil {
-		label := p.Kind
-		if label == proofFederated {
-			label = "proof"
-		}
-		row(label, "%s", endWords(p, now))
-	}
-	if s := c.SignIn; s != nil {
-		row("signed in", "%s", signInWords(c.Name, s, now))
+	for _, f := range credentialFacts(c, now) {
+		fmt.Fprintf(w, "  %-13s %s\n", f.Label, f.Text)
 	}
 }
 
@@ -458,6 +465,9 @@ func signInWords(credential string, s *token.SignInStatus, now time.Time) string
 	return fmt.Sprintf("%s since %s; idle for %d of at most %d days", who, s.Since.Local().Format(time.DateOnly), s.IdleDays, s.MaxDays)
 }
 
+// groupWords says whose recipients a group counts.
+var groupWords = map[string]string{token.GroupExternal: "the tenant", token.GroupOnMicrosoft: "onmicrosoft.com senders"}
+
 // writeMailboxes prints the table of mailboxes, and below it why some are paused, and what the last verdicts
 // mean that were not "accepted".
 func writeMailboxes(w io.Writer, s *token.Status) {
@@ -473,14 +483,58 @@ func writeMailboxes(w io.Writer, s *token.Status) {
 			usageWords(m, m.Messages), usageWords(m, m.Recipients), lastVerdictWords(m.LastVerdict, s.Time)}, "\t"))
 	}
 	t.Flush()
+	for _, p := range s.Pools {
+		fmt.Fprintf(w, "%s leaves through the first to open of %s\n", p.Address, strings.Join(p.Members, ", "))
+	}
+	for _, g := range s.Groups {
+		fmt.Fprintf(w, "%s: %d of %d external recipients used in %s, %d left\n", groupName(g.Name), g.Recipients.Used, g.Recipients.Limit,
+			spanWords(time.Duration(g.Recipients.Window*float64(time.Second))), g.Recipients.Left)
+	}
 	for _, m := range s.Mailboxes {
 		if m.PausedUntil != nil {
 			fmt.Fprintf(w, "%s: paused, goes on %s: %s\n", m.Mailbox, whenWords(m.PausedUntil, s.Time), m.PauseReason)
+		}
+		for _, d := range m.Denied {
+			fmt.Fprintf(w, "%s: may not send as %s, says Exchange Online: %s returned, the last %s\n", m.Mailbox, d.Sender, plural(d.Count, "message"), whenWords(&d.Last, s.Time))
 		}
 		if v := m.LastVerdict; v != nil && v.Meaning != "" {
 			fmt.Fprintf(w, "%s: %s: %s\n", m.Mailbox, v.Class, v.Meaning)
 		}
 	}
+}
+
+// writeClients prints the table of clients: what became of their mail since the start, and their limits.
+func writeClients(w io.Writer, s *milter.Status) {
+	fmt.Fprintln(w)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "client\taccepted\tdeferred\trejected\theld\tlimits")
+	row := func(name string, c milter.Counts, limits string) {
+		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t%s\n", name, c.Messages[policy.Accept], c.Messages[policy.Defer], c.Messages[policy.Reject]+c.Refused, c.Messages["hold"], limits)
+	}
+	for i := range s.Clients {
+		c := &s.Clients[i]
+		row(c.Client, c.Counts, clientLimitWords(c.Limits, overWords(c.Over, c.OnLimit)))
+	}
+	row("(no client)", s.Unknown, "")
+	t.Flush()
+	for i := range s.Identities {
+		x := &s.Identities[i]
+		fmt.Fprintf(w, "identity %s: %s\n", x.Identity, clientLimitWords(x.Limits, overWords(x.Over, x.OnLimit)))
+	}
+}
+
+func clientLimitWords(list []milter.LimitStatus, over string) string {
+	if len(list) == 0 {
+		return "none"
+	}
+	var words []string
+	for _, l := range limitViews(list) {
+		words = append(words, l.Text)
+	}
+	if over != "" {
+		words = append(words, over)
+	}
+	return strings.Join(words, "; ")
 }
 
 func leaseWords(m *token.MailboxStatus) string {
@@ -552,59 +606,4 @@ func spanWords(d time.Duration) string {
 		return fmt.Sprintf("%d h %d min", int(d.Hours()), int(d.Minutes())%60)
 	}
 	return fmt.Sprintf("%d days", int(d.Hours()/24))
-}
-
-// terminalSize returns columns and rows if the writer is a terminal, else 0.
-func terminalSize(w io.Writer) (cols, rows int) {
-	f, ok := w.(*os.File)
-	if !ok {
-		return 0, 0
-	}
-	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
-	if err != nil {
-		return 0, 0
-	}
-	if size.Col == 0 || size.Row == 0 { // a serial line does not know
-		return 80, 24
-	}
-	return int(size.Col), int(size.Row)
-}
-
-// screen lays a text over the screen: each line is written over the old one and its rest erased, which flickers
-// less than to clear all first. What does not fit is left out, or the screen would scroll.
-func screen(text string, cols, rows int) string {
-	var lines []string
-	for line := range strings.Lines(text) {
-		lines = append(lines, fold(strings.TrimSuffix(line, "\n"), cols)...)
-	}
-	if len(lines) >= rows {
-		keep := max(0, rows-2)
-		lines = append(lines[:keep], fmt.Sprintf("… %d more lines: make the window larger, or leave --watch out", len(lines)-keep))
-	}
-	const home, eraseLine, eraseBelow = "\x1b[H", "\x1b[K", "\x1b[J"
-	return home + strings.Join(lines, eraseLine+"\n") + eraseLine + "\n" + eraseBelow
-}
-
-// hang is where the text of a row begins; see writeCredential.
-const hang = 16
-
-// fold breaks a line that is too long for the screen, at a blank where there is one. The rest of a row stands under its text.
-func fold(line string, cols int) (lines []string) {
-	indent := ""
-	if strings.HasPrefix(line, "  ") && cols >= 2*hang {
-		indent = strings.Repeat(" ", hang)
-	}
-	r := []rune(line)
-	for len(r) > cols {
-		cut := cols
-		for i := cols; i > len(indent); i-- {
-			if r[i] == ' ' {
-				cut = i
-				break
-			}
-		}
-		lines = append(lines, string(r[:cut]))
-		r = []rune(indent + strings.TrimLeft(string(r[cut:]), " "))
-	}
-	return append(lines, string(r))
 }

@@ -66,11 +66,12 @@ func statusOf(t *testing.T, authority, milterAt, tokenAt string) (c *statusComma
 	return &statusCommand{o: &options{config: path, stdout: stdout, stderr: io.Discard}, config: cfg, every: time.Millisecond, client: http.DefaultClient}, stdout
 }
 
-// healthy is a milter that is up.
+// healthy is a milter that is up, and says no more.
 func healthy(t *testing.T) *httptest.Server {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/healthz" {
-			t.Errorf("the milter was asked for %s", r.URL.Path)
+			http.NotFound(w, r)
+			return
 		}
 		fmt.Fprintln(w, "ok")
 	}))
@@ -104,7 +105,7 @@ func TestStatusOfDesk(t *testing.T) {
 	}))
 	defer entra.Close()
 	var desk *credentialDesk
-	service := httptest.NewServer(statusHandler(func(ctx context.Context) *token.Status { return desk.status(ctx) }))
+	service := httptest.NewServer(jsonHandler(func(ctx context.Context) any { return desk.status(ctx) }))
 	defer service.Close()
 	c, stdout := statusOf(t, entra.URL, address(healthy(t)), address(service))
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: entra.Certificate().Raw})
@@ -365,29 +366,6 @@ scan@contoso.com: quota: its mail waits
 `
 	if got := b.String(); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
-	}
-}
-
-func TestScreen(t *testing.T) {
-	for _, tc := range []struct {
-		name       string
-		text       string
-		cols, rows int
-		want       string
-	}{
-		{"fits", "one\ntwo\n", 10, 4, "\x1b[Hone\x1b[K\ntwo\x1b[K\n\x1b[J"},
-		{"at a blank", "one twö three\n", 7, 9, "\x1b[Hone twö\x1b[K\nthree\x1b[K\n\x1b[J"},
-		{"a row", "  hint          sign in again with it\n", 34, 9, "\x1b[H  hint          sign in again with\x1b[K\n                it\x1b[K\n\x1b[J"},
-		{"too wide", "0123456789abc\n\n", 10, 9, "\x1b[H0123456789\x1b[K\nabc\x1b[K\n\x1b[K\n\x1b[J"},
-		{"too high", "1\n2\n3\n4\n", 80, 4, "\x1b[H1\x1b[K\n2\x1b[K\n… 2 more lines: make the window larger, or leave --watch out\x1b[K\n\x1b[J"},
-		{"tiny", "1\n2\n3\n4\n", 80, 1, "\x1b[H… 4 more lines: make the window larger, or leave --watch out\x1b[K\n\x1b[J"},
-	} {
-		if got := screen(tc.text, tc.cols, tc.rows); got != tc.want {
-			t.Errorf("%s: %q, want %q", tc.name, got, tc.want)
-		}
-	}
-	if cols, rows := terminalSize(&bytes.Buffer{}); cols != 0 || rows != 0 {
-		t.Errorf("a buffer is a terminal of %d by %d", cols, rows)
 	}
 }
 
