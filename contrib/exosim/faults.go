@@ -24,6 +24,9 @@ type Faults struct {
 	NoLogon         bool    `json:"no_logon"`         // every mailbox
 	QuotaAfter      int     `json:"quota_after"`      // recipients of a mailbox instead of Config.Recipients
 
+	// Chances strike at random.
+	Chances Chances `json:"chances"`
+
 	EntraRefuse       bool          `json:"entra_refuse"`        // connection refused
 	EntraDown         bool          `json:"entra_down"`          // connections end without an answer
 	EntraStatus       int           `json:"entra_status"`        // answer with that HTTP status, 200 too, and an HTML page
@@ -48,6 +51,39 @@ type Faults struct {
 	ArcRealm      string `json:"arc_realm"`       // the file that the challenge names, instead of the right one
 	ArcLegacy     bool   `json:"arc_legacy"`      // an agent that overlooks which identity it is asked for
 }
+
+// Chances are troubles of a service that is in trouble: the share of connections or messages that each of them meets, 0 to 1.
+// Config.Seed makes them repeatable, as far as the order of the connections is. The MX endpoint knows those before the final dot.
+type Chances struct {
+	Greeting   float64 `json:"greeting"`    // 421 instead of a banner
+	Mail       float64 `json:"mail"`        // 421 at MAIL
+	InData     float64 `json:"in_data"`     // hang up at the first line after DATA
+	AtDot      float64 `json:"at_dot"`      // hang up after the final dot, with nothing accepted
+	Leave      float64 `json:"leave"`       // 421 at the end of DATA, with nothing accepted
+	Busy       float64 `json:"busy"`        // 451 at the end of DATA
+	Concurrent float64 `json:"concurrent"`  // 432 4.3.2 at the end of DATA
+	Quota      float64 `json:"quota"`       // 554 5.2.0 SubmissionQuotaExceeded at the end of DATA
+	AfterTaken float64 `json:"after_taken"` // accept, and hang up without telling
+}
+
+func (c *Chances) check() error {
+	for _, p := range []float64{c.Greeting, c.Mail, c.InData, c.AtDot, c.Leave, c.Busy, c.Concurrent, c.Quota, c.AfterTaken} {
+		if !(p >= 0 && p <= 1) { // NaN is neither
+			return fmt.Errorf("chances: %v is not between 0 and 1", p)
+		}
+	}
+	return nil
+}
+
+// chance tells whether one of the Chances strikes.
+func (s *Server) chance(pick func(*Chances) float64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.unlucky(pick(&s.faults.Chances))
+}
+
+// unlucky is true for that share of the calls. The caller holds s.mu.
+func (s *Server) unlucky(share float64) bool { return share > 0 && s.random.Float64() < share }
 
 // plainFaults has no methods, so that json does not call them again.
 type plainFaults Faults
@@ -115,7 +151,7 @@ func (f *Faults) check() error {
 	if min(f.EntraTimes, f.IMDSTimes, f.EntraRefreshIn, int(f.EntraTokenLife)) < 0 {
 		return fmt.Errorf("entra_times, imds_times, entra_refresh_in, entra_token_life: a number is negative")
 	}
-	return nil
+	return f.Chances.check()
 }
 
 // SetFaults replaces all troubles. It fails on values that make no sense, which
@@ -161,5 +197,5 @@ func countDown(n *int) bool {
 func (s *Server) overloaded() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return countDown(&s.faults.Concurrent) || s.faults.ConcurrentShare > 0 && s.random.Float64() < s.faults.ConcurrentShare
+	return countDown(&s.faults.Concurrent) || s.unlucky(s.faults.ConcurrentShare) || s.unlucky(s.faults.Chances.Concurrent)
 }

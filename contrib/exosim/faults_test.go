@@ -2,6 +2,7 @@ package exosim
 
 import (
 	"encoding/json"
+	"math"
 	"net/http"
 	"strings"
 	"testing"
@@ -133,6 +134,7 @@ func TestBadFaults(t *testing.T) {
 	s := startTest(t, nil)
 	for _, f := range []Faults{
 		{EntraTimes: -1}, {EntraRefreshIn: -1}, {EntraTokenLife: -1}, {EntraContentType: "a\r\nb: c"}, {ArcRealm: "a\nb"}, {IMDSStatus: 200}, {IMDSTimes: -1}, {IMDSExpiresOn: "x"},
+		{Chances: Chances{Leave: 1.1}}, {Chances: Chances{Greeting: -0.1}}, {Chances: Chances{Quota: math.NaN()}},
 	} {
 		if err := s.SetFaults(f); err == nil || s.Faults() != (Faults{}) {
 			t.Errorf("%+v: %v, faults %+v", f, err, s.Faults())

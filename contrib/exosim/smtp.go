@@ -84,7 +84,7 @@ func (s *Server) serveSMTP(ln net.Listener, svc service) {
 }
 
 func (k *conn) serve() {
-	if k.s.Faults().RefuseConnect {
+	if k.s.Faults().RefuseConnect || k.s.chance(func(c *Chances) float64 { return c.Greeting }) {
 		k.reply(textUnavailable)
 		return
 	}
@@ -137,6 +137,12 @@ func (k *conn) refuse(line string) error {
 		return errQuit
 	}
 	return k.reply(line)
+}
+
+// leave sends a reply after which the server hangs up (RFC 5321, section 3.8).
+func (k *conn) leave(line string) error {
+	k.reply(line)
+	return errQuit
 }
 
 func (k *conn) bracket() string { return bracket(k.at.machine, time.Now(), k.id) }
@@ -245,6 +251,9 @@ func (k *conn) mailFrom(arg string) error {
 	}
 	if refusal := k.svc.admits(k); refusal != "" {
 		return k.refuse(refusal)
+	}
+	if k.s.chance(func(c *Chances) float64 { return c.Mail }) {
+		return k.leave(textUnavailable)
 	}
 	if k.mail {
 		return k.reply(textTwoSenders)
@@ -372,7 +381,9 @@ func (k *conn) begin() {
 	}
 }
 
-func (k *conn) dropNow() bool { return k.s.strikes(func(f *Faults) *int { return &f.DropInData }) }
+func (k *conn) dropNow() bool {
+	return k.s.strikes(func(f *Faults) *int { return &f.DropInData }) || k.s.chance(func(c *Chances) float64 { return c.InData })
+}
 
 // body reads a message to its final dot, which only CR LF . CR LF is, and takes
 // the doubled dots away (RFC 5321, section 4.5.2). All else stays as it is.
@@ -469,6 +480,9 @@ func (k *conn) finish(data []byte, tooBig bool) error {
 	k.reset()
 	if m.Dropped {
 		return errQuit
+	}
+	if strings.HasPrefix(m.Reply, "421") {
+		return k.leave(m.Reply)
 	}
 	return k.reply(m.Reply)
 }

@@ -78,7 +78,7 @@ func (v submission) end(k *conn) {
 func (v submission) judge(k *conn, m *Message) {
 	s := v.s
 	m.Mailbox = k.box.Address
-	if s.strikes(func(f *Faults) *int { return &f.DropBeforeAccept }) {
+	if s.strikes(func(f *Faults) *int { return &f.DropBeforeAccept }) || s.chance(func(c *Chances) float64 { return c.AtDot }) {
 		m.Dropped = true
 		s.refuse(k.box, m, "")
 		return
@@ -114,8 +114,12 @@ func (s *Server) refusal(b *mailbox, m *Message) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case countDown(&s.faults.Busy):
+	case countDown(&s.faults.Busy) || s.unlucky(s.faults.Chances.Busy):
 		return textBusy
+	case s.unlucky(s.faults.Chances.Leave):
+		return textUnavailable
+	case s.unlucky(s.faults.Chances.Quota):
+		return textQuota
 	case b.NoLogon || s.faults.NoLogon:
 		return textNoLogon
 	case b.Full || s.faults.MailboxFull:
@@ -153,7 +157,7 @@ func (s *Server) admit(k *conn, m *Message) time.Duration {
 		return 0
 	}
 	m.Reply = "250 2.0.0 OK " + messageID(m) + atBackend
-	m.Dropped = countDown(&s.faults.DropAfterData)
+	m.Dropped = countDown(&s.faults.DropAfterData) || s.unlucky(s.faults.Chances.AfterTaken)
 	s.keep(b, m)
 	return 0
 }
