@@ -9,11 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/sendas/sendas/milter"
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/token"
 )
 
 // maxConfig is the size in bytes above which a file is no configuration, but a mistake.
@@ -37,6 +39,7 @@ type Config struct {
 	Mailboxes   []MailboxConfig             `yaml:"mailboxes"`
 	Routes      []RouteConfig               `yaml:"routes"`
 	Clients     []ClientConfig              `yaml:"clients"`
+	Identities  []IdentityConfig            `yaml:"identities"`
 	Milter      MilterConfig                `yaml:"milter"`
 	Token       TokenConfig                 `yaml:"token"`
 
@@ -51,7 +54,10 @@ type TenantConfig struct {
 	Cloud            string          `yaml:"cloud"` // key of clouds
 	Domains          []string        `yaml:"domains"`
 	AllowOnMicrosoft bool            `yaml:"allow_onmicrosoft"`
-	PermissionsFile  string          `yaml:"permissions_file"` // CSV; absolute, or empty
+	PermissionsFile  string          `yaml:"permissions_file"`    // CSV; absolute, or empty
+	External         string          `yaml:"external_recipients"` // auto, a rate, or off
+	Licenses         int             `yaml:"licenses"`            // paid email licences, for auto
+	Trial            bool            `yaml:"trial"`               // a trial tenant, for auto
 	Endpoints        EndpointsConfig `yaml:"endpoints"`
 }
 
@@ -101,6 +107,7 @@ type MailboxConfig struct {
 	Credential    string       `yaml:"credential"` // key of Config.Credentials
 	SendAs        []string     `yaml:"send_as"`
 	PlusAddresses bool         `yaml:"plus_addresses"`
+	Pool          bool         `yaml:"pool"` // other mailboxes may share Send As addresses with it
 	Limits        LimitsConfig `yaml:"limits"`
 }
 
@@ -114,6 +121,54 @@ type LimitsConfig struct {
 // Limits returns the limits as the ledger takes them.
 func (l LimitsConfig) Limits() limit.Limits {
 	return limit.Limits{Messages: l.Messages, Recipients: l.Recipients, Connections: l.Connections}
+}
+
+// The values of TenantConfig.External besides a rate.
+const (
+	externalOff  = "off"
+	externalAuto = "auto"
+)
+
+// limitsExternal tells whether the tenant's external recipients are counted at all.
+func (t *TenantConfig) limitsExternal() bool { return t.External != externalOff }
+
+// externalRate returns how many external recipients all mailboxes of the tenant may have together. Senders at onmicrosoft.com are
+// counted apart, but Microsoft counts them here as well, so as many are kept back.
+func (t *TenantConfig) externalRate() (limit.Rate, error) {
+	r := limit.TERRL(t.Licenses)
+	if t.External != externalAuto {
+		var err error
+		if r, err = limit.ParseRate(t.External); err != nil {
+			return r, err
+		}
+	}
+	if t.AllowOnMicrosoft {
+		r.N = max(1, r.N-limit.MOERA().N)
+	}
+	return r, nil
+}
+
+// groups returns the limits that hold for the whole tenant.
+func (c *Config) groups() []token.GroupInput {
+	if !c.Tenant.limitsExternal() {
+		return nil
+	}
+	external, _ := c.Tenant.externalRate() // checked
+	list := []token.GroupInput{{Name: token.GroupExternal, Recipients: external}}
+	if c.Tenant.AllowOnMicrosoft {
+		list = append(list, token.GroupInput{Name: token.GroupOnMicrosoft, Recipients: limit.MOERA()})
+	}
+	return list
+}
+
+// mailboxLimits returns the limits of a mailbox, those of the whole tenant included.
+func (c *Config) mailboxLimits(m *MailboxConfig) limit.Limits {
+	l := m.Limits.Limits()
+	if c.Tenant.limitsExternal() {
+		l.Group = token.GroupExternal
+		l.GroupRecipients, _ = c.Tenant.externalRate() // checked
+	}
+	return l
 }
 
 // RouteConfig is a way out; see policy.Route. File names are absolute.
@@ -172,11 +227,36 @@ func (c *Config) clientLimits() map[string]milter.ClientLimit {
 	return m
 }
 
+// IdentityConfig is what may be sent as an address, whoever sends as it. The first that matches wins.
+type IdentityConfig struct {
+	Address string       `yaml:"address"` // or "*@domain": every address of the domain has a count of its own
+	Limits  ClientLimits `yaml:"limits"`
+	OnLimit string       `yaml:"on_limit"`
+}
+
+func (i *IdentityConfig) setDefaults() { i.OnLimit = string(milter.DeferOver) }
+
+// identityLimits returns the limits of identities.
+func (c *Config) identityLimits() []milter.IdentityLimit {
+	list := make([]milter.IdentityLimit, len(c.Identities))
+	for i, x := range c.Identities {
+		list[i] = milter.IdentityLimit{Address: x.Address, Quota: limit.Quota(x.Limits), OnLimit: milter.OnLimit(x.OnLimit)}
+	}
+	return list
+}
+
 // MilterConfig is the service that Postfix asks about incoming mail.
 type MilterConfig struct {
 	Listen       string `yaml:"listen"`        // unix:/path or inet:host:port
 	PolicyListen string `yaml:"policy_listen"` // unix:/path or inet:host:port, or empty for none
 	HTTP         string `yaml:"http"`          // host:port, or empty for none
+
+	Store             string `yaml:"store"` // see StoreConfig
+	StorePasswordFile string `yaml:"store_password_file"`
+	Hosts             int    `yaml:"hosts"`
+
+	QueueCeiling time.Duration `yaml:"queue_ceiling"` // how long what is taken last may have to wait; 0: no ceiling
+	QueueSocket  string        `yaml:"queue_socket"`  // of Postfix's showq(8); absolute
 }
 
 // TokenConfig is the service that Postfix asks for credentials.
@@ -198,9 +278,10 @@ type TokenConfig struct {
 // from clouds, and entries of lists begin with their setDefaults.
 func Default() *Config {
 	return &Config{
-		Tenant: TenantConfig{Cloud: "global"},
+		Tenant: TenantConfig{Cloud: "global", External: externalOff},
 		Milter: MilterConfig{
 			Listen: "unix:/var/spool/postfix/sendas/milter", PolicyListen: "unix:/var/spool/postfix/sendas/policy", HTTP: "127.0.0.1:9725",
+			Store: "bolt:/var/lib/sendas/milter.db", Hosts: 1, QueueSocket: "/var/spool/postfix/public/showq",
 		},
 		Token: TokenConfig{
 			Listen: "unix:/var/spool/postfix/sendas/credentials", HTTP: "127.0.0.1:9726", Peers: []string{"postfix"},
@@ -370,6 +451,8 @@ func (c *Config) complete(dir string) {
 		c.Credentials[name] = r
 	}
 	c.Token.StateDir, c.Token.TokenFiles = under(dir, c.Token.StateDir), under(dir, c.Token.TokenFiles)
+	c.Milter.QueueSocket = under(dir, c.Milter.QueueSocket)
+	completeStore(&c.Milter.Store, &c.Milter.StorePasswordFile, dir, "/var/lib/sendas", "milter.db")
 	completeStore(&c.Token.Store, &c.Token.StorePasswordFile, dir, c.Token.StateDir, "token.db")
 	for _, p := range []*string{&c.Milter.Listen, &c.Milter.PolicyListen, &c.Token.Listen} {
 		if file, ok := strings.CutPrefix(*p, "unix:"); ok {

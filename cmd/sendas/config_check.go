@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sendas/sendas/milter"
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token"
@@ -60,6 +59,8 @@ func (k *checker) check() []Problem {
 	k.clientLimits()
 	k.sockets()
 	k.policy()
+	k.identities()
+	k.queue()
 	return k.problems
 }
 
@@ -75,6 +76,27 @@ func (k *checker) tenant() {
 	}
 	if _, ok := clouds[t.Cloud]; !ok {
 		k.fail("tenant.cloud", "%q is not a cloud; write global (also for GCC), gcc-high, dod or china", clip(t.Cloud))
+	}
+	k.external(t)
+}
+
+// external checks the limit for all recipients outside of the tenant.
+func (k *checker) external(t *TenantConfig) {
+	const path, licenses = "tenant.external_recipients", "tenant.licenses"
+	auto := t.External == externalAuto
+	switch _, err := t.externalRate(); {
+	case auto && t.Licenses == 0 && !t.Trial:
+		k.fail(path, "Microsoft's limit depends on the licences; write licenses: with the number of paid email licences, or trial: true")
+	case !auto && t.limitsExternal() && err != nil:
+		k.fail(path, "%q is not a limit; write auto, off, or a rate such as 10000/d", clip(t.External))
+	case t.Licenses < 0:
+		k.fail(licenses, "%d is no number of licences; write how many paid email licences the tenant has", t.Licenses)
+	case t.Licenses > 0 && t.Trial:
+		k.fail(licenses, "a trial tenant has no paid licences; remove this line, or trial:")
+	case !auto && t.limitsExternal() && t.Licenses > 0:
+		k.fail(licenses, "only external_recipients: auto asks for the licences; write that, or remove this line")
+	case !auto && t.limitsExternal() && t.Trial:
+		k.fail("tenant.trial", "only external_recipients: auto asks whether it is a trial; write that, or remove this line")
 	}
 }
 
@@ -293,11 +315,7 @@ func (k *checker) clientLimits() {
 		if err := limit.Quota(c.Limits).Check(); err != nil {
 			k.fail(path+".limits", "%v", err)
 		}
-		switch milter.OnLimit(c.OnLimit) {
-		case milter.DeferOver, milter.RejectOver, milter.HoldOver:
-		default:
-			k.fail(path+".on_limit", "%q is not an action; write defer, reject or hold", clip(c.OnLimit))
-		}
+		k.onLimit(path, c.OnLimit)
 	}
 }
 
@@ -336,6 +354,7 @@ func (k *checker) sockets() {
 	k.web("token.http", k.c.Token.HTTP, "127.0.0.1:9726")
 	k.distinct()
 	k.store("token", k.c.Token.store())
+	k.store("milter", k.c.Milter.store())
 	if len(k.c.Token.Peers) == 0 {
 		k.fail("token.peers", "nobody may ask for credentials; write the user that Postfix runs as: [postfix]")
 	}
@@ -469,7 +488,7 @@ func (k *checker) policy() {
 func (c *Config) settings() policy.Settings {
 	s := policy.Settings{Domains: c.Tenant.Domains, AllowOnMicrosoft: c.Tenant.AllowOnMicrosoft, Submission: c.Tenant.Endpoints.Submission}
 	for _, m := range c.Mailboxes {
-		s.Mailboxes = append(s.Mailboxes, policy.MailboxSettings{Address: m.Address, Aliases: m.Aliases, SendAs: m.SendAs, PlusAddresses: m.PlusAddresses})
+		s.Mailboxes = append(s.Mailboxes, policy.MailboxSettings{Address: m.Address, Aliases: m.Aliases, SendAs: m.SendAs, PlusAddresses: m.PlusAddresses, Pool: m.Pool})
 	}
 	for _, r := range c.Routes {
 		s.Routes = append(s.Routes, policy.RouteSettings{Name: r.Name, Type: r.Type, Endpoint: r.Endpoint, Transport: r.Transport, External: r.External})

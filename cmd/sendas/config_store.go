@@ -21,6 +21,10 @@ func (t *TokenConfig) store() StoreConfig {
 	return StoreConfig{t.Store, t.StorePasswordFile, t.Hosts, t.Host}
 }
 
+func (m *MilterConfig) store() StoreConfig {
+	return StoreConfig{m.Store, m.StorePasswordFile, m.Hosts, ""}
+}
+
 // file returns the file of a store, or "" where it is none.
 func (s *StoreConfig) file() string {
 	f, _ := strings.CutPrefix(s.Store, "bolt:")

@@ -81,7 +81,12 @@ func TestFullConfig(t *testing.T) {
 			Messages: limit.Rate{N: 20, Per: time.Minute}, Recipients: limit.Rate{N: 500, Per: time.Hour}, Connections: 2,
 		}},
 		{"a login of digits", c.Clients[0].Logins, []string{"007"}},
-		{"milter", c.Milter, MilterConfig{Listen: "inet:127.0.0.1:8891", PolicyListen: "inet:127.0.0.1:8892"}},
+		{"milter", c.Milter, MilterConfig{Listen: "inet:127.0.0.1:8891", PolicyListen: "inet:127.0.0.1:8892", Store: "redis://redis.contoso.com:6379/1",
+			StorePasswordFile: dir + "/redis.secret", Hosts: 3, QueueCeiling: 24 * time.Hour, QueueSocket: dir + "/showq"}},
+		{"identities", c.Identities, []IdentityConfig{
+			{"Billing@contoso.com", ClientLimits{Messages: []limit.Rate{{N: 100, Per: time.Hour}, {N: 500, Per: 24 * time.Hour}},
+				Recipients: []limit.Rate{{N: 1000, Per: 24 * time.Hour}}}, "reject"},
+			{"*@contoso.com", ClientLimits{Messages: []limit.Rate{{N: 50, Per: time.Hour}}}, "defer"}}},
 		{"token", c.Token, TokenConfig{Listen: "unix:" + dir + "/run/credentials", HTTP: "localhost:9800", Peers: []string{"postfix", "postdrop"},
 			StateDir: dir + "/state", TokenFiles: dir + "/tokens", Store: "rediss://sendas@redis.contoso.com:6380/2",
 			StorePasswordFile: "credential:redis", Hosts: 2, Host: "relay-1"}},

@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
@@ -123,6 +124,8 @@ func (d *decoder) value(path string, n ast.Node, v reflect.Value) {
 		d.integer(path, n, p)
 	case *limit.Rate:
 		d.rate(path, n, p)
+	case *time.Duration:
+		d.duration(path, n, p)
 	case *map[string]CredentialConfig:
 		d.credentials(path, n, p)
 	default:
@@ -205,6 +208,29 @@ func (d *decoder) rate(path string, n ast.Node, p *limit.Rate) {
 		return
 	}
 	*p = r
+}
+
+// duration reads a time such as 36h or 1d.
+func (d *decoder) duration(path string, n ast.Node, p *time.Duration) {
+	s, ok := d.scalar(path, n)
+	if !ok {
+		return
+	}
+	var t time.Duration
+	var err error
+	if days, found := strings.CutSuffix(s, "d"); found {
+		var number int
+		number, err = strconv.Atoi(days)
+		t = time.Duration(number) * 24 * time.Hour
+	} else {
+		t, err = time.ParseDuration(s)
+	}
+	const most = 366 * 24 * time.Hour
+	if err != nil || t < 0 || t > most {
+		d.fail(path, n, "%q is not a time; write 12h, 1d or 0", clip(s))
+		return
+	}
+	*p = t
 }
 
 // list replaces the default by what the file has. No value is an empty list, so that all

@@ -32,9 +32,9 @@ func document(t *testing.T, file, begin string) string {
 	return text + "\n"
 }
 
-// readmeMain is main.cf as README has it.
+// readmeMain is main.cf as docs/by-hand.md has it.
 func readmeMain(t *testing.T) string {
-	return document(t, "README.md", "Postfix, in `main.cf` (the paths are relative to the queue directory, so they work chrooted and not):\n\n```\n")
+	return document(t, "docs/by-hand.md", "Postfix, in `main.cf` (the paths are relative to the queue directory, so they work chrooted and not):\n\n```main.cf\n")
 }
 
 // usualMaster are the services that matter here, as Debian has them.
@@ -196,6 +196,7 @@ func TestDoctorOwnTransport(t *testing.T) {
 func TestDoctorSettings(t *testing.T) {
 	connector := strings.Replace(smallConfig, "from: scan@contoso.com}", "from: scan@contoso.com, route: site}", 1) + routesConfig
 	direct := strings.Replace(connector, "connector", "direct", 1)
+	counting := strings.Replace(smallConfig, "domains: [contoso.com]", "domains: [contoso.com]\n  external_recipients: auto\n  licenses: 100", 1)
 	fingerprint := strings.Replace(smallConfig, "networks: [10.2.0.0/16]", "cert_fingerprints: ['"+strings.Repeat("ab:", 31)+"ab']", 1)
 	for _, tc := range []struct {
 		yaml, set string // a line of main.cf
@@ -227,7 +228,9 @@ func TestDoctorSettings(t *testing.T) {
 		{fingerprint, "smtpd_tls_ask_ccert = no", "", checkFail, "asks for none"},
 		{fingerprint, "smtpd_tls_fingerprint_digest = md5", "", checkFail, "SHA-256"},
 		{"", "smtpd_relay_restrictions = permit", "", checkFail, "anybody"},
-		{direct, "transport_maps =", "", checkFail, "socketmap:unix:sendas/credentials:route"},
+		{direct, "transport_maps =", "", checkFail, "inline:{ {contoso.com = sendas-site:[contoso-com.mail.protection.outlook.com]:25} }"},
+		{direct, "transport_maps = inline:{ {contoso.com = sendas-site:[contoso-com.mail.protection.outlook.com]:25}, {x = y:} }", "", checkOK, ""},
+		{direct, "transport_maps = inline:{ {contoso.de = sendas-site:[contoso-com.mail.protection.outlook.com]:25} }", "", checkFail, "by submission"},
 		{direct, "transport_maps = socketmap:unix:sendas/credentials:route", "", checkOK, ""},
 		{"", "transport_maps = inline:{contoso.com=smtp:[10.0.0.1]}", "transport_maps.others", checkWarn, "offered the mailbox's token"},
 		{"", "relayhost =", "", checkFail, "relayhost = [smtp.office365.com]:587"},
@@ -260,6 +263,9 @@ func TestDoctorSettings(t *testing.T) {
 		{"", "smtp_tls_connection_reuse = yes", "", checkFail, "without a look-up"},
 		{"", "smtp_connection_cache_on_demand = yes", "", checkFail, "without a look-up"},
 		{"", "smtp_connection_cache_destinations = smtp.office365.com", "", checkFail, "without a look-up"},
+		{counting, "smtp_generic_maps =", "recipients", checkWarn, "count as external"},
+		{counting, "smtp_generic_maps = socketmap:unix:sendas/credentials:recipient", "recipients", checkOK, ""},
+		{counting, "smtp_generic_maps = static:x@contoso.com", "", checkFail, "refuses the message"},
 		{"", "smtp_generic_maps = static:x@contoso.com", "", checkFail, "refuses the message"},
 		{"", "smtp_tls_loglevel = 4", "", checkFail, "mail log"},
 		{"", "smtp_destination_concurrency_limit = 20", "", checkWarn, "3 messages"},
@@ -278,6 +284,12 @@ func TestDoctorSettings(t *testing.T) {
 		{"", "canonical_maps = static:x", "", checkWarn, "changes senders"},
 		{"", "sender_canonical_maps = static:x", "", checkWarn, "changes senders"},
 		{"", "masquerade_domains = contoso.com", "", checkWarn, "changes senders"},
+		{"", "message_size_limit = 0", "", checkWarn, "bounces later"},
+		{"", "message_size_limit = 200000000", "", checkWarn, "157286400"},
+		{"", "message_size_limit = 10240000", "", checkOK, ""},
+		{"", "maximal_queue_lifetime = 12h", "", checkWarn, "for a day"},
+		{"", "maximal_queue_lifetime = 1", "", checkOK, ""},
+		{"", "sender_dependent_default_transport_maps = inline:{ {scan@contoso.com = smtp:[smtp.office365.com]:587} }", "", checkWarn, "sendas postfix enable"},
 		{"", "always_add_missing_headers = yes", "", checkWarn, "From"},
 		{"", "smtputf8_autodetect_classes = all", "", checkWarn, "502 5.3.3"},
 	} {
@@ -325,7 +337,7 @@ func fakePostfix(t *testing.T, l *postfixLab, changes map[string]string) (*postf
 		"smtpd_relay_restrictions": "permit_mynetworks, defer_unauth_destination", "smtpd_tls_ask_ccert": "yes", "smtpd_tls_fingerprint_digest": "sha256",
 		"smtp_tls_wrappermode": "no", "smtp_tls_secure_cert_match": "nexthop, dot-nexthop", "smtp_sasl_type": "cyrus", "smtp_sasl_tls_verified_security_options": "$smtp_sasl_tls_security_options",
 		"smtp_sasl_auth_soft_bounce": "yes", "smtp_tls_loglevel": "0", "default_destination_recipient_limit": "50", "default_destination_rate_delay": "0s", "default_transport_rate_delay": "0s",
-		"notify_classes": "resource, software", "always_add_missing_headers": "no", "smtputf8_autodetect_classes": "sendmail, verify", "default_transport": "smtp",
+		"notify_classes": "resource, software", "message_size_limit": "10240000", "maximal_queue_lifetime": "5d", "always_add_missing_headers": "no", "smtputf8_autodetect_classes": "sendmail, verify", "default_transport": "smtp",
 	}
 	maps.Copy(raw, readParameters(readmeMain(t)))
 	raw["smtp_tls_CAfile"] = writeFile(t, filepath.Join(l.dir, "ca.pem"), "", 0o644)
@@ -421,6 +433,7 @@ func TestDoctorHeaderTables(t *testing.T) {
 	dir := t.TempDir()
 	harmless := writeFile(t, filepath.Join(dir, "harmless"), "# /^From:/ REPLACE x\n/^Received:/ IGNORE\n/^From:.*spam/ REJECT\n", 0o644)
 	changing := writeFile(t, filepath.Join(dir, "changing"), "/^Subject:/ WARN\n/^from:(.*)/ replace From: x@contoso.com\n", 0o644)
+	filtering := writeFile(t, filepath.Join(dir, "filtering"), "# /x/ FILTER x:\n/^Subject:/ WARN\n/^X-Spam:/ FILTER slow:[192.0.2.1]\n", 0o644)
 	lab := newPostfixLab(t, smallConfig)
 	for _, tc := range []struct {
 		set    string
@@ -431,6 +444,7 @@ func TestDoctorHeaderTables(t *testing.T) {
 		{"header_checks = pcre:" + changing, checkWarn, "line 2"},
 		{"smtp_header_checks = regexp:" + changing, checkFail, "line 2"},
 		{"milter_header_checks = regexp:" + changing, checkFail, "refuses the message"},
+		{"header_checks = regexp:" + filtering, checkWarn, "line 3"},
 		{"header_checks = hash:/etc/postfix/x", checkWarn, "cannot be read"},
 		{"header_checks = regexp:/nowhere", checkWarn, "cannot be read"},
 	} {

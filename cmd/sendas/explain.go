@@ -67,9 +67,11 @@ func explain(o *options, q *question) error {
 		e := json.NewEncoder(o.stdout)
 		e.SetIndent("", "  ")
 		e.SetEscapeHTML(false)
-		return e.Encode(answerOf(&d))
+		a := answerOf(&d)
+		a.Limits = cfg.limitsFor(&d)
+		return e.Encode(a)
 	}
-	writeAnswer(o.stdout, req, &d)
+	writeAnswer(o.stdout, req, &d, cfg.limitsFor(&d))
 	return nil
 }
 
@@ -141,13 +143,15 @@ type answer struct {
 	Action   policy.Action  `json:"action"`
 	Client   string         `json:"client"` // "" where none matched
 	Asked    string         `json:"asked"`
-	Identity string         `json:"identity"` // "" when rejected
-	Mailbox  string         `json:"mailbox"`
+	Identity string         `json:"identity"`       // "" when rejected
+	Mailbox  string         `json:"mailbox"`        // of a pool, the first one
+	Pool     int            `json:"pool,omitempty"` // how many mailboxes it has; none where one mailbox alone may send as the identity
 	Route    string         `json:"route"`
 	External string         `json:"external_route"` // of recipients outside, where route does not reach them
 	NoBounce bool           `json:"no_bounce"`      // recipients get NOTIFY=NEVER
 	Sender   string         `json:"sender"`         // the new envelope sender; "" when it stays
 	Reply    string         `json:"reply"`          // "" when accepted
+	Limits   []answerLimit  `json:"limits"`         // that such a message counts for
 	Reasons  []answerReason `json:"reasons"`
 	Changes  []answerChange `json:"changes"`
 }
@@ -166,7 +170,7 @@ type answerChange struct {
 
 func answerOf(d *policy.Decision) answer {
 	a := answer{Action: d.Action, Asked: d.Asked.String(), Identity: d.Identity.String(), Sender: d.Sender, Mailbox: d.User.String(), NoBounce: d.NoBounce,
-		Reasons: []answerReason{}, Changes: []answerChange{}}
+		Limits: []answerLimit{}, Reasons: []answerReason{}, Changes: []answerChange{}}
 	if d.Client != nil {
 		a.Client = d.Client.Name
 	}
@@ -175,6 +179,9 @@ func answerOf(d *policy.Decision) answer {
 	}
 	if d.External != nil {
 		a.External = d.External.Name
+	}
+	if d.Pool > 1 {
+		a.Pool = d.Pool
 	}
 	if d.Reply != nil {
 		a.Reply = d.Reply.String()
@@ -189,13 +196,16 @@ func answerOf(d *policy.Decision) answer {
 }
 
 // writeAnswer prints the decision for a person, the changes as a diff.
-func writeAnswer(w io.Writer, r *policy.Request, d *policy.Decision) {
+func writeAnswer(w io.Writer, r *policy.Request, d *policy.Decision, limits []answerLimit) {
 	a := answerOf(d)
 	for _, row := range [][2]string{{"action", string(a.Action)}, {"reply", a.Reply}, {"client", a.Client}, {"asked", a.Asked},
-		{"identity", a.Identity}, {"mailbox", a.Mailbox}, {"route", a.Route}, {"external", a.External}} {
+		{"identity", a.Identity}, {"mailbox", d.Through()}, {"route", a.Route}, {"external", a.External}} {
 		if row[1] != "" {
 			fmt.Fprintf(w, "%-9s %s\n", row[0], row[1])
 		}
+	}
+	for _, l := range limits {
+		fmt.Fprintf(w, "%-9s %s\n", "limits", l)
 	}
 	fmt.Fprintln(w, "because")
 	for i, x := range a.Reasons {

@@ -75,11 +75,16 @@ func openShared(c *Config, s *StoreConfig, log *slog.Logger, onChange func(bool)
 			return nil, failure(exitTempFail, "", "settling what was under way: %w", errors.Join(err, own.Close(), primary.Close()))
 		}
 	}
-	shared, err := limit.NewShared(primary, s.Hosts, own, limit.SharedOptions{Host: s.Host, Log: log, OnChange: onChange})
+	diary, err := openBolt(filepath.Join(c.Token.StateDir, "diary.db"), log)
 	if err != nil {
-		return nil, failure(exitConfig, "write a name for this host under token.host", "token.store: %w", errors.Join(err, own.Close(), primary.Close()))
+		return nil, errors.Join(err, own.Close(), primary.Close())
 	}
-	return &tokenStore{Ledger: shared, shared: shared, close: []io.Closer{shared, own, primary}}, nil
+	shared, err := limit.NewShared(primary, s.Hosts, own, limit.SharedOptions{Host: s.Host, Diary: diary, Log: log, OnChange: onChange})
+	if err != nil {
+		return nil, failure(exitConfig, "write a name for this host under token.host", "token.store: %w",
+			errors.Join(err, diary.Close(), own.Close(), primary.Close()))
+	}
+	return &tokenStore{Ledger: shared, shared: shared, close: []io.Closer{shared, diary, own, primary}}, nil
 }
 
 // newTokenRedis makes the client of the store that hosts share.

@@ -2,6 +2,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -37,7 +38,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 	root := newRoot(stdout, stderr)
 	root.SetArgs(args)
 	if err := root.ExecuteContext(ctx); err != nil {
-		return tell(stderr, err)
+		var text bytes.Buffer
+		code := tell(&text, err)
+		stderr.Write(errorText(stderr, text.Bytes()))
+		return code
 	}
 	return exitOK
 }
@@ -102,6 +106,6 @@ message now, with an access token from Microsoft Entra.`,
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.PersistentFlags().StringVarP(&o.config, "config", "c", "/etc/sendas/sendas.yaml", "the configuration `file`")
-	root.AddCommand(cmdCheck(o), cmdDoctor(o), cmdExplain(o), cmdLogin(o), cmdMilter(o), cmdStatus(o), cmdToken(o))
+	root.AddCommand(cmdCheck(o), cmdDoctor(o), cmdExplain(o), cmdLogin(o), cmdMan(o), cmdMilter(o), cmdPostfix(o), cmdStatus(o), cmdToken(o), cmdVersion(o))
 	return root
 }

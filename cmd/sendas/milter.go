@@ -4,13 +4,13 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"sync/atomic"
 	"time"
 
 	protocol "github.com/d--j/go-milter"
 	"github.com/spf13/cobra"
 
 	"github.com/sendas/sendas/milter"
-	"github.com/sendas/sendas/policy/limit"
 )
 
 func cmdMilter(o *options) *cobra.Command {
@@ -38,14 +38,26 @@ func runMilter(ctx context.Context, o *options) error {
 	}
 	reg, ok, at := newRegistry()
 	metrics, sessions := milter.NewMetrics(reg), new(milter.Sessions)
-	quotas := milter.NewQuotas(limit.NewAdmission())
-	srv := &milter.Server{Log: log, Metrics: metrics, Sessions: sessions, Quotas: quotas}
-	early := &milter.PolicyServer{Log: log, Metrics: metrics, Sessions: sessions, Quotas: quotas}
+	counts, err := openAdmission(cfg, reg, log)
+	if err != nil {
+		return err
+	}
+	defer counts.close() // after the last message has ended
+	quotas, queue := milter.NewQuotas(counts.counts), milter.NewQueue(log, reg)
+	tally := new(milter.Tally)
+	srv := &milter.Server{Log: log, Metrics: metrics, Sessions: sessions, Quotas: quotas, Tally: tally, Queue: queue}
+	early := &milter.PolicyServer{Log: log, Metrics: metrics, Sessions: sessions, Quotas: quotas, Tally: tally}
+	var inForce atomic.Pointer[Config]
 	use := func(c *Config) error {
-		quotas.Use(c.clientLimits())
+		if was := inForce.Load(); was != nil && was.Milter.store() != c.Milter.store() {
+			log.Warn("milter.store has changed, but the old one stays in use", "hint", "restart the milter: systemctl restart sendas-milter")
+		}
+		quotas.Use(c.clientLimits(), c.identityLimits()...)
+		queue.Use(c.queueRules())
 		metrics.Clients(c.Policy.ClientNames())
 		srv.Use(c.Policy)
 		early.Use(c.Policy)
+		inForce.Store(c)
 		return nil
 	}
 	if err := use(cfg); err != nil {
@@ -63,13 +75,16 @@ func runMilter(ctx context.Context, o *options) error {
 		}
 		defer asked.Close()
 	}
-	if err := serveHTTP(ctx, cfg.Milter.HTTP, reg, func() error { return nil }, nil, log); err != nil {
-		return err
-	}
 	r := &reloader{path: o.config, load: load, ok: ok, at: at, log: log, use: use}
 	r.loaded()
+	reg.MustRegister(milter.NewCollector(func() *milter.Status { return milterStatus(tally, quotas, inForce.Load()) }))
+	pages := milterPages(tally, quotas, inForce.Load, cfg.Milter.HTTP, r)
+	if err := serveHTTP(ctx, cfg.Milter.HTTP, reg, func() error { return nil }, pages, log); err != nil {
+		return err
+	}
 	r.watch(ctx)
 
+	go queue.Run(ctx)
 	done := make(chan error, 2)
 	go func() { done <- srv.Serve(ln) }()
 	if asked != nil {
@@ -77,7 +92,7 @@ func runMilter(ctx context.Context, o *options) error {
 	}
 	notify(ctx, log)
 	log.Info("milter ready", "version", version, "listen", cfg.Milter.Listen, "policy", cfg.Milter.PolicyListen,
-		"clients", len(cfg.Clients), "mailboxes", len(cfg.Mailboxes))
+		"clients", len(cfg.Clients), "mailboxes", len(cfg.Mailboxes), "store", cfg.Milter.store().name())
 	select {
 	case err := <-done:
 		return failure(exitSoftware, "", "serving the milter: %w", err)

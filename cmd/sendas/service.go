@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -26,26 +25,14 @@ import (
 // is longer.
 const stopTime = 25 * time.Second
 
-// newLog makes the log of a service: one line an event on stderr. The journal has its own
-// clock, so lines for it carry no time.
-func newLog(w io.Writer, verbose bool) *slog.Logger {
-	h := &slog.HandlerOptions{Level: slog.LevelInfo}
-	if verbose {
-		h.Level = slog.LevelDebug
-	}
-	if os.Getenv("JOURNAL_STREAM") != "" {
-		h.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
-			if a.Key == slog.TimeKey && len(groups) == 0 {
-				return slog.Attr{}
-			}
-			return a
-		}
-	}
-	return slog.New(slog.NewTextHandler(w, h))
-}
-
 // activated returns systemd's sockets by name. They can be taken from the environment only once.
 var activated = sync.OnceValues(activation.ListenersWithNames)
+
+// kept tells whether systemd holds the socket of that name, so that nobody is refused between two processes.
+func kept(name string) bool {
+	named, err := activated()
+	return err == nil && len(named[name]) > 0 && named[name][0] != nil
+}
 
 // listen opens the socket that the configuration names ("unix:/path" or "inet:host:port"), or
 // takes the one of that name from systemd (sd_listen_fds(3)).
@@ -158,12 +145,43 @@ type reloader struct {
 	at   prometheus.Gauge
 	log  *slog.Logger
 	use  func(*Config) error
+
+	mu    sync.Mutex // guards state
+	state configStatus
+}
+
+// configStatus tells of the configuration in force, for /status. Its JSON keys are stable.
+type configStatus struct {
+	LoadedAt time.Time `json:"loaded_at"` // in UTC
+	OK       bool      `json:"ok"`        // false: a newer one was wrong, so this one stayed; the log says what
 }
 
 // loaded notes a success.
 func (r *reloader) loaded() {
 	r.ok.Set(1)
 	r.at.SetToCurrentTime()
+	r.note(configStatus{LoadedAt: time.Now().UTC().Truncate(time.Second), OK: true})
+}
+
+// failed notes that the old configuration stays in force.
+func (r *reloader) failed() {
+	r.ok.Set(0)
+	c := r.status()
+	c.OK = false
+	r.note(c)
+}
+
+func (r *reloader) note(c configStatus) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.state = c
+}
+
+// status tells of the configuration in force.
+func (r *reloader) status() configStatus {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.state
 }
 
 // watch reloads until ctx ends. From its return on, SIGHUP no longer ends the process.
@@ -186,7 +204,7 @@ func (r *reloader) run(ctx context.Context, hup chan os.Signal) {
 			err = r.use(c)
 		}
 		if err != nil {
-			r.ok.Set(0)
+			r.failed()
 			r.log.Error("the new configuration is not used, the old one stays in force", "error", err)
 			continue
 		}

@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token"
 )
 
@@ -70,6 +71,7 @@ func runToken(ctx context.Context, o *options) error {
 	if err := takeOver(ctx, leases, cfg); err != nil {
 		return err
 	}
+	reg.MustRegister(token.NewCollector(leases, desk.status))
 	ln, err := listen("credentials", cfg.Token.Listen)
 	if err != nil {
 		return err
@@ -77,13 +79,17 @@ func runToken(ctx context.Context, o *options) error {
 	defer ln.Close()
 	r := &reloader{path: o.config, load: load, ok: ok, at: at, log: log, use: desk.use}
 	r.loaded()
-	if err := serveHTTP(ctx, cfg.Token.HTTP, reg, desk.ready, map[string]http.Handler{"GET /status": statusHandler(desk.status)}, log); err != nil {
+	if err := serveHTTP(ctx, cfg.Token.HTTP, reg, desk.ready, tokenPages(desk, cfg.Token.HTTP, r), log); err != nil {
 		return err
 	}
 	r.watch(ctx)
 	notify(ctx, log)
 	log.Info("token service ready", "version", version, "listen", cfg.Token.Listen, "mailboxes", len(cfg.Mailboxes), "store", cfg.Token.store().name())
-	srv := &token.SocketmapServer{Maps: leases.Maps(), Peers: peers, Log: log}
+	if !kept("credentials") {
+		log.Warn("this process has made its socket itself: a message that is being sent when it is killed can be sent twice",
+			"hint", "start it by systemd, with sendas-token.socket")
+	}
+	srv := &token.SocketmapServer{Maps: leases.Maps(), Peers: peers, Log: log, Metrics: metrics}
 	if err := serveLookups(ctx, srv, ln, leases, log); err != nil {
 		return failure(exitSoftware, "", "serving look-ups: %w", err)
 	}
@@ -207,10 +213,8 @@ func (d *credentialDesk) use(c *Config) error {
 	defer d.mu.Unlock()
 	next := make(map[string]*runningCredential)
 	var files []token.TokenFile
-	dir := &directory{policy: c.Policy, byName: make(map[string]*token.MailboxLease, len(c.Mailboxes)),
-		queues: make(map[string]int, len(c.Mailboxes))}
-	for i, m := range c.Mailboxes {
-		dir.queues[m.Address] = i
+	dir := newDirectory(c)
+	for _, m := range c.Mailboxes {
 		r := next[m.Credential]
 		if r == nil {
 			if r, err = d.start(c, m.Credential, client); err != nil {
@@ -220,7 +224,7 @@ func (d *credentialDesk) use(c *Config) error {
 			next[m.Credential] = r
 		}
 		d.metrics.Mailbox(m.Address)
-		dir.byName[m.Address] = &token.MailboxLease{Address: m.Address, Label: m.Address, Limits: m.Limits.Limits(), Tokens: r.refresher, MinLife: minLife(c)}
+		dir.byName[m.Address] = &token.MailboxLease{Address: m.Address, Label: m.Address, Limits: c.mailboxLimits(&m), Tokens: r.refresher, MinLife: minLife(c)}
 		file := token.TokenFile{Mailbox: m.Address, User: m.Address, Tokens: r.refresher}
 		if strings.HasPrefix(m.Address, "*@") {
 			file.User = "" // the password map says who
@@ -273,39 +277,79 @@ type directory struct {
 	policy *policy.Policy
 	byName map[string]*token.MailboxLease // by policy.Mailbox.Name
 	queues map[string]int                 // by the same: the mailbox's place in the configuration
+	pools  map[string]int                 // by poolKey: those after the queues of all mailboxes
+	tenant *TenantConfig
 }
 
-func (d *directory) Mailbox(sender string) *token.MailboxLease {
+// newDirectory numbers the queues; byName is left empty.
+func newDirectory(c *Config) *directory {
+	d := &directory{policy: c.Policy, byName: make(map[string]*token.MailboxLease, len(c.Mailboxes)),
+		queues: make(map[string]int, len(c.Mailboxes)), pools: make(map[string]int), tenant: &c.Tenant}
+	for _, p := range c.Policy.Pools() {
+		key := poolKey(p.Mailboxes)
+		if _, known := d.pools[key]; !known { // a pool may have several addresses
+			d.pools[key] = len(d.pools)
+		}
+	}
+	for i, m := range c.Mailboxes {
+		d.queues[m.Address] = i
+	}
+	return d
+}
+
+func (d *directory) Mailboxes(sender string) []*token.MailboxLease {
 	a, err := policy.ParseAddress(sender)
 	if err != nil {
 		return nil
 	}
-	m, user := d.policy.MailboxFor(a)
-	if m == nil {
-		return nil
+	mailboxes, user := d.policy.MailboxesFor(a)
+	list := make([]*token.MailboxLease, len(mailboxes))
+	onMicrosoft := a.OnMicrosoft() && d.tenant.limitsExternal()
+	for i, m := range mailboxes {
+		list[i] = d.byName[m.Name]
+		if !m.Pattern() && !onMicrosoft {
+			continue
+		}
+		own := *list[i]
+		if m.Pattern() {
+			own.Address = user.String()
+		}
+		if onMicrosoft {
+			own.Limits.Group, own.Limits.GroupRecipients = token.GroupOnMicrosoft, limit.MOERA()
+		}
+		list[i] = &own
 	}
-	lease := d.byName[m.Name]
-	if m.Pattern() {
-		own := *lease
-		own.Address = user.String()
-		return &own
-	}
-	return lease
+	return list
 }
 
-// RouteFrom gives each mailbox a queue of its own in Postfix.
+func (d *directory) External(rcpt string) bool { return d.policy.External(rcpt) }
+
+// poolKey names a pool by its members.
+func poolKey(mailboxes []*policy.Mailbox) string {
+	names := make([]string, len(mailboxes))
+	for i, m := range mailboxes {
+		names[i] = m.Name
+	}
+	return strings.Join(names, " ")
+}
+
+// RouteFrom gives each mailbox, and each pool, a queue of its own in Postfix: the mail of a pool then holds up nobody who may use one
+// of its mailboxes alone.
 func (d *directory) RouteFrom(sender string) string {
 	r := d.policy.RouteFrom(sender)
 	if r == nil || r.Type != policy.Submission {
 		return destination(r)
 	}
 	a, _ := policy.ParseAddress(sender) // the policy could, too
-	m, user := d.policy.MailboxFor(a)
-	i := d.queues[m.Name]
-	if m.Pattern() {
+	mailboxes, user := d.policy.MailboxesFor(a)
+	i := d.queues[mailboxes[0].Name]
+	switch {
+	case len(mailboxes) > 1:
+		i = len(d.queues) + d.pools[poolKey(mailboxes)]
+	case mailboxes[0].Pattern():
 		h := fnv.New32a()
 		h.Write([]byte(user.Key()))
-		i = len(d.queues) + int(h.Sum32()%patternQueues)
+		i = len(d.queues) + len(d.pools) + int(h.Sum32()%patternQueues)
 	}
 	return r.Transport + ":" + queueHop(r.NextHop, i)
 }
@@ -363,15 +407,6 @@ func (d *credentialDesk) wait() { d.wg.Wait() }
 
 // start returns the running credential of that name, with its refresher. d.mu is held.
 func (d *credentialDesk) start(c *Config, name string, client *http.Client) (*runningCredential, error) {
-	cc := c.Credentials[name]
-	if cc.CertificateFile != "" {
-		if end, err := token.CheckCertificate(cc.CertificateFile, cc.KeyFile); err == nil { // else the refresher says it
-			d.metrics.Certificate(name, end)
-		}
-	}
-	if end, err := time.Parse(time.DateOnly, cc.SecretExpires); err == nil {
-		d.metrics.ClientSecret(name, end)
-	}
 	key := sourceKey(c, name)
 	if r := d.running[name]; r != nil && r.source == key {
 		r.refresher.Wake() // an administrator who reloads has perhaps just mended the secret
@@ -384,19 +419,10 @@ func (d *credentialDesk) start(c *Config, name string, client *http.Client) (*ru
 	}
 	ctx, cancel := context.WithCancel(d.ctx)
 	r := &runningCredential{source: key, stop: cancel}
-	var observe func(string, time.Duration)
-	r.refresher = token.NewRefresher(name, src, token.RefresherOptions{Log: d.log, Observe: func(result string, took time.Duration) { observe(result, took) }})
-	observe = d.metrics.Observe(name, r.refresher.State)
+	r.refresher = token.NewRefresher(name, src, token.RefresherOptions{Log: d.log, Observe: d.metrics.Observe(name)})
 	if user, ok := src.(*token.Delegated); ok {
 		user.Log = d.log
 		d.wg.Go(func() { vault.Watch(ctx, name, r.refresher.Wake) }) // "sendas login" need not tell us
-		inner := observe
-		observe = func(result string, took time.Duration) {
-			inner(result, took)
-			if g, err := vault.Load(name); err == nil { // else the attempt has failed too, and says why
-				d.metrics.Grant(name, g.Refreshed)
-			}
-		}
 	}
 	d.wg.Go(func() { r.refresher.Run(ctx) })
 	return r, nil

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/token"
+)
+
+// An admissionStore is what the milter counts, and where it keeps that.
+type admissionStore struct {
+	counts *limit.Admission
+	file   *limit.AdmissionFile // nil for none
+	log    *slog.Logger
+
+	stop context.CancelFunc
+	done chan error
+}
+
+// openAdmission opens what milter.store says, and keeps it up to date until it is closed.
+func openAdmission(c *Config, reg prometheus.Registerer, log *slog.Logger) (*admissionStore, error) {
+	up := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "sendas_limit_store_up", Help: "1 while the store of the milter's limits works; 0: this host counts alone, or its file cannot be written.",
+	})
+	reg.MustRegister(up)
+	up.Set(1)
+	s, store := &admissionStore{log: log, done: make(chan error, 1)}, c.Milter.store()
+	var err error
+	switch {
+	case store.shared():
+		err = s.openShared(c, &store, up)
+	case store.file() != "":
+		err = s.openFile(store.file(), up)
+	default:
+		s.counts = limit.NewAdmission()
+	}
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s.stop = cancel
+	go func() { s.done <- s.counts.Run(ctx) }()
+	return s, nil
+}
+
+// openFile opens the file of this host.
+func (s *admissionStore) openFile(file string, up prometheus.Gauge) error {
+	f, err := limit.OpenAdmissionFile(file)
+	if dir := filepath.Dir(file); errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {
+		return failure(exitConfig, "the folder "+dir+" has to be there and to belong to the user of the milter (install -d -m 0700 -o sendas "+dir+"), or write milter.store: memory:",
+			"milter.store: %w", err)
+	}
+	if err != nil {
+		return failure(exitTempFail, "", "milter.store: %w", err)
+	}
+	if f.Replaced != nil {
+		s.log.Error("what clients had submitted is forgotten: the file was damaged", "file", file, "aside", file+".damaged", "error", f.Replaced)
+	}
+	counts, err := limit.OpenAdmission(context.Background(), f, func(err error) {
+		if err == nil {
+			up.Set(1)
+			s.log.Info("what clients submit is saved again", "file", file)
+			return
+		}
+		up.Set(0)
+		s.log.Error("what clients submit is counted, but cannot be saved: a restart would forget it", "file", file, "error", err)
+	})
+	if err != nil {
+		return failure(exitTempFail, "", "milter.store: %w", errors.Join(err, f.Close()))
+	}
+	s.file, s.counts = f, counts
+	return nil
+}
+
+// openShared connects to the store that hosts share. It need not be there.
+func (s *admissionStore) openShared(c *Config, store *StoreConfig, up prometheus.Gauge) error {
+	password := token.Secret("")
+	if store.PasswordFile != "" {
+		var err error
+		if password, err = token.ReadPassword(store.PasswordFile); err != nil {
+			return failure(exitConfig, "the user of the milter has to be able to read it, and nobody else", "milter.store_password_file: %w", err)
+		}
+	}
+	o := limit.RedisOptions{URL: store.Store, Password: string(password), Tenant: strings.ToLower(c.Tenant.ID)}
+	counts, err := limit.OpenSharedAdmission(o, store.Hosts, func(err error) {
+		if err != nil {
+			up.Set(0)
+			s.log.Error("the store of the limits is away: this host keeps to its share of them", "store", store.name(), "hosts", store.Hosts, "error", err)
+			return
+		}
+		up.Set(1)
+		s.log.Info("the hosts share the limits", "store", store.name(), "hosts", store.Hosts)
+	})
+	if err != nil {
+		return failure(exitConfig, "", "milter.store: %w", err)
+	}
+	s.counts = counts
+	return nil
+}
+
+// close saves what is counted. Nothing may be counted any more.
+func (s *admissionStore) close() {
+	s.stop()
+	if err := <-s.done; err != nil {
+		s.log.Error("the last of what clients submitted could not be saved", "error", err)
+	}
+	if s.file == nil {
+		return
+	}
+	if err := s.file.Close(); err != nil {
+		s.log.Error("closing the store of the limits", "error", err)
+	}
+}
