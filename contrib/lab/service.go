@@ -20,6 +20,7 @@ type Service struct {
 	args   []string
 	uid    uint32
 	gid    uint32
+	groups []uint32 // besides gid
 	log    string   // the file that stderr goes to
 	socket *os.File // a listening socket to hand over as systemd does; nil: the service makes its own
 	name   string   // of the socket
@@ -70,7 +71,7 @@ func (s *Service) Start(ctx context.Context) error {
 	}
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: s.uid, Gid: s.gid}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: s.uid, Gid: s.gid, Groups: s.groups}}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting sendas %s: %w", s.args[0], err)
 	}

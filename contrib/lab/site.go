@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/sendas/sendas/contrib/exosim"
@@ -62,6 +65,25 @@ const (
 	objectID = "0b1ec700-0000-4000-8000-000000000002"
 )
 
+// Publish copies sendas and its SASL plugin from the folder build to a new one, where the services' users may read them; a home folder is
+// not such a place. The caller removes it.
+func Publish(build string) (string, error) {
+	dir, err := MakeDir()
+	if err != nil {
+		return "", err
+	}
+	for _, f := range []string{"sendas", "libsendas-xoauth2.so"} {
+		b, err := os.ReadFile(filepath.Join(build, f))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, f), b, 0o755)
+		}
+		if err != nil {
+			return "", errors.Join(fmt.Errorf("%w; run \"make build\" first", err), os.RemoveAll(dir))
+		}
+	}
+	return dir, nil
+}
+
 // StartSite starts a site. Stop it, also after an error of a test.
 func StartSite(ctx context.Context, c SiteConfig) (s *Site, err error) {
 	if c.Minute == 0 {
@@ -72,40 +94,51 @@ func StartSite(ctx context.Context, c SiteConfig) (s *Site, err error) {
 		return nil, err
 	}
 	s = &Site{Dir: dir, Secret: "s3cr3t~in/the+lab-" + filepath.Base(dir)}
+	begun := s // "return nil" sets s
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, s.Stop())
+			err = errors.Join(err, begun.Stop())
 		}
 	}()
 	if err := s.startExosim(c); err != nil {
 		return nil, err
 	}
-	if err := s.startPostfix(ctx, c); err != nil {
+	if err := s.startRelay(ctx, c); err != nil {
 		return nil, err
+	}
+	return s, nil
+}
+
+// startRelay starts all but the simulator: Postfix and the services.
+func (s *Site) startRelay(ctx context.Context, c SiteConfig) error {
+	if err := s.startPostfix(ctx, c); err != nil {
+		return err
 	}
 	if err := s.writeConfig(c); err != nil {
-		return nil, err
+		return err
 	}
 	s.Milter = s.service(c.Sendas, "milter", milterUser, s.milterHTTP)
+	groups, err := queueReaders()
+	if err != nil {
+		return err
+	}
+	s.Milter.groups = groups
 	s.Token = s.service(c.Sendas, "token", tokenUser, s.tokenHTTP)
 	if c.TokenEnv != nil {
 		s.Token.env = c.TokenEnv(s.Exosim)
 	}
 	if c.Activated {
 		if err := s.Milter.activate("milter", filepath.Join(s.Postfix.SocketDir(), "milter")); err != nil {
-			return nil, err
+			return err
 		}
 		if err := s.Token.activate("credentials", filepath.Join(s.Postfix.SocketDir(), "credentials")); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if err := s.Milter.Start(ctx); err != nil {
-		return nil, err
+		return err
 	}
-	if err := s.Token.Start(ctx); err != nil {
-		return nil, err
-	}
-	return s, nil
+	return s.Token.Start(ctx)
 }
 
 // Stop ends all that runs and removes the folder.
@@ -173,7 +206,7 @@ func (s *Site) startPostfix(ctx context.Context, c SiteConfig) (err error) {
 	return os.Chmod(s.Postfix.SocketDir(), 0o775) // both services make their sockets here
 }
 
-// MainCF returns the settings of main.cf that README gives, for a submission host on another port
+// MainCF returns the settings of main.cf that docs/by-hand.md gives, for a submission host on another port
 // and with another authority.
 func MainCF(port, caFile string) map[string]string {
 	return map[string]string{
@@ -210,8 +243,8 @@ func (s *Site) writeConfig(c SiteConfig) error {
 	if err := writeOwned(secretFile, s.Secret+"\n", 0o600, tokenUser); err != nil {
 		return err
 	}
-	state := filepath.Join(s.Dir, "state")
-	if err := errors.Join(os.Mkdir(state, 0o700), os.Chown(state, tokenUser, tokenUser)); err != nil {
+	state, counts := filepath.Join(s.Dir, "state"), filepath.Join(s.Dir, "counts")
+	if err := errors.Join(makeDir(state, 0o700, tokenUser, tokenUser), makeDir(counts, 0o700, milterUser, milterUser)); err != nil {
 		return err
 	}
 	proof := "client_secret_file: relay-app.secret"
@@ -232,7 +265,7 @@ func (s *Site) writeConfig(c SiteConfig) error {
 	limits := "{messages: 30/" + c.Minute.String() + "}"
 	return os.WriteFile(s.Config, []byte(strings.NewReplacer(
 		"AUTHORITY", s.Exosim.Authority(), "MXPORT", mxPort, "PORT", port, "CLIENTID", clientID, "PROOF", proof, "LIMITS", limits,
-		"SOCKETS", s.Postfix.SocketDir(), "MILTERHTTP", s.milterHTTP, "TOKENHTTP", s.tokenHTTP,
+		"SOCKETS", s.Postfix.SocketDir(), "SHOWQ", filepath.Join(s.Postfix.QueueDir(), "public", "showq"), "MILTERHTTP", s.milterHTTP, "TOKENHTTP", s.tokenHTTP,
 	).Replace(yaml)), 0o644)
 }
 
@@ -277,15 +310,27 @@ milter:
   listen: unix:SOCKETS/milter
   policy_listen: unix:SOCKETS/policy
   http: MILTERHTTP
+  store: bolt:counts/milter.db
+  queue_socket: SHOWQ
 token:
   listen: unix:SOCKETS/credentials
   http: TOKENHTTP
   state_dir: state
 `
 
-func (s *Site) service(binary, name string, user uint32, http string) *Service {
+func (s *Site) service(binary, name string, uid uint32, http string) *Service {
 	log := filepath.Join(s.Dir, name+".log")
-	return &Service{binary: binary, args: []string{name, "--config", s.Config}, uid: user, gid: user, log: log, ready: http}
+	return &Service{binary: binary, args: []string{name, "--config", s.Config}, uid: uid, gid: uid, log: log, ready: http}
+}
+
+// queueReaders returns the group that may ask Postfix what is in its queue; the milter does for its ceiling.
+func queueReaders() ([]uint32, error) {
+	g, err := user.LookupGroup(setgidGroup)
+	if err != nil {
+		return nil, err
+	}
+	id, err := strconv.ParseUint(g.Gid, 10, 32)
+	return []uint32{uint32(id)}, err
 }
 
 // MetricsURLs returns where the two services show their figures.
@@ -304,16 +349,27 @@ func writeOwned(path, content string, mode os.FileMode, uid int) error {
 	return os.Chown(path, uid, -1)
 }
 
-// freePorts returns addresses on loopback that were free a moment ago.
+// nextPort is the port that freePorts tries next: below those from which the system takes its own (ip_local_port_range), so that
+// no connection gets it before the service that it is meant for, and beginning at another place in each process.
+var nextPort = func() *atomic.Uint32 {
+	n := new(atomic.Uint32)
+	n.Store(10_000 + uint32(os.Getpid()*37%20_000))
+	return n
+}()
+
+// freePorts returns addresses on loopback that were free a moment ago, and each only once.
 func freePorts(n int) ([]string, error) {
 	var list []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	for tries := 0; len(list) < n; tries++ {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", nextPort.Add(1)))
 		if err != nil {
-			return nil, err
+			if tries > 1000 {
+				return nil, err
+			}
+			continue
 		}
-		defer l.Close()
 		list = append(list, l.Addr().String())
+		l.Close()
 	}
 	return list, nil
 }

@@ -47,7 +47,7 @@ func demo(ctx context.Context, out io.Writer, build string, minute time.Duration
 	if err != nil {
 		return err
 	}
-	dir, err := publish(build)
+	dir, err := lab.Publish(build)
 	if err != nil {
 		return err
 	}
@@ -83,25 +83,6 @@ func demo(ctx context.Context, out io.Writer, build string, minute time.Duration
 	}
 	fmt.Fprintln(out, "\nevery outcome is the right one")
 	return nil
-}
-
-// publish copies the programs to where the services' users may read them; a home folder is not
-// such a place.
-func publish(build string) (string, error) {
-	dir, err := lab.MakeDir()
-	if err != nil {
-		return "", err
-	}
-	for _, f := range []string{"sendas", "libsendas-xoauth2.so"} {
-		b, err := os.ReadFile(filepath.Join(build, f))
-		if err != nil {
-			return "", fmt.Errorf("%w; run \"make build\" first", err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, f), b, 0o755); err != nil {
-			return "", err
-		}
-	}
-	return dir, nil
 }
 
 // stories sends the messages of a day and prints the table.
@@ -192,7 +173,7 @@ func secrets(ctx context.Context, out io.Writer, s *lab.Site) (wrong int) {
 func where(out io.Writer, s *lab.Site) {
 	fmt.Fprintln(out, `
 where to look next
-  README.md                   the smallest real configuration, with the lines of main.cf
+  README.md                   the smallest real configuration, and where the rest is
   packaging/sendas.yaml       every key, with what it does
   contrib/lab/site.go         what this demo is made of
   go run ./contrib/lab/cmd/demo -keep -minute 1m    the same with a real minute, left running; then:`)
