@@ -32,7 +32,8 @@ const (
 	unblock     = `take it off the list under "Restricted entities" at https://security.microsoft.com, and find out who sent spam as it`
 	askSupport  = "open a request with Microsoft's support in the Microsoft 365 admin centre"
 	needsOAuth  = `let Postfix authenticate with XOAUTH2 alone: postconf -e "smtp_sasl_mechanism_filter = xoauth2"`
-	switchOn    = `type "Set-CASMailbox MAILBOX -SmtpClientAuthenticationDisabled $false" in Exchange Online PowerShell, and wait an hour`
+	switchOnOne = `type "Set-CASMailbox MAILBOX -SmtpClientAuthenticationDisabled $false" in Exchange Online PowerShell`
+	switchOn    = switchOnOne + ", and wait an hour"
 	mendRequest = `somebody between this host and Microsoft changes SMTP, or this is a fault of sendas: look for a firewall that inspects SMTP`
 	emptyIt     = "empty its Sent Items or set up an archive policy; its mail waits in the queue"
 	tooManyDay  = "its mail waits in the queue; share the work among more mailboxes if this comes often"
@@ -74,7 +75,7 @@ var replyRows = []replyRow{
 
 	// AUTH.
 	{"535", "5.7.139", "SmtpClientAuthentication is disabled for the Tenant", ClassAuthOff, false, "", "SMTP AUTH is switched off for the whole tenant, which counts for OAuth too",
-		switchOn + ", which holds for this mailbox alone"},
+		switchOnOne + ", which is for this mailbox alone, and wait an hour"},
 	{"535", "5.7.139", "SmtpClientAuthentication is disabled", ClassAuthOff, false, "", "SMTP AUTH is switched off, which counts for OAuth too", switchOn},
 	{"535", "5.7.139", "basic authentication is disabled", ClassAuth, false, "", "a password was sent where only OAuth is taken", needsOAuth},
 	{"535", "5.7.139", "user credentials were incorrect", ClassAuth, false, "", "a password was sent, and it is wrong", needsOAuth},

@@ -26,8 +26,9 @@ type Check int
 
 // The checks.
 const (
-	SkipFiles  Check = iota // the file alone: for the milter, which may not read secrets
-	CheckFiles              // also that secrets and certificates can be used, and that nobody else can change the file
+	SkipFiles  Check = iota // what the file says: for commands that change nothing
+	CheckOwn                // also that nobody else can change it: for the milter, which may not read secrets
+	CheckFiles              // also that secrets and certificates can be used
 	CheckAll                // also what Postfix alone reads: the certificates of routes
 )
 
@@ -345,7 +346,7 @@ func parseConfig(path string, data []byte, check Check) (*Config, error) {
 	d := decoder{root: root}
 	d.decode(c)
 	c.complete(dir)
-	k := checker{c: c, d: &d, files: check >= CheckFiles, all: check == CheckAll}
+	k := checker{c: c, d: &d, own: check >= CheckOwn, files: check >= CheckFiles, all: check == CheckAll}
 	if list := append(d.problems, k.check()...); len(list) > 0 {
 		return nil, newConfigError(path, data, list)
 	}
@@ -379,7 +380,7 @@ func fit(path string, check Check, hint string) error {
 		return errors.New("is not a regular file; name the file itself")
 	case info.Size() > maxConfig:
 		return errors.New("is larger than 64 MiB; that is no configuration")
-	case check >= CheckFiles && info.Mode().Perm()&0o022 != 0:
+	case check >= CheckOwn && info.Mode().Perm()&0o022 != 0:
 		return fmt.Errorf("can be changed by others (mode %04o), who could redirect mail; type \"chmod go-w %s\"", info.Mode().Perm(), path)
 	}
 	return nil

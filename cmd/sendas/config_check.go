@@ -35,7 +35,8 @@ var (
 type checker struct {
 	c        *Config
 	d        *decoder
-	files    bool // look at the files of the token service
+	own      bool // look at who can change what is read here
+	files    bool // and at the files of the token service
 	all      bool // and at those of Postfix
 	problems []Problem
 }
@@ -455,7 +456,7 @@ func (k *checker) policy() {
 	s := k.c.settings()
 	if k.c.Tenant.PermissionsFile != "" {
 		var err error
-		if s.Permissions, err = readPermissions(k.c.Tenant.PermissionsFile, k.files); err != nil {
+		if s.Permissions, err = readPermissions(k.c.Tenant.PermissionsFile, k.own); err != nil {
 			k.fail("tenant.permissions_file", "%v", err)
 			return // half of what is authorised is not known
 		}

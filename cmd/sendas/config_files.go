@@ -19,7 +19,7 @@ func readPermissions(path string, strict bool) (*policy.Permissions, error) {
 	const hint = "export it from Exchange Online, or remove this line"
 	check := SkipFiles
 	if strict {
-		check = CheckFiles
+		check = CheckOwn
 	}
 	name := filepath.Base(path)
 	if err := fit(path, check, hint); err != nil {

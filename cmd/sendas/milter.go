@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"sync/atomic"
 	"time"
@@ -31,7 +33,7 @@ sessions that have begun are over.`,
 func runMilter(ctx context.Context, o *options) error {
 	log := newLog(o.stderr, o.verbose)
 	protocol.LogWarning = func(format string, v ...any) { log.Warn("milter connection", "error", fmt.Sprintf(format, v...)) }
-	load := func(path string) (*Config, error) { return LoadConfig(path, SkipFiles) }
+	load := func(path string) (*Config, error) { return LoadConfig(path, CheckOwn) }
 	cfg, err := load(o.config)
 	if err != nil {
 		return err
@@ -63,16 +65,12 @@ func runMilter(ctx context.Context, o *options) error {
 	if err := use(cfg); err != nil {
 		return err
 	}
-	ln, err := listen("milter", cfg.Milter.Listen)
+	ln, asked, err := milterSockets(cfg, log)
 	if err != nil {
 		return err
 	}
 	defer ln.Close()
-	var asked net.Listener
-	if cfg.Milter.PolicyListen != "" {
-		if asked, err = listen("policy", cfg.Milter.PolicyListen); err != nil {
-			return err
-		}
+	if asked != nil {
 		defer asked.Close()
 	}
 	r := &reloader{path: o.config, load: load, ok: ok, at: at, log: log, use: use}
@@ -113,4 +111,26 @@ func runMilter(ctx context.Context, o *options) error {
 	early.Shutdown(quick)
 	log.Info("milter stopped")
 	return nil
+}
+
+// milterSockets opens the socket of the milter, and that of the policy service unless it is switched off: then it is nil.
+func milterSockets(c *Config, log *slog.Logger) (ln, asked net.Listener, err error) {
+	open := func(name, spec string) (net.Listener, error) {
+		l, err := listen(name, spec)
+		if err != nil {
+			return nil, err
+		}
+		mine, err := onlyFrom(l, c, log)
+		if err != nil {
+			return nil, errors.Join(err, l.Close())
+		}
+		return mine, nil
+	}
+	if ln, err = open("milter", c.Milter.Listen); err != nil || c.Milter.PolicyListen == "" {
+		return ln, nil, err
+	}
+	if asked, err = open("policy", c.Milter.PolicyListen); err != nil {
+		return nil, nil, errors.Join(err, ln.Close())
+	}
+	return ln, asked, nil
 }

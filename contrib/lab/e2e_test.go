@@ -103,7 +103,7 @@ func checkPromises(t *testing.T, s *Site) {
 	}
 	for where, text := range s.Outputs(t.Context()) {
 		for what, secret := range map[string]string{"client secret": s.Secret, "access token": "eyJ", "base64 of XOAUTH2": "dXNlcj", "a data race": "DATA RACE"} {
-			if strings.Contains(text, secret) {
+			if strings.Contains(text, secret) && !(what == "a data race" && strings.HasPrefix(where, "/proc/")) { // somebody may look for one
 				t.Errorf("%s shows in %s", what, where)
 			}
 		}

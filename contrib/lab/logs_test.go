@@ -12,7 +12,7 @@ import (
 
 // TestLogsTellTheStory: what docs/logs.md shows of one message is what Postfix and the services write, line by line.
 func TestLogsTellTheStory(t *testing.T) {
-	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second})
+	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second, Activated: true})
 	mail := Stories()[0].Mail
 	if _, err := Send(ctx, s.Postfix.SMTPAddr(), mail); err != nil {
 		t.Fatal(err)

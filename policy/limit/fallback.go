@@ -20,13 +20,13 @@ import (
 // each host may use its part of that on its own in any window. When the store is back, the host first books there what it has
 // given and what became of it, and only then asks for leases again.
 //
-// A share of less than one message or connection, or of fewer recipients than one delivery has, is none: then Take fails until the
+// A share of less than one message, or of fewer recipients than one delivery has, is none: then Take fails until the
 // store is back. That is so for two hosts at 500 recipients a day, where each would have 25.
 //
 // When the store has lost its data, each host books anew what it has sent, and the store gives leases when all have done so.
 //
-// What can be passed is only the number of simultaneous connections, for as long as a session lasts that another host began
-// before the store went away. Microsoft defers the surplus (432 4.3.2).
+// What can be passed is only the number of simultaneous connections: for as long as a session lasts that another host began
+// before the store went away, and by more hosts than there are connections. Microsoft defers the surplus (432 4.3.2).
 type Shared struct {
 	primary *Redis
 	hosts   int
@@ -324,7 +324,7 @@ func (s *Shared) share(l Limits) (Limits, error) {
 	under := min(l.Connections, l.Messages.N)
 	out := l
 	out.Messages.N = (l.Messages.N - under) / s.hosts
-	out.Connections = l.Connections / s.hosts
+	out.Connections = max(1, l.Connections/s.hosts) // of more hosts than connections each has one: Microsoft defers the surplus
 	out.Recipients.N = spare(l.Recipients, s.hosts, s.o.Reserve)
 	if l.grouped() {
 		out.GroupRecipients.N = spare(l.GroupRecipients, s.hosts, s.o.Reserve)
@@ -335,7 +335,6 @@ func (s *Shared) share(l Limits) (Limits, error) {
 		of   int
 	}{
 		{"messages", out.Messages.N, l.Messages.N},
-		{"connections", out.Connections, l.Connections},
 		{"recipients", out.Recipients.N, l.Recipients.N},
 		{"recipients of the group", out.GroupRecipients.N, l.GroupRecipients.N},
 	} {

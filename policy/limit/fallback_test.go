@@ -384,7 +384,7 @@ func TestShares(t *testing.T) {
 		{"Microsoft's, two hosts", Microsoft(), 2, Limits{Messages: Rate{13, time.Minute}, Recipients: day(500), Connections: 1}},
 		{"Microsoft's, three hosts", Microsoft(), 3, Limits{Messages: Rate{9, time.Minute}, Recipients: day(333), Connections: 1}},
 		{"Microsoft's, one host", Microsoft(), 1, Limits{Messages: Rate{27, time.Minute}, Recipients: day(1000), Connections: 3}},
-		{"more hosts than connections", Microsoft(), 4, Limits{}},
+		{"more hosts than connections", Microsoft(), 4, Limits{Messages: Rate{6, time.Minute}, Recipients: day(250), Connections: 1}},
 		{"few messages", Limits{Messages: Rate{4, time.Minute}, Recipients: day(10_000), Connections: 3}, 2, Limits{}},
 		{"no room for one delivery", Limits{Messages: Rate{30, time.Minute}, Recipients: day(900), Connections: 3}, 2, Limits{}},
 		{"a small group", Limits{Messages: Rate{30, time.Minute}, Recipients: day(10_000), Connections: 3, Group: "moera", GroupRecipients: day(100)}, 2, Limits{}},

@@ -1,0 +1,70 @@
+package main
+
+import (
+	"bytes"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// onlyFrom lets root and the users of token.peers connect to a unix socket, as Postfix's daemons do: what they tell of a client (its
+// address, its certificate) is believed, and counted against the client's limits. Connections over TCP are not looked at; nor can they be in a
+// user namespace (PrivateUsers= of systemd), where every other user has the same id: there the mode of the socket decides.
+func onlyFrom(ln net.Listener, c *Config, log *slog.Logger) (net.Listener, error) {
+	if ln.Addr().Network() != "unix" || inUserNamespace() {
+		return ln, nil
+	}
+	users, err := userIDs(c.Token.Peers)
+	if err != nil {
+		return nil, err
+	}
+	return &peerListener{Listener: ln, users: append(users, 0), log: log}, nil
+}
+
+// inUserNamespace tells whether this process sees other users' ids as they are (user_namespaces(7)).
+func inUserNamespace() bool {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	return err == nil && !slices.EqualFunc(bytes.Fields(b), []string{"0", "0", "4294967295"}, func(a []byte, b string) bool { return string(a) == b })
+}
+
+type peerListener struct {
+	net.Listener
+	users []uint32
+	log   *slog.Logger
+}
+
+// Accept implements [net.Listener].
+func (l *peerListener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		uid, err := peerUser(c)
+		if err == nil && slices.Contains(l.users, uid) {
+			return c, nil
+		}
+		l.log.Warn("a connection was refused", "socket", l.Addr(), "uid", uid, "error", err,
+			"hint", "only Postfix asks here; if it runs as another user, write that one into token.peers")
+		c.Close()
+	}
+}
+
+// peerUser returns the user on the other side (SO_PEERCRED, unix(7)).
+func peerUser(c net.Conn) (uid uint32, err error) {
+	raw, err := c.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	cred, errCred := (*unix.Ucred)(nil), error(nil)
+	if err := raw.Control(func(fd uintptr) { cred, errCred = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+		return 0, err
+	}
+	if errCred != nil {
+		return 0, errCred
+	}
+	return cred.Uid, nil
+}
