@@ -177,7 +177,7 @@ var ended = func() context.Context {
 // the lookup has no place, and without one there is no use in it.
 func (l *Leases) lookForTokens(ctx context.Context, w *lookup) {
 	for _, c := range w.choices {
-		if c.err != nil {
+		if l.failed(c) {
 			continue
 		}
 		t, err := c.m.Tokens.Token(ended)
@@ -200,6 +200,13 @@ func (l *Leases) lookForTokens(ctx context.Context, w *lookup) {
 		}
 		l.mu.Unlock()
 	}
+}
+
+// failed tells whether it cannot be this mailbox; whoever fetches a token may have found that out.
+func (l *Leases) failed(c *choice) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return c.err != nil
 }
 
 // tooOld says so where the submission host would refuse the token.

@@ -143,7 +143,7 @@ var postfixSettings = []settingRow{
 		offer: func(p *postfixSetup) bool { return p.senderTable() != "" },
 		means: "the table was written for another configuration: senders that it does not know wait behind the mail of others, or do not come to the transport of sendas",
 		do:    "sendas postfix enable",
-		why:   "which senders leave by submission, each mailbox with a queue of its own; a table in main.cf, so that nobody needs the token service at RCPT"},
+		why:   "which senders leave by submission, and in which queue, so that none holds up another; a table in main.cf, so that nobody needs the token service at RCPT"},
 	{name: "smtp_tls_security_level", place: inTransport, want: "secure", level: checkFail,
 		judge: func(v string, _ *postfixSetup) checkStatus { return warnIf(v == "verify" || v == "fingerprint") },
 		means: "a token may only be shown to a server that has proved to be Microsoft's; less than \"secure\" shows it to whoever answers",
@@ -222,7 +222,7 @@ var postfixSettings = []settingRow{
 			return within1to(3*max(1, len(p.config.Mailboxes)))(v, p)
 		},
 		means: "Microsoft takes 3 messages of a mailbox at one time; more processes than that only wait",
-		why:   "Microsoft takes 3 messages of a mailbox at one time; each mailbox has a queue of its own"},
+		why:   "Microsoft takes 3 messages of a mailbox at one time"},
 	{name: "_destination_concurrency_failed_cohort_limit", place: inQueue, want: "10", level: checkWarn,
 		judge: func(v string, _ *postfixSetup) checkStatus {
 			n, err := strconv.Atoi(v)

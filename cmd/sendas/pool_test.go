@@ -49,7 +49,7 @@ func TestPoolDirectory(t *testing.T) {
 			{"hr@contoso.com", "erp2@contoso.com erp3@contoso.com", "2 and 3", "external"},
 			{"erp1@contoso.com", "erp1@contoso.com", "1", "external"},
 			{"erp2@contoso.com", "erp2@contoso.com", "2", "external"},
-			{"erp3@contoso.onmicrosoft.com", "erp3@contoso.com", "3", "onmicrosoft"},
+			{"erp3@contoso.onmicrosoft.com", "erp3@contoso.com", "3 by its alias", "onmicrosoft"},
 			{"erp3@contoso.com", "erp3@contoso.com", "3", "external"},
 			{"any@contoso.onmicrosoft.com", "any@contoso.onmicrosoft.com", "any", "onmicrosoft"},
 			{"stranger@contoso.com", "", "", ""},
@@ -74,7 +74,7 @@ func TestPoolDirectory(t *testing.T) {
 			}
 			queues[queue] = tc.queue
 		}
-		if want := 7; len(queues) != want {
+		if want := 8; len(queues) != want {
 			t.Errorf("%d queues, want %d: %v", len(queues), want, queues)
 		}
 	}

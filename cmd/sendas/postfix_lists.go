@@ -164,7 +164,7 @@ const maxSenders = 500
 // would answer devices with 451 while the token service is down. So the queue absorbs that.
 func (p *postfixSetup) senderTable() string {
 	c := p.config
-	if !p.submits() || c.Policy == nil || !p.own && len(c.Mailboxes) < 2 {
+	if !p.submits() || c.Policy == nil || !p.own && len(c.Mailboxes) < 2 && len(c.senders()) < 2 {
 		return ""
 	}
 	d := newDirectory(c)
@@ -194,7 +194,7 @@ func (p *postfixSetup) senderDomains(d *directory) []string {
 		}
 		hop := r.NextHop
 		if pattern {
-			hop = queueHop(hop, d.queues["*@"+domain])
+			hop = queueHop(hop, d.queues["*@"+domain].first)
 		}
 		list = append(list, "{@"+domain+" = "+p.transportName()+":"+hop+"}")
 	}

@@ -379,7 +379,7 @@ func TestSenderTable(t *testing.T) {
 	more := strings.Replace(smallConfig, "domains: [contoso.com]", `domains: [contoso.com, "bücher.example", apps.contoso.com]`, 1)
 	more = strings.Replace(more, "clients:", "  - {address: \"*@apps.contoso.com\", credential: relay-app}\nclients:", 1)
 	one := strings.Replace(smallConfig, "  - {address: erp@contoso.com, credential: relay-app}\n", "", 1)
-	const scan, erp = "{scan@contoso.com = smtp:[smtp.office365.com]:587}, {office@contoso.com = smtp:[smtp.office365.com]:587}", "{erp@contoso.com = smtp:[smtp.office365.com]:0587}"
+	const scan, erp = "{scan@contoso.com = smtp:[smtp.office365.com]:587}, {office@contoso.com = smtp:[smtp.office365.com]:0587}", "{erp@contoso.com = smtp:[smtp.office365.com]:00587}"
 	own := strings.NewReplacer("= smtp:", "= sendas:")
 	for _, tc := range []struct {
 		yaml string
@@ -387,10 +387,11 @@ func TestSenderTable(t *testing.T) {
 		want string
 	}{
 		{smallConfig, false, scan + ", " + erp},
-		{one, false, ""}, // one mailbox has the queue of relayhost
+		{one, false, scan},
+		{strings.Replace(one, ", send_as: [office@contoso.com]", "", 1), false, ""}, // one sender has the queue of relayhost
 		{one + ownRoute, true, own.Replace(scan) + ", {@contoso.com = sendas:[smtp.office365.com]:587}"},
-		{more, false, scan + ", " + erp + ", {@apps.contoso.com = smtp:[smtp.office365.com]:00587}"},
-		{more + ownRoute, true, own.Replace(scan+", "+erp) + ", {@apps.contoso.com = sendas:[smtp.office365.com]:00587}, {@contoso.com = sendas:[smtp.office365.com]:587}, {@xn--bcher-kva.example = sendas:[smtp.office365.com]:587}"},
+		{more, false, scan + ", " + erp + ", {@apps.contoso.com = smtp:[smtp.office365.com]:000587}"},
+		{more + ownRoute, true, own.Replace(scan+", "+erp) + ", {@apps.contoso.com = sendas:[smtp.office365.com]:000587}, {@contoso.com = sendas:[smtp.office365.com]:587}, {@xn--bcher-kva.example = sendas:[smtp.office365.com]:587}"},
 	} {
 		p, _ := fakePostfix(t, newPostfixLab(t, tc.yaml), nil)
 		p.own = tc.own

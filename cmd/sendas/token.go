@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -276,25 +277,56 @@ func (d *credentialDesk) stopExcept(keep, list map[string]*runningCredential) {
 type directory struct {
 	policy *policy.Policy
 	byName map[string]*token.MailboxLease // by policy.Mailbox.Name
-	queues map[string]int                 // by the same: the mailbox's place in the configuration
-	pools  map[string]int                 // by poolKey: those after the queues of all mailboxes
 	tenant *TenantConfig
+
+	queues        map[string]mailboxQueues // by the same
+	mailboxQueues int                      // of all of them together
+	places        map[string]int           // by key of a sender: its place among those of its mailbox
+	pools         map[string]int           // by poolKey: those after the queues of all mailboxes
 }
 
 // newDirectory numbers the queues; byName is left empty.
 func newDirectory(c *Config) *directory {
 	d := &directory{policy: c.Policy, byName: make(map[string]*token.MailboxLease, len(c.Mailboxes)),
-		queues: make(map[string]int, len(c.Mailboxes)), pools: make(map[string]int), tenant: &c.Tenant}
+		queues: make(map[string]mailboxQueues, len(c.Mailboxes)), places: make(map[string]int), pools: make(map[string]int), tenant: &c.Tenant}
 	for _, p := range c.Policy.Pools() {
 		key := poolKey(p.Mailboxes)
 		if _, known := d.pools[key]; !known { // a pool may have several addresses
 			d.pools[key] = len(d.pools)
 		}
 	}
-	for i, m := range c.Mailboxes {
-		d.queues[m.Address] = i
+	for _, m := range c.Mailboxes {
+		n := 0
+		for _, s := range slices.Concat([]string{m.Address}, m.Aliases, m.SendAs) {
+			a, err := policy.ParseAddress(s)
+			if mailboxes, _ := c.Policy.MailboxesFor(a); err != nil || len(mailboxes) != 1 { // those of a pool wait elsewhere
+				continue
+			}
+			d.places[a.Key()] = n
+			n++
+		}
+		q := mailboxQueues{d.mailboxQueues, max(1, min(n, queuesPerMailbox))}
+		d.queues[m.Address], d.mailboxQueues = q, d.mailboxQueues+q.n
 	}
 	return d
+}
+
+// mailboxQueues are the numbers of the queues that the senders of a mailbox share.
+type mailboxQueues struct{ first, n int }
+
+// of returns the number of a sender's queue.
+func (q mailboxQueues) of(d *directory, sender policy.Address) int {
+	place, listed := d.places[sender.Key()]
+	if !listed { // an address with a tag, or from tenant.permissions_file
+		place = hash(sender.Key())
+	}
+	return q.first + place%q.n
+}
+
+func hash(s string) int {
+	h := fnv.New32a()
+	h.Write([]byte(s))
+	return int(h.Sum32())
 }
 
 func (d *directory) Mailboxes(sender string) []*token.MailboxLease {
@@ -333,8 +365,8 @@ func poolKey(mailboxes []*policy.Mailbox) string {
 	return strings.Join(names, " ")
 }
 
-// RouteFrom gives each mailbox, and each pool, a queue of its own in Postfix: the mail of a pool then holds up nobody who may use one
-// of its mailboxes alone.
+// RouteFrom spreads mail over queues in Postfix, each of which is served in turn: no mailbox holds up another, no pool those who may use
+// one of its mailboxes alone, and a sender with a backlog the others of its mailbox no more than a queue of its own does.
 func (d *directory) RouteFrom(sender string) string {
 	r := d.policy.RouteFrom(sender)
 	if r == nil || r.Type != policy.Submission {
@@ -342,14 +374,12 @@ func (d *directory) RouteFrom(sender string) string {
 	}
 	a, _ := policy.ParseAddress(sender) // the policy could, too
 	mailboxes, user := d.policy.MailboxesFor(a)
-	i := d.queues[mailboxes[0].Name]
+	i := d.queues[mailboxes[0].Name].of(d, a)
 	switch {
 	case len(mailboxes) > 1:
-		i = len(d.queues) + d.pools[poolKey(mailboxes)]
+		i = d.mailboxQueues + d.pools[poolKey(mailboxes)]
 	case mailboxes[0].Pattern():
-		h := fnv.New32a()
-		h.Write([]byte(user.Key()))
-		i = len(d.queues) + len(d.pools) + int(h.Sum32()%patternQueues)
+		i = d.mailboxQueues + len(d.pools) + hash(user.Key())%patternQueues
 	}
 	return r.Transport + ":" + queueHop(r.NextHop, i)
 }
@@ -366,6 +396,9 @@ func destination(r *policy.Route) string {
 const (
 	// queuesPerHop is how many ways to write one next-hop are used.
 	queuesPerHop = 100
+	// queuesPerMailbox bounds the look-ups that wait for a lease of one mailbox, each with a connection to Microsoft open: three of each
+	// queue, so that with 30 messages a minute none waits much longer than 24 s.
+	queuesPerMailbox = 4
 	// patternQueues is how many queues the senders of a pattern share.
 	patternQueues = 1000
 )
