@@ -271,7 +271,7 @@ func (plan *postfixPlan) writeJSON(o *options) error {
 
 // enable writes the plan.
 func (j *postfixJob) enable(ctx context.Context) (err error) {
-	c, err := LoadConfig(j.o.config, SkipFiles)
+	c, err := LoadConfig(j.o.config, CheckOwn)
 	if err != nil {
 		return err
 	}
