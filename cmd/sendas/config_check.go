@@ -306,6 +306,9 @@ func (k *checker) mailboxes() {
 			k.fail(path+".credential", "a signed-in user is one mailbox; %s needs an app of its own (client_credentials, federated or managed_identity)", m.Address)
 		}
 		k.limits(path+".limits", m.Limits)
+		if m.Pool && k.c.Token.TokenFiles != "" {
+			k.fail(path+".pool", "which mailbox of a pool sends is decided by leases, and token.token_files goes without them; remove one of the two")
+		}
 	}
 }
 

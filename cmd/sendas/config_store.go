@@ -71,7 +71,7 @@ func (k *checker) store(section string, s StoreConfig) {
 	switch {
 	case s.Store == "memory:" || s.file() != "":
 	case strings.HasPrefix(s.Store, "bolt:"):
-		k.fail(path, "the file is missing; write bolt:/var/lib/sendas-token/token.db")
+		k.fail(path, "the file is missing; write bolt:%s", map[string]string{"token": "/var/lib/sendas-token/token.db", "milter": "/var/lib/sendas/milter.db"}[section])
 	default:
 		k.storeURL(path, s.Store)
 	}
