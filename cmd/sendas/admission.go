@@ -6,12 +6,10 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sendas/sendas/policy/limit"
-	"github.com/sendas/sendas/token"
 )
 
 // An admissionStore is what the milter counts, and where it keeps that.
@@ -81,14 +79,10 @@ func (s *admissionStore) openFile(file string, up prometheus.Gauge) error {
 
 // openShared connects to the store that hosts share. It need not be there.
 func (s *admissionStore) openShared(c *Config, store *StoreConfig, up prometheus.Gauge) error {
-	password := token.Secret("")
-	if store.PasswordFile != "" {
-		var err error
-		if password, err = token.ReadPassword(store.PasswordFile); err != nil {
-			return failure(exitConfig, "the user of the milter has to be able to read it, and nobody else", "milter.store_password_file: %w", err)
-		}
+	o, err := store.redis(c, "milter")
+	if err != nil {
+		return err
 	}
-	o := limit.RedisOptions{URL: store.Store, Password: string(password), Tenant: strings.ToLower(c.Tenant.ID)}
 	counts, err := limit.OpenSharedAdmission(o, store.Hosts, func(err error) {
 		if err != nil {
 			up.Set(0)

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"errors"
 	"net/url"
 	"path/filepath"
 	"strings"
 
+	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token"
 )
 
@@ -80,7 +82,7 @@ func (k *checker) store(section string, s StoreConfig) {
 		k.fail(section+".hosts", "several hosts can only share a Redis or Valkey; write store: redis://HOST:6379/0")
 	case s.shared() && k.files && s.PasswordFile != "":
 		_, err := token.ReadPassword(s.PasswordFile)
-		k.file(section+".store_password_file", err)
+		k.file(section+".store_password_file", forUnit(err, section))
 	}
 	if s.Hosts < 1 || s.Hosts > maxHosts {
 		k.fail(section+".hosts", "%d hosts cannot share a store; count this one too, and no more than %d", s.Hosts, maxHosts)
@@ -88,6 +90,31 @@ func (k *checker) store(section string, s StoreConfig) {
 	if s.Host != "" && !plainWord.MatchString(s.Host) {
 		k.fail(section+".host", "%q is not a name; write letters, digits, dot, dash and underscore", clip(s.Host))
 	}
+}
+
+// redis says how to reach the shared store of that section.
+func (s *StoreConfig) redis(c *Config, section string) (limit.RedisOptions, error) {
+	o := limit.RedisOptions{URL: s.Store, Tenant: strings.ToLower(c.Tenant.ID)}
+	if s.PasswordFile == "" {
+		return o, nil
+	}
+	password, err := token.ReadPassword(s.PasswordFile)
+	if err != nil {
+		return o, failure(exitConfig, "the user of the service has to be able to read it, and nobody else", "%s.store_password_file: %w", section, forUnit(err, section))
+	}
+	o.Password = string(password)
+	return o, nil
+}
+
+// forUnit names the unit of the section in what is wrong with a file; package token speaks of its own.
+func forUnit(err error, section string) error {
+	f, ok := errors.AsType[*token.FileError](err)
+	if !ok {
+		return err
+	}
+	mine := *f
+	mine.Problem = strings.ReplaceAll(f.Problem, "sendas-token", "sendas-"+section)
+	return &mine
 }
 
 // maxHosts is more than share one tenant anywhere: each must have one of 30 messages a minute when it is alone.

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/sendas/sendas/policy/limit"
@@ -89,14 +88,11 @@ func openShared(c *Config, s *StoreConfig, log *slog.Logger, onChange func(bool)
 
 // newTokenRedis makes the client of the store that hosts share.
 func newTokenRedis(c *Config, s *StoreConfig) (*limit.Redis, error) {
-	password := token.Secret("")
-	if s.PasswordFile != "" {
-		var err error
-		if password, err = token.ReadPassword(s.PasswordFile); err != nil {
-			return nil, failure(exitConfig, "", "token.store_password_file: %w", err)
-		}
+	o, err := s.redis(c, "token")
+	if err != nil {
+		return nil, err
 	}
-	r, err := limit.NewRedis(limit.RedisOptions{URL: s.Store, Password: string(password), Tenant: strings.ToLower(c.Tenant.ID)})
+	r, err := limit.NewRedis(o)
 	if err != nil {
 		return nil, failure(exitConfig, "", "token.store: %w", err)
 	}
