@@ -96,6 +96,13 @@ func runMilter(ctx context.Context, o *options) error {
 		return failure(exitSoftware, "", "serving the milter: %w", err)
 	case <-ctx.Done():
 	}
+	stopMilter(srv, early, ln, asked, log)
+	log.Info("milter stopped")
+	return nil
+}
+
+// stopMilter takes no more connections, and lets the SMTP sessions that have begun end.
+func stopMilter(srv *milter.Server, early *milter.PolicyServer, ln, asked net.Listener, log *slog.Logger) {
 	ln.Close()
 	if asked != nil {
 		asked.Close()
@@ -109,8 +116,6 @@ func runMilter(ctx context.Context, o *options) error {
 	quick, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	early.Shutdown(quick)
-	log.Info("milter stopped")
-	return nil
 }
 
 // milterSockets opens the socket of the milter, and that of the policy service unless it is switched off: then it is nil.
