@@ -46,6 +46,7 @@ type Queue struct {
 	since  map[string]*limit.Backlog // likewise: the sum of recent
 	recent []taken                   // accepted since the view began, in their order
 	failed bool                      // the last reading
+	left   map[string]int            // of QueueRules.Left
 }
 
 // taken is a message that was accepted.
@@ -61,6 +62,9 @@ type QueueRules struct {
 	Wait   time.Duration           // limit.Ceiling.Wait; 0: no ceiling
 	Limits map[string]limit.Limits // by policy.Mailbox.Name
 	Policy *policy.Policy          // says whose mailbox a sender's mail leaves through
+	// Left tells how many recipients mailboxes can still have in 24 h, by policy.Mailbox.Name; one that is missing is not known.
+	// It is asked when the queue is read, and must return when ctx ends. nil: nothing is known.
+	Left func(ctx context.Context) map[string]int
 }
 
 // NewQueue makes a Queue and registers its series. It has no ceiling before Use.
@@ -112,9 +116,13 @@ func (q *Queue) look(ctx context.Context) {
 	}
 	began := time.Now()
 	view, err := r.read(ctx)
+	left := r.stillLeft(ctx)
 	if ctx.Err() != nil {
 		return
 	}
+	q.mu.Lock()
+	q.left = left
+	q.mu.Unlock()
 	if before := q.set(view, began); (err != nil) != before {
 		if err != nil {
 			q.log.Warn("the queue cannot be read: mail passes without a ceiling", "socket", r.Socket, "error", err,
@@ -182,8 +190,7 @@ func (q *Queue) overflow(d *policy.Decision, rcpts int) *policy.Reply {
 		q.mu.Unlock()
 		return nil
 	}
-	// What the mailbox has sent today is the token service's knowledge. Without it the ceiling is too high by a day's allowance at most.
-	b := limit.Backlog{MessagesLeft: math.MaxInt32, RecipientsLeft: math.MaxInt32}
+	b := limit.Backlog{MessagesLeft: math.MaxInt32, RecipientsLeft: q.leftFor(r, d)}
 	for _, have := range []*limit.Backlog{q.view[key], q.since[key]} {
 		if have != nil {
 			b.Messages, b.Recipients = b.Messages+have.Messages, b.Recipients+have.Recipients
@@ -196,6 +203,31 @@ func (q *Queue) overflow(d *policy.Decision, rcpts int) *policy.Reply {
 	}
 	// "Mail system full" (RFC 3463, section 3.4): it is the relay that takes no more for now.
 	return &policy.Reply{Code: 451, Enhanced: "4.3.1", Text: limit.DescribeOverflow(d.User.String(), o)}
+}
+
+// leftFor returns how many recipients the mailboxes of a message can still have in 24 h, in sum. Where the token service has not told, that is
+// no bound, and the ceiling is too high by a day's allowance at most. q.mu is held.
+func (q *Queue) leftFor(r *QueueRules, d *policy.Decision) int {
+	list, _ := r.Policy.MailboxesFor(d.Identity)
+	sum := 0
+	for _, m := range list {
+		n, known := q.left[m.Name]
+		if !known {
+			return math.MaxInt32
+		}
+		sum += n
+	}
+	return sum
+}
+
+// stillLeft asks what is left of the day, if there is somebody to ask.
+func (r *QueueRules) stillLeft(ctx context.Context) map[string]int {
+	if r.Left == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, queueTime)
+	defer cancel()
+	return r.Left(ctx)
 }
 
 // accepted counts a message that goes into the queue.

@@ -2,6 +2,7 @@ package milter
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -172,6 +173,29 @@ func TestQueueCeiling(t *testing.T) {
 	}
 	if log.String() != "" {
 		t.Errorf("the log says %s", log)
+	}
+}
+
+// TestQueueCeilingToday: what a mailbox has sent today leaves less room.
+func TestQueueCeilingToday(t *testing.T) {
+	d := decision(t)
+	q, _ := newQueue(t, startShowq(t, waiting("active", "hr@contoso.com", 3)).path)
+	r := *q.rules.Load()
+	for _, tc := range []struct {
+		left map[string]int
+		take int // recipients besides the three that wait
+	}{
+		{nil, 7}, {map[string]int{"erp@contoso.com": 0}, 7}, {map[string]int{"scan@contoso.com": 5}, 2}, {map[string]int{"scan@contoso.com": 0}, 0},
+		{map[string]int{"scan@contoso.com": 9000}, 7},
+	} {
+		r.Left = func(context.Context) map[string]int { return tc.left }
+		q.Use(r)
+		q.look(t.Context())
+		for n, want := range map[int]bool{tc.take: tc.take > 0, tc.take + 1: false} {
+			if got := q.overflow(d, n) == nil; got != want {
+				t.Errorf("left %v: %d recipients are taken: %v, want %v", tc.left, n, got, want)
+			}
+		}
 	}
 }
 

@@ -1,6 +1,10 @@
 package main
 
 import (
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -9,6 +13,7 @@ import (
 	"github.com/sendas/sendas/milter"
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/token"
 )
 
 // identities checks the limits of sender addresses.
@@ -80,5 +85,35 @@ func (c *Config) queueRules() milter.QueueRules {
 	for _, m := range c.Mailboxes {
 		r.Limits[m.Address] = m.Limits.Limits()
 	}
+	if addr := c.Token.HTTP; addr != "" {
+		r.Left = func(ctx context.Context) map[string]int { return recipientsLeft(ctx, addr) }
+	}
 	return r
 }
+
+// recipientsLeft asks the token service at that address what each mailbox can still send today; nil when it does not answer.
+func recipientsLeft(ctx context.Context, addr string) map[string]int {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/status", nil)
+	if err != nil {
+		return nil
+	}
+	res, err := leftClient.Do(req)
+	if err != nil {
+		return nil
+	}
+	defer res.Body.Close()
+	var s token.Status
+	if res.StatusCode != http.StatusOK || json.NewDecoder(io.LimitReader(res.Body, maxStatus)).Decode(&s) != nil {
+		return nil
+	}
+	left := make(map[string]int, len(s.Mailboxes))
+	for _, m := range s.Mailboxes {
+		if u := m.Recipients; u != nil && u.Window == (24*time.Hour).Seconds() {
+			left[m.Mailbox] = u.Left
+		}
+	}
+	return left
+}
+
+// leftClient never goes by a proxy: the token service is on this host.
+var leftClient = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
