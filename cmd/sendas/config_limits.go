@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"io"
 	"net/http"
 	"slices"
 	"strconv"
@@ -86,24 +85,17 @@ func (c *Config) queueRules() milter.QueueRules {
 		r.Limits[m.Address] = m.Limits.Limits()
 	}
 	if addr := c.Token.HTTP; addr != "" {
-		r.Left = func(ctx context.Context) map[string]int { return recipientsLeft(ctx, addr) }
+		client := newLocalClient()
+		r.Left = func(ctx context.Context) map[string]int { return recipientsLeft(ctx, client, addr) }
 	}
 	return r
 }
 
 // recipientsLeft asks the token service at that address what each mailbox can still send today; nil when it does not answer.
-func recipientsLeft(ctx context.Context, addr string) map[string]int {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/status", nil)
-	if err != nil {
-		return nil
-	}
-	res, err := leftClient.Do(req)
-	if err != nil {
-		return nil
-	}
-	defer res.Body.Close()
+func recipientsLeft(ctx context.Context, client *http.Client, addr string) map[string]int {
+	body, err := fetchPage(ctx, client, addr, "/status")
 	var s token.Status
-	if res.StatusCode != http.StatusOK || json.NewDecoder(io.LimitReader(res.Body, maxStatus)).Decode(&s) != nil {
+	if err != nil || json.Unmarshal(body, &s) != nil {
 		return nil
 	}
 	left := make(map[string]int, len(s.Mailboxes))
@@ -114,6 +106,3 @@ func recipientsLeft(ctx context.Context, addr string) map[string]int {
 	}
 	return left
 }
-
-// leftClient never goes by a proxy: the token service is on this host.
-var leftClient = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -28,15 +29,19 @@ func TestRecipientsLeft(t *testing.T) {
 		json.NewEncoder(w).Encode(status)
 	}))
 	addr := srv.Listener.Addr().String()
-	if got, want := recipientsLeft(t.Context(), addr), map[string]int{"erp@contoso.com": 7, "scan@contoso.com": 0}; !maps.Equal(got, want) {
+	if got, want := recipientsLeft(t.Context(), newLocalClient(), addr), map[string]int{"erp@contoso.com": 7, "scan@contoso.com": 0}; !maps.Equal(got, want) {
 		t.Errorf("left %v, want %v", got, want)
 	}
+	_, port, _ := net.SplitHostPort(addr)
+	if got := recipientsLeft(t.Context(), newLocalClient(), "0.0.0.0:"+port); len(got) != 2 {
+		t.Errorf("of a service that listens on all addresses: %v", got)
+	}
 	answers = false
-	if got := recipientsLeft(t.Context(), addr); got != nil {
+	if got := recipientsLeft(t.Context(), newLocalClient(), addr); got != nil {
 		t.Errorf("of a page that is not there: %v", got)
 	}
 	srv.Close()
-	if got := recipientsLeft(t.Context(), addr); got != nil {
+	if got := recipientsLeft(t.Context(), newLocalClient(), addr); got != nil {
 		t.Errorf("of a service that does not answer: %v", got)
 	}
 }

@@ -16,8 +16,7 @@ import (
 // A tokenStore is the ledger of the token service with what has to be closed after it.
 type tokenStore struct {
 	limit.Ledger
-	shared *limit.Shared // nil unless hosts share it
-	close  []io.Closer   // in this order
+	close []io.Closer // in this order
 }
 
 // Close gives the store back.
@@ -83,7 +82,7 @@ func openShared(c *Config, s *StoreConfig, log *slog.Logger, onChange func(bool)
 		return nil, failure(exitConfig, "write a name for this host under token.host", "token.store: %w",
 			errors.Join(err, diary.Close(), own.Close(), primary.Close()))
 	}
-	return &tokenStore{Ledger: shared, shared: shared, close: []io.Closer{shared, diary, own, primary}}, nil
+	return &tokenStore{Ledger: shared, close: []io.Closer{shared, diary, own, primary}}, nil
 }
 
 // newTokenRedis makes the client of the store that hosts share.

@@ -131,8 +131,7 @@ type statusCommand struct {
 }
 
 func cmdStatus(o *options) *cobra.Command {
-	s := &statusCommand{o: o, every: watchEvery,
-		client: &http.Client{Timeout: 2 * statusTime, Transport: &http.Transport{DisableKeepAlives: true}}} // never by a proxy
+	s := &statusCommand{o: o, every: watchEvery, client: newLocalClient()}
 	c := &cobra.Command{
 		Use:   "status",
 		Short: "Show the services: tokens, limits used and left, last errors",
@@ -198,7 +197,7 @@ type statusView struct {
 // look asks both services.
 func (s *statusCommand) look(ctx context.Context) *statusView {
 	v := &statusView{time: time.Now(), tokenAt: s.config.Token.HTTP, milterAt: s.config.Milter.HTTP}
-	if v.raw, v.tokenErr = s.get(ctx, v.tokenAt, "/status"); v.tokenErr == nil {
+	if v.raw, v.tokenErr = fetchPage(ctx, s.client, v.tokenAt, "/status"); v.tokenErr == nil {
 		v.token = new(tokenReport)
 		if err := json.Unmarshal(v.raw, v.token); err != nil || v.token.Status == nil || v.token.Credentials == nil {
 			v.token, v.tokenErr = nil, errors.New("what answers is not the token service of this version")
@@ -212,10 +211,10 @@ func (s *statusCommand) look(ctx context.Context) *statusView {
 
 // lookAtMilter asks the milter. One that serves mail is up, though it may not tell more.
 func (s *statusCommand) lookAtMilter(ctx context.Context, v *statusView) {
-	if _, v.milterErr = s.get(ctx, v.milterAt, "/healthz"); v.milterErr != nil {
+	if _, v.milterErr = fetchPage(ctx, s.client, v.milterAt, "/healthz"); v.milterErr != nil {
 		return
 	}
-	raw, err := s.get(ctx, v.milterAt, "/status")
+	raw, err := fetchPage(ctx, s.client, v.milterAt, "/status")
 	if err != nil {
 		return
 	}
@@ -228,13 +227,18 @@ func (s *statusCommand) lookAtMilter(ctx context.Context, v *statusView) {
 // maxStatus is the size in bytes above which an answer is no status: some 500 a mailbox.
 const maxStatus = 256 << 20
 
-// get fetches a page of a service. The error follows "it".
-func (s *statusCommand) get(ctx context.Context, addr, path string) ([]byte, error) {
+// newLocalClient makes a client for the services on this host. It never goes by a proxy.
+func newLocalClient() *http.Client {
+	return &http.Client{Timeout: 2 * statusTime, Transport: &http.Transport{DisableKeepAlives: true}}
+}
+
+// fetchPage fetches a page of a service. The error follows "it".
+func fetchPage(ctx context.Context, client *http.Client, addr, path string) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+dialable(addr)+path, nil)
 	if err != nil {
 		return nil, err
 	}
-	res, err := s.client.Do(req)
+	res, err := client.Do(req)
 	if err != nil {
 		if e, ok := errors.AsType[*net.OpError](err); ok {
 			err = e.Err // the rest repeats the address
