@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -110,6 +111,11 @@ type MailboxConfig struct {
 	PlusAddresses bool         `yaml:"plus_addresses"`
 	Pool          bool         `yaml:"pool"` // other mailboxes may share Send As addresses with it
 	Limits        LimitsConfig `yaml:"limits"`
+}
+
+// senders returns the addresses as which the mailbox may send, its own first. A pattern stands for itself.
+func (m *MailboxConfig) senders() []string {
+	return slices.Concat([]string{m.Address}, m.Aliases, m.SendAs)
 }
 
 // LimitsConfig is what one mailbox may do.

@@ -420,7 +420,7 @@ func newPatient(m MailboxConfig) patient {
 		p.user = ""
 		return p
 	}
-	p.identities = slices.Concat([]string{m.Address}, m.Aliases, m.SendAs)
+	p.identities = m.senders()
 	return p
 }
 

@@ -113,8 +113,8 @@ func tokenFigures(t *testing.T) *prometheus.Registry {
 		Groups:    []token.GroupStatus{{Name: token.GroupExternal, Recipients: usage}},
 		Mailboxes: []token.MailboxStatus{{Mailbox: "erp@contoso.com", Messages: usage, Recipients: usage}},
 		Credentials: []token.CredentialStatus{
-			{Name: "relay-app", InUse: true, Proof: proof(proofSecret), Refresh: token.RefreshStatus{LastSuccess: &now}},
-			{Name: "other-app", InUse: true, Proof: proof(proofCertificate), SignIn: &token.SignInStatus{}},
+			{Name: "relay-app", InUse: true, Proof: proof(token.ProofSecret), Refresh: token.RefreshStatus{LastSuccess: &now}},
+			{Name: "other-app", InUse: true, Proof: proof(token.ProofCertificate), SignIn: &token.SignInStatus{}},
 		},
 	}
 	reg.MustRegister(token.NewCollector(leases, func(context.Context) *token.Status { return state }))

@@ -75,8 +75,9 @@ func runMilter(ctx context.Context, o *options) error {
 	}
 	r := &reloader{path: o.config, load: load, ok: ok, at: at, log: log, use: use}
 	r.loaded()
-	reg.MustRegister(milter.NewCollector(func() *milter.Status { return milterStatus(tally, quotas, inForce.Load()) }))
-	pages := milterPages(tally, quotas, inForce.Load, cfg.Milter.HTTP, r)
+	status := func() *milter.Status { return milterStatus(tally, quotas, inForce.Load()) }
+	reg.MustRegister(milter.NewCollector(status))
+	pages := milterPages(&site{addr: cfg.Milter.HTTP, version: version, state: r.status, other: func() string { return inForce.Load().Token.HTTP }}, status)
 	if err := serveHTTP(ctx, cfg.Milter.HTTP, reg, func() error { return nil }, pages, log); err != nil {
 		return err
 	}
@@ -138,4 +139,13 @@ func milterSockets(c *Config, log *slog.Logger) (ln, asked net.Listener, err err
 		return nil, nil, errors.Join(err, ln.Close())
 	}
 	return ln, asked, nil
+}
+
+// milterStatus describes the milter.
+func milterStatus(t *milter.Tally, q *milter.Quotas, c *Config) *milter.Status {
+	in := milter.StatusInput{Version: version, Started: started}
+	for _, x := range c.Clients {
+		in.Clients = append(in.Clients, x.Name)
+	}
+	return t.Status(in, q)
 }

@@ -68,11 +68,11 @@ type pageView struct {
 	Build         string // changes with the page's own code
 }
 
-// statusPages returns what a service shows: /status for programs, and the page for people. addr is where the service was told to listen.
-func statusPages(addr string, status func(context.Context) any, page func(context.Context, *http.Request) *pageView) map[string]http.Handler {
+// statusPages returns what a service shows: /status for programs, and the page for people.
+func statusPages(at *site, status func(context.Context) any, page func(context.Context, *http.Request) *pageView) map[string]http.Handler {
 	return map[string]http.Handler{
-		"GET /status": ownHost(addr, jsonHandler(status)),
-		"GET /{$}":    ownHost(addr, pageHandler(page)),
+		"GET /status": ownHost(at.addr, jsonHandler(status)),
+		"GET /{$}":    ownHost(at.addr, pageHandler(at.version, page)),
 	}
 }
 
@@ -95,7 +95,7 @@ func jsonHandler(status func(context.Context) any) http.Handler {
 }
 
 // pageHandler serves the page.
-func pageHandler(page func(context.Context, *http.Request) *pageView) http.Handler {
+func pageHandler(version string, page func(context.Context, *http.Request) *pageView) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), statusTime)
 		defer cancel()

@@ -40,11 +40,11 @@ func muxOf(pages map[string]http.Handler) http.Handler {
 
 // fictitiousPages serves the pages of a view.
 func fictitiousPages(addr string, v *statusView) (tokenService, milterService http.Handler) {
-	return muxOf(statusPages(addr, func(context.Context) any { return v.token }, func(_ context.Context, r *http.Request) *pageView {
+	return muxOf(statusPages(&site{addr: addr, version: version}, func(context.Context) any { return v.token }, func(_ context.Context, r *http.Request) *pageView {
 			p := tokenPage(v.token.Status, v.token.Config, wantsAll(r))
 			p.OtherName, p.OtherURL = "milter", otherURL(addr, v.milterAt, r.Host)
 			return p
-		})), muxOf(statusPages(addr, func(context.Context) any { return v.milter }, func(_ context.Context, r *http.Request) *pageView {
+		})), muxOf(statusPages(&site{addr: addr, version: version}, func(context.Context) any { return v.milter }, func(_ context.Context, r *http.Request) *pageView {
 			p := milterPage(v.milter.Status, v.milter.Config, wantsAll(r))
 			p.OtherName, p.OtherURL = "token service", otherURL(addr, v.tokenAt, r.Host)
 			return p
@@ -180,21 +180,24 @@ func TestPagesOfServices(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	metrics := token.NewMetrics(prometheus.NewRegistry())
 	ctx, cancel := context.WithCancel(t.Context())
-	desk := &credentialDesk{ctx: ctx, metrics: metrics, log: log, leases: token.NewLeases(limit.NewMemory(), metrics, log), running: make(map[string]*runningCredential)}
+	desk := token.NewDesk(ctx, token.NewLeases(limit.NewMemory(), metrics, log), metrics, log)
 	cancel() // nothing is asked of Entra
-	if err := desk.use(c.config); err != nil {
+	if err := useSetup(desk, c.config); err != nil {
 		t.Fatal(err)
 	}
-	defer desk.wait()
+	defer desk.Wait()
 	_, ok, at := newRegistry()
 	r := &reloader{ok: ok, at: at}
 	r.loaded()
 	r.failed()
 	quotas := milter.NewQuotas(limit.NewAdmission())
 	quotas.Use(c.config.clientLimits())
+	of := func(addr, other string) *site {
+		return &site{addr: addr, version: version, state: r.status, other: func() string { return other }}
+	}
 	for name, h := range map[string]http.Handler{
-		"token service": muxOf(tokenPages(desk, "127.0.0.1:9726", r)),
-		"milter":        muxOf(milterPages(new(milter.Tally), quotas, func() *Config { return c.config }, "127.0.0.1:9725", r)),
+		"token service": muxOf(tokenPages(of("127.0.0.1:9726", "127.0.0.1:9725"), func(ctx context.Context) *token.Status { return desk.Status(ctx, version, started) })),
+		"milter":        muxOf(milterPages(of("127.0.0.1:9725", "127.0.0.1:9726"), func() *milter.Status { return milterStatus(new(milter.Tally), quotas, c.config) })),
 	} {
 		page := ask(t, h, "localhost:9", "/").Body.String()
 		if s := words(page); !strings.Contains(s, "sendas "+name) || !strings.Contains(s, "the new configuration is wrong") || !strings.Contains(page, `href="http://localhost:972`) {

@@ -391,7 +391,7 @@ func credentialFacts(c *token.CredentialStatus, now time.Time) (list []pageFact)
 	}
 	if p := c.Proof; p != nil {
 		label := p.Kind
-		if label == proofFederated {
+		if label == token.ProofFederated {
 			label = "proof"
 		}
 		add(label, proofLevel(p, now), endWords(p, now))
@@ -539,39 +539,38 @@ func recentFacts(r *milter.Recent) (list []pageFact) {
 	return list
 }
 
+// A site is where the pages of a service are shown.
+type site struct {
+	addr    string              // where the service was told to listen
+	version string              // of the program
+	state   func() configStatus // of the configuration in force
+	other   func() string       // where the other service listens now
+}
+
 // tokenPages is what the token service shows.
-func tokenPages(d *credentialDesk, addr string, r *reloader) map[string]http.Handler {
+func tokenPages(at *site, status func(context.Context) *token.Status) map[string]http.Handler {
 	answer := func(ctx context.Context) *tokenReport {
-		c := r.status()
-		return &tokenReport{Status: d.status(ctx), Config: &c}
+		c := at.state()
+		return &tokenReport{Status: status(ctx), Config: &c}
 	}
-	return statusPages(addr, func(ctx context.Context) any { return answer(ctx) }, func(ctx context.Context, req *http.Request) *pageView {
+	return statusPages(at, func(ctx context.Context) any { return answer(ctx) }, func(ctx context.Context, req *http.Request) *pageView {
 		a := answer(ctx)
 		v := tokenPage(a.Status, a.Config, wantsAll(req))
-		v.OtherName, v.OtherURL = "milter", otherURL(addr, d.inForce().Milter.HTTP, req.Host)
+		v.OtherName, v.OtherURL = "milter", otherURL(at.addr, at.other(), req.Host)
 		return v
 	})
 }
 
-// milterPages is what the milter shows. inForce returns the configuration in force.
-func milterPages(t *milter.Tally, q *milter.Quotas, inForce func() *Config, addr string, r *reloader) map[string]http.Handler {
+// milterPages is what the milter shows.
+func milterPages(at *site, status func() *milter.Status) map[string]http.Handler {
 	answer := func() *milterReport {
-		c := r.status()
-		return &milterReport{Status: milterStatus(t, q, inForce()), Config: &c}
+		c := at.state()
+		return &milterReport{Status: status(), Config: &c}
 	}
-	return statusPages(addr, func(context.Context) any { return answer() }, func(_ context.Context, req *http.Request) *pageView {
+	return statusPages(at, func(context.Context) any { return answer() }, func(_ context.Context, req *http.Request) *pageView {
 		a := answer()
 		v := milterPage(a.Status, a.Config, wantsAll(req))
-		v.OtherName, v.OtherURL = "token service", otherURL(addr, inForce().Token.HTTP, req.Host)
+		v.OtherName, v.OtherURL = "token service", otherURL(at.addr, at.other(), req.Host)
 		return v
 	})
-}
-
-// milterStatus describes the milter.
-func milterStatus(t *milter.Tally, q *milter.Quotas, c *Config) *milter.Status {
-	in := milter.StatusInput{Version: version, Started: started}
-	for _, x := range c.Clients {
-		in.Clients = append(in.Clients, x.Name)
-	}
-	return t.Status(in, q)
 }

@@ -38,10 +38,11 @@ func poolConfig(t *testing.T, external string) *Config {
 func TestPoolDirectory(t *testing.T) {
 	for _, external := range []string{"off", "500/h"} {
 		c := poolConfig(t, external)
-		d := newDirectory(c)
-		for _, m := range c.Mailboxes {
-			d.byName[m.Address] = &token.MailboxLease{Address: m.Address, Label: m.Address, Limits: c.mailboxLimits(&m)}
+		setup, err := newSetup(c)
+		if err != nil {
+			t.Fatal(err)
 		}
+		d := token.NewDirectory(setup, func(string) token.Tokens { return nil })
 		queues := map[string]string{}
 		for _, tc := range []struct{ sender, want, queue, group string }{
 			{"billing@contoso.com", "erp1@contoso.com erp2@contoso.com", "1 and 2", "external"},

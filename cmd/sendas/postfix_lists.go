@@ -9,6 +9,7 @@ import (
 
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/token"
 )
 
 // milterItem is how a list of milters names that of sendas: with an action of its own where others count on another one, for
@@ -164,12 +165,12 @@ const maxSenders = 500
 // would answer devices with 451 while the token service is down. So the queue absorbs that.
 func (p *postfixSetup) senderTable() string {
 	c := p.config
-	if !p.submits() || c.Policy == nil || !p.own && len(c.Mailboxes) < 2 && len(c.senders()) < 2 {
+	if !p.submits() || c.Policy == nil || !p.own && len(c.Mailboxes) < 2 && len(sendersOf(c)) < 2 {
 		return ""
 	}
-	d := newDirectory(c)
+	d := token.NewQueues(c.Policy, queueMembers(c))
 	var list []string
-	for _, a := range c.senders() {
+	for _, a := range sendersOf(c) {
 		to := d.RouteFrom(a)
 		if _, hop, ok := strings.Cut(to, ":"); ok && plainAddress.MatchString(a) {
 			list = append(list, "{"+strings.ToLower(a)+" = "+p.transportName()+":"+hop+"}")
@@ -184,7 +185,7 @@ func (p *postfixSetup) senderTable() string {
 // senderDomains are the entries for whole domains: those of which each address is a mailbox, and, in a transport of its own, all that
 // are verified: what the milter lets out is an address of one of them, and must not leave another way because the
 // table is older than the configuration.
-func (p *postfixSetup) senderDomains(d *directory) []string {
+func (p *postfixSetup) senderDomains(d *token.Queues) []string {
 	var list []string
 	for _, domain := range p.config.Policy.Domains() {
 		r := p.config.Policy.Routes()[0]
@@ -194,19 +195,28 @@ func (p *postfixSetup) senderDomains(d *directory) []string {
 		}
 		hop := r.NextHop
 		if pattern {
-			hop = queueHop(hop, d.queues["*@"+domain].first)
+			hop = d.PatternHop("*@"+domain, hop)
 		}
 		list = append(list, "{@"+domain+" = "+p.transportName()+":"+hop+"}")
 	}
 	return list
 }
 
-// senders returns the addresses that mailboxes may send as, as far as the configuration itself names them.
-func (c *Config) senders() []string {
+// queueMembers is who shares the queues in Postfix.
+func queueMembers(c *Config) []token.Mailbox {
+	list := make([]token.Mailbox, len(c.Mailboxes))
+	for i := range c.Mailboxes {
+		list[i] = token.Mailbox{Address: c.Mailboxes[i].Address, Senders: c.Mailboxes[i].senders()}
+	}
+	return list
+}
+
+// sendersOf returns the addresses that mailboxes may send as, as far as the configuration itself names them.
+func sendersOf(c *Config) []string {
 	var list []string
 	known := make(map[string]bool) // an address of a pool stands at several mailboxes
-	for _, m := range c.Mailboxes {
-		for _, a := range slices.Concat([]string{m.Address}, m.Aliases, m.SendAs) {
+	for i := range c.Mailboxes {
+		for _, a := range c.Mailboxes[i].senders() {
 			if key := strings.ToLower(a); !known[key] && !strings.HasPrefix(a, "*@") {
 				known[key] = true
 				list = append(list, a)

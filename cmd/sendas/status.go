@@ -7,12 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"maps"
 	"net"
 	"net/http"
 	"net/netip"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -26,52 +23,6 @@ import (
 	"github.com/sendas/sendas/token"
 )
 
-// The service's side.
-
-// started is when the process began, for status.
-var started = time.Now()
-
-// status describes the token service.
-func (d *credentialDesk) status(ctx context.Context) *token.Status {
-	d.mu.Lock()
-	c, running := d.config, maps.Clone(d.running)
-	d.mu.Unlock()
-	in := token.StatusInput{Version: version, Started: started}
-	for _, name := range slices.Sorted(maps.Keys(c.Credentials)) {
-		cc := c.Credentials[name]
-		x := token.CredentialInput{Name: name, Flow: cc.Flow}
-		if r := running[name]; r != nil {
-			s := r.refresher.State()
-			x.State = &s
-		}
-		x.Proof, x.ProofEnds = cc.proof()
-		if cc.Delegated() {
-			x.SignIn = signedIn(newVault(c), name)
-		}
-		in.Credentials = append(in.Credentials, x)
-	}
-	for _, m := range c.Mailboxes {
-		in.Mailboxes = append(in.Mailboxes, token.MailboxInput{Label: m.Address, Pattern: strings.HasPrefix(m.Address, "*@"),
-			Credential: m.Credential, Limits: c.mailboxLimits(&m)})
-	}
-	for _, p := range c.Policy.Pools() {
-		x := token.PoolStatus{Address: p.Address.String()}
-		for _, m := range p.Mailboxes {
-			x.Members = append(x.Members, m.Name)
-		}
-		in.Pools = append(in.Pools, x)
-	}
-	in.Groups = c.groups()
-	return d.leases.Status(ctx, in)
-}
-
-// inForce returns the configuration in force.
-func (d *credentialDesk) inForce() *Config {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.config
-}
-
 // tokenReport is what the token service answers to /status. Its JSON keys are stable.
 type tokenReport struct {
 	*token.Status
@@ -82,40 +33,6 @@ type tokenReport struct {
 type milterReport struct {
 	*milter.Status
 	Config *configStatus `json:"config"`
-}
-
-// What proves to Entra who we are: the values of proof.kind.
-const (
-	proofCertificate = "certificate"
-	proofSecret      = "secret"
-	proofFederated   = "federated_token"
-)
-
-// proof names what proves to Entra who we are, and its end if that is known.
-func (c *CredentialConfig) proof() (kind string, ends time.Time) {
-	switch {
-	case c.CertificateFile != "":
-		ends, _ = token.CheckCertificate(c.CertificateFile, c.KeyFile) // what is wrong with it, the last attempt says
-		return proofCertificate, ends
-	case c.ClientSecretFile != "":
-		ends, _ = time.Parse(time.DateOnly, c.SecretExpires) // checked with the configuration; empty is not known
-		return proofSecret, ends
-	case c.Flow == flowFederated:
-		return proofFederated, time.Time{}
-	}
-	return "", time.Time{}
-}
-
-// signedIn looks up who has signed in.
-func signedIn(v *token.Vault, credential string) *token.SignedIn {
-	g, err := v.Load(credential)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return &token.SignedIn{}
-	case err != nil:
-		return &token.SignedIn{Err: err}
-	}
-	return &token.SignedIn{User: g.User, Since: g.SignedIn, Used: g.Refreshed}
 }
 
 // The command's side.
@@ -447,9 +364,9 @@ func endWords(p *token.ProofStatus, now time.Time) string {
 		return "ENDED on " + p.Ends.UTC().Format(time.DateOnly)
 	case p.Ends != nil:
 		return fmt.Sprintf("ends on %s, %s", p.Ends.UTC().Format(time.DateOnly), whenWords(p.Ends, now))
-	case p.Kind == proofSecret:
+	case p.Kind == token.ProofSecret:
 		return "its end is not known: write secret_expires into sendas.yaml"
-	case p.Kind == proofCertificate:
+	case p.Kind == token.ProofCertificate:
 		return "its end is not known: the file cannot be read"
 	}
 	return "a token of another issuer, who renews it"

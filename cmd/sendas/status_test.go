@@ -104,8 +104,8 @@ func TestStatusOfDesk(t *testing.T) {
 		io.WriteString(w, `{"token_type":"Bearer","expires_in":3599,"ext_expires_in":3599,"access_token":"eyJ0eXAiOiJKV1QifQ.c2VjcmV0.c2ln"}`)
 	}))
 	defer entra.Close()
-	var desk *credentialDesk
-	service := httptest.NewServer(jsonHandler(func(ctx context.Context) any { return desk.status(ctx) }))
+	var desk *token.Desk
+	service := httptest.NewServer(jsonHandler(func(ctx context.Context) any { return desk.Status(ctx, version, started) }))
 	defer service.Close()
 	c, stdout := statusOf(t, entra.URL, address(healthy(t)), address(service))
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: entra.Certificate().Raw})
@@ -116,16 +116,17 @@ func TestStatusOfDesk(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	metrics := token.NewMetrics(prometheus.NewRegistry())
 	ctx, cancel := context.WithCancel(t.Context())
-	desk = &credentialDesk{ctx: ctx, metrics: metrics, log: log, leases: token.NewLeases(limit.NewMemory(), metrics, log), running: make(map[string]*runningCredential)}
-	if err := desk.use(c.config); err != nil {
+	leases := token.NewLeases(limit.NewMemory(), metrics, log)
+	desk = token.NewDesk(ctx, leases, metrics, log)
+	if err := useSetup(desk, c.config); err != nil {
 		t.Fatal(err)
 	}
-	defer func() { cancel(); desk.wait() }()
-	if got := desk.leases.Lease(t.Context(), token.Caller{PID: -1}, "erp@contoso.com"); got.Status != token.OK {
+	defer func() { cancel(); desk.Wait() }()
+	if got := leases.Lease(t.Context(), token.Caller{PID: -1}, "erp@contoso.com"); got.Status != token.OK {
 		t.Fatalf("look-up: %+v", got)
 	}
-	desk.leases.Reply(t.Context(), token.Caller{PID: -1}, "535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Mailbox.")
-	desk.leases.Lease(t.Context(), token.Caller{PID: -2}, "alice@contoso.de")
+	leases.Reply(t.Context(), token.Caller{PID: -1}, "535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Mailbox.")
+	leases.Lease(t.Context(), token.Caller{PID: -2}, "alice@contoso.de")
 	if err := c.run(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,259 @@
+package token
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/policy/limit"
+)
+
+// A Setup is one configuration, as the service works by it. It does not change.
+type Setup struct {
+	Credentials []Credential // all that the configuration has, by name
+	Mailboxes   []Mailbox    // in the order of the configuration
+	Policy      *policy.Policy
+	Groups      []GroupInput // what mailboxes may send together
+	Vault       *Vault       // of the users that have signed in
+	TokenFiles  string       // the folder of token files; "" keeps none
+}
+
+// A Credential is a way to get access tokens.
+type Credential struct {
+	Name string
+	Flow string // as in the configuration
+	// Key is all that makes two credentials the same: a refresher survives a new configuration
+	// that does not change it.
+	Key    string
+	Source func() (Source, error) // is called when a mailbox begins to use it
+	Proof  Proof
+	SignIn bool // a user signs in
+}
+
+// A Proof shows Entra who we are. The zero value holds nothing of ours.
+type Proof struct {
+	Kind            string // one of ProofCertificate, ProofSecret, ProofFederated
+	CertificateFile string
+	KeyFile         string    // "" where the certificate's file has the key too
+	Expires         time.Time // of a secret; zero when it is not known
+}
+
+// The kinds of a [Proof]; they are part of the JSON of [Status].
+const (
+	ProofCertificate = "certificate"
+	ProofSecret      = "secret"
+	ProofFederated   = "federated_token"
+)
+
+// ends returns when the proof ends, zero when that is not known.
+func (p *Proof) ends() time.Time {
+	if p.Kind != ProofCertificate {
+		return p.Expires
+	}
+	at, _ := CheckCertificate(p.CertificateFile, p.KeyFile) // what is wrong with it, the last attempt says
+	return at
+}
+
+// A Mailbox is one mailbox of the configuration, or a pattern that stands for many.
+type Mailbox struct {
+	Address    string   // "scan@contoso.com", or "*@contoso.com"
+	Senders    []string // as whom it may send: its own address first
+	Credential string   // the name of one
+	Limits     limit.Limits
+	MinLife    time.Duration // see [MailboxLease]
+}
+
+// A Desk runs one refresher for each credential in use, and gives [Leases] the directory of the
+// mailboxes. All methods are safe for concurrent use.
+type Desk struct {
+	ctx     context.Context
+	leases  *Leases
+	metrics *Metrics
+	log     *slog.Logger
+
+	mu      sync.Mutex             // guards what follows
+	files   map[string]*TokenFiles // by folder: all that were kept since the start
+	running map[string]*running    // by credential
+	setup   *Setup                 // the one in force
+
+	wg sync.WaitGroup
+}
+
+// running is a credential at work.
+type running struct {
+	refresher *Refresher
+	key       string // Credential.Key
+	stop      context.CancelFunc
+}
+
+// NewDesk makes a desk whose refreshers run until ctx ends. Call Use before the first look-up.
+func NewDesk(ctx context.Context, l *Leases, m *Metrics, log *slog.Logger) *Desk {
+	return &Desk{ctx: ctx, leases: l, metrics: m, log: log, files: make(map[string]*TokenFiles), running: make(map[string]*running)}
+}
+
+// Use puts a configuration into force: unchanged credentials keep their token, new ones start,
+// the others end. After an error the former one stays in force.
+func (d *Desk) Use(s *Setup) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	next, err := d.startAllLocked(s)
+	if err != nil {
+		return err
+	}
+	var files []TokenFile
+	for i := range s.Mailboxes {
+		m := &s.Mailboxes[i]
+		d.metrics.Mailbox(m.Address)
+		file := TokenFile{Mailbox: m.Address, User: m.Address, Tokens: next[m.Credential].refresher}
+		if strings.HasPrefix(m.Address, "*@") {
+			file.User = "" // the password map says who
+		}
+		files = append(files, file)
+	}
+	stopExcept(next, d.running)
+	d.running, d.setup = next, s
+	d.leases.Use(NewDirectory(s, func(credential string) Tokens { return next[credential].refresher }))
+	d.keepFilesLocked(s.TokenFiles, files)
+	return nil
+}
+
+// startAllLocked returns the credentials that mailboxes use, at work.
+func (d *Desk) startAllLocked(s *Setup) (map[string]*running, error) {
+	next := make(map[string]*running)
+	for i := range s.Mailboxes {
+		name := s.Mailboxes[i].Credential
+		if next[name] != nil {
+			continue
+		}
+		at := slices.IndexFunc(s.Credentials, func(c Credential) bool { return c.Name == name })
+		if at < 0 {
+			return nil, fmt.Errorf("mailbox %s names the credential %q, which is not there", s.Mailboxes[i].Address, name)
+		}
+		r, err := d.startLocked(&s.Credentials[at], s.Vault)
+		if err != nil {
+			stopExcept(d.running, next)
+			return nil, err
+		}
+		next[name] = r
+	}
+	return next, nil
+}
+
+// startLocked returns a credential at work: the one that is there already, if it is the same.
+func (d *Desk) startLocked(c *Credential, vault *Vault) (*running, error) {
+	if r := d.running[c.Name]; r != nil && r.key == c.Key {
+		r.refresher.Wake() // an administrator who reloads has perhaps just mended the secret
+		return r, nil
+	}
+	src, err := c.Source()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(d.ctx)
+	r := &running{key: c.Key, stop: cancel}
+	r.refresher = NewRefresher(c.Name, src, RefresherOptions{Log: d.log, Observe: d.metrics.Observe(c.Name)})
+	if user, ok := src.(*Delegated); ok {
+		user.Log = d.log
+		d.wg.Go(func() { vault.Watch(ctx, c.Name, r.refresher.Wake) }) // "sendas login" need not tell us
+	}
+	d.wg.Go(func() { r.refresher.Run(ctx) })
+	return r, nil
+}
+
+// stopExcept ends the credentials of list that are not in keep.
+func stopExcept(keep, list map[string]*running) {
+	for name, r := range list {
+		if keep[name] != r {
+			r.stop()
+		}
+	}
+}
+
+// keepFilesLocked keeps the token files in dir from now on, and takes those away that it kept
+// elsewhere. One folder has one keeper for good: two would take each other's files away.
+func (d *Desk) keepFilesLocked(dir string, list []TokenFile) {
+	if dir != "" && d.files[dir] == nil {
+		f := &TokenFiles{Dir: dir, Log: d.log}
+		d.files[dir] = f
+		d.wg.Go(func() { f.Run(d.ctx) })
+	}
+	for at, f := range d.files {
+		if at == dir {
+			f.Use(list)
+		} else {
+			f.Use(nil)
+		}
+	}
+}
+
+// Ready says which credential has no live token.
+func (d *Desk) Ready() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for name, r := range d.running {
+		s := r.refresher.State()
+		if s.Have {
+			continue
+		}
+		if s.LastErr != nil {
+			return fmt.Errorf("credential %q has no token: %w", name, s.LastErr)
+		}
+		return fmt.Errorf("credential %q has no token yet", name)
+	}
+	return nil
+}
+
+// Wait returns when all refreshers have ended.
+func (d *Desk) Wait() { d.wg.Wait() }
+
+// Status describes the service at this moment. version is the program's, started when it began.
+func (d *Desk) Status(ctx context.Context, version string, started time.Time) *Status {
+	d.mu.Lock()
+	s, running := d.setup, maps.Clone(d.running)
+	d.mu.Unlock()
+	in := StatusInput{Version: version, Started: started, Groups: s.Groups}
+	for i := range s.Credentials {
+		c := &s.Credentials[i]
+		x := CredentialInput{Name: c.Name, Flow: c.Flow, Proof: c.Proof.Kind, ProofEnds: c.Proof.ends()}
+		if r := running[c.Name]; r != nil {
+			state := r.refresher.State()
+			x.State = &state
+		}
+		if c.SignIn {
+			x.SignIn = signedIn(s.Vault, c.Name)
+		}
+		in.Credentials = append(in.Credentials, x)
+	}
+	for i := range s.Mailboxes {
+		m := &s.Mailboxes[i]
+		in.Mailboxes = append(in.Mailboxes, MailboxInput{Label: m.Address, Pattern: strings.HasPrefix(m.Address, "*@"), Credential: m.Credential, Limits: m.Limits})
+	}
+	for _, p := range s.Policy.Pools() {
+		x := PoolStatus{Address: p.Address.String()}
+		for _, m := range p.Mailboxes {
+			x.Members = append(x.Members, m.Name)
+		}
+		in.Pools = append(in.Pools, x)
+	}
+	return d.leases.Status(ctx, in)
+}
+
+// signedIn looks up who has signed in.
+func signedIn(v *Vault, credential string) *SignedIn {
+	g, err := v.Load(credential)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return &SignedIn{}
+	case err != nil:
+		return &SignedIn{Err: err}
+	}
+	return &SignedIn{User: g.User, Since: g.SignedIn, Used: g.Refreshed}
+}
