@@ -9,6 +9,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/policy/limit"
 )
 
@@ -52,11 +53,11 @@ func openAdmission(c *Config, reg prometheus.Registerer, log *slog.Logger) (*adm
 func (s *admissionStore) openFile(file string, up prometheus.Gauge) error {
 	f, err := limit.OpenAdmissionFile(file)
 	if dir := filepath.Dir(file); errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {
-		return failure(exitConfig, "the folder "+dir+" has to be there and to belong to the user of the milter (install -d -m 0700 -o sendas "+dir+"), or write milter.store: memory:",
+		return exit.Errorf(exit.Config, "the folder "+dir+" has to be there and to belong to the user of the milter (install -d -m 0700 -o sendas "+dir+"), or write milter.store: memory:",
 			"milter.store: %w", err)
 	}
 	if err != nil {
-		return failure(exitTempFail, "", "milter.store: %w", err)
+		return exit.Errorf(exit.TempFail, "", "milter.store: %w", err)
 	}
 	if f.Replaced != nil {
 		s.log.Error("what clients had submitted is forgotten: the file was damaged", "file", file, "aside", file+".damaged", "error", f.Replaced)
@@ -71,7 +72,7 @@ func (s *admissionStore) openFile(file string, up prometheus.Gauge) error {
 		s.log.Error("what clients submit is counted, but cannot be saved: a restart would forget it", "file", file, "error", err)
 	})
 	if err != nil {
-		return failure(exitTempFail, "", "milter.store: %w", errors.Join(err, f.Close()))
+		return exit.Errorf(exit.TempFail, "", "milter.store: %w", errors.Join(err, f.Close()))
 	}
 	s.file, s.counts = f, counts
 	return nil
@@ -93,7 +94,7 @@ func (s *admissionStore) openShared(c *Config, store *StoreConfig, up prometheus
 		s.log.Info("the hosts share the limits", "store", store.name(), "hosts", store.Hosts)
 	})
 	if err != nil {
-		return failure(exitConfig, "", "milter.store: %w", err)
+		return exit.Errorf(exit.Config, "", "milter.store: %w", err)
 	}
 	s.counts = counts
 	return nil

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/sendas/sendas/internal/exit"
 )
 
 func cmdCheck(o *options) *cobra.Command {
@@ -49,7 +51,7 @@ func checkDomains(ctx context.Context, o *options, c *Config, server string) err
 	r := net.DefaultResolver
 	if server != "" {
 		if _, _, err := net.SplitHostPort(server); err != nil {
-			return failure(exitUsage, "for example: --dns-server 9.9.9.9:53", "--dns-server: %q is not a host with its port", server)
+			return exit.Errorf(exit.Usage, "for example: --dns-server 9.9.9.9:53", "--dns-server: %q is not a host with its port", server)
 		}
 		r = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, network, server)
@@ -59,7 +61,7 @@ func checkDomains(ctx context.Context, o *options, c *Config, server string) err
 	defer cancel()
 	ok, err := checkDNS(ctx, o.stdout, r, c.dnsPlan())
 	if err == nil && !ok {
-		err = failure(exitFailed, "", "DNS has to be changed; what to publish stands above")
+		err = exit.Errorf(exit.Failed, "", "DNS has to be changed; what to publish stands above")
 	}
 	return err
 }

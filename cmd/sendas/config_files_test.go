@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/policy"
 )
 
@@ -198,7 +199,7 @@ func TestCheckDomains(t *testing.T) {
 	if code != 1 || !strings.Contains(stderr.String(), "DNS has to be changed") {
 		t.Errorf("exit code %d: %s", code, &stderr)
 	}
-	if code := run([]string{"check", "-c", file, "--dns-server", "9.9.9.9"}, &stdout, &stderr); code != exitUsage || !strings.Contains(stderr.String(), "is not a host with its port") {
+	if code := run([]string{"check", "-c", file, "--dns-server", "9.9.9.9"}, &stdout, &stderr); code != exit.Usage || !strings.Contains(stderr.String(), "is not a host with its port") {
 		t.Errorf("exit code %d: %s", code, &stderr)
 	}
 }

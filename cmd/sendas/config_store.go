@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token"
 )
@@ -100,7 +101,7 @@ func (s *StoreConfig) redis(c *Config, section string) (limit.RedisOptions, erro
 	}
 	password, err := token.ReadPassword(s.PasswordFile)
 	if err != nil {
-		return o, failure(exitConfig, "the user of the service has to be able to read it, and nobody else", "%s.store_password_file: %w", section, forUnit(err, section))
+		return o, exit.Errorf(exit.Config, "the user of the service has to be able to read it, and nobody else", "%s.store_password_file: %w", section, forUnit(err, section))
 	}
 	o.Password = string(password)
 	return o, nil

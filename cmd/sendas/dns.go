@@ -14,6 +14,8 @@ import (
 
 	"blitiri.com.ar/go/spf"
 	"golang.org/x/net/idna"
+
+	"github.com/sendas/sendas/internal/exit"
 )
 
 // A dnsPlan is what the configuration expects of DNS.
@@ -83,7 +85,7 @@ func checkDNS(ctx context.Context, w io.Writer, r resolver, plan dnsPlan) (ok bo
 		}
 	}
 	if len(c.unanswered) > 0 {
-		return c.ok, failure(exitTempFail, "try again; /etc/resolv.conf says which server was asked",
+		return c.ok, exit.Errorf(exit.TempFail, "try again; /etc/resolv.conf says which server was asked",
 			"DNS gave no answer about %s", strings.Join(c.unanswered, ", "))
 	}
 	return c.ok, nil

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/net/dns/dnsmessage"
+
+	"github.com/sendas/sendas/internal/exit"
 )
 
 // fakeDNS holds records as "TYPE name", and "timeout", "servfail" or "refused" in place of an answer.
@@ -254,8 +256,8 @@ route "lab" (direct)
 	if out.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", &out, want)
 	}
-	e, _ := errors.AsType[*exitError](err)
-	if ok || e == nil || e.code != exitTempFail || e.Error() != "DNS gave no answer about the TXT records of contoso.de" {
+	e, _ := errors.AsType[*exit.Error](err)
+	if ok || e == nil || e.Code != exit.TempFail || e.Error() != "DNS gave no answer about the TXT records of contoso.de" {
 		t.Errorf("ok %v, error %v", ok, err)
 	}
 }

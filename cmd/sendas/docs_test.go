@@ -18,6 +18,7 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
 
+	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/policy/limit"
 )
 
@@ -232,7 +233,7 @@ func (s docSession) explain(file string) error {
 		return err
 	}
 	var stdout, stderr bytes.Buffer
-	if code := run(append(words[1:], "--config", file), &stdout, &stderr); code != exitOK {
+	if code := run(append(words[1:], "--config", file), &stdout, &stderr); code != exit.OK {
 		return fmt.Errorf("exit code %d: %s", code, stderr.String())
 	}
 	rest, want := "\n"+stdout.String(), s.answer

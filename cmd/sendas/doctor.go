@@ -18,6 +18,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/token"
 )
@@ -172,7 +173,7 @@ func (d *doctor) run(ctx context.Context) error {
 		d.checkSPF,
 	} {
 		if ctx.Err() != nil {
-			return failure(exitTempFail, "", "interrupted")
+			return exit.Errorf(exit.TempFail, "", "interrupted")
 		}
 		step(ctx)
 	}
@@ -305,9 +306,9 @@ func (d *doctor) conclude() error {
 	}
 	switch verdict {
 	case verdictFailed:
-		return failure(exitFailed, "", "something on the way is wrong; what to do stands below each failure")
+		return exit.Errorf(exit.Failed, "", "something on the way is wrong; what to do stands below each failure")
 	case verdictTemporary:
-		return failure(exitTempFail, `run "sendas doctor" again in a few minutes`, "there is trouble that passes by itself")
+		return exit.Errorf(exit.TempFail, `run "sendas doctor" again in a few minutes`, "there is trouble that passes by itself")
 	}
 	return nil
 }
@@ -377,7 +378,7 @@ type patient struct {
 func (d *doctor) patients() ([]patient, error) {
 	if d.sendTo != "" {
 		if a, err := policy.ParseAddress(d.sendTo); err != nil || !a.Valid() {
-			return nil, failure(exitUsage, "for example: sendas doctor scan@contoso.com --send-to me@contoso.com", "--send-to: %q is no address", clip(d.sendTo))
+			return nil, exit.Errorf(exit.Usage, "for example: sendas doctor scan@contoso.com --send-to me@contoso.com", "--send-to: %q is no address", clip(d.sendTo))
 		}
 	}
 	if d.config == nil {
@@ -391,7 +392,7 @@ func (d *doctor) patients() ([]patient, error) {
 		list = append(list, newPatient(m))
 	}
 	if d.sendTo != "" && (len(list) != 1 || list[0].user == "") {
-		return nil, failure(exitUsage, "for example: sendas doctor scan@contoso.com --send-to "+d.sendTo, "--send-to: name the mailbox to send as")
+		return nil, exit.Errorf(exit.Usage, "for example: sendas doctor scan@contoso.com --send-to "+d.sendTo, "--send-to: name the mailbox to send as")
 	}
 	return list, nil
 }
@@ -400,11 +401,11 @@ func (d *doctor) patients() ([]patient, error) {
 func (d *doctor) onePatient() ([]patient, error) {
 	a, err := policy.ParseAddress(d.mailbox)
 	if err != nil || !a.Valid() {
-		return nil, failure(exitUsage, "for example: sendas doctor scan@contoso.com", "%q is no address", clip(d.mailbox))
+		return nil, exit.Errorf(exit.Usage, "for example: sendas doctor scan@contoso.com", "%q is no address", clip(d.mailbox))
 	}
 	m, user := d.config.Policy.MailboxFor(a)
 	if m == nil {
-		return nil, failure(exitUsage, "sendas.yaml lists them under mailboxes:", "no mailbox may send as %s", a)
+		return nil, exit.Errorf(exit.Usage, "sendas.yaml lists them under mailboxes:", "no mailbox may send as %s", a)
 	}
 	i := slices.IndexFunc(d.config.Mailboxes, func(c MailboxConfig) bool { return c.Address == m.Name })
 	p := newPatient(d.config.Mailboxes[i])
@@ -445,7 +446,7 @@ func (d *doctor) checkSPF(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, dnsTime)
 	defer cancel()
 	ok, err := checkDNS(ctx, io.Discard, d.resolver, plan)
-	var unanswered *exitError // of a walk that came to its end
+	var unanswered *exit.Error // of a walk that came to its end
 	switch {
 	case !ok && (err == nil || errors.As(err, &unanswered)):
 		s.fail("spf", "SPF", "something has to be changed", spfAdvice.wrong)

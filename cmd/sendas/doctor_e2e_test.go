@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sendas/sendas/contrib/exosim"
+	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/milter"
 	"github.com/sendas/sendas/token"
 )
@@ -135,8 +136,8 @@ func TestDoctorWholeWay(t *testing.T) {
 	c := openClinic(t, nil)
 	d, out, code := c.visit(t, doctorFlags{})
 	d.wantGood(t)
-	if code != exitOK || !strings.Contains(out, "\nverdict: all is good; ") {
-		t.Errorf("exit code %d, want %d:\n%s", code, exitOK, out)
+	if code != exit.OK || !strings.Contains(out, "\nverdict: all is good; ") {
+		t.Errorf("exit code %d, want %d:\n%s", code, exit.OK, out)
 	}
 	for _, id := range []string{"config.file", "postfix.smtp_reply_filter", "sasl.present", "sockets.milter", "sockets.policy", "sockets.credentials", "sockets.http.token.readyz",
 		"credential.relay-app.secret", "credential.relay-app.clock", "credential.relay-app.token", "credential.relay-app.claim.audience", "submission.tls", "submission.postfix_trust",
@@ -157,7 +158,7 @@ func TestDoctorSends(t *testing.T) {
 	c := openClinic(t, nil)
 	d, out, code := c.visit(t, doctorFlags{mailbox: "office@contoso.com", sendTo: "me@example.net", json: true})
 	d.wantGood(t)
-	if code != exitOK || !json.Valid([]byte(out)) {
+	if code != exit.OK || !json.Valid([]byte(out)) {
 		t.Errorf("exit code %d:\n%s", code, out)
 	}
 	list := c.sim.Messages()
@@ -186,27 +187,27 @@ func TestDoctorFindings(t *testing.T) {
 	}{
 		{"secret", func(_ *testing.T, c *clinic) {
 			c.sim.SetApp(labClient, func(a *exosim.App) { a.Secret = "another" })
-		}, "credential.relay-app.token", []string{"AADSTS7000215", "relay-app.secret"}, exitFailed},
+		}, "credential.relay-app.token", []string{"AADSTS7000215", "relay-app.secret"}, exit.Failed},
 		{"no service principal", func(_ *testing.T, c *clinic) {
 			c.sim.SetApp(labClient, func(a *exosim.App) { a.NotInExchange = true })
-		}, scan + "auth", []string{"535 5.7.3", "New-ServicePrincipal"}, exitFailed},
+		}, scan + "auth", []string{"535 5.7.3", "New-ServicePrincipal"}, exit.Failed},
 		{"SMTP AUTH off", func(_ *testing.T, c *clinic) { c.sim.SetSMTPAuthDisabled(true) }, scan + "auth",
-			[]string{"535 5.7.139", "Set-CASMailbox scan@contoso.com -SmtpClientAuthenticationDisabled $false"}, exitFailed},
+			[]string{"535 5.7.139", "Set-CASMailbox scan@contoso.com -SmtpClientAuthenticationDisabled $false"}, exit.Failed},
 		{"full", func(_ *testing.T, c *clinic) {
 			c.sim.SetMailbox("scan@contoso.com", func(m *exosim.Mailbox) { m.Full = true })
-		}, scan + "send", []string{"554 5.2.2", "Sent Items"}, exitFailed},
+		}, scan + "send", []string{"554 5.2.2", "Sent Items"}, exit.Failed},
 		{"not replicated", func(_ *testing.T, c *clinic) {
 			c.sim.SetMailbox("scan@contoso.com", func(m *exosim.Mailbox) { m.NoLogon = true })
-		}, scan + "send", []string{"430 4.2.0", "two hours"}, exitTempFail},
-		{"busy", func(_ *testing.T, c *clinic) { c.sim.SetFaults(exosim.Faults{Busy: 1}) }, scan + "send", []string{"451 4.7.0"}, exitTempFail},
-		{"away", func(_ *testing.T, c *clinic) { c.sim.SetFaults(exosim.Faults{RefuseConnect: true}) }, "submission.banner", []string{"421 4.3.2"}, exitTempFail},
+		}, scan + "send", []string{"430 4.2.0", "two hours"}, exit.TempFail},
+		{"busy", func(_ *testing.T, c *clinic) { c.sim.SetFaults(exosim.Faults{Busy: 1}) }, scan + "send", []string{"451 4.7.0"}, exit.TempFail},
+		{"away", func(_ *testing.T, c *clinic) { c.sim.SetFaults(exosim.Faults{RefuseConnect: true}) }, "submission.banner", []string{"421 4.3.2"}, exit.TempFail},
 		{"Postfix without trust", func(t *testing.T, c *clinic) {
 			writeFile(t, filepath.Join(c.dir, "other.pem"), string(newTestCA(t).pem()), 0o644)
 			c.editMain(t, filepath.Join(c.dir, "ca.pem"), filepath.Join(c.dir, "other.pem"))
-		}, "submission.postfix_trust", []string{"smtp_tls_CAfile"}, exitFailed},
+		}, "submission.postfix_trust", []string{"smtp_tls_CAfile"}, exit.Failed},
 		{"Postfix without TLS", func(t *testing.T, c *clinic) {
 			c.editMain(t, "smtp_tls_security_level = secure", "smtp_tls_security_level = may")
-		}, "postfix.smtp_tls_security_level", []string{"'smtp_tls_security_level = secure'"}, exitFailed},
+		}, "postfix.smtp_tls_security_level", []string{"'smtp_tls_security_level = secure'"}, exit.Failed},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := openClinic(t, nil)

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/token"
 )
 
@@ -37,7 +38,7 @@ func diagnose(t *testing.T, config string, q doctorFlags, w *world) (d *doctor, 
 	t.Helper()
 	var out, said bytes.Buffer
 	d = newDoctor(&options{config: config, stdout: &out, stderr: &said}, &q, w)
-	code = exitOK
+	code = exit.OK
 	if err := d.run(t.Context()); err != nil {
 		code = tell(&said, err)
 	}
@@ -133,8 +134,8 @@ func TestDoctorGoesOn(t *testing.T) {
 	w := emptyWorld()
 	w.saslDirs = []string{filepath.Join(dir, "nothing")}
 	d, out, code := diagnose(t, config, doctorFlags{}, w)
-	if code != exitFailed {
-		t.Errorf("exit code %d, want %d", code, exitFailed)
+	if code != exit.Failed {
+		t.Errorf("exit code %d, want %d", code, exit.Failed)
 	}
 	d.wantCheck(t, "config.problem.1", checkFail, "relay-app.secret", "sendas check")
 	d.wantCheck(t, "postfix.present", checkFail, "is not here", "--postfix-config")
@@ -167,8 +168,8 @@ func TestDoctorWithoutConfig(t *testing.T) {
 			writeFile(t, config, tc.content, 0o644)
 		}
 		d, _, code := diagnose(t, config, doctorFlags{mailbox: "scan@contoso.com"}, emptyWorld())
-		if code != exitFailed {
-			t.Errorf("%s: exit code %d, want %d", tc.name, code, exitFailed)
+		if code != exit.Failed {
+			t.Errorf("%s: exit code %d, want %d", tc.name, code, exit.Failed)
 		}
 		d.wantCheck(t, "config.problem.1", checkFail, tc.want)
 		d.wantCheck(t, "config.usable", checkWarn, "--config")
@@ -196,9 +197,9 @@ func TestDoctorUsage(t *testing.T) {
 		var out bytes.Buffer
 		d := newDoctor(&options{config: config, stdout: &out}, &doctorFlags{mailbox: tc.mailbox, sendTo: tc.sendTo}, emptyWorld())
 		err := d.run(t.Context())
-		var e *exitError
-		if !errors.As(err, &e) || e.code != exitUsage || !strings.Contains(e.Error(), tc.want) || e.hint == "" {
-			t.Errorf("doctor %q --send-to %q: %v, want %q with a hint and exit code %d", tc.mailbox, tc.sendTo, err, tc.want, exitUsage)
+		var e *exit.Error
+		if !errors.As(err, &e) || e.Code != exit.Usage || !strings.Contains(e.Error(), tc.want) || e.Hint == "" {
+			t.Errorf("doctor %q --send-to %q: %v, want %q with a hint and exit code %d", tc.mailbox, tc.sendTo, err, tc.want, exit.Usage)
 		}
 	}
 }
@@ -237,16 +238,16 @@ func TestDoctorVerdict(t *testing.T) {
 		verdict string
 		code    int
 	}{
-		{nil, verdictGood, exitOK},
-		{[]check{good, warned, {Status: checkSkip}}, verdictGood, exitOK},
-		{[]check{good, passing}, verdictTemporary, exitTempFail},
-		{[]check{passing, failed, passing}, verdictFailed, exitFailed},
-		{[]check{failed, passing}, verdictFailed, exitFailed},
+		{nil, verdictGood, exit.OK},
+		{[]check{good, warned, {Status: checkSkip}}, verdictGood, exit.OK},
+		{[]check{good, passing}, verdictTemporary, exit.TempFail},
+		{[]check{passing, failed, passing}, verdictFailed, exit.Failed},
+		{[]check{failed, passing}, verdictFailed, exit.Failed},
 	} {
 		var out, said bytes.Buffer
 		d := newDoctor(&options{stdout: &out}, &doctorFlags{json: true}, emptyWorld())
 		d.checks = tc.checks
-		code := exitOK
+		code := exit.OK
 		if err := d.conclude(); err != nil {
 			code = tell(&said, err)
 		}
@@ -290,9 +291,9 @@ func TestDoctorStops(t *testing.T) {
 	cancel()
 	var out bytes.Buffer
 	d := newDoctor(&options{config: filepath.Join(t.TempDir(), "none"), stdout: &out}, &doctorFlags{}, emptyWorld())
-	var e *exitError
-	if err := d.run(ctx); !errors.As(err, &e) || e.code != exitTempFail {
-		t.Errorf("an interrupted doctor returns %v, want exit code %d", err, exitTempFail)
+	var e *exit.Error
+	if err := d.run(ctx); !errors.As(err, &e) || e.Code != exit.TempFail {
+		t.Errorf("an interrupted doctor returns %v, want exit code %d", err, exit.TempFail)
 	}
 	if strings.Contains(out.String(), "postconf") || strings.Contains(out.String(), "verdict") {
 		t.Errorf("an interrupted doctor went on:\n%s", out.String())
@@ -361,7 +362,7 @@ func TestDoctorSPF(t *testing.T) {
 		spf    string
 		status checkStatus
 		code   int
-	}{{good, checkOK, exitOK}, {"v=spf1 -all", checkFail, exitFailed}, {"servfail", checkFail, exitTempFail}} {
+	}{{good, checkOK, exit.OK}, {"v=spf1 -all", checkFail, exit.Failed}, {"servfail", checkFail, exit.TempFail}} {
 		records := map[string][]string{
 			"TXT contoso.com": {tc.spf}, "MX contoso.com": {"contoso-com.mail.protection.outlook.com"},
 			"TXT spf.protection.outlook.com": {"v=spf1 ip4:40.92.0.0/15 -all"}, "IP contoso-com.mail.protection.outlook.com": {"52.101.73.4"},
@@ -381,7 +382,7 @@ func TestDoctorSPF(t *testing.T) {
 		if tc.status != checkOK {
 			d.wantCheck(t, "dns.spf", tc.status, "sendas check --dns")
 		}
-		code := exitOK
+		code := exit.OK
 		if err := d.conclude(); err != nil {
 			code = tell(&out, err)
 		}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/policy"
 )
 
@@ -78,7 +79,7 @@ func explain(o *options, q *question) error {
 // request turns the flags into what the milter would see.
 func (q *question) request() (*policy.Request, error) {
 	if q.client+q.login+q.subject+q.fingerprint == "" {
-		return nil, failure(exitUsage, "for example: sendas explain --client 10.2.0.9 --from mfp3@floor.local",
+		return nil, exit.Errorf(exit.Usage, "for example: sendas explain --client 10.2.0.9 --from mfp3@floor.local",
 			"who sends? --client, --login, --cert-subject or --cert-fingerprint is missing")
 	}
 	r := &policy.Request{Sender: q.from, Rcpts: q.to, QueueID: "QUEUEID", Now: time.Now(),
@@ -86,21 +87,21 @@ func (q *question) request() (*policy.Request, error) {
 	if q.client != "" {
 		a, err := netip.ParseAddr(q.client)
 		if err != nil {
-			return nil, failure(exitUsage, "write the address that Postfix logs, such as 10.2.0.9", "--client: %q is no IP address", q.client)
+			return nil, exit.Errorf(exit.Usage, "write the address that Postfix logs, such as 10.2.0.9", "--client: %q is no IP address", q.client)
 		}
 		r.Peer.Addr = a
 	}
 	switch {
 	case q.message != "" && q.headerFrom != "":
-		return nil, failure(exitUsage, "leave one of the two out", "--message and --header-from both say what From is")
+		return nil, exit.Errorf(exit.Usage, "leave one of the two out", "--message and --header-from both say what From is")
 	case q.message != "":
 		f, err := os.Open(q.message)
 		if err != nil {
-			return nil, failure(exitUsage, "", "--message: %w", err)
+			return nil, exit.Errorf(exit.Usage, "", "--message: %w", err)
 		}
 		defer f.Close()
 		if r.Fields, err = readFields(f); err != nil {
-			return nil, failure(exitUsage, "", "--message: reading %s: %w", q.message, err)
+			return nil, exit.Errorf(exit.Usage, "", "--message: reading %s: %w", q.message, err)
 		}
 	case q.headerFrom != "":
 		r.Fields = []policy.Field{{Name: "From", Value: q.headerFrom}}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token"
 )
@@ -51,10 +52,10 @@ func openBolt(file string, log *slog.Logger) (*limit.Bolt, error) {
 		return b, nil
 	}
 	if dir := filepath.Dir(file); errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {
-		return nil, failure(exitConfig, "the folder "+dir+" has to be there and to belong to the user of the token service (install -d -m 0700 -o sendas-token "+dir+")",
+		return nil, exit.Errorf(exit.Config, "the folder "+dir+" has to be there and to belong to the user of the token service (install -d -m 0700 -o sendas-token "+dir+")",
 			"opening the ledger: %w", err)
 	}
-	return nil, failure(exitTempFail, "", "opening the ledger: %w", err)
+	return nil, exit.Errorf(exit.TempFail, "", "opening the ledger: %w", err)
 }
 
 // openShared opens the ledger that hosts share, with this host's own share of it in a file.
@@ -70,7 +71,7 @@ func openShared(c *Config, s *StoreConfig, log *slog.Logger, onChange func(bool)
 	// Of its own share no lease is adopted: what the store is told afterwards would not hold it.
 	for _, o := range own.Outstanding() {
 		if err := own.Settle(context.Background(), o.Mailbox, o.Lease, token.Unseen, time.Now()); err != nil {
-			return nil, failure(exitTempFail, "", "settling what was under way: %w", errors.Join(err, own.Close(), primary.Close()))
+			return nil, exit.Errorf(exit.TempFail, "", "settling what was under way: %w", errors.Join(err, own.Close(), primary.Close()))
 		}
 	}
 	diary, err := openBolt(filepath.Join(c.Token.StateDir, "diary.db"), log)
@@ -79,7 +80,7 @@ func openShared(c *Config, s *StoreConfig, log *slog.Logger, onChange func(bool)
 	}
 	shared, err := limit.NewShared(primary, s.Hosts, own, limit.SharedOptions{Host: s.Host, Diary: diary, Log: log, OnChange: onChange})
 	if err != nil {
-		return nil, failure(exitConfig, "write a name for this host under token.host", "token.store: %w",
+		return nil, exit.Errorf(exit.Config, "write a name for this host under token.host", "token.store: %w",
 			errors.Join(err, diary.Close(), own.Close(), primary.Close()))
 	}
 	return &tokenStore{Ledger: shared, close: []io.Closer{shared, diary, own, primary}}, nil
@@ -93,7 +94,7 @@ func newTokenRedis(c *Config, s *StoreConfig) (*limit.Redis, error) {
 	}
 	r, err := limit.NewRedis(o)
 	if err != nil {
-		return nil, failure(exitConfig, "", "token.store: %w", err)
+		return nil, exit.Errorf(exit.Config, "", "token.store: %w", err)
 	}
 	return r, nil
 }

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sendas/sendas/internal/exit"
 )
 
 // journal is a file that JOURNAL_STREAM names.
@@ -104,7 +106,7 @@ func TestNoJournal(t *testing.T) {
 // TestErrorsInJournal: what ends a service is an error in the journal, every line of it.
 func TestErrorsInJournal(t *testing.T) {
 	f := journal(t)
-	if code := run([]string{"milter", "--config", filepath.Join(t.TempDir(), "missing.yaml")}, f, f); code != exitConfig {
+	if code := run([]string{"milter", "--config", filepath.Join(t.TempDir(), "missing.yaml")}, f, f); code != exit.Config {
 		t.Errorf("exit code %d", code)
 	}
 	text := content(t, f)

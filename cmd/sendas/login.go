@@ -21,6 +21,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/token"
 )
 
@@ -76,13 +77,13 @@ func newLogin(o *options, name string) (*login, error) {
 	cc, ok := c.Credentials[name]
 	switch {
 	case !ok:
-		return nil, failure(exitUsage, signInNames(c), "there is no credential %q in %s", name, o.config)
+		return nil, exit.Errorf(exit.Usage, signInNames(c), "there is no credential %q in %s", name, o.config)
 	case !cc.Delegated():
-		return nil, failure(exitUsage, signInNames(c), "credential %q has the flow %s: it gets its tokens as an app, and nobody signs in for it", name, cc.Flow)
+		return nil, exit.Errorf(exit.Usage, signInNames(c), "credential %q has the flow %s: it gets its tokens as an app, and nobody signs in for it", name, cc.Flow)
 	}
 	l := &login{o: o, c: c, name: name, flow: cc.Flow, user: cc.User, vault: newVault(c)}
 	if err := l.vault.Check(name); err != nil {
-		return nil, failure(exitConfig, "", "the sign-in could not be stored: %w", err)
+		return nil, exit.Errorf(exit.Config, "", "the sign-in could not be stored: %w", err)
 	}
 	client, err := newClient(c)
 	if err != nil {
@@ -131,7 +132,7 @@ func (l *login) run(ctx context.Context, browser bool) error {
 		Refresh: g.Refresh, ClientID: l.signIn.ClientID, Tenant: l.c.Tenant.ID, User: who, Scope: l.signIn.Scopes[0], SignedIn: now, Refreshed: now,
 	})
 	if err != nil {
-		return failure(exitConfig, fmt.Sprintf("mend it and type \"sendas login %s\" again", l.name), "the sign-in succeeded and could not be stored: %w", err)
+		return exit.Errorf(exit.Config, fmt.Sprintf("mend it and type \"sendas login %s\" again", l.name), "the sign-in succeeded and could not be stored: %w", err)
 	}
 	fmt.Fprintf(l.o.stdout, "signed in as %s; stored in %s\n", cmp.Or(who, "somebody"), l.vault.Path(l.name))
 	l.sayNext()
@@ -230,7 +231,7 @@ func openBrowser(address string) {
 
 // explain gives the error of a sign-in its exit code and its hint.
 func (l *login) explain(err error) error {
-	code, hint := exitConfig, ""
+	code, hint := exit.Config, ""
 	if h, ok := errors.AsType[interface {
 		error
 		Hint() string
@@ -242,13 +243,13 @@ func (l *login) explain(err error) error {
 	_, unreachable := errors.AsType[*token.UnreachableError](err)
 	switch {
 	case errors.Is(err, context.Canceled):
-		return failure(exitTempFail, "", "interrupted; nothing was stored")
+		return exit.Errorf(exit.TempFail, "", "interrupted; nothing was stored")
 	case unreachable:
-		code, hint = exitTempFail, fmt.Sprintf("%s; then type \"sendas login %s\" again", hint, l.name)
+		code, hint = exit.TempFail, fmt.Sprintf("%s; then type \"sendas login %s\" again", hint, l.name)
 	case ours, refused != nil && (refused.Temporary() || slices.Contains(userRefusals, refused.OAuth)):
-		code = exitTempFail
+		code = exit.TempFail
 	}
-	return failure(code, hint, "%w", err)
+	return exit.Errorf(code, hint, "%w", err)
 }
 
 // userRefusals are for the user to mend: the configuration is good.
@@ -266,14 +267,14 @@ func (l *login) check(access token.Secret) (string, error) {
 	again := fmt.Sprintf("type \"sendas login %s\" again", l.name)
 	switch id := l.c.Tenant.ID; {
 	case guidForm.MatchString(id) && claims.Tenant != "" && !strings.EqualFold(claims.Tenant, id):
-		return "", failure(exitConfig, "sign in as a user of that tenant, or correct tenant.id in "+l.o.config,
+		return "", exit.Errorf(exit.Config, "sign in as a user of that tenant, or correct tenant.id in "+l.o.config,
 			"%s signed in to the tenant %s, and tenant.id is %s; nothing was stored", claims.User, claims.Tenant, id)
 	case !strings.EqualFold(claims.User, l.user):
-		return "", failure(exitTempFail, fmt.Sprintf("%s in a private window of the browser, and sign in as %s; if that mailbox's user signs in under another name (UPN), "+
+		return "", exit.Errorf(exit.TempFail, fmt.Sprintf("%s in a private window of the browser, and sign in as %s; if that mailbox's user signs in under another name (UPN), "+
 			"write that name into user: of credential %q", again, l.user, l.name),
 			"%s signed in, and credential %q is for %s; nothing was stored", claims.User, l.name, l.user)
 	case !slices.ContainsFunc(claims.Scopes, func(s string) bool { return strings.EqualFold(path.Base(s), permission) }):
-		return "", failure(exitConfig, fmt.Sprintf("in the app registration under API permissions add the delegated permission %s, grant consent, and %s", permission, again),
+		return "", exit.Errorf(exit.Config, fmt.Sprintf("in the app registration under API permissions add the delegated permission %s, grant consent, and %s", permission, again),
 			"%s signed in, and the token does not allow %s but %q; nothing was stored", claims.User, permission, claims.Scopes)
 	}
 	return claims.User, nil

@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/token"
 )
 
@@ -142,7 +143,7 @@ func (l *testLogin) login(args ...string) (code int, stdout, stderr string) {
 func TestLogin(t *testing.T) {
 	l := newTestLogin(t, &loginEntra{claims: userClaims(nil)})
 	code, stdout, stderr := l.login("scan")
-	if code != exitOK {
+	if code != exit.OK {
 		t.Fatalf("exit %d: %s", code, stderr)
 	}
 	if want := "signed in as Scan@contoso.com; stored in " + l.vault().Path("scan") + "\n"; stdout != want {
@@ -197,33 +198,33 @@ func TestLoginRefusals(t *testing.T) {
 		code             int
 		err, hint        string // the beginning of each
 	}{
-		{"no such credential", "scam", &loginEntra{}, exitUsage, `there is no credential "scam" in DIR/sendas.yaml`, `users sign in for: scan, spare`},
-		{"app", "relay-app", &loginEntra{}, exitUsage, `credential "relay-app" has the flow client_credentials: it gets its tokens as an app, and nobody signs in for it`, `users sign in for: scan, spare`},
-		{"managed identity", "vm", &loginEntra{}, exitUsage, `credential "vm" has the flow managed_identity: it gets its tokens as an app`, `users sign in for: scan, spare`},
-		{"public flows off", "scan", &loginEntra{device: entra("invalid_client", 7000218, "The request body must contain the following parameter: 'client_assertion' or 'client_secret'.")}, exitConfig,
+		{"no such credential", "scam", &loginEntra{}, exit.Usage, `there is no credential "scam" in DIR/sendas.yaml`, `users sign in for: scan, spare`},
+		{"app", "relay-app", &loginEntra{}, exit.Usage, `credential "relay-app" has the flow client_credentials: it gets its tokens as an app, and nobody signs in for it`, `users sign in for: scan, spare`},
+		{"managed identity", "vm", &loginEntra{}, exit.Usage, `credential "vm" has the flow managed_identity: it gets its tokens as an app`, `users sign in for: scan, spare`},
+		{"public flows off", "scan", &loginEntra{device: entra("invalid_client", 7000218, "The request body must contain the following parameter: 'client_assertion' or 'client_secret'.")}, exit.Config,
 			`Microsoft refused the sign-in of "scan" (AADSTS7000218): "The request body must contain`, `the app may not sign in without a secret or certificate; in the app registration under Authentication set "Allow public client flows" to Yes`},
-		{"wrong app", "scan", &loginEntra{device: entra("unauthorized_client", 700016, "Application with identifier 'x' was not found in the directory 'Contoso'.")}, exitConfig,
+		{"wrong app", "scan", &loginEntra{device: entra("unauthorized_client", 700016, "Application with identifier 'x' was not found in the directory 'Contoso'.")}, exit.Config,
 			`Microsoft refused the sign-in of "scan" (AADSTS700016)`, `the tenant has no app with the id ` + loginClient},
-		{"wrong tenant", "scan", &loginEntra{device: entra("invalid_request", 90002, "Tenant 'x' not found.")}, exitConfig, `Microsoft refused the sign-in of "scan" (AADSTS90002)`, `Microsoft knows no such tenant in this cloud`},
-		{"conditional access", "scan", &loginEntra{token: entra("access_denied", 53003, "Access has been blocked by Conditional Access policies.")}, exitConfig,
+		{"wrong tenant", "scan", &loginEntra{device: entra("invalid_request", 90002, "Tenant 'x' not found.")}, exit.Config, `Microsoft refused the sign-in of "scan" (AADSTS90002)`, `Microsoft knows no such tenant in this cloud`},
+		{"conditional access", "scan", &loginEntra{token: entra("access_denied", 53003, "Access has been blocked by Conditional Access policies.")}, exit.Config,
 			`Microsoft refused the sign-in of "scan" (AADSTS53003): "Access has been blocked by Conditional Access policies."`, `a Conditional Access or security policy of the tenant blocks the sign-in`},
-		{"no consent", "scan", &loginEntra{token: entra("invalid_grant", 65001, "The user or administrator has not consented.")}, exitConfig, `Microsoft refused the sign-in of "scan" (AADSTS65001)`, `nobody has consented to what the app asks for`},
-		{"declined", "scan", &loginEntra{token: `400 {"error":"authorization_declined"}`}, exitTempFail, `Microsoft refused the sign-in of "scan" (authorization_declined)`,
+		{"no consent", "scan", &loginEntra{token: entra("invalid_grant", 65001, "The user or administrator has not consented.")}, exit.Config, `Microsoft refused the sign-in of "scan" (AADSTS65001)`, `nobody has consented to what the app asks for`},
+		{"declined", "scan", &loginEntra{token: `400 {"error":"authorization_declined"}`}, exit.TempFail, `Microsoft refused the sign-in of "scan" (authorization_declined)`,
 			`somebody declined the sign-in in the browser; start again with "sendas login scan" and accept`},
-		{"expired", "scan", &loginEntra{token: entra("expired_token", 70020, "The code has expired.")}, exitTempFail, `Microsoft refused the sign-in of "scan" (AADSTS70020)`,
+		{"expired", "scan", &loginEntra{token: entra("expired_token", 70020, "The code has expired.")}, exit.TempFail, `Microsoft refused the sign-in of "scan" (AADSTS70020)`,
 			`the code was not entered in time (15 minutes); start again with "sendas login scan"`},
-		{"pending for too long", "scan", &loginEntra{device: `200 {"user_code":"A","device_code":"B","verification_uri":"https://c.example","expires_in":0.05}`, token: `400 {"error":"authorization_pending"}`}, exitTempFail,
+		{"pending for too long", "scan", &loginEntra{device: `200 {"user_code":"A","device_code":"B","verification_uri":"https://c.example","expires_in":0.05}`, token: `400 {"error":"authorization_pending"}`}, exit.TempFail,
 			`signing in for "scan": the code was not used within 50ms`, `start again with "sendas login scan"`},
-		{"proxy in the way", "scan", &loginEntra{device: `403 <title>Blocked</title>`}, exitTempFail, `asking for a token of "scan": HOST answered with HTTP 403 and a web page titled "Blocked"`,
+		{"proxy in the way", "scan", &loginEntra{device: `403 <title>Blocked</title>`}, exit.TempFail, `asking for a token of "scan": HOST answered with HTTP 403 and a web page titled "Blocked"`,
 			`that is a proxy or a portal rather than Microsoft`},
-		{"no refresh token", "scan", &loginEntra{token: `200 {"token_type":"Bearer","expires_in":4599,"access_token":"a.b.c"}`}, exitTempFail,
+		{"no refresh token", "scan", &loginEntra{token: `200 {"token_type":"Bearer","expires_in":4599,"access_token":"a.b.c"}`}, exit.TempFail,
 			`signing in for "scan": Microsoft gave an access token and no refresh token`, `let an administrator consent to the delegated permission offline_access`},
-		{"administrator", "scan", &loginEntra{claims: userClaims(map[string]any{"upn": "admin@contoso.com"})}, exitTempFail,
+		{"administrator", "scan", &loginEntra{claims: userClaims(map[string]any{"upn": "admin@contoso.com"})}, exit.TempFail,
 			`admin@contoso.com signed in, and credential "scan" is for scan@contoso.com; nothing was stored`,
 			`type "sendas login scan" again in a private window of the browser, and sign in as scan@contoso.com`},
-		{"another tenant", "scan", &loginEntra{claims: userClaims(map[string]any{"tid": "99999999-1111-4222-8333-444444444444"})}, exitConfig,
+		{"another tenant", "scan", &loginEntra{claims: userClaims(map[string]any{"tid": "99999999-1111-4222-8333-444444444444"})}, exit.Config,
 			`Scan@contoso.com signed in to the tenant 99999999-1111-4222-8333-444444444444, and tenant.id is ` + loginTenant + `; nothing was stored`, `sign in as a user of that tenant, or correct tenant.id`},
-		{"may only read", "scan", &loginEntra{claims: userClaims(map[string]any{"scp": "User.Read IMAP.AccessAsUser.All"})}, exitConfig,
+		{"may only read", "scan", &loginEntra{claims: userClaims(map[string]any{"scp": "User.Read IMAP.AccessAsUser.All"})}, exit.Config,
 			`Scan@contoso.com signed in, and the token does not allow SMTP.Send but ["User.Read" "IMAP.AccessAsUser.All"]; nothing was stored`,
 			`in the app registration under API permissions add the delegated permission SMTP.Send, grant consent, and type "sendas login scan" again`},
 	} {
@@ -253,7 +254,7 @@ func TestLoginKeepsTheOldGrant(t *testing.T) {
 	if err := l.vault().Save("scan", old); err != nil {
 		t.Fatal(err)
 	}
-	if code, _, stderr := l.login("scan"); code != exitTempFail {
+	if code, _, stderr := l.login("scan"); code != exit.TempFail {
 		t.Errorf("exit %d: %s", code, stderr)
 	}
 	if g, err := l.vault().Load("scan"); err != nil || g.Refresh != "old" {
@@ -281,7 +282,7 @@ func TestLoginSpecialCases(t *testing.T) {
 			t.Parallel()
 			l := newTestLogin(t, tc.entra, tc.change...)
 			code, stdout, stderr := l.login("scan")
-			if code != exitOK || !strings.HasPrefix(stdout, tc.stdout) || !strings.Contains(stderr, tc.stderr) {
+			if code != exit.OK || !strings.HasPrefix(stdout, tc.stdout) || !strings.Contains(stderr, tc.stderr) {
 				t.Errorf("exit %d, stdout %s, stderr:\n%s\nwant %s and %s", code, stdout, stderr, tc.stdout, tc.stderr)
 			}
 			if g, err := l.vault().Load("scan"); err != nil || g.Refresh != loginRefresh {
@@ -305,13 +306,13 @@ func TestLoginBeforeSigningIn(t *testing.T) {
 	} {
 		l := newTestLogin(t, &loginEntra{}, tc.change...)
 		code, _, stderr := l.login("scan")
-		if stderr = strings.ReplaceAll(stderr, l.dir, "DIR"); code != exitConfig || !strings.Contains(stderr, tc.err) || len(l.entra.asked) > 0 {
-			t.Errorf("%s: exit %d, asked %v:\n%s\nwant exit %d and %s", tc.name, code, l.entra.asked, stderr, exitConfig, tc.err)
+		if stderr = strings.ReplaceAll(stderr, l.dir, "DIR"); code != exit.Config || !strings.Contains(stderr, tc.err) || len(l.entra.asked) > 0 {
+			t.Errorf("%s: exit %d, asked %v:\n%s\nwant exit %d and %s", tc.name, code, l.entra.asked, stderr, exit.Config, tc.err)
 		}
 	}
 	for _, args := range [][]string{nil, {"scan", "spare"}} {
-		if code, _, _ := newTestLogin(t, &loginEntra{}).login(args...); code != exitUsage {
-			t.Errorf("login %v: exit %d, want %d", args, code, exitUsage)
+		if code, _, _ := newTestLogin(t, &loginEntra{}).login(args...); code != exit.Usage {
+			t.Errorf("login %v: exit %d, want %d", args, code, exit.Usage)
 		}
 	}
 }
@@ -330,8 +331,8 @@ func TestLoginInterrupted(t *testing.T) {
 	c.SetArgs([]string{"scan"})
 	c.SilenceErrors, c.SilenceUsage = true, true
 	err := c.ExecuteContext(ctx)
-	if code := tell(&stderr, err); code != exitTempFail || !strings.HasSuffix(stderr.String(), "sendas: error: interrupted; nothing was stored\n") {
-		t.Errorf("exit %d:\n%s\nwant %d and that it was interrupted", code, &stderr, exitTempFail)
+	if code := tell(&stderr, err); code != exit.TempFail || !strings.HasSuffix(stderr.String(), "sendas: error: interrupted; nothing was stored\n") {
+		t.Errorf("exit %d:\n%s\nwant %d and that it was interrupted", code, &stderr, exit.TempFail)
 	}
 }
 
@@ -407,7 +408,7 @@ func TestLoginBrowser(t *testing.T) {
 				t.Fatal(err)
 			}
 			resp.Body.Close()
-			if code := <-done; code != exitOK || !strings.HasPrefix(stdout.String(), "signed in as "+tc.user) {
+			if code := <-done; code != exit.OK || !strings.HasPrefix(stdout.String(), "signed in as "+tc.user) {
 				t.Errorf("exit %d, stdout %s, stderr:\n%s", code, &stdout, &stderr)
 			}
 			if said := strings.ReplaceAll(tc.said, "PORT", back.Port()); !strings.Contains(stderr.String(), said) || tc.opened && strings.Contains(stderr.String(), "ssh") {
@@ -457,7 +458,7 @@ func TestLoginOnATerminal(t *testing.T) {
 	code := run([]string{"login", "--config", filepath.Join(l.dir, "sendas.yaml"), "scan"}, &stdout, program)
 	program.Close()
 	screen := <-seen
-	if code != exitOK || !regexp.MustCompile(`\rsendas: waiting, (15:00|14:\d\d) left \x1b\[K`).MatchString(screen) || !strings.Contains(screen, "\r\x1b[Ksendas: next: ") {
+	if code != exit.OK || !regexp.MustCompile(`\rsendas: waiting, (15:00|14:\d\d) left \x1b\[K`).MatchString(screen) || !strings.Contains(screen, "\r\x1b[Ksendas: next: ") {
 		t.Errorf("exit %d, the screen shows %q, want a countdown that is wiped before the next line", code, screen)
 	}
 }

@@ -13,20 +13,12 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/sendas/sendas/internal/exit"
 )
 
 // version is set by the linker; see the Makefile.
 var version = "devel"
-
-// Exit codes of sysexits.h, as Postfix uses them.
-const (
-	exitOK       = 0
-	exitFailed   = 1  // a check found something wrong
-	exitUsage    = 64 // the command line is wrong
-	exitSoftware = 70 // something went wrong that is not of the kinds below
-	exitTempFail = 75 // try again later
-	exitConfig   = 78 // the configuration is wrong; a unit must not restart on it
-)
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
@@ -43,40 +35,17 @@ func run(args []string, stdout, stderr io.Writer) int {
 		stderr.Write(errorText(stderr, text.Bytes()))
 		return code
 	}
-	return exitOK
+	return exit.OK
 }
 
-// tell prints the error and picks the exit code.
+// tell prints the error and picks the exit code. What is wrong with the configuration is a page of its own.
 func tell(w io.Writer, err error) int {
-	var config *ConfigError
-	if errors.As(err, &config) {
+	if _, ok := errors.AsType[*ConfigError](err); ok {
 		fmt.Fprintln(w, strings.TrimRight(err.Error(), "\n"))
 		fmt.Fprintln(w, "sendas: hint: mend the file, then run \"sendas check\"")
-		return exitConfig
+		return exit.Config
 	}
-	fmt.Fprintf(w, "sendas: error: %v\n", err)
-	var e *exitError
-	if errors.As(err, &e) {
-		if e.hint != "" {
-			fmt.Fprintf(w, "sendas: hint: %s\n", e.hint)
-		}
-		return e.code
-	}
-	return exitUsage // cobra's own: an unknown command or flag
-}
-
-// exitError carries an exit code and what to type next.
-type exitError struct {
-	err  error
-	code int
-	hint string
-}
-
-func (e *exitError) Error() string { return e.err.Error() }
-func (e *exitError) Unwrap() error { return e.err }
-
-func failure(code int, hint string, format string, args ...any) error {
-	return &exitError{err: fmt.Errorf(format, args...), code: code, hint: hint}
+	return exit.Tell(w, err)
 }
 
 // options are the flags that every command takes.

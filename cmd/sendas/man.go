@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/packaging"
 )
 
@@ -26,7 +27,7 @@ func cmdMan(o *options) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			for name, page := range manPages(cmd.Root(), date) {
 				if err := os.WriteFile(filepath.Join(args[0], name), page, 0o644); err != nil {
-					return failure(exitSoftware, "", "writing the manual: %w", err)
+					return exit.Errorf(exit.Software, "", "writing the manual: %w", err)
 				}
 			}
 			return nil

@@ -12,6 +12,7 @@ import (
 	protocol "github.com/d--j/go-milter"
 	"github.com/spf13/cobra"
 
+	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/milter"
 )
 
@@ -94,7 +95,7 @@ func runMilter(ctx context.Context, o *options) error {
 		"clients", len(cfg.Clients), "mailboxes", len(cfg.Mailboxes), "store", cfg.Milter.store().name())
 	select {
 	case err := <-done:
-		return failure(exitSoftware, "", "serving the milter: %w", err)
+		return exit.Errorf(exit.Software, "", "serving the milter: %w", err)
 	case <-ctx.Done():
 	}
 	stopMilter(srv, early, ln, asked, log)

@@ -15,6 +15,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/diff"
 	"github.com/spf13/cobra"
+
+	"github.com/sendas/sendas/internal/exit"
 )
 
 func cmdPostfix(o *options) *cobra.Command {
@@ -48,10 +50,10 @@ takes the other one.`,
 // failed gives an error that has no exit code the one of a failure; others would count as a wrong command line.
 func failed(err error) error {
 	var config *ConfigError
-	if _, coded := errors.AsType[*exitError](err); err == nil || coded || errors.As(err, &config) {
+	if _, coded := errors.AsType[*exit.Error](err); err == nil || coded || errors.As(err, &config) {
 		return err
 	}
-	return failure(exitFailed, "", "%w", err)
+	return exit.Errorf(exit.Failed, "", "%w", err)
 }
 
 type postfixFlags struct {
@@ -144,7 +146,7 @@ func (j *postfixJob) say(format string, args ...any) {
 // locate finds the instance and its state file.
 func (j *postfixJob) locate(ctx context.Context) (err error) {
 	if j.shape != "" && j.shape != shapeMain && j.shape != shapeTransport {
-		return failure(exitUsage, "write --shape main or --shape transport", "--shape: %q is no shape", clip(j.shape))
+		return exit.Errorf(exit.Usage, "write --shape main or --shape transport", "--shape: %q is no shape", clip(j.shape))
 	}
 	if j.inst, err = findInstance(ctx, j.world, j.folder); err != nil {
 		return j.absent(err)
@@ -163,15 +165,15 @@ func (j *postfixJob) locate(ctx context.Context) (err error) {
 // absent words an error of postconf(1).
 func (j *postfixJob) absent(err error) error {
 	if errors.Is(err, exec.ErrNotFound) {
-		return failure(exitFailed, "run this on the host of Postfix, as root", "postconf is not here: Postfix is not installed")
+		return exit.Errorf(exit.Failed, "run this on the host of Postfix, as root", "postconf is not here: Postfix is not installed")
 	}
-	return failure(exitFailed, "for another instance give --postfix-config FOLDER", "Postfix's own tool does not answer: %v", err)
+	return exit.Errorf(exit.Failed, "for another instance give --postfix-config FOLDER", "Postfix's own tool does not answer: %v", err)
 }
 
 // base returns what Postfix has, what it would have without sendas, and a stage with the latter. Remove the stage.
 func (j *postfixJob) base(ctx context.Context) (now, base postfixFiles, s *stage, err error) {
 	if now, err = j.inst.read(); err != nil {
-		return nil, nil, nil, failure(exitFailed, "run this as root, on the host of Postfix", "reading Postfix's configuration: %w", err)
+		return nil, nil, nil, exit.Errorf(exit.Failed, "run this as root, on the host of Postfix", "reading Postfix's configuration: %w", err)
 	}
 	st, err := loadState(j.path, j.inst.dir)
 	if errors.Is(err, os.ErrPermission) && os.Geteuid() != 0 { // a look at it needs no root
@@ -179,7 +181,7 @@ func (j *postfixJob) base(ctx context.Context) (now, base postfixFiles, s *stage
 		st, err = nil, nil
 	}
 	if err != nil {
-		return nil, nil, nil, failure(exitFailed, "", "the former settings: %w", err)
+		return nil, nil, nil, exit.Errorf(exit.Failed, "", "the former settings: %w", err)
 	}
 	if base, _, err = j.inst.undo(ctx, st, now); err != nil {
 		return nil, nil, nil, err
@@ -288,7 +290,7 @@ func (j *postfixJob) enable(ctx context.Context) (err error) {
 		return err
 	}
 	if plan.yaml != "" {
-		return failure(exitConfig, "add to sendas.yaml: "+plan.yaml+`; or, to send everything to Microsoft: sendas postfix enable --shape main`,
+		return exit.Errorf(exit.Config, "add to sendas.yaml: "+plan.yaml+`; or, to send everything to Microsoft: sendas postfix enable --shape main`,
 			"%s, so the settings need a transport of their own, and sendas.yaml does not name it", plan.reason)
 	}
 	done, err := s.carryOut(ctx, plan)
@@ -340,7 +342,7 @@ func (j *postfixJob) accept(ctx context.Context, s *stage, c *Config, now postfi
 // begin looks at who asks, and finds the instance.
 func (j *postfixJob) begin(ctx context.Context) error {
 	if os.Geteuid() != 0 && !j.dryRun {
-		return failure(exitFailed, "type it with sudo, or look first: add --dry-run", "only root can change Postfix's configuration")
+		return exit.Errorf(exit.Failed, "type it with sudo, or look first: add --dry-run", "only root can change Postfix's configuration")
 	}
 	return j.locate(ctx)
 }
@@ -418,7 +420,7 @@ func (j *postfixJob) examine(ctx context.Context, s *stage, c *Config) error {
 		j.say("in the way: postfix check: %s", strings.ReplaceAll(err.Error(), s.dir, j.inst.dir))
 	}
 	if failed > 0 && !j.force {
-		return failure(exitFailed, "do what stands above, then type it again; --force writes the settings all the same", "%s; nothing was changed", count(failed, "thing is in the way", "things are in the way"))
+		return exit.Errorf(exit.Failed, "do what stands above, then type it again; --force writes the settings all the same", "%s; nothing was changed", count(failed, "thing is in the way", "things are in the way"))
 	}
 	return nil
 }
@@ -460,7 +462,7 @@ func (j *postfixJob) isRunning(ctx context.Context) bool {
 // enter puts the files of a state into force. First it keeps what they were; where Postfix does not take them, everything is as it was.
 func (j *postfixJob) enter(ctx context.Context, old, st *postfixState, now postfixFiles) error {
 	if err := saveState(j.path, st); err != nil {
-		return failure(exitFailed, "", "keeping the former settings: %w; nothing was changed", err)
+		return exit.Errorf(exit.Failed, "", "keeping the former settings: %w; nothing was changed", err)
 	}
 	err := j.inst.install(now, st.After)
 	if err == nil {
@@ -476,9 +478,9 @@ func (j *postfixJob) enter(ctx context.Context, old, st *postfixState, now postf
 		restored = os.Remove(j.path)
 	}
 	if restored != nil {
-		return failure(exitFailed, "the former files are in "+j.path+"; type: sendas postfix disable", "%w; and putting the former files back: %v", err, restored)
+		return exit.Errorf(exit.Failed, "the former files are in "+j.path+"; type: sendas postfix disable", "%w; and putting the former files back: %v", err, restored)
 	}
-	return failure(exitFailed, "", "%w; main.cf and master.cf are as they were", err)
+	return exit.Errorf(exit.Failed, "", "%w; main.cf and master.cf are as they were", err)
 }
 
 // restore puts back what install has replaced, be it one file or both.
@@ -519,7 +521,7 @@ func (j *postfixJob) reload(ctx context.Context) error {
 		return nil
 	}
 	if _, _, err := j.run(ctx, "postfix", "-c", j.inst.dir, "reload"); err != nil {
-		return failure(exitFailed, "type: "+j.inst.command("postfix")+" reload", "the settings are written, but not in force: %w", err)
+		return exit.Errorf(exit.Failed, "type: "+j.inst.command("postfix")+" reload", "the settings are written, but not in force: %w", err)
 	}
 	fmt.Fprintln(j.o.stdout, "Postfix was reloaded")
 	return nil
@@ -532,7 +534,7 @@ func (j *postfixJob) disable(ctx context.Context) error {
 	}
 	st, err := loadState(j.path, j.inst.dir)
 	if err != nil {
-		return failure(exitFailed, "", "the former settings: %w", err)
+		return exit.Errorf(exit.Failed, "", "the former settings: %w", err)
 	}
 	if st == nil {
 		fmt.Fprintf(j.o.stdout, "nothing to take back: sendas has no settings in %s that it wrote itself\n", j.inst.dir)
@@ -556,7 +558,7 @@ func (j *postfixJob) disable(ctx context.Context) error {
 		return err
 	}
 	if err := j.inst.check(ctx); err != nil {
-		return failure(exitFailed, "mend what Postfix says, then type: "+j.inst.command("postfix")+" reload", "the settings are taken back, but not in force: %w", err)
+		return exit.Errorf(exit.Failed, "mend what Postfix says, then type: "+j.inst.command("postfix")+" reload", "the settings are taken back, but not in force: %w", err)
 	}
 	if err := os.Remove(j.path); err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/policy"
 )
 
@@ -68,7 +69,7 @@ func (p *postfixSetup) chooseShape(v *postfixValues, asked string) (shape, reaso
 	name := p.submission()
 	switch others := p.otherMail(v); {
 	case asked == shapeMain && name != "smtp":
-		return "", "", failure(exitUsage, "leave --shape out, or take the transport from sendas.yaml", "sendas.yaml gives submission the transport %s, so its settings belong there and not into main.cf", name)
+		return "", "", exit.Errorf(exit.Usage, "leave --shape out, or take the transport from sendas.yaml", "sendas.yaml gives submission the transport %s, so its settings belong there and not into main.cf", name)
 	case asked != "":
 		return asked, "it was asked for", nil
 	case name != "smtp":

@@ -19,6 +19,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/sendas/sendas/internal/exit"
 )
 
 // stopTime is how long a service finishes what is in flight; systemd's TimeoutStopSec
@@ -39,7 +41,7 @@ func kept(name string) bool {
 func listen(name, spec string) (net.Listener, error) {
 	named, err := activated()
 	if err != nil {
-		return nil, failure(exitSoftware, "", "taking sockets from systemd: %w", err)
+		return nil, exit.Errorf(exit.Software, "", "taking sockets from systemd: %w", err)
 	}
 	if l := named[name]; len(l) > 0 && l[0] != nil {
 		return l[0], nil
@@ -48,7 +50,7 @@ func listen(name, spec string) (net.Listener, error) {
 	if network == "inet" {
 		l, err := net.Listen("tcp", addr)
 		if err != nil {
-			return nil, failure(exitTempFail, "", "listening on %s: %w", spec, err)
+			return nil, exit.Errorf(exit.TempFail, "", "listening on %s: %w", spec, err)
 		}
 		return l, nil
 	}
@@ -61,26 +63,26 @@ func listen(name, spec string) (net.Listener, error) {
 func listenUnix(path string) (net.Listener, error) {
 	if fi, err := os.Lstat(path); err == nil {
 		if fi.Mode()&os.ModeSocket == 0 {
-			return nil, failure(exitConfig, "name another path, or move the file away", "%s is there and is no socket", path)
+			return nil, exit.Errorf(exit.Config, "name another path, or move the file away", "%s is there and is no socket", path)
 		}
 		c, err := net.DialTimeout("unix", path, time.Second)
 		if err == nil {
 			c.Close()
-			return nil, failure(exitTempFail, "stop the other process first", "another process serves %s", path)
+			return nil, exit.Errorf(exit.TempFail, "stop the other process first", "another process serves %s", path)
 		}
 		if errors.Is(err, syscall.ECONNREFUSED) {
 			if err := os.Remove(path); err != nil {
-				return nil, failure(exitTempFail, "", "replacing the socket of a dead process: %w", err)
+				return nil, exit.Errorf(exit.TempFail, "", "replacing the socket of a dead process: %w", err)
 			}
 		}
 	}
 	l, err := net.Listen("unix", path)
 	if err != nil {
-		return nil, failure(exitTempFail, "its folder must exist and belong to the user of this service", "listening: %w", err)
+		return nil, exit.Errorf(exit.TempFail, "its folder must exist and belong to the user of this service", "listening: %w", err)
 	}
 	if err := os.Chmod(path, 0o666); err != nil {
 		l.Close()
-		return nil, failure(exitTempFail, "", "opening the socket to Postfix: %w", err)
+		return nil, exit.Errorf(exit.TempFail, "", "opening the socket to Postfix: %w", err)
 	}
 	return l, nil
 }
@@ -108,7 +110,7 @@ func serveHTTP(ctx context.Context, addr string, reg *prometheus.Registry, ready
 	}
 	ln, err := net.Listen("tcp", addr)
 	if err != nil {
-		return failure(exitTempFail, "choose another address in sendas.yaml, or http: off", "listening for metrics: %w", err)
+		return exit.Errorf(exit.TempFail, "choose another address in sendas.yaml, or http: off", "listening for metrics: %w", err)
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/sendas/sendas/internal/exit"
 )
 
 func TestListen(t *testing.T) {
@@ -40,8 +42,8 @@ func TestListen(t *testing.T) {
 	}
 	defer tcp.Close()
 	_, err = listen("milter", "inet:"+tcp.Addr().String())
-	var e *exitError
-	if !errors.As(err, &e) || e.code != exitTempFail || !errors.Is(err, syscall.EADDRINUSE) {
+	var e *exit.Error
+	if !errors.As(err, &e) || e.Code != exit.TempFail || !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("an address in use: %v, want exit code 75", err)
 	}
 

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/token"
 )
 
@@ -20,7 +21,7 @@ func newClient(c *Config) (*http.Client, error) {
 	e := c.Tenant.Endpoints
 	client, err := token.NewHTTPClient(token.HTTPOptions{CAFile: e.CAFile, Proxy: e.Proxy})
 	if err != nil {
-		return nil, failure(exitConfig, "", "the way to Entra: %w", err)
+		return nil, exit.Errorf(exit.Config, "", "the way to Entra: %w", err)
 	}
 	return client, nil
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/milter"
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
@@ -78,7 +79,7 @@ shown in a browser, at http://127.0.0.1:9726/ and http://127.0.0.1:9725/.`,
 
 func (s *statusCommand) run(ctx context.Context) error {
 	if s.config.Token.HTTP == "" {
-		return failure(exitConfig, `write an address such as 127.0.0.1:9726 there, then run "systemctl restart sendas-token"`, "token.http is off, so the token service cannot be asked")
+		return exit.Errorf(exit.Config, `write an address such as 127.0.0.1:9726 there, then run "systemctl restart sendas-token"`, "token.http is off, so the token service cannot be asked")
 	}
 	if !s.watch {
 		v := s.look(ctx)
@@ -92,7 +93,7 @@ func (s *statusCommand) run(ctx context.Context) error {
 
 func (s *statusCommand) print(text string) error {
 	if _, err := io.WriteString(s.o.stdout, text); err != nil {
-		return failure(exitSoftware, "", "printing: %w", err)
+		return exit.Errorf(exit.Software, "", "printing: %w", err)
 	}
 	return nil
 }
@@ -189,11 +190,11 @@ func dialable(addr string) string {
 // err says which service is down, for the exit code.
 func (v *statusView) err() error {
 	down := func(name, unit, at string, err error) error {
-		return failure(exitTempFail, fmt.Sprintf(`type "systemctl status %s"; its log is "journalctl -u %s"`, unit, unit), "the %s is down at %s: %w", name, at, err)
+		return exit.Errorf(exit.TempFail, fmt.Sprintf(`type "systemctl status %s"; its log is "journalctl -u %s"`, unit, unit), "the %s is down at %s: %w", name, at, err)
 	}
 	switch {
 	case v.tokenErr != nil && v.milterErr != nil:
-		return failure(exitTempFail, `type "systemctl status sendas-token sendas-milter"`, "both services are down: the token service at %s: %w; the milter at %s: %w",
+		return exit.Errorf(exit.TempFail, `type "systemctl status sendas-token sendas-milter"`, "both services are down: the token service at %s: %w; the milter at %s: %w",
 			v.tokenAt, v.tokenErr, v.milterAt, v.milterErr)
 	case v.tokenErr != nil:
 		return down("token service", "sendas-token", v.tokenAt, v.tokenErr)

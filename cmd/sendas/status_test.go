@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
+	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token"
 )
@@ -174,20 +175,20 @@ func TestStatusDown(t *testing.T) {
 		stdout, err   string
 	}{
 		{"all is well", up, answering(t, 200, smallStatus), 0, "token service  up, version 9.9.9, at ", ""},
-		{"the token service", up, dead(t), exitTempFail, "token service  DOWN at 127.0.0.1:", "the token service is down at"},
-		{"the milter", dead(t), answering(t, 200, smallStatus), exitTempFail, "milter         DOWN at 127.0.0.1:", "the milter is down at"},
-		{"both", dead(t), dead(t), exitTempFail, "connection refused", "both services are down"},
-		{"not this service", up, answering(t, 200, "<html>"), exitTempFail, "DOWN", "not the token service of this version"},
-		{"JSON, but another's", up, answering(t, 200, "{}"), exitTempFail, "DOWN", "not the token service of this version"},
-		{"an older one", up, answering(t, 404, "404 page not found"), exitTempFail, "DOWN", "HTTP status 404"},
+		{"the token service", up, dead(t), exit.TempFail, "token service  DOWN at 127.0.0.1:", "the token service is down at"},
+		{"the milter", dead(t), answering(t, 200, smallStatus), exit.TempFail, "milter         DOWN at 127.0.0.1:", "the milter is down at"},
+		{"both", dead(t), dead(t), exit.TempFail, "connection refused", "both services are down"},
+		{"not this service", up, answering(t, 200, "<html>"), exit.TempFail, "DOWN", "not the token service of this version"},
+		{"JSON, but another's", up, answering(t, 200, "{}"), exit.TempFail, "DOWN", "not the token service of this version"},
+		{"an older one", up, answering(t, 404, "404 page not found"), exit.TempFail, "DOWN", "HTTP status 404"},
 		{"the milter's HTTP off", "", answering(t, 200, smallStatus), 0, "milter         not known: milter.http is off", ""},
-		{"HTTP off", up, "", exitConfig, "", "token.http is off"},
+		{"HTTP off", up, "", exit.Config, "", "token.http is off"},
 	} {
 		c, stdout := statusOf(t, "https://login.microsoftonline.com", tc.milter, tc.token)
 		err := c.run(t.Context())
 		code := 0
-		if e, ok := errors.AsType[*exitError](err); ok {
-			code = e.code
+		if e, ok := errors.AsType[*exit.Error](err); ok {
+			code = e.Code
 		}
 		if code != tc.code || (err == nil) != (tc.err == "") || err != nil && !strings.Contains(err.Error(), tc.err) {
 			t.Errorf("%s: %v with exit code %d, want %q with %d", tc.name, err, code, tc.err, tc.code)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/token"
 )
 
@@ -101,7 +102,7 @@ func runToken(ctx context.Context, o *options) error {
 	}
 	srv := &token.SocketmapServer{Maps: leases.Maps(), Peers: peers, Log: log, Metrics: metrics}
 	if err := serveLookups(ctx, srv, ln, leases, log); err != nil {
-		return failure(exitSoftware, "", "serving look-ups: %w", err)
+		return exit.Errorf(exit.Software, "", "serving look-ups: %w", err)
 	}
 	desk.Wait()
 	log.Info("token service stopped")
@@ -116,7 +117,7 @@ func takeOver(ctx context.Context, leases *token.Leases, c *Config) error {
 		err = leases.Adopt(ctx, journal)
 	}
 	if err != nil {
-		return failure(exitConfig, hint, "%w", err)
+		return exit.Errorf(exit.Config, hint, "%w", err)
 	}
 	return nil
 }
@@ -169,11 +170,11 @@ func userIDs(names []string) ([]uint32, error) {
 	for _, n := range names {
 		u, err := user.Lookup(n)
 		if err != nil {
-			return nil, failure(exitConfig, "write the user that Postfix runs as (postconf mail_owner) into token.peers", "token.peers: %w", err)
+			return nil, exit.Errorf(exit.Config, "write the user that Postfix runs as (postconf mail_owner) into token.peers", "token.peers: %w", err)
 		}
 		id, err := strconv.ParseUint(u.Uid, 10, 32)
 		if err != nil {
-			return nil, failure(exitConfig, "", "token.peers: user %q has the id %q", n, u.Uid)
+			return nil, exit.Errorf(exit.Config, "", "token.peers: user %q has the id %q", n, u.Uid)
 		}
 		list = append(list, uint32(id))
 	}
@@ -190,7 +191,7 @@ func useSetup(d *token.Desk, c *Config) error {
 		return err
 	}
 	if err := d.Use(setup); err != nil {
-		return failure(exitConfig, "", "%w", err)
+		return exit.Errorf(exit.Config, "", "%w", err)
 	}
 	return nil
 }
