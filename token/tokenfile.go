@@ -16,6 +16,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/sendas/sendas/internal/safefile"
 )
 
 const (
@@ -243,8 +245,8 @@ func (f *TokenFiles) ownership() (ownership, error) {
 
 // ownerOf reads owner and mode of a file.
 func ownerOf(info fs.FileInfo) ownership {
-	st := info.Sys().(*syscall.Stat_t) // always, on the systems that Postfix runs on
-	return ownership{int(st.Uid), int(st.Gid), info.Mode().Perm()}
+	o := safefile.OwnerOf(info)
+	return ownership{o.UID, o.GID, info.Mode().Perm()}
 }
 
 // withoutPath drops operation and path from an error of the operating system.
@@ -310,43 +312,23 @@ func readTokenFile(path string) (p pluginFile, o ownership, err error) {
 }
 
 // writeTokenFile replaces a file in one step. Nobody but its owner can read it at any moment.
-func writeTokenFile(path string, text []byte, own ownership) (err error) {
-	w, err := os.CreateTemp(filepath.Dir(path), tempPrefix+"*") // mode 0600
-	if err != nil {
-		return &folderError{filepath.Dir(path), "takes no files", "let the service own the folder: chown sendas-token " + filepath.Dir(path), withoutPath(err)}
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(w.Name())
-		}
-	}()
-	defer w.Close()
-	if err := handOver(w, own); err != nil {
+func writeTokenFile(path string, text []byte, own ownership) error {
+	dir := filepath.Dir(path)
+	err := safefile.Write(path, text, safefile.Options{Mode: own.mode, Owner: &safefile.Owner{UID: own.uid, GID: own.gid}, Temp: tempPrefix + "*"})
+	e, ok := errors.AsType[*safefile.Error](err)
+	if !ok {
 		return err
 	}
-	if _, err := w.Write(text); err != nil {
+	switch e.Step {
+	case safefile.Create:
+		return &folderError{dir, "takes no files", "let the service own the folder: chown sendas-token " + dir, withoutPath(err)}
+	case safefile.Own:
+		return &folderError{dir, fmt.Sprintf("belongs to user %d and group %d, to whom the service may not give files", own.uid, own.gid),
+			fmt.Sprintf("type: chown sendas-token:postfix %s; chmod 2750 %s", dir, dir), withoutPath(err)}
+	case safefile.Fill:
 		return &folderError{path, "cannot be written", "is the disk full?", withoutPath(err)}
 	}
-	if err := w.Sync(); err != nil {
-		return &folderError{path, "cannot be written", "is the disk full?", withoutPath(err)}
-	}
-	return os.Rename(w.Name(), path)
-}
-
-// handOver gives an empty file to its owner.
-func handOver(w *os.File, own ownership) error {
-	info, err := w.Stat()
-	if err != nil {
-		return err
-	}
-	if as := ownerOf(info); as.uid != own.uid || as.gid != own.gid {
-		if err := w.Chown(own.uid, own.gid); err != nil {
-			dir := filepath.Dir(w.Name())
-			return &folderError{dir, fmt.Sprintf("belongs to user %d and group %d, to whom the service may not give files", own.uid, own.gid),
-				fmt.Sprintf("type: chown sendas-token:postfix %s; chmod 2750 %s", dir, dir), withoutPath(err)}
-		}
-	}
-	return w.Chmod(own.mode)
+	return err
 }
 
 // tidy removes what was ours: files of mailboxes that are gone, and unfinished ones of a service that was

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/sendas/sendas/internal/safefile"
 )
 
 const (
@@ -213,11 +215,8 @@ func ownerToBe(dir *os.Root) (uid, gid int, ok bool) {
 	if err != nil || os.Geteuid() != 0 {
 		return 0, 0, false
 	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return 0, 0, false
-	}
-	return int(st.Uid), int(st.Gid), true
+	o := safefile.OwnerOf(info)
+	return o.UID, o.GID, true
 }
 
 // load reads and checks the file of a credential.
@@ -264,12 +263,8 @@ func (v *Vault) fit(dir *os.Root, credential string, info fs.FileInfo) error {
 
 // trusted tells whether a file belongs to the owner of its folder, to us, or to root.
 func trusted(file, folder fs.FileInfo) bool {
-	f, ok := file.Sys().(*syscall.Stat_t)
-	if !ok {
-		return false
-	}
-	d, ok := folder.Sys().(*syscall.Stat_t)
-	return ok && (f.Uid == d.Uid || f.Uid == 0 || int(f.Uid) == os.Geteuid())
+	uid := safefile.OwnerOf(file).UID
+	return uid == safefile.OwnerOf(folder).UID || uid == 0 || uid == os.Geteuid()
 }
 
 func (v *Vault) parse(credential string, data []byte) (*StoredGrant, error) {
@@ -302,7 +297,7 @@ func (v *Vault) write(credential string, g *StoredGrant, wanted func(dir *os.Roo
 		return false, v.unwritable(credential, err)
 	}
 	defer folder.Close() // which unlocks it
-	if err := v.place(dir, folder, credential, append(data, '\n'), wanted); err != nil {
+	if err := v.place(dir, credential, append(data, '\n'), wanted); err != nil {
 		if errors.Is(err, errUnwanted) {
 			return false, nil
 		}
@@ -314,48 +309,20 @@ func (v *Vault) write(credential string, g *StoredGrant, wanted func(dir *os.Roo
 // errUnwanted stops place before its last step.
 var errUnwanted = errors.New("somebody else's grant stays")
 
-// place writes a file beside the old one and puts it into that one's place. The
-// lock on folder is ours, so what has the temporary name was left by a process that
-// was killed.
-func (v *Vault) place(dir *os.Root, folder *os.File, credential string, data []byte, wanted func(*os.Root) bool) error {
+// place writes a file beside the old one and puts it into that one's place. The lock on the folder is ours, so what has the temporary
+// name was left by a process that was killed.
+func (v *Vault) place(dir *os.Root, credential string, data []byte, wanted func(*os.Root) bool) error {
 	name := fileOf(credential)
-	temp := "." + name + ".tmp"
-	if err := dir.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	f, err := dir.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	err = errors.Join(fill(f, dir, data), f.Close())
-	if err == nil && !wanted(dir) {
-		err = errUnwanted
-	}
-	if err == nil {
-		err = dir.Rename(temp, name)
-	}
-	if err != nil {
-		dir.Remove(temp) // if that fails too, the next writer does it
-		return err
-	}
-	return folder.Sync() // else a power failure could bring the old name back
-}
-
-// fill gives a new file its mode and owner before its content, and waits until that
-// is on the disk.
-func fill(f *os.File, dir *os.Root, data []byte) error {
-	if err := f.Chmod(0o600); err != nil { // past the umask
-		return err
-	}
-	if uid, gid, ok := ownerToBe(dir); ok {
-		if err := f.Chown(uid, gid); err != nil {
-			return err
+	o := safefile.Options{Temp: "." + name + ".tmp", Ready: func() error {
+		if !wanted(dir) {
+			return errUnwanted
 		}
+		return nil
+	}}
+	if uid, gid, ok := ownerToBe(dir); ok {
+		o.Owner = &safefile.Owner{UID: uid, GID: gid}
 	}
-	if _, err := f.Write(data); err != nil {
-		return err
-	}
-	return f.Sync()
+	return safefile.WriteIn(dir, name, data, o)
 }
 
 // lock keeps other processes from writing to the folder until the file that it

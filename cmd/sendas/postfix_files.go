@@ -8,8 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
+
+	"github.com/sendas/sendas/internal/safefile"
 )
 
 // The two files of Postfix that are changed.
@@ -93,60 +94,14 @@ func (i *postfixInstance) install(from, to postfixFiles) error {
 	return nil
 }
 
-// replaceFile gives a file that exists another content.
+// replaceFile gives a file that exists another content. A program of Postfix's waits until main.cf is some seconds old, lest it
+// reads half of it (dict_load_file_xt), and clients with it. This file comes whole.
 func replaceFile(path string, data []byte) error {
-	path, err := filepath.EvalSymlinks(path)
-	if err != nil {
-		return err
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".sendas-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // where it is not renamed
-	owner, ok := info.Sys().(*syscall.Stat_t)
-	if ok {
-		err = f.Chown(int(owner.Uid), int(owner.Gid))
-	}
-	if err == nil {
-		err = f.Chmod(info.Mode().Perm())
-	}
-	if err == nil {
-		_, err = f.Write(data)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	// A program of Postfix's waits until main.cf is some seconds old, lest it reads half of it (dict_load_file_xt), and clients
-	// with it. This file comes whole.
-	past := time.Now().Add(-settled)
-	if err := os.Chtimes(f.Name(), past, past); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncFolder(filepath.Dir(path))
+	return safefile.Replace(path, data, safefile.Options{Time: time.Now().Add(-settled), Temp: "." + filepath.Base(path) + ".sendas-*"})
 }
 
 // settled is the age from which Postfix reads main.cf without waiting.
 const settled = 5 * time.Second
-
-// syncFolder makes a new name in a folder outlive a loss of power.
-func syncFolder(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
 
 // A stage is a copy of an instance's configuration, in which changes are tried before anybody sees them. What else the folder of the
 // instance holds is there by symbolic links.

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/sendas/sendas/internal/safefile"
 )
 
 // stateFolder holds a file for each instance of Postfix. It is root's alone: main.cf may hold passwords, and what stands
@@ -82,8 +84,7 @@ func loadState(path, dir string) (*postfixState, error) {
 
 // ownedAlone tells whether nobody but this user can change a file.
 func ownedAlone(info fs.FileInfo) bool {
-	owner, ok := info.Sys().(*syscall.Stat_t)
-	return ok && int(owner.Uid) == os.Geteuid() && info.Mode().Perm()&0o022 == 0
+	return safefile.OwnerOf(info).UID == os.Geteuid() && info.Mode().Perm()&0o022 == 0
 }
 
 // saveState writes a state file, whole or not at all.
@@ -104,22 +105,7 @@ func saveState(path string, st *postfixState) error {
 	if !info.IsDir() || !ownedAlone(info) {
 		return fmt.Errorf("%s can be changed by others; type: chown root:root %[1]s && chmod 0700 %[1]s", dir)
 	}
-	f, err := os.CreateTemp(dir, ".state-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // where it is not renamed
-	_, err = f.Write(append(data, '\n'))
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncFolder(dir)
+	return safefile.Write(path, append(data, '\n'), safefile.Options{Temp: ".state-*"})
 }
 
 // undo returns the files as they would be without sendas: byte for byte what they were where nobody else has changed them since, else
