@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -44,9 +43,6 @@ something has to be changed.`,
 	return c
 }
 
-// dnsTime bounds all questions to DNS together.
-const dnsTime = 2 * time.Minute
-
 func checkDomains(ctx context.Context, o *options, c *Config, server string) error {
 	r := net.DefaultResolver
 	if server != "" {
@@ -59,25 +55,9 @@ func checkDomains(ctx context.Context, o *options, c *Config, server string) err
 	}
 	ctx, cancel := context.WithTimeout(ctx, dnsTime)
 	defer cancel()
-	ok, err := checkDNS(ctx, o.stdout, r, c.dnsPlan())
+	ok, err := checkDNS(ctx, o.stdout, r, dnsPlanOf(c))
 	if err == nil && !ok {
 		err = exit.Errorf(exit.Failed, "", "DNS has to be changed; what to publish stands above")
 	}
 	return err
-}
-
-// dnsPlan returns what DNS has to say for the configuration to work.
-func (c *Config) dnsPlan() dnsPlan {
-	p := dnsPlan{Domains: c.Policy.Domains(), Cloud: c.Tenant.Cloud}
-	for _, r := range c.Routes {
-		if r.Type == "" { // the one that is always there
-			continue
-		}
-		host, _, err := net.SplitHostPort(r.Endpoint)
-		if err != nil {
-			host = r.Endpoint
-		}
-		p.Routes = append(p.Routes, dnsRoute{Name: r.Name, Type: r.Type, Endpoint: host, Addresses: r.Addresses})
-	}
-	return p
 }

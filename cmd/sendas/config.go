@@ -16,7 +16,6 @@ import (
 	"github.com/sendas/sendas/milter"
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
-	"github.com/sendas/sendas/token"
 )
 
 // maxConfig is the size in bytes above which a file is no configuration, but a mistake.
@@ -153,29 +152,6 @@ func (t *TenantConfig) externalRate() (limit.Rate, error) {
 		r.N = max(1, r.N-limit.MOERA().N)
 	}
 	return r, nil
-}
-
-// groups returns the limits that hold for the whole tenant.
-func (c *Config) groups() []token.GroupInput {
-	if !c.Tenant.limitsExternal() {
-		return nil
-	}
-	external, _ := c.Tenant.externalRate() // checked
-	list := []token.GroupInput{{Name: token.GroupExternal, Recipients: external}}
-	if c.Tenant.AllowOnMicrosoft {
-		list = append(list, token.GroupInput{Name: token.GroupOnMicrosoft, Recipients: limit.MOERA()})
-	}
-	return list
-}
-
-// mailboxLimits returns the limits of a mailbox, those of the whole tenant included.
-func (c *Config) mailboxLimits(m *MailboxConfig) limit.Limits {
-	l := m.Limits.Limits()
-	if c.Tenant.limitsExternal() {
-		l.Group = token.GroupExternal
-		l.GroupRecipients, _ = c.Tenant.externalRate() // checked
-	}
-	return l
 }
 
 // RouteConfig is a way out; see policy.Route. File names are absolute.

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 
 	"blitiri.com.ar/go/spf"
@@ -32,6 +33,25 @@ type dnsRoute struct {
 	Endpoint  string   // host
 	Addresses []string // public addresses or networks from which this relay reaches it; may be empty
 }
+
+// dnsPlanOf returns what DNS has to say for the configuration to work.
+func dnsPlanOf(c *Config) dnsPlan {
+	p := dnsPlan{Domains: c.Policy.Domains(), Cloud: c.Tenant.Cloud}
+	for _, r := range c.Routes {
+		if r.Type == "" { // the one that is always there
+			continue
+		}
+		host, _, err := net.SplitHostPort(r.Endpoint)
+		if err != nil {
+			host = r.Endpoint
+		}
+		p.Routes = append(p.Routes, dnsRoute{Name: r.Name, Type: r.Type, Endpoint: host, Addresses: r.Addresses})
+	}
+	return p
+}
+
+// dnsTime bounds all questions to DNS together.
+const dnsTime = 2 * time.Minute
 
 // A resolver asks DNS. *net.Resolver is one; the errors are *net.DNSError. Names end in a dot,
 // so that no search domain is tried.

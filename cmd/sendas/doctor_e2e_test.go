@@ -118,7 +118,7 @@ func (c *clinic) serve(t *testing.T) {
 // visit runs the doctor there, and looks for secrets in all that it says.
 func (c *clinic) visit(t *testing.T, q doctorFlags) (d *doctor, out string, code int) {
 	t.Helper()
-	q.postfix = c.etc
+	q.folder = c.etc
 	d, out, code = diagnose(t, c.config, q, c.world)
 	secrets := []string{labSecret}
 	for _, tok := range d.tokens {

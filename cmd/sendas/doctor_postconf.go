@@ -41,13 +41,13 @@ type postfixSetup struct {
 	own        bool              // only by settings of their own, and not by main.cf
 }
 
-// readPostfix asks postconf(1).
-func (d *doctor) readPostfix(ctx context.Context) (*postfixSetup, error) {
-	p := &postfixSetup{config: d.settings(), command: "postconf"}
+// readPostfix asks postconf(1) about the instance in a folder; "" is Postfix's default. c is what it is judged by.
+func readPostfix(ctx context.Context, run runner, folder string, c *Config) (*postfixSetup, error) {
+	p := &postfixSetup{config: c, command: "postconf"}
 	var where []string
-	if d.doctorFlags.postfix != "" {
-		where = []string{"-c", d.doctorFlags.postfix}
-		p.command += " -c " + d.doctorFlags.postfix
+	if folder != "" {
+		where = []string{"-c", folder}
+		p.command += " -c " + folder
 	}
 	for _, ask := range []struct {
 		flags []string
@@ -56,7 +56,7 @@ func (d *doctor) readPostfix(ctx context.Context) (*postfixSetup, error) {
 		{nil, func(s string) { p.raw = readParameters(s) }}, {[]string{"-x"}, func(s string) { p.main = readParameters(s) }}, {[]string{"-M", "-x"}, p.readServices}, {[]string{"-P", "-x"}, p.readOverrides},
 		{[]string{"-m"}, func(s string) { p.tables = strings.Fields(s) }}, {[]string{"-A"}, func(s string) { p.sasl = strings.Fields(s) }},
 	} {
-		out, said, err := d.world.run(ctx, "postconf", slices.Concat(where, ask.flags)...)
+		out, said, err := run(ctx, "postconf", slices.Concat(where, ask.flags)...)
 		if err != nil {
 			return nil, err
 		}

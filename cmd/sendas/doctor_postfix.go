@@ -2,61 +2,40 @@ package main
 
 import (
 	"cmp"
-	"context"
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"os/user"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/sendas/sendas/policy"
 )
 
 // postfixAdvice is about Postfix but for single settings, which stand in postfixSettings.
 var postfixAdvice = map[string]advice{
-	"absent":     {"Postfix's own tool does not answer, so nothing of Postfix can be looked at", "run this on the host of Postfix, as root; for another instance give --postfix-config FOLDER"},
-	"old":        {"this version lacks settings that sendas needs", "update Postfix to 3.4 or newer"},
-	"no-map":     {"this Postfix was built without the tables by which smtp(8) asks sendas", "install a Postfix with socketmap; the packages of Debian, Ubuntu, Fedora and SUSE have it"},
-	"no-sasl":    {"this Postfix was built without Cyrus SASL, the only one that its SMTP client knows", "install a Postfix with it: apt-get install postfix libsasl2-modules"},
-	"misspelt":   {"Postfix has no parameter of that name and reads over it", "correct its name in main.cf or master.cf"},
-	"no-lease":   {"no smtp(8) asks sendas for a credential, so nothing can leave by submission", "{set}"},
-	"no-way":     {"main.cf sends no mail to the transport that asks sendas", "{set}"},
-	"other-name": {"the policy service and the tables of sendas send mail to another transport", "write in sendas.yaml: routes: [{name: submission, transport: {transport}}]"},
-	"verbose":    {"smtp -v writes passwords, and so access tokens, into the mail log", "take -v out of the entry {service} of master.cf, then type: postfix reload; and delete the logs"},
-	"chroot":     {"the service is chrooted into the queue directory and cannot see an absolute path outside of it", "name it relative to the queue directory: {set}"},
-	"no-route":   {"mail of the route {route} has no transport to leave by", "add the transport as docs/routes.md shows it, then: postfix reload"},
-	"not-smtp":   {"the transport of the route {route} runs another program than smtp", "make it a copy of smtp, as docs/routes.md shows it"},
-	"leak":       {"the transport of the route {route} would offer a mailbox's token to another server", "{set}"},
-	"no-cert":    {"the connector knows this relay by a certificate, and the transport shows another one or none", "{set}"},
-	"no-folder":  {"the sockets of both services live in this folder", "mkdir -p {folder} && chown sendas:sendas {folder} && chmod 0755 {folder}"},
-	"closed":     {"the user {user} cannot enter the folder, so Postfix reaches no socket in it", "chmod 0755 {folder}"},
-	"no-owner":   {"the user as whom Postfix runs does not exist", "postconf mail_owner shows the name; reinstall Postfix"},
-	"rewriting":  {"this table changes a field that sendas has decided on; with another From Exchange Online refuses the message", "take the line out of the table"},
-	"early":      {"this table changes a field before sendas sees it", "take the line out, or see with \"sendas explain\" what becomes of it"},
-	"filtering":  {"mail that matches leaves another way than sendas has chosen", "take the line with FILTER or REDIRECT out of the table, or see that no mail for Microsoft matches it"},
-	"unreadable": {"what stands in this table cannot be looked at", "see that nothing in it changes From, Sender or Reply-To"},
-}
-
-// checkPostfix looks at Postfix's version, settings and services.
-func (d *doctor) checkPostfix(ctx context.Context) {
-	s := d.section("postfix", "Postfix")
-	p, err := d.readPostfix(ctx)
-	if err != nil {
-		found := err.Error()
-		if errors.Is(err, exec.ErrNotFound) {
-			found = "is not here"
-		}
-		s.fail("present", "postconf", found, postfixAdvice["absent"])
-		return
-	}
-	d.postfix = p
-	p.check(s)
+	"absent":     {means: "Postfix's own tool does not answer, so nothing of Postfix can be looked at", do: "run this on the host of Postfix, as root; for another instance give --postfix-config FOLDER"},
+	"old":        {means: "this version lacks settings that sendas needs", do: "update Postfix to 3.4 or newer"},
+	"no-map":     {means: "this Postfix was built without the tables by which smtp(8) asks sendas", do: "install a Postfix with socketmap; the packages of Debian, Ubuntu, Fedora and SUSE have it"},
+	"no-sasl":    {means: "this Postfix was built without Cyrus SASL, the only one that its SMTP client knows", do: "install a Postfix with it: apt-get install postfix libsasl2-modules"},
+	"misspelt":   {means: "Postfix has no parameter of that name and reads over it", do: "correct its name in main.cf or master.cf"},
+	"no-lease":   {means: "no smtp(8) asks sendas for a credential, so nothing can leave by submission", do: "{set}"},
+	"no-way":     {means: "main.cf sends no mail to the transport that asks sendas", do: "{set}"},
+	"other-name": {means: "the policy service and the tables of sendas send mail to another transport", do: "write in sendas.yaml: routes: [{name: submission, transport: {transport}}]"},
+	"verbose":    {means: "smtp -v writes passwords, and so access tokens, into the mail log", do: "take -v out of the entry {service} of master.cf, then type: postfix reload; and delete the logs"},
+	"chroot":     {means: "the service is chrooted into the queue directory and cannot see an absolute path outside of it", do: "name it relative to the queue directory: {set}"},
+	"no-route":   {means: "mail of the route {route} has no transport to leave by", do: "add the transport as docs/routes.md shows it, then: postfix reload"},
+	"not-smtp":   {means: "the transport of the route {route} runs another program than smtp", do: "make it a copy of smtp, as docs/routes.md shows it"},
+	"leak":       {means: "the transport of the route {route} would offer a mailbox's token to another server", do: "{set}"},
+	"no-cert":    {means: "the connector knows this relay by a certificate, and the transport shows another one or none", do: "{set}"},
+	"no-folder":  {means: "the sockets of both services live in this folder", do: "mkdir -p {folder} && chown sendas:sendas {folder} && chmod 0755 {folder}"},
+	"closed":     {means: "the user {user} cannot enter the folder, so Postfix reaches no socket in it", do: "chmod 0755 {folder}"},
+	"no-owner":   {means: "the user as whom Postfix runs does not exist", do: "postconf mail_owner shows the name; reinstall Postfix"},
+	"rewriting":  {means: "this table changes a field that sendas has decided on; with another From Exchange Online refuses the message", do: "take the line out of the table"},
+	"early":      {means: "this table changes a field before sendas sees it", do: "take the line out, or see with \"sendas explain\" what becomes of it"},
+	"filtering":  {means: "mail that matches leaves another way than sendas has chosen", do: "take the line with FILTER or REDIRECT out of the table, or see that no mail for Microsoft matches it"},
+	"unreadable": {means: "what stands in this table cannot be looked at", do: "see that nothing in it changes From, Sender or Reply-To"},
 }
 
 // check looks at all that postconf(1) says, and at the files that it names.
@@ -337,46 +316,4 @@ func (p *postfixSetup) checkFolder(s section) {
 	default:
 		s.ok("folder", "folder "+folder, "%s can enter it", owner)
 	}
-}
-
-// accountIDs looks a user up, with all groups.
-func accountIDs(name string) (uid uint32, gids []uint32, err error) {
-	u, err := user.Lookup(name)
-	if err != nil {
-		return 0, nil, err
-	}
-	list, err := u.GroupIds()
-	if err != nil {
-		list = []string{u.Gid}
-	}
-	id, err := strconv.ParseUint(u.Uid, 10, 32)
-	if err != nil {
-		return 0, nil, err
-	}
-	for _, g := range list {
-		if n, err := strconv.ParseUint(g, 10, 32); err == nil {
-			gids = append(gids, uint32(n))
-		}
-	}
-	return uint32(id), gids, nil
-}
-
-// mayEnter tells whether a user may reach what lies in a folder; mayRead is the same for reading a file.
-func mayEnter(info os.FileInfo, uid uint32, gids []uint32) bool { return permits(info, uid, gids, 1) }
-
-func mayRead(info os.FileInfo, uid uint32, gids []uint32) bool { return permits(info, uid, gids, 4) }
-
-// permits tells whether the mode grants a user the bit, as open(2) decides: the owner's bits count for the owner alone.
-func permits(info os.FileInfo, uid uint32, gids []uint32, bit os.FileMode) bool {
-	st, ok := info.Sys().(*syscall.Stat_t)
-	mode := info.Mode().Perm()
-	switch {
-	case !ok || uid == 0:
-		return true
-	case st.Uid == uid:
-		return mode&(bit<<6) != 0
-	case slices.Contains(gids, st.Gid):
-		return mode&(bit<<3) != 0
-	}
-	return mode&bit != 0
 }

@@ -79,7 +79,7 @@ func (l *postfixLab) examine(t *testing.T, main, master string) *doctor {
 	var out bytes.Buffer
 	w := emptyWorld()
 	w.run = runProgram
-	d := newDoctor(&options{stdout: &out}, &doctorFlags{postfix: etc}, w)
+	d := newDoctor(&doctorFlags{stdout: &out, folder: etc}, w)
 	d.config = l.config
 	d.checkPostfix(t.Context())
 	checkReport(t, d)
@@ -144,7 +144,7 @@ func TestDoctorCommands(t *testing.T) {
 			continue
 		}
 		lab.age(t)
-		again := newDoctor(&options{stdout: &bytes.Buffer{}}, d.doctorFlags, d.world)
+		again := newDoctor(d.doctorFlags, d.world)
 		again.config = lab.config
 		again.checkPostfix(t.Context())
 		again.wantCheck(t, "postfix."+name, checkOK)
@@ -360,9 +360,9 @@ func fakePostfix(t *testing.T, l *postfixLab, changes map[string]string) (*postf
 	w.run = func(_ context.Context, _ string, args ...string) (string, string, error) {
 		return map[string]string{"": printOut(raw), "-x": printOut(full), "-M -x": usualMaster, "-m": "hash\nsocketmap\n", "-A": "cyrus\n"}[strings.Join(args, " ")], "", nil
 	}
-	d := newDoctor(&options{stdout: &bytes.Buffer{}}, &doctorFlags{}, w)
+	d := newDoctor(&doctorFlags{stdout: &bytes.Buffer{}}, w)
 	d.config = l.config
-	p, err := d.readPostfix(t.Context())
+	p, err := readPostfix(t.Context(), d.world.run, d.folder, d.settings())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,13 +30,13 @@ type saslPlugin struct {
 
 // saslAdvice is about the plugin.
 var saslAdvice = map[string]advice{
-	"no-folder": {"Cyrus SASL has no folder for plugins here", "apt-get install libsasl2-modules; elsewhere the package is called cyrus-sasl-plain or cyrus-sasl"},
-	"absent":    {"Postfix knows no XOAUTH2, so it finds no mechanism to authenticate by", "install the package of sendas, or: cp {plugin} {folder}/"},
-	"foreign": {"another package's plugin is taken; that of sasl-xoauth2 expects the name of a token file as the password, that of libsasl2-modules-kdexoauth2 does not work with Postfix",
-		"cp {plugin} {folder}/, and remove the other package, or have token files kept for sasl-xoauth2 (token.token_files)"},
-	"twice":      {"several plugins bring XOAUTH2, and Cyrus SASL takes the one that it loads first: {first}", "remove the package of the others: dpkg -S {others}"},
-	"unloadable": {"Cyrus SASL passes over a plugin that it cannot load", "put the plugin for this machine there: cp {plugin} {folder}/"},
-	"unreadable": {"the folder cannot be read", "ls -ld {folder}"},
+	"no-folder": {means: "Cyrus SASL has no folder for plugins here", do: "apt-get install libsasl2-modules; elsewhere the package is called cyrus-sasl-plain or cyrus-sasl"},
+	"absent":    {means: "Postfix knows no XOAUTH2, so it finds no mechanism to authenticate by", do: "install the package of sendas, or: cp {plugin} {folder}/"},
+	"foreign": {means: "another package's plugin is taken; that of sasl-xoauth2 expects the name of a token file as the password, that of libsasl2-modules-kdexoauth2 does not work with Postfix",
+		do: "cp {plugin} {folder}/, and remove the other package, or have token files kept for sasl-xoauth2 (token.token_files)"},
+	"twice":      {means: "several plugins bring XOAUTH2, and Cyrus SASL takes the one that it loads first: {first}", do: "remove the package of the others: dpkg -S {others}"},
+	"unloadable": {means: "Cyrus SASL passes over a plugin that it cannot load", do: "put the plugin for this machine there: cp {plugin} {folder}/"},
+	"unreadable": {means: "the folder cannot be read", do: "ls -ld {folder}"},
 }
 
 // checkPlugin looks for the plugin by which Postfix's smtp(8) speaks XOAUTH2. Nothing is loaded or run.

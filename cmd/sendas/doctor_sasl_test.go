@@ -79,7 +79,7 @@ func TestDoctorPlugin(t *testing.T) {
 		}
 		w := emptyWorld()
 		w.saslDirs = []string{filepath.Join(dir, "nothing*"), dir}
-		d := newDoctor(&options{stdout: &bytes.Buffer{}}, &doctorFlags{}, w)
+		d := newDoctor(&doctorFlags{stdout: &bytes.Buffer{}}, w)
 		d.checkPlugin(t.Context())
 		checkReport(t, d)
 		d.wantCheck(t, "sasl."+tc.id, tc.status, tc.words)
@@ -107,7 +107,7 @@ func TestDoctorPluginOrder(t *testing.T) {
 	}
 	w := emptyWorld()
 	w.saslDirs = []string{dir}
-	d := newDoctor(&options{stdout: &bytes.Buffer{}}, &doctorFlags{}, w)
+	d := newDoctor(&doctorFlags{stdout: &bytes.Buffer{}}, w)
 	d.checkPlugin(t.Context())
 	d.wantCheck(t, "sasl.present", checkWarn, strings.Join(names, " "), "loads first: "+names[0], filepath.Join(dir, "liba.so"))
 	if strings.Contains(d.find(t, "sasl.present").Do, ourPlugin) {
@@ -125,7 +125,7 @@ func TestDoctorPluginFolders(t *testing.T) {
 	} {
 		w := emptyWorld()
 		w.saslDirs = []string{system}
-		d := newDoctor(&options{stdout: &bytes.Buffer{}}, &doctorFlags{}, w)
+		d := newDoctor(&doctorFlags{stdout: &bytes.Buffer{}}, w)
 		d.postfix = &postfixSetup{main: map[string]string{"import_environment": tc.environment}}
 		if got := d.pluginFolders(); len(got) != 1 || got[0] != tc.want {
 			t.Errorf("import_environment %q: folders %q, want %q", tc.environment, got, tc.want)

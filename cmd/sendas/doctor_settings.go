@@ -379,9 +379,9 @@ func (p *postfixSetup) compare(s section, r *settingRow, v *postfixService, name
 	}
 	a := advice{}
 	if status != checkOK {
-		a = advice{p.fill(r.means), cmp.Or(p.fill(r.do), p.set(v, name, want))}
+		a = advice{means: p.fill(r.means), do: cmp.Or(p.fill(r.do), p.set(v, name, want))}
 	}
-	s.note(status, id, what, shownValue(value), a, false)
+	s.note(status, id, what, shownValue(value), a)
 }
 
 // milterPlace returns where in a list of milters sendas stands and what is said of it there; -1 is nowhere.

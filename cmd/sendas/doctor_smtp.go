@@ -38,18 +38,18 @@ const (
 
 // smtpAdvice is about the way to the submission server. What the server itself says is explained by token.Explain.
 var smtpAdvice = map[string]advice{
-	"no-name":     {"DNS does not know the server", "getent hosts {host}; compare tenant.endpoints.submission and tenant.cloud"},
-	"dns-silent":  {"DNS did not answer", "getent hosts {host}; /etc/resolv.conf says who is asked"},
-	"timeout":     {"nothing comes back: a firewall drops port {port}, most likely", "let this host reach {host} on port {port}; to see where it ends: nc -vz {host} {port}"},
-	"refused":     {"somebody refuses the connection: a firewall, or not Microsoft's server", "let this host reach {host} on port {port}; to see who answers: nc -vz {host} {port}"},
-	"no-route":    {"there is no route to the server", "ip route get to the address of {host}; with broken IPv6: postconf -e 'smtp_address_preference = ipv4'"},
-	"closed":      {"the server ended the connection", "try again in a few minutes; if it stays: look for a firewall that inspects SMTP"},
-	"silent":      {"the server, or what stands before it, does not answer", "try again in a few minutes; if it stays: look for a firewall that inspects SMTP"},
-	"not-smtp":    {"what answers does not speak SMTP", "compare tenant.endpoints.submission; look for a proxy on port {port}"},
-	"no-starttls": {"a firewall between this host and Microsoft removes STARTTLS, since Microsoft always offers it", "switch its SMTP inspection off (Cisco: no fixup, no inspect esmtp)"},
-	"no-xoauth2":  {"Microsoft offers XOAUTH2 always, so this is another server, or somebody between changes SMTP", "compare tenant.endpoints.submission with tenant.cloud"},
-	"no-trust":    {"Postfix does not trust the server's certificate, though this program does", "postconf -e 'smtp_tls_CAfile = {bundle}' && postfix reload; with tenant.endpoints.ca_file, put that certificate into Postfix's file too"},
-	"malformed":   {"the line of AUTH would be longer than a server takes (RFC 4954, section 4)", "this is no access token: see what the token's checks say"},
+	"no-name":     {means: "DNS does not know the server", do: "getent hosts {host}; compare tenant.endpoints.submission and tenant.cloud"},
+	"dns-silent":  {means: "DNS did not answer", do: "getent hosts {host}; /etc/resolv.conf says who is asked"},
+	"timeout":     {means: "nothing comes back: a firewall drops port {port}, most likely", do: "let this host reach {host} on port {port}; to see where it ends: nc -vz {host} {port}"},
+	"refused":     {means: "somebody refuses the connection: a firewall, or not Microsoft's server", do: "let this host reach {host} on port {port}; to see who answers: nc -vz {host} {port}"},
+	"no-route":    {means: "there is no route to the server", do: "ip route get to the address of {host}; with broken IPv6: postconf -e 'smtp_address_preference = ipv4'"},
+	"closed":      {means: "the server ended the connection", do: "try again in a few minutes; if it stays: look for a firewall that inspects SMTP"},
+	"silent":      {means: "the server, or what stands before it, does not answer", do: "try again in a few minutes; if it stays: look for a firewall that inspects SMTP"},
+	"not-smtp":    {means: "what answers does not speak SMTP", do: "compare tenant.endpoints.submission; look for a proxy on port {port}"},
+	"no-starttls": {means: "a firewall between this host and Microsoft removes STARTTLS, since Microsoft always offers it", do: "switch its SMTP inspection off (Cisco: no fixup, no inspect esmtp)"},
+	"no-xoauth2":  {means: "Microsoft offers XOAUTH2 always, so this is another server, or somebody between changes SMTP", do: "compare tenant.endpoints.submission with tenant.cloud"},
+	"no-trust":    {means: "Postfix does not trust the server's certificate, though this program does", do: "postconf -e 'smtp_tls_CAfile = {bundle}' && postfix reload; with tenant.endpoints.ca_file, put that certificate into Postfix's file too"},
+	"malformed":   {means: "the line of AUTH would be longer than a server takes (RFC 4954, section 4)", do: "this is no access token: see what the token's checks say"},
 }
 
 // tlsFaults tell what a failed handshake means; the first that matches counts.
@@ -57,13 +57,13 @@ var tlsFaults = []struct {
 	is func(error) bool
 	advice
 }{
-	{causedBy[x509.UnknownAuthorityError], advice{"nobody whom this machine trusts has signed the server's certificate: a firewall inspects TLS, or CA certificates are missing",
-		"apt-get install ca-certificates; where a firewall inspects TLS, exempt {host}, or put its CA certificate into tenant.endpoints.ca_file and into Postfix's smtp_tls_CAfile"}},
-	{causedBy[x509.HostnameError], advice{"somebody else than {host} answers", "compare tenant.endpoints.submission; look for a proxy or a wrong entry in /etc/hosts: getent hosts {host}"}},
-	{causedBy[x509.CertificateInvalidError], advice{"the server's certificate is not valid now", "compare this machine's clock: timedatectl"}},
-	{causedBy[tls.RecordHeaderError], advice{"what answers after STARTTLS does not speak TLS", "look for a firewall that inspects SMTP"}},
-	{func(err error) bool { return strings.Contains(err.Error(), "protocol version") }, advice{"the server speaks no TLS 1.2 or newer, which Microsoft does: a firewall stands between", "exempt {host} from TLS inspection"}},
-	{func(error) bool { return true }, advice{"TLS cannot begin", "openssl s_client -starttls smtp -connect {host}:{port} -servername {host}"}},
+	{causedBy[x509.UnknownAuthorityError], advice{means: "nobody whom this machine trusts has signed the server's certificate: a firewall inspects TLS, or CA certificates are missing",
+		do: "apt-get install ca-certificates; where a firewall inspects TLS, exempt {host}, or put its CA certificate into tenant.endpoints.ca_file and into Postfix's smtp_tls_CAfile"}},
+	{causedBy[x509.HostnameError], advice{means: "somebody else than {host} answers", do: "compare tenant.endpoints.submission; look for a proxy or a wrong entry in /etc/hosts: getent hosts {host}"}},
+	{causedBy[x509.CertificateInvalidError], advice{means: "the server's certificate is not valid now", do: "compare this machine's clock: timedatectl"}},
+	{causedBy[tls.RecordHeaderError], advice{means: "what answers after STARTTLS does not speak TLS", do: "look for a firewall that inspects SMTP"}},
+	{func(err error) bool { return strings.Contains(err.Error(), "protocol version") }, advice{means: "the server speaks no TLS 1.2 or newer, which Microsoft does: a firewall stands between", do: "exempt {host} from TLS inspection"}},
+	{func(error) bool { return true }, advice{means: "TLS cannot begin", do: "openssl s_client -starttls smtp -connect {host}:{port} -servername {host}"}},
 }
 
 func causedBy[E error](err error) bool {
@@ -141,7 +141,7 @@ func (d *doctor) replyFault(r smtpReply, mailbox string) error {
 		return &smtpFault{found: r.text, advice: smtpAdvice["not-smtp"].with("port", "587")}
 	}
 	act := strings.ReplaceAll(e.Act, "MAILBOX", mailbox)
-	return &smtpFault{r.text, advice{e.Meaning, act}, e.Passes}
+	return &smtpFault{r.text, advice{means: e.Meaning, do: act}, e.Passes}
 }
 
 // ask sends a line and reads the reply; without a line it only reads.
@@ -283,7 +283,7 @@ func (k *smtpTalk) startTLS(ctx context.Context) (string, error) {
 	}
 	roots, err := k.d.roots()
 	if err != nil {
-		return "", &smtpFault{found: err.Error(), advice: advice{"the certificates that are trusted cannot be read", "see to tenant.endpoints.ca_file"}}
+		return "", &smtpFault{found: err.Error(), advice: advice{means: "the certificates that are trusted cannot be read", do: "see to tenant.endpoints.ca_file"}}
 	}
 	c := tls.Client(k.conn, &tls.Config{ServerName: k.host, MinVersion: tls.VersionTLS12, RootCAs: roots, Time: k.d.now})
 	k.conn.SetDeadline(time.Now().Add(replyTime))
@@ -398,7 +398,7 @@ func (d *doctor) examine(ctx context.Context, s section, p patient) {
 		k.send(s, p.user)
 	}
 	if _, err := k.want(221, replyTime, "QUIT", ""); err != nil {
-		s.warn("quit", "QUIT", err.Error(), advice{"the server did not say goodbye", "nothing to do: Postfix does not wait for it"})
+		s.warn("quit", "QUIT", err.Error(), advice{means: "the server did not say goodbye", do: "nothing to do: Postfix does not wait for it"})
 	}
 }
 
@@ -409,7 +409,7 @@ func (k *smtpTalk) report(s section, id, what string, err error) bool {
 	}
 	f := &smtpFault{found: err.Error()}
 	errors.As(err, &f)
-	s.note(checkFail, id, what, f.found, f.advice, f.passes)
+	s.trouble(f.passes, id, what, f.found, f.advice)
 	return false
 }
 

@@ -189,7 +189,8 @@ func smtpDoctor(t *testing.T, caFile string, w *world, q doctorFlags) (*doctor, 
 	c.Tenant.Endpoints.CAFile = caFile
 	w.resolver = fakeDNS{map[string][]string{"IP smtp.office365.com": {"203.0.113.25"}}, map[string]int{}}
 	var out bytes.Buffer
-	d := newDoctor(&options{stdout: &out}, &q, w)
+	q.stdout = &out
+	d := newDoctor(&q, w)
 	d.config = c
 	d.tokens["relay-app"] = &token.Token{Access: theToken, Expires: time.Now().Add(time.Hour)}
 	d.hide(theToken)

@@ -24,14 +24,14 @@ const socketTime = 10 * time.Second
 
 // socketAdvice is about the sockets of both services.
 var socketAdvice = map[string]advice{
-	"no-socket": {"nobody has made the socket: the service {service} does not run, or listens elsewhere", "systemctl start sendas-{service}; its log: journalctl -u sendas-{service}"},
-	"refused":   {"nobody listens: the service {service} has ended", "systemctl restart sendas-{service}; its log: journalctl -u sendas-{service}"},
-	"forbidden": {"this user may not connect", "run this as root; Postfix itself needs mode 0755 of the folder and 0666 of the socket"},
-	"silent":    {"somebody listens, but does not answer in {time}", "systemctl restart sendas-{service}; its log: journalctl -u sendas-{service}"},
-	"foreign":   {"another program answers", "compare {key} in sendas.yaml with what the other program listens on"},
-	"open":      {"root is among token.peers: any program of root's may ask for tokens", "take root out of token.peers in sendas.yaml"},
-	"not-ready": {"the service runs, but cannot do its work yet", "systemctl status sendas-{service}; \"sendas status\" shows each credential"},
-	"health":    {"the service answers on its socket, but not here", "compare {key} in sendas.yaml with: ss -tlnp"},
+	"no-socket": {means: "nobody has made the socket: the service {service} does not run, or listens elsewhere", do: "systemctl start sendas-{service}; its log: journalctl -u sendas-{service}"},
+	"refused":   {means: "nobody listens: the service {service} has ended", do: "systemctl restart sendas-{service}; its log: journalctl -u sendas-{service}"},
+	"forbidden": {means: "this user may not connect", do: "run this as root; Postfix itself needs mode 0755 of the folder and 0666 of the socket"},
+	"silent":    {means: "somebody listens, but does not answer in {time}", do: "systemctl restart sendas-{service}; its log: journalctl -u sendas-{service}"},
+	"foreign":   {means: "another program answers", do: "compare {key} in sendas.yaml with what the other program listens on"},
+	"open":      {means: "root is among token.peers: any program of root's may ask for tokens", do: "take root out of token.peers in sendas.yaml"},
+	"not-ready": {means: "the service runs, but cannot do its work yet", do: "systemctl status sendas-{service}; \"sendas status\" shows each credential"},
+	"health":    {means: "the service answers on its socket, but not here", do: "compare {key} in sendas.yaml with: ss -tlnp"},
 }
 
 // checkSockets speaks to both services as Postfix does, but asks for nothing.
@@ -46,6 +46,31 @@ func (d *doctor) checkSockets(ctx context.Context) {
 	d.probe(ctx, s, "credentials", "token.listen", "token", c.Token.Listen, probeCredentials)
 	d.checkHealth(ctx, s, "milter", c.Milter.HTTP)
 	d.checkHealth(ctx, s, "token", c.Token.HTTP)
+}
+
+// checkOthers looks at what "sendas postfix enable" depends on besides Postfix: the plugin, and, where Postfix runs, the services.
+// Without the milter devices are turned away; without the token service mail waits.
+func checkOthers(ctx context.Context, w *world, r *report, p *postfixSetup, running bool) {
+	d := newDoctor(&doctorFlags{json: true}, w)
+	d.config, d.postfix = p.config, p
+	d.checkPlugin(ctx)
+	if running {
+		d.checkListeners(ctx)
+	}
+	r.checks = append(r.checks, d.checks...)
+}
+
+// checkListeners asks the services whether they are there.
+func (d *doctor) checkListeners(ctx context.Context) {
+	s := d.section("sockets", "socket")
+	d.probe(ctx, s, "milter", "milter.listen", "milter", d.config.Milter.Listen, probeMilter)
+	at := len(d.checks)
+	d.probe(ctx, s, "credentials", "token.listen", "token", d.config.Token.Listen, probeCredentials)
+	for i := range d.checks[at:] {
+		if k := &d.checks[at+i]; k.Status == checkFail {
+			k.Status = checkWarn
+		}
+	}
 }
 
 // A probeResult says what a service answered.
@@ -82,7 +107,7 @@ func (d *doctor) probe(ctx context.Context, s section, id, key, service, listen 
 	case r.status == checkOK:
 		s.ok(id, listen, "%s", r.found)
 	default:
-		s.note(r.status, id, listen, r.found, fill(r.key), false)
+		s.note(r.status, id, listen, r.found, fill(r.key))
 	}
 }
 

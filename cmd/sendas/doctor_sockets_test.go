@@ -29,7 +29,7 @@ func socketDoctor(t *testing.T) (d *doctor, dir string) {
 	dir = t.TempDir()
 	w := emptyWorld()
 	w.dial = (&net.Dialer{}).DialContext
-	d = newDoctor(&options{stdout: &bytes.Buffer{}}, &doctorFlags{}, w)
+	d = newDoctor(&doctorFlags{stdout: &bytes.Buffer{}}, w)
 	c, err := LoadConfig(writeFile(t, filepath.Join(dir, "sendas.yaml"), smallConfig, 0o644), SkipFiles)
 	if err != nil {
 		t.Fatal(err)

@@ -11,16 +11,16 @@ import (
 
 // storeAdvice is about the ledger of the token service.
 var storeAdvice = map[string]advice{
-	"memory":   {"what was sent is forgotten when the token service ends, and Microsoft's limits may be crossed after a restart", "write store: bolt:FILE below token: in sendas.yaml, or remove the line"},
-	"absent":   {"the token service has not run yet, or keeps its ledger elsewhere", "systemctl start sendas-token"},
-	"folder":   {"this user may not look", "run this as root"},
-	"away":     {"while the store is away, this host keeps to its share of the limits, and mail waits longer", "look at the server: redis-cli ping; its address is token.store in sendas.yaml"},
-	"password": {"the store asks for another password", "compare store_password_file in sendas.yaml with requirepass of the server, and restart sendas-token"},
-	"file":     {"the token service cannot log in to the store", "mend the file; token.store_password_file in sendas.yaml names it"},
-	"evicts":   {"when its memory is full, the server throws away what was counted, and Microsoft's limits are crossed", "redis-cli config set maxmemory-policy noeviction, and the same in redis.conf"},
-	"volatile": {"when the server restarts, what was sent in the last day is gone: each host books its own part anew, and mail waits until all have", "redis-cli config set appendonly yes, and the same in redis.conf"},
-	"slow":     {"each message costs two questions to the store", "put the server nearer to this host"},
-	"plain":    {"addresses of mailboxes, and the password, cross the network in the clear", "write rediss:// in token.store, and give the server a certificate (tls-port in redis.conf)"},
+	"memory":   {means: "what was sent is forgotten when the token service ends, and Microsoft's limits may be crossed after a restart", do: "write store: bolt:FILE below token: in sendas.yaml, or remove the line"},
+	"absent":   {means: "the token service has not run yet, or keeps its ledger elsewhere", do: "systemctl start sendas-token"},
+	"folder":   {means: "this user may not look", do: "run this as root"},
+	"away":     {means: "while the store is away, this host keeps to its share of the limits, and mail waits longer", do: "look at the server: redis-cli ping; its address is token.store in sendas.yaml"},
+	"password": {means: "the store asks for another password", do: "compare store_password_file in sendas.yaml with requirepass of the server, and restart sendas-token"},
+	"file":     {means: "the token service cannot log in to the store", do: "mend the file; token.store_password_file in sendas.yaml names it"},
+	"evicts":   {means: "when its memory is full, the server throws away what was counted, and Microsoft's limits are crossed", do: "redis-cli config set maxmemory-policy noeviction, and the same in redis.conf"},
+	"volatile": {means: "when the server restarts, what was sent in the last day is gone: each host books its own part anew, and mail waits until all have", do: "redis-cli config set appendonly yes, and the same in redis.conf"},
+	"slow":     {means: "each message costs two questions to the store", do: "put the server nearer to this host"},
+	"plain":    {means: "addresses of mailboxes, and the password, cross the network in the clear", do: "write rediss:// in token.store, and give the server a certificate (tls-port in redis.conf)"},
 }
 
 // slowStore is a round trip that is no neighbour's.

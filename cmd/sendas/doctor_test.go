@@ -28,7 +28,7 @@ func emptyWorld() *world {
 		dial: func(_ context.Context, network, addr string) (net.Conn, error) {
 			return nil, &net.OpError{Op: "dial", Net: network, Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
 		},
-		resolver: fakeDNS{asked: map[string]int{}}, client: newClient, source: newSource, now: time.Now,
+		resolver: fakeDNS{asked: map[string]int{}}, client: newClient, source: newSource, vault: newVault, now: time.Now,
 		hostname: func() (string, error) { return "relay.contoso.com", nil },
 	}
 }
@@ -37,7 +37,8 @@ func emptyWorld() *world {
 func diagnose(t *testing.T, config string, q doctorFlags, w *world) (d *doctor, stdout string, code int) {
 	t.Helper()
 	var out, said bytes.Buffer
-	d = newDoctor(&options{config: config, stdout: &out, stderr: &said}, &q, w)
+	q.file, q.stdout = config, &out
+	d = newDoctor(&q, w)
 	code = exit.OK
 	if err := d.run(t.Context()); err != nil {
 		code = tell(&said, err)
@@ -195,7 +196,7 @@ func TestDoctorUsage(t *testing.T) {
 		{"", "me@contoso.com", "name the mailbox"},
 	} {
 		var out bytes.Buffer
-		d := newDoctor(&options{config: config, stdout: &out}, &doctorFlags{mailbox: tc.mailbox, sendTo: tc.sendTo}, emptyWorld())
+		d := newDoctor(&doctorFlags{file: config, stdout: &out, mailbox: tc.mailbox, sendTo: tc.sendTo}, emptyWorld())
 		err := d.run(t.Context())
 		var e *exit.Error
 		if !errors.As(err, &e) || e.Code != exit.Usage || !strings.Contains(e.Error(), tc.want) || e.Hint == "" {
@@ -217,7 +218,7 @@ func TestDoctorPatients(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d := newDoctor(&options{}, &doctorFlags{mailbox: tc.mailbox}, emptyWorld())
+		d := newDoctor(&doctorFlags{mailbox: tc.mailbox}, emptyWorld())
 		d.config = c
 		list, err := d.patients()
 		var got []string
@@ -245,7 +246,7 @@ func TestDoctorVerdict(t *testing.T) {
 		{[]check{failed, passing}, verdictFailed, exit.Failed},
 	} {
 		var out, said bytes.Buffer
-		d := newDoctor(&options{stdout: &out}, &doctorFlags{json: true}, emptyWorld())
+		d := newDoctor(&doctorFlags{stdout: &out, json: true}, emptyWorld())
 		d.checks = tc.checks
 		code := exit.OK
 		if err := d.conclude(); err != nil {
@@ -290,7 +291,7 @@ func TestDoctorStops(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	var out bytes.Buffer
-	d := newDoctor(&options{config: filepath.Join(t.TempDir(), "none"), stdout: &out}, &doctorFlags{}, emptyWorld())
+	d := newDoctor(&doctorFlags{file: filepath.Join(t.TempDir(), "none"), stdout: &out}, emptyWorld())
 	var e *exit.Error
 	if err := d.run(ctx); !errors.As(err, &e) || e.Code != exit.TempFail {
 		t.Errorf("an interrupted doctor returns %v, want exit code %d", err, exit.TempFail)
@@ -303,20 +304,20 @@ func TestDoctorStops(t *testing.T) {
 // What comes from outside is one line, and secrets are not in it.
 func TestDoctorPresents(t *testing.T) {
 	var out bytes.Buffer
-	d := newDoctor(&options{stdout: &out}, &doctorFlags{}, emptyWorld())
+	d := newDoctor(&doctorFlags{stdout: &out}, emptyWorld())
 	d.hide("", "eyJ0.secret", "eyJ0.secret")
 	if len(d.hidden) != 1 {
 		t.Errorf("%d secrets are hidden, want 1", len(d.hidden))
 	}
-	d.section("postfix", "Postfix").fail("x", "it\x1b[31m", "says\neyJ0.secret\r\nand\tmore", advice{"means eyJ0.secret", "do"})
+	d.section("postfix", "Postfix").fail("x", "it\x1b[31m", "says\neyJ0.secret\r\nand\tmore", advice{means: "means eyJ0.secret", do: "do"})
 	if want := "FAIL  Postfix it?[31m: says REDACTED and more\n  means: means REDACTED\n  do: do\n"; out.String() != want {
 		t.Errorf("printed %q, want %q", out.String(), want)
 	}
 }
 
 func TestAdviceWith(t *testing.T) {
-	a := advice{"{user} and {host}", "see {host}, {other}"}.with("host", "h", "user", "{host}")
-	if want := (advice{"{host} and h", "see h, {other}"}); a != want {
+	a := advice{means: "{user} and {host}", do: "see {host}, {other}"}.with("host", "h", "user", "{host}")
+	if want := (advice{means: "{host} and h", do: "see h, {other}"}); a != want {
 		t.Errorf("filled in: %+v, want %+v", a, want)
 	}
 }
@@ -333,7 +334,7 @@ func TestAdviceStyle(t *testing.T) {
 		all[fmt.Sprint("tls ", i)] = f.advice
 	}
 	for i, r := range postfixSettings {
-		all[fmt.Sprintf("setting %d %s", i, r.name)] = advice{r.means, "do " + r.do}
+		all[fmt.Sprintf("setting %d %s", i, r.name)] = advice{means: r.means, do: "do " + r.do}
 	}
 	commands := regexp.MustCompile(`"sendas ([a-z]+)`)
 	var stdout bytes.Buffer
@@ -375,7 +376,7 @@ func TestDoctorSPF(t *testing.T) {
 		var out bytes.Buffer
 		w := emptyWorld()
 		w.resolver = fakeDNS{records, map[string]int{}}
-		d := newDoctor(&options{stdout: &out}, &doctorFlags{}, w)
+		d := newDoctor(&doctorFlags{stdout: &out}, w)
 		d.config = c
 		d.checkSPF(t.Context())
 		d.wantCheck(t, "dns.spf", tc.status)

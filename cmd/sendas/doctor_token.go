@@ -31,22 +31,22 @@ const (
 
 // tokenAdvice is about credentials and tokens. What Entra says is explained by package token.
 var tokenAdvice = map[string]advice{
-	"unused":      {"no mailbox names this credential, so the token service does not use it", "name it at a mailbox, or remove it from sendas.yaml"},
-	"file":        {"the app cannot prove to Entra who it is", "{act}"},
-	"unreadable":  {"the user {user}, as whom the token service runs, may not read the file", "chgrp {user} {file} && chmod 0640 {file}"},
-	"ends":        {"after that day Entra gives no token", "make a new one in the app registration (Certificates & secrets), put it into {file}, and type: systemctl reload sendas-token"},
-	"no-grant":    {"nobody has signed in for this credential", "sendas login {credential}"},
-	"bad-grant":   {"what is stored of the sign-in cannot be used", "{act}"},
-	"owner":       {"the token service cannot use the sign-in", "{act}"},
-	"idle":        {"a refresh token that lies unused for 90 days is void; the token service uses it every hour, if it runs", "systemctl status sendas-token"},
-	"void":        {"a refresh token that lies unused for 90 days is void", "sendas login {credential}"},
-	"unsaved":     {"Entra gave a new refresh token, and it could not be stored: after 90 days somebody has to sign in again", "{act}"},
-	"refused":     {"{meaning}", "{act}"},
-	"unreachable": {"Microsoft's sign-in service could not be asked", "{act}"},
-	"no-client":   {"nothing can be asked of Entra", "{act}"},
-	"unknown":     {"the request for a token failed", "sendas status; the log: journalctl -u sendas-token"},
-	"clock":       {"Entra refuses proofs from another time (AADSTS700024), and this machine takes tokens for older or younger than they are", "timedatectl set-ntp true"},
-	"claim":       {"{meaning}", "{act}"},
+	"unused":      {means: "no mailbox names this credential, so the token service does not use it", do: "name it at a mailbox, or remove it from sendas.yaml"},
+	"file":        {means: "the app cannot prove to Entra who it is", do: "{act}"},
+	"unreadable":  {means: "the user {user}, as whom the token service runs, may not read the file", do: "chgrp {user} {file} && chmod 0640 {file}"},
+	"ends":        {means: "after that day Entra gives no token", do: "make a new one in the app registration (Certificates & secrets), put it into {file}, and type: systemctl reload sendas-token"},
+	"no-grant":    {means: "nobody has signed in for this credential", do: "sendas login {credential}"},
+	"bad-grant":   {means: "what is stored of the sign-in cannot be used", do: "{act}"},
+	"owner":       {means: "the token service cannot use the sign-in", do: "{act}"},
+	"idle":        {means: "a refresh token that lies unused for 90 days is void; the token service uses it every hour, if it runs", do: "systemctl status sendas-token"},
+	"void":        {means: "a refresh token that lies unused for 90 days is void", do: "sendas login {credential}"},
+	"unsaved":     {means: "Entra gave a new refresh token, and it could not be stored: after 90 days somebody has to sign in again", do: "{act}"},
+	"refused":     {means: "{meaning}", do: "{act}"},
+	"unreachable": {means: "Microsoft's sign-in service could not be asked", do: "{act}"},
+	"no-client":   {means: "nothing can be asked of Entra", do: "{act}"},
+	"unknown":     {means: "the request for a token failed", do: "sendas status; the log: journalctl -u sendas-token"},
+	"clock":       {means: "Entra refuses proofs from another time (AADSTS700024), and this machine takes tokens for older or younger than they are", do: "timedatectl set-ntp true"},
+	"claim":       {means: "{meaning}", do: "{act}"},
 }
 
 // checkCredentials looks at the credentials of the mailboxes, and fetches a fresh token from each.
@@ -160,7 +160,7 @@ func divided(err error) (problem, act string) {
 
 // checkGrant looks at a user's stored sign-in. It returns false where there is none to use.
 func (d *doctor) checkGrant(s section, name string) bool {
-	vault := newVault(d.config)
+	vault := d.vault(d.config)
 	file := vault.Path(name)
 	g, err := vault.Load(name)
 	switch {
@@ -205,7 +205,7 @@ func (d *doctor) fetch(ctx context.Context, s section, name string, cc Credentia
 	watch := &clockWatch{next: client.Transport, now: d.now}
 	own := *client
 	own.Transport = watch
-	source, err := d.source(d.config, name, &own, newVault(d.config))
+	source, err := d.source(d.config, name, &own, d.vault(d.config))
 	if err != nil {
 		s.fail("token", "token", err.Error(), tokenAdvice["no-client"].with("act", "correct the credential in sendas.yaml"))
 		return
@@ -217,7 +217,7 @@ func (d *doctor) fetch(ctx context.Context, s section, name string, cc Credentia
 	d.checkClock(s, watch)
 	if err != nil {
 		found, a, passes := explainTokenError(err)
-		s.note(checkFail, "token", "token", found, a, passes)
+		s.trouble(passes, "token", "token", found, a)
 		return
 	}
 	d.hide(string(t.Access), url.QueryEscape(string(t.Access)))

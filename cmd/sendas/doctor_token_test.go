@@ -47,7 +47,7 @@ func tokenDoctor(t *testing.T, credential string, get func() (*token.Token, erro
 	var out bytes.Buffer
 	w := emptyWorld()
 	w.source = func(*Config, string, *http.Client, *token.Vault) (token.Source, error) { return fakeSource(get), nil }
-	d := newDoctor(&options{stdout: &out}, &doctorFlags{}, w)
+	d := newDoctor(&doctorFlags{stdout: &out}, w)
 	d.config = c
 	return d, &out
 }

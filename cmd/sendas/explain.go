@@ -69,10 +69,10 @@ func explain(o *options, q *question) error {
 		e.SetIndent("", "  ")
 		e.SetEscapeHTML(false)
 		a := answerOf(&d)
-		a.Limits = cfg.limitsFor(&d)
+		a.Limits = limitsFor(cfg, &d)
 		return e.Encode(a)
 	}
-	writeAnswer(o.stdout, req, &d, cfg.limitsFor(&d))
+	writeAnswer(o.stdout, req, &d, limitsFor(cfg, &d))
 	return nil
 }
 

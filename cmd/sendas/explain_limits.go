@@ -20,7 +20,7 @@ type answerLimit struct {
 }
 
 // limitsFor returns the limits that a message counts for, by the code of the milter. What has been used of them, the running milter knows.
-func (c *Config) limitsFor(d *policy.Decision) []answerLimit {
+func limitsFor(c *Config, d *policy.Decision) []answerLimit {
 	list := []answerLimit{}
 	if d.Action != policy.Accept {
 		return list

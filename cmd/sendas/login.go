@@ -9,13 +9,10 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
-	"os/user"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -291,25 +288,4 @@ func (l *login) sayNext() {
 		return
 	}
 	l.say("next: nothing; a running token service takes it by itself within a minute, and \"sendas status\" shows it")
-}
-
-// serviceUser is who the unit runs the token service as.
-const serviceUser = "sendas-token"
-
-// wrongOwner says what to do about a file that the user cannot read; "" where it can, or where there is no such user.
-func wrongOwner(file, name string) string {
-	u, err := user.Lookup(name)
-	if err != nil {
-		return ""
-	}
-	info, err := os.Stat(file)
-	if err != nil {
-		return ""
-	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok || strconv.FormatUint(uint64(st.Uid), 10) == u.Uid {
-		return ""
-	}
-	state := path.Dir(path.Dir(file))
-	return fmt.Sprintf("the token service runs as %s and may not read this file; type \"chown -R %s %s\"", name, name, state)
 }

@@ -56,7 +56,7 @@ func runMilter(ctx context.Context, o *options) error {
 			log.Warn("milter.store has changed, but the old one stays in use", "hint", "restart the milter: systemctl restart sendas-milter")
 		}
 		quotas.Use(c.clientLimits(), c.identityLimits()...)
-		queue.Use(c.queueRules())
+		queue.Use(queueRules(c))
 		metrics.Clients(c.Policy.ClientNames())
 		srv.Use(c.Policy)
 		early.Use(c.Policy)

@@ -23,25 +23,25 @@ var postfixFileNames = []string{mainCF, masterCF}
 
 // A postfixInstance is where one Postfix has its configuration.
 type postfixInstance struct {
-	*world
+	run  runner
 	dir  string // absolute
 	flag bool   // the user named it
 }
 
 // findInstance asks postconf(1) where the configuration is, if the user does not say.
-func findInstance(ctx context.Context, w *world, folder string) (*postfixInstance, error) {
+func findInstance(ctx context.Context, run runner, folder string) (*postfixInstance, error) {
 	if folder != "" {
 		dir, err := filepath.Abs(folder) // with a relative one, postfix(1) does not find its daemons
 		if err != nil {
 			return nil, err
 		}
-		return &postfixInstance{world: w, dir: dir, flag: true}, nil
+		return &postfixInstance{run: run, dir: dir, flag: true}, nil
 	}
-	out, _, err := w.run(ctx, "postconf", "-h", "config_directory")
+	out, _, err := run(ctx, "postconf", "-h", "config_directory")
 	if err != nil {
 		return nil, err
 	}
-	return &postfixInstance{world: w, dir: strings.TrimSpace(out)}, nil
+	return &postfixInstance{run: run, dir: strings.TrimSpace(out)}, nil
 }
 
 // command writes how a program of Postfix's is called for this instance.
@@ -116,7 +116,7 @@ func (i *postfixInstance) stage(files postfixFiles) (*stage, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &stage{&postfixInstance{world: i.world, dir: dir, flag: true}, i}
+	s := &stage{&postfixInstance{run: i.run, dir: dir, flag: true}, i}
 	if err := errors.Join(s.link(), s.write(files)); err != nil {
 		return nil, errors.Join(err, s.remove())
 	}
@@ -164,16 +164,13 @@ func (s *stage) postconf(ctx context.Context, args ...string) (string, error) {
 }
 
 // setup reads what postconf(1) says of the stage. Commands in it name the real instance.
-func (s *stage) setup(ctx context.Context, o *options, c *Config) (*postfixSetup, *doctor, error) {
-	d := newDoctor(o, &doctorFlags{postfix: s.dir, json: true}, s.world)
-	d.config = c
-	p, err := d.readPostfix(ctx)
+func (s *stage) setup(ctx context.Context, c *Config) (*postfixSetup, error) {
+	p, err := readPostfix(ctx, s.run, s.dir, c)
 	if err != nil {
-		return nil, nil, errors.New(strings.ReplaceAll(err.Error(), s.dir, s.real.dir))
+		return nil, errors.New(strings.ReplaceAll(err.Error(), s.dir, s.real.dir))
 	}
 	p.command = s.real.command("postconf")
-	d.postfix = p
-	return p, d, nil
+	return p, nil
 }
 
 // A postfixValues is what main.cf and master.cf say themselves, defaults not counted.

@@ -116,11 +116,11 @@ func shown(t *testing.T, yaml, file string) string {
 	t.Helper()
 	j, _ := testJob(t)
 	_, sockets, _ := strings.Cut(postfixYAML, "milter: ")
-	writeFile(t, j.o.config, yaml+"milter: "+sockets, 0o644)
+	writeFile(t, j.file, yaml+"milter: "+sockets, 0o644)
 	if err := j.show(t.Context(), []string{file}); err != nil {
 		t.Fatal(err)
 	}
-	return strings.ReplaceAll(j.o.stdout.(*bytes.Buffer).String(), trustBundle(), trustBundles[0])
+	return strings.ReplaceAll(j.stdout.(*bytes.Buffer).String(), trustBundle(), trustBundles[0])
 }
 
 // The snippets of docs/postfix.md are what show prints.
@@ -172,8 +172,8 @@ func TestPostfixRestores(t *testing.T) {
 					t.Fatal(err)
 				}
 				before, _ = j.inst.read()
-				data, _ := os.ReadFile(j.o.config)
-				writeFile(t, j.o.config, strings.Replace(string(data), "billing@", "hr@", 1), 0o644)
+				data, _ := os.ReadFile(j.file)
+				writeFile(t, j.file, strings.Replace(string(data), "billing@", "hr@", 1), 0o644)
 			}
 			state, _ := os.ReadFile(j.path)
 			checks := 0
@@ -206,9 +206,8 @@ func testJob(t *testing.T) (*postfixJob, postfixFiles) {
 	if err := makeInstance(dir); err != nil {
 		t.Fatal(err)
 	}
-	w := realWorld()
-	q := &postfixFlags{folder: filepath.Join(dir, "pf/etc"), state: filepath.Join(dir, "state/x.json")}
-	j := newPostfixJob(&options{config: filepath.Join(dir, "sendas.yaml"), stdout: &bytes.Buffer{}, stderr: &bytes.Buffer{}}, q, w)
+	j := newPostfixJob(&postfixFlags{folder: filepath.Join(dir, "pf/etc"), state: filepath.Join(dir, "state/x.json"),
+		file: filepath.Join(dir, "sendas.yaml"), stdout: &bytes.Buffer{}, stderr: &bytes.Buffer{}, run: runProgram, others: lookAtOthers})
 	if err := j.locate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -232,8 +231,8 @@ func TestPostfixInterrupted(t *testing.T) {
 func interrupt(t *testing.T, done []string) {
 	j, before := testJob(t)
 	j.shape = shapeTransport
-	data, _ := os.ReadFile(j.o.config)
-	writeFile(t, j.o.config, string(data)+"routes: [{name: submission, transport: sendas}]\n", 0o644)
+	data, _ := os.ReadFile(j.file)
+	writeFile(t, j.file, string(data)+"routes: [{name: submission, transport: sendas}]\n", 0o644)
 	if err := j.enable(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -515,4 +514,9 @@ func FuzzMerge(f *testing.F) {
 			}
 		}
 	})
+}
+
+// lookAtOthers is what the command looks at besides Postfix.
+func lookAtOthers(ctx context.Context, r *report, p *postfixSetup, running bool) {
+	checkOthers(ctx, realWorld(), r, p, running)
 }

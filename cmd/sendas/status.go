@@ -7,15 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
-	"net/netip"
 	"strings"
 	"text/tabwriter"
 	"time"
 	"unicode"
-
-	"github.com/spf13/cobra"
 
 	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/milter"
@@ -36,45 +32,14 @@ type milterReport struct {
 	Config *configStatus `json:"config"`
 }
 
-// The command's side.
-
 // statusCommand is one call of the command.
 type statusCommand struct {
-	o      *options
+	stdout io.Writer
 	config *Config
 	json   bool
 	watch  bool
 	every  time.Duration
 	client *http.Client
-}
-
-func cmdStatus(o *options) *cobra.Command {
-	s := &statusCommand{o: o, every: watchEvery, client: newLocalClient()}
-	c := &cobra.Command{
-		Use:   "status",
-		Short: "Show the services: tokens, limits used and left, last errors",
-		Long: `status asks the running services and prints, for each credential, the age and the end of its token, what
-the last refresh brought, the end of its certificate and who has signed in; for each mailbox, the leases out,
-the look-ups that wait, what is used and left of its limits, and the last verdict of Exchange Online; for each
-client, what became of its mail since the milter started, and what is used and left of its limits.
-
-With --watch a terminal shows it as bars, in the size of its window; where not all fit, those with most to do come
-first. NO_COLOR in the environment keeps it without colours. Where there is no terminal, the text is printed again and again.
-
-It needs token.http and milter.http of the configuration, and exits with 75 when a service does not answer. The same is
-shown in a browser, at http://127.0.0.1:9726/ and http://127.0.0.1:9725/.`,
-		Example: "  sendas status\n  sendas status --watch\n  sendas status --json | jq .mailboxes",
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if s.config, err = LoadConfig(o.config, SkipFiles); err != nil {
-				return err
-			}
-			return s.run(cmd.Context())
-		},
-	}
-	c.Flags().BoolVar(&s.json, "json", false, "print what the token service answers, as JSON, with the key milter added")
-	c.Flags().BoolVarP(&s.watch, "watch", "w", false, "look again every 2 seconds, until Ctrl-C")
-	return c
 }
 
 func (s *statusCommand) run(ctx context.Context) error {
@@ -92,7 +57,7 @@ func (s *statusCommand) run(ctx context.Context) error {
 }
 
 func (s *statusCommand) print(text string) error {
-	if _, err := io.WriteString(s.o.stdout, text); err != nil {
+	if _, err := io.WriteString(s.stdout, text); err != nil {
 		return exit.Errorf(exit.Software, "", "printing: %w", err)
 	}
 	return nil
@@ -140,51 +105,6 @@ func (s *statusCommand) lookAtMilter(ctx context.Context, v *statusView) {
 	if json.Unmarshal(raw, a) == nil && a.Status != nil && a.Clients != nil {
 		v.milter, v.milterRaw = a, raw
 	}
-}
-
-// maxStatus is the size in bytes above which an answer is no status: some 500 a mailbox.
-const maxStatus = 256 << 20
-
-// newLocalClient makes a client for the services on this host. It never goes by a proxy.
-func newLocalClient() *http.Client {
-	return &http.Client{Timeout: 2 * statusTime, Transport: &http.Transport{DisableKeepAlives: true}}
-}
-
-// fetchPage fetches a page of a service. The error follows "it".
-func fetchPage(ctx context.Context, client *http.Client, addr, path string) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+dialable(addr)+path, nil)
-	if err != nil {
-		return nil, err
-	}
-	res, err := client.Do(req)
-	if err != nil {
-		if e, ok := errors.AsType[*net.OpError](err); ok {
-			err = e.Err // the rest repeats the address
-		}
-		return nil, err
-	}
-	defer res.Body.Close()
-	if res.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("answers %s with HTTP status %d", path, res.StatusCode)
-	}
-	body, err := io.ReadAll(io.LimitReader(res.Body, maxStatus))
-	if err != nil {
-		return nil, fmt.Errorf("its answer broke off: %w", err)
-	}
-	return body, nil
-}
-
-// dialable makes of an address to listen on one to connect to: where a service listens on all addresses, it is
-// asked on this machine.
-func dialable(addr string) string {
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return addr
-	}
-	if a, err := netip.ParseAddr(host); host == "" || err == nil && a.IsUnspecified() {
-		host = "localhost"
-	}
-	return net.JoinHostPort(host, port)
 }
 
 // err says which service is down, for the exit code.

@@ -64,7 +64,7 @@ func statusOf(t *testing.T, authority, milterAt, tokenAt string) (c *statusComma
 		t.Fatal(err)
 	}
 	stdout = &bytes.Buffer{}
-	return &statusCommand{o: &options{config: path, stdout: stdout, stderr: io.Discard}, config: cfg, every: time.Millisecond, client: http.DefaultClient}, stdout
+	return &statusCommand{stdout: stdout, config: cfg, every: time.Millisecond, client: http.DefaultClient}, stdout
 }
 
 // healthy is a milter that is up, and says no more.
@@ -265,7 +265,7 @@ func TestStatusWatch(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	out := &until{frames: 3, cancel: cancel}
-	c.watch, c.o.stdout = true, out
+	c.watch, c.stdout = true, out
 	if err := c.run(ctx); err != nil {
 		t.Errorf("ended by Ctrl-C: %v", err)
 	}

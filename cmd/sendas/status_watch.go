@@ -28,7 +28,7 @@ const (
 // the same text as without --watch is printed each time.
 func (s *statusCommand) watching(ctx context.Context) (err error) {
 	var resized chan os.Signal
-	if canvasOf(s.o.stdout).cols > 0 && !s.json {
+	if canvasOf(s.stdout).cols > 0 && !s.json {
 		if err := s.print(enterScreen); err != nil {
 			return err
 		}
@@ -72,7 +72,7 @@ func (s *statusCommand) show(ctx context.Context, v *statusView, next <-chan tim
 
 // frame is what --watch prints each time.
 func (s *statusCommand) frame(v *statusView) string {
-	if c := canvasOf(s.o.stdout); c.cols > 0 && !s.json {
+	if c := canvasOf(s.stdout); c.cols > 0 && !s.json {
 		return overlay(v.draw(c))
 	}
 	return v.all(s.json) + "\n"

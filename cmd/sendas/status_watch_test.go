@@ -88,7 +88,7 @@ func TestStatusOnceOnTerminal(t *testing.T) {
 	t.Setenv("TERM", "xterm-256color")
 	x := newPseudoTerminal(t, 60, 20)
 	c, _ := statusOf(t, "https://login.microsoftonline.com", address(healthy(t)), answering(t, 200, smallStatus))
-	c.o.stdout = x.tty
+	c.stdout = x.tty
 	if err := c.run(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +104,7 @@ func TestStatusOnTerminal(t *testing.T) {
 	t.Setenv("NO_COLOR", "")
 	x := newPseudoTerminal(t, 60, 20)
 	c, _ := statusOf(t, "https://login.microsoftonline.com", dead(t), answering(t, 200, smallStatus))
-	c.watch, c.every, c.o.stdout = true, time.Hour, x.tty
+	c.watch, c.every, c.stdout = true, time.Hour, x.tty
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- c.run(ctx) }()

@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sendas/sendas/internal/exit"
+	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token"
 )
 
@@ -202,11 +203,11 @@ func newSetup(c *Config) (*token.Setup, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &token.Setup{Policy: c.Policy, Groups: c.groups(), Vault: newVault(c), TokenFiles: c.Token.TokenFiles}
+	s := &token.Setup{Policy: c.Policy, Groups: groupsOf(c), Vault: newVault(c), TokenFiles: c.Token.TokenFiles}
 	for _, name := range slices.Sorted(maps.Keys(c.Credentials)) {
 		cc := c.Credentials[name]
 		s.Credentials = append(s.Credentials, token.Credential{
-			Name: name, Flow: cc.Flow, Proof: cc.proof(), SignIn: cc.Delegated(),
+			Name: name, Flow: cc.Flow, Proof: proofOf(&cc), SignIn: cc.Delegated(),
 			Key:    fmt.Sprintf("%s %+v %s %+v %s", name, cc, c.Tenant.ID, c.Tenant.Endpoints, c.Token.StateDir),
 			Source: func() (token.Source, error) { return newSource(c, name, client, s.Vault) },
 		})
@@ -214,7 +215,7 @@ func newSetup(c *Config) (*token.Setup, error) {
 	for i := range c.Mailboxes {
 		m := &c.Mailboxes[i]
 		s.Mailboxes = append(s.Mailboxes, token.Mailbox{
-			Address: m.Address, Senders: m.senders(), Credential: m.Credential, Limits: c.mailboxLimits(m), MinLife: minLife(c),
+			Address: m.Address, Senders: m.senders(), Credential: m.Credential, Limits: mailboxLimits(c, m), MinLife: minLife(c),
 		})
 	}
 	return s, nil
@@ -228,8 +229,8 @@ func minLife(c *Config) time.Duration {
 	return 0
 }
 
-// proof names what proves to Entra who we are.
-func (c *CredentialConfig) proof() token.Proof {
+// proofOf names what proves to Entra who we are.
+func proofOf(c *CredentialConfig) token.Proof {
 	switch {
 	case c.CertificateFile != "":
 		return token.Proof{Kind: token.ProofCertificate, CertificateFile: c.CertificateFile, KeyFile: c.KeyFile}
@@ -240,4 +241,27 @@ func (c *CredentialConfig) proof() token.Proof {
 		return token.Proof{Kind: token.ProofFederated}
 	}
 	return token.Proof{}
+}
+
+// groupsOf returns the limits that hold for the whole tenant.
+func groupsOf(c *Config) []token.GroupInput {
+	if !c.Tenant.limitsExternal() {
+		return nil
+	}
+	external, _ := c.Tenant.externalRate() // checked
+	list := []token.GroupInput{{Name: token.GroupExternal, Recipients: external}}
+	if c.Tenant.AllowOnMicrosoft {
+		list = append(list, token.GroupInput{Name: token.GroupOnMicrosoft, Recipients: limit.MOERA()})
+	}
+	return list
+}
+
+// mailboxLimits returns the limits of a mailbox, those of the whole tenant included.
+func mailboxLimits(c *Config, m *MailboxConfig) limit.Limits {
+	l := m.Limits.Limits()
+	if c.Tenant.limitsExternal() {
+		l.Group = token.GroupExternal
+		l.GroupRecipients, _ = c.Tenant.externalRate() // checked
+	}
+	return l
 }

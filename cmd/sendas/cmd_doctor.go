@@ -1,0 +1,47 @@
+package main
+
+import (
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+func cmdDoctor(o *options) *cobra.Command {
+	q := &doctorFlags{}
+	c := &cobra.Command{
+		Use:   "doctor [MAILBOX]",
+		Short: "Walk the whole way of a message, and say what is wrong on it",
+		Long: `doctor looks at everything that a message depends on: the configuration, Postfix's settings, the
+SASL plugin, the sockets of both services, each credential's files and a fresh token with what it says, the way to
+Microsoft's submission server, AUTH and MAIL FROM as each mailbox, and DNS where a route needs it. It goes on
+after a failure, and says below each what it means and what to do. Run it as root on the host of Postfix.
+
+With MAILBOX, an address that some mailbox may send as, it looks at that mailbox alone. Nothing is sent, unless --send-to
+names a recipient: then one real message leaves as the mailbox, which alone proves that it may.
+
+It exits with 0 when all is good, with 1 when something is wrong, and with 75 when there is only trouble that passes by itself.`,
+		Example: "  sendas doctor\n  sendas doctor scan@contoso.com --send-to me@contoso.com\n  sendas doctor --json",
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			q.file, q.stdout = o.config, o.stdout
+			q.mailbox = strings.Join(args, "")
+			return newDoctor(q, realWorld()).run(cmd.Context())
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&q.folder, "postfix-config", "", "the `folder` of main.cf and master.cf, if it is not Postfix's own default")
+	f.StringVar(&q.sendTo, "send-to", "", "send one real message to this `address`")
+	f.BoolVar(&q.json, "json", false, "print JSON")
+	return c
+}
+
+func realWorld() *world {
+	return &world{
+		run: runProgram, dial: (&net.Dialer{Timeout: 30 * time.Second}).DialContext, resolver: net.DefaultResolver,
+		client: newClient, source: newSource, vault: newVault, now: time.Now, hostname: os.Hostname,
+		saslDirs: []string{"/usr/lib/*/sasl2", "/usr/lib64/sasl2", "/usr/lib/sasl2"},
+	}
+}

@@ -1,0 +1,41 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"time"
+
+	"github.com/sendas/sendas/milter"
+	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/token"
+)
+
+// queueRules returns the ceiling as the milter takes it.
+func queueRules(c *Config) milter.QueueRules {
+	r := milter.QueueRules{Socket: c.Milter.QueueSocket, Wait: c.Milter.QueueCeiling, Policy: c.Policy, Limits: make(map[string]limit.Limits, len(c.Mailboxes))}
+	for _, m := range c.Mailboxes {
+		r.Limits[m.Address] = m.Limits.Limits()
+	}
+	if addr := c.Token.HTTP; addr != "" {
+		client := newLocalClient()
+		r.Left = func(ctx context.Context) map[string]int { return recipientsLeft(ctx, client, addr) }
+	}
+	return r
+}
+
+// recipientsLeft asks the token service at that address what each mailbox can still send today; nil when it does not answer.
+func recipientsLeft(ctx context.Context, client *http.Client, addr string) map[string]int {
+	body, err := fetchPage(ctx, client, addr, "/status")
+	var s token.Status
+	if err != nil || json.Unmarshal(body, &s) != nil {
+		return nil
+	}
+	left := make(map[string]int, len(s.Mailboxes))
+	for _, m := range s.Mailboxes {
+		if u := m.Recipients; u != nil && u.Window == (24*time.Hour).Seconds() {
+			left[m.Mailbox] = u.Left
+		}
+	}
+	return left
+}
