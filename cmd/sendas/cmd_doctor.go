@@ -1,10 +1,7 @@
 package main
 
 import (
-	"net"
-	"os"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -36,12 +33,4 @@ It exits with 0 when all is good, with 1 when something is wrong, and with 75 wh
 	f.StringVar(&q.sendTo, "send-to", "", "send one real message to this `address`")
 	f.BoolVar(&q.json, "json", false, "print JSON")
 	return c
-}
-
-func realWorld() *world {
-	return &world{
-		run: runProgram, dial: (&net.Dialer{Timeout: 30 * time.Second}).DialContext, resolver: net.DefaultResolver,
-		client: newClient, source: newSource, vault: newVault, now: time.Now, hostname: os.Hostname,
-		saslDirs: []string{"/usr/lib/*/sasl2", "/usr/lib64/sasl2", "/usr/lib/sasl2"},
-	}
 }

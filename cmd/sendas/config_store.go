@@ -147,3 +147,16 @@ func (k *checker) storeURL(path, s string) {
 		k.fail(path, "%q is not a store; %s", clip(s), want)
 	}
 }
+
+// ledger makes the client of the store that hosts share.
+func (s *StoreConfig) ledger(c *Config) (*limit.Redis, error) {
+	o, err := s.redis(c, "token")
+	if err != nil {
+		return nil, err
+	}
+	r, err := limit.NewRedis(o)
+	if err != nil {
+		return nil, exit.Errorf(exit.Config, "", "token.store: %w", err)
+	}
+	return r, nil
+}

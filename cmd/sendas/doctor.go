@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -35,10 +36,18 @@ type world struct {
 	resolver resolver
 	client   func(*Config) (*http.Client, error) // for Entra
 	source   func(c *Config, name string, client *http.Client, vault *token.Vault) (token.Source, error)
-	vault    func(*Config) *token.Vault // of the users who have signed in
 	now      func() time.Time
 	saslDirs []string // patterns of the folders in which Cyrus SASL looks for plugins
 	hostname func() (string, error)
+}
+
+// realWorld is this host.
+func realWorld() *world {
+	return &world{
+		run: runProgram, dial: (&net.Dialer{Timeout: 30 * time.Second}).DialContext, resolver: net.DefaultResolver,
+		client: (*Config).client, source: (*Config).source, now: time.Now, hostname: os.Hostname,
+		saslDirs: []string{"/usr/lib/*/sasl2", "/usr/lib64/sasl2", "/usr/lib/sasl2"},
+	}
 }
 
 // A doctor is one walk. It belongs to one goroutine.

@@ -135,7 +135,7 @@ func (c *clinic) visit(t *testing.T, q doctorFlags) (d *doctor, out string, code
 func TestDoctorWholeWay(t *testing.T) {
 	c := openClinic(t, nil)
 	d, out, code := c.visit(t, doctorFlags{})
-	d.wantGood(t)
+	wantGood(t, &d.report)
 	if code != exit.OK || !strings.Contains(out, "\nverdict: all is good; ") {
 		t.Errorf("exit code %d, want %d:\n%s", code, exit.OK, out)
 	}
@@ -157,7 +157,7 @@ func TestDoctorWholeWay(t *testing.T) {
 func TestDoctorSends(t *testing.T) {
 	c := openClinic(t, nil)
 	d, out, code := c.visit(t, doctorFlags{mailbox: "office@contoso.com", sendTo: "me@example.net", json: true})
-	d.wantGood(t)
+	wantGood(t, &d.report)
 	if code != exit.OK || !json.Valid([]byte(out)) {
 		t.Errorf("exit code %d:\n%s", code, out)
 	}

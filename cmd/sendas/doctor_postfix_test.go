@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io/fs"
@@ -16,35 +15,6 @@ import (
 	"testing"
 	"time"
 )
-
-// document returns what stands in a document of the project between a beginning and the next fence.
-func document(t *testing.T, file, begin string) string {
-	t.Helper()
-	b, err := os.ReadFile(filepath.Join("../..", file))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, rest, ok := strings.Cut(string(b), begin)
-	text, _, end := strings.Cut(rest, "\n```")
-	if !ok || !end {
-		t.Fatalf("%s has no block that begins with %q", file, begin)
-	}
-	return text + "\n"
-}
-
-// readmeMain is main.cf as docs/by-hand.md has it.
-func readmeMain(t *testing.T) string {
-	return document(t, "docs/by-hand.md", "Postfix, in `main.cf` (the paths are relative to the queue directory, so they work chrooted and not):\n\n```main.cf\n")
-}
-
-// usualMaster are the services that matter here, as Debian has them.
-const usualMaster = `smtp      inet  n       -       y       -       -       smtpd
-cleanup   unix  n       -       y       -       0       cleanup
-rewrite   unix  -       -       y       -       -       trivial-rewrite
-smtp      unix  -       -       y       -       -       smtp
-relay     unix  -       -       y       -       -       smtp -o syslog_name=postfix/relay
-lmtp      unix  -       -       y       -       -       lmtp
-`
 
 // A postfixLab is a configuration of Postfix's on disk, with a configuration of ours that fits.
 type postfixLab struct {
@@ -67,8 +37,26 @@ func newPostfixLab(t *testing.T, yaml string) *postfixLab {
 	return &postfixLab{dir, c}
 }
 
-// examine writes main.cf and master.cf, and has the doctor look at them with the real postconf(1).
-func (l *postfixLab) examine(t *testing.T, main, master string) *doctor {
+// A look is a report about Postfix.
+type look struct{ report }
+
+func (l *look) find(t *testing.T, id string) check {
+	t.Helper()
+	return findCheck(t, &l.report, id)
+}
+
+func (l *look) wantCheck(t *testing.T, id string, status checkStatus, words ...string) {
+	t.Helper()
+	wantCheck(t, &l.report, id, status, words...)
+}
+
+func (l *look) wantGood(t *testing.T) {
+	t.Helper()
+	wantGood(t, &l.report)
+}
+
+// examine writes main.cf and master.cf, and looks at them with the real postconf(1).
+func (l *postfixLab) examine(t *testing.T, main, master string) *look {
 	t.Helper()
 	etc := filepath.Join(l.dir, "etc")
 	bundle := writeFile(t, filepath.Join(l.dir, "ca.pem"), "", 0o644)
@@ -76,13 +64,19 @@ func (l *postfixLab) examine(t *testing.T, main, master string) *doctor {
 	writeFile(t, filepath.Join(etc, "main.cf"), "compatibility_level = 3.6\nqueue_directory = "+filepath.Join(l.dir, "queue")+"\n"+main, 0o644)
 	writeFile(t, filepath.Join(etc, "master.cf"), master, 0o644)
 	l.age(t)
-	var out bytes.Buffer
-	w := emptyWorld()
-	w.run = runProgram
-	d := newDoctor(&doctorFlags{stdout: &out, folder: etc}, w)
-	d.config = l.config
-	d.checkPostfix(t.Context())
-	checkReport(t, d)
+	return l.look(t)
+}
+
+// look looks at the files as they are.
+func (l *postfixLab) look(t *testing.T) *look {
+	t.Helper()
+	p, err := readPostfix(t.Context(), runProgram, filepath.Join(l.dir, "etc"), l.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &look{}
+	p.check(d.section("postfix", "Postfix"))
+	checkReport(t, &d.report)
 	return d
 }
 
@@ -92,16 +86,6 @@ func (l *postfixLab) age(t *testing.T) {
 	past := time.Now().Add(-time.Minute)
 	if err := os.Chtimes(filepath.Join(l.dir, "etc", "main.cf"), past, past); err != nil {
 		t.Fatal(err)
-	}
-}
-
-// wantGood looks for checks that are not ok.
-func (d *doctor) wantGood(t *testing.T) {
-	t.Helper()
-	for _, c := range d.checks {
-		if c.Status == checkWarn || c.Status == checkFail {
-			t.Errorf("%s %s: %s: %s | %s", c.Status, c.ID, c.Found, c.Means, c.Do)
-		}
 	}
 }
 
@@ -144,10 +128,7 @@ func TestDoctorCommands(t *testing.T) {
 			continue
 		}
 		lab.age(t)
-		again := newDoctor(d.doctorFlags, d.world)
-		again.config = lab.config
-		again.checkPostfix(t.Context())
-		again.wantCheck(t, "postfix."+name, checkOK)
+		lab.look(t).wantCheck(t, "postfix."+name, checkOK)
 		mended++
 	}
 	if mended < 12 {
@@ -300,7 +281,7 @@ func TestDoctorSettings(t *testing.T) {
 		p, d := fakePostfix(t, newPostfixLab(t, tc.yaml), map[string]string{name: strings.TrimSpace(value)})
 		p.checkShape(d.section("postfix", "Postfix"))
 		p.checkSettings(d.section("postfix", "Postfix"))
-		checkReport(t, d)
+		checkReport(t, &d.report)
 		if tc.id == "" {
 			tc.id = name
 		}
@@ -330,7 +311,7 @@ var settingsHit = make(map[string]bool)
 
 // fakePostfix is README's Postfix with some values changed, without asking postconf(1). A value that is another's name is taken
 // from that one.
-func fakePostfix(t *testing.T, l *postfixLab, changes map[string]string) (*postfixSetup, *doctor) {
+func fakePostfix(t *testing.T, l *postfixLab, changes map[string]string) (*postfixSetup, *look) {
 	t.Helper()
 	raw := map[string]string{
 		"mail_version": "3.7.11", "compatibility_level": "3.6", "queue_directory": filepath.Join(l.dir, "queue"), "mail_owner": "root", "milter_default_action": "tempfail",
@@ -356,24 +337,21 @@ func fakePostfix(t *testing.T, l *postfixLab, changes map[string]string) (*postf
 		}
 		full[name] = value
 	}
-	w := emptyWorld()
-	w.run = func(_ context.Context, _ string, args ...string) (string, string, error) {
+	run := func(_ context.Context, _ string, args ...string) (string, string, error) {
 		return map[string]string{"": printOut(raw), "-x": printOut(full), "-M -x": usualMaster, "-m": "hash\nsocketmap\n", "-A": "cyrus\n"}[strings.Join(args, " ")], "", nil
 	}
-	d := newDoctor(&doctorFlags{stdout: &bytes.Buffer{}}, w)
-	d.config = l.config
-	p, err := readPostfix(t.Context(), d.world.run, d.folder, d.settings())
+	p, err := readPostfix(t.Context(), run, "", l.config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return p, d
+	return p, &look{}
 }
 
 func TestDoctorBuild(t *testing.T) {
 	p, d := fakePostfix(t, newPostfixLab(t, smallConfig), map[string]string{"mail_version": "3.3.2"})
 	p.tables, p.sasl, p.unused = []string{"hash"}, nil, []string{"smtp_reply_fitler"}
 	p.checkBuild(d.section("postfix", "Postfix"))
-	checkReport(t, d)
+	checkReport(t, &d.report)
 	d.wantCheck(t, "postfix.version", checkFail, "3.3.2", "3.4")
 	d.wantCheck(t, "postfix.socketmap", checkFail, "hash")
 	d.wantCheck(t, "postfix.cyrus", checkFail, "none")
@@ -451,7 +429,7 @@ func TestDoctorHeaderTables(t *testing.T) {
 		name, value, _ := strings.Cut(tc.set, " = ")
 		p, d := fakePostfix(t, lab, map[string]string{name: value})
 		p.checkHeaderTables(d.section("postfix", "Postfix"))
-		checkReport(t, d)
+		checkReport(t, &d.report)
 		d.wantCheck(t, "postfix.headers."+name+".1", tc.status, tc.words)
 	}
 }
@@ -479,7 +457,7 @@ func TestDoctorFolder(t *testing.T) {
 		}
 		p, d := fakePostfix(t, lab, map[string]string{"mail_owner": tc.owner})
 		p.checkFolder(d.section("postfix", "Postfix"))
-		checkReport(t, d)
+		checkReport(t, &d.report)
 		d.wantCheck(t, "postfix.folder", tc.status, tc.words)
 	}
 	if err := os.RemoveAll(folder); err != nil {
@@ -601,4 +579,15 @@ func TestPermits(t *testing.T) {
 			t.Errorf("mode %04o of 10:20 for %d:%v: read %v, enter %v, want %v, %v", tc.mode, tc.uid, tc.gids, read, enter, tc.read, tc.enter)
 		}
 	}
+}
+
+func TestPostfixAdvices(t *testing.T) {
+	all := make(map[string]advice)
+	for key, a := range postfixAdvice {
+		all[key] = a
+	}
+	for i, r := range postfixSettings {
+		all[fmt.Sprintf("setting %d %s", i, r.name)] = advice{means: r.means, do: "do " + r.do}
+	}
+	checkAdvice(t, all)
 }

@@ -81,7 +81,7 @@ func TestDoctorPlugin(t *testing.T) {
 		w.saslDirs = []string{filepath.Join(dir, "nothing*"), dir}
 		d := newDoctor(&doctorFlags{stdout: &bytes.Buffer{}}, w)
 		d.checkPlugin(t.Context())
-		checkReport(t, d)
+		checkReport(t, &d.report)
 		d.wantCheck(t, "sasl."+tc.id, tc.status, tc.words)
 		if t.Failed() {
 			t.Fatalf("%s", tc.name)

@@ -208,7 +208,7 @@ func (s *scriptedServer) talk(t *testing.T, sendTo string) (*doctor, string) {
 	w.dial = s.dial
 	d, out := smtpDoctor(t, ca.file(t), w, doctorFlags{sendTo: sendTo})
 	d.checkMailboxes(t.Context(), []patient{{user: "scan@contoso.com", label: "scan@contoso.com", credential: "relay-app", identities: []string{"scan@contoso.com", "office@contoso.com"}}})
-	checkReport(t, d)
+	checkReport(t, &d.report)
 	if text := out.String() + fmt.Sprint(d.checks); strings.Contains(text, theToken) || strings.Contains(text, xoauth2("scan@contoso.com")) {
 		t.Errorf("the report shows the token:\n%s", text)
 	}
@@ -344,7 +344,7 @@ func TestDoctorTLS(t *testing.T) {
 		w.dial = s.dial
 		d, _ := smtpDoctor(t, ca.file(t), w, doctorFlags{})
 		d.checkMailboxes(t.Context(), []patient{{user: "scan@contoso.com", label: "scan@contoso.com", credential: "relay-app"}})
-		checkReport(t, d)
+		checkReport(t, &d.report)
 		if tc.want == "" {
 			d.wantCheck(t, "submission.tls", checkOK)
 			d.wantCheck(t, "mailbox.scan@contoso.com.auth", checkOK)
@@ -384,7 +384,7 @@ func TestDoctorNetwork(t *testing.T) {
 		}
 		d, _ := smtpDoctor(t, "", w, doctorFlags{})
 		d.checkMailboxes(t.Context(), []patient{{user: "scan@contoso.com", label: "scan@contoso.com", credential: "relay-app"}})
-		checkReport(t, d)
+		checkReport(t, &d.report)
 		d.wantCheck(t, "submission.tcp", checkFail, tc.want, "smtp.office365.com")
 		if c := d.find(t, "submission.tcp"); c.passes != tc.passes {
 			t.Errorf("%v passes by itself: %v, want %v", tc.err, c.passes, tc.passes)
@@ -485,7 +485,7 @@ func TestDoctorWithoutToken(t *testing.T) {
 	d, _ := smtpDoctor(t, ca.file(t), w, doctorFlags{})
 	clear(d.tokens)
 	d.checkMailboxes(t.Context(), []patient{{user: "scan@contoso.com", label: "scan@contoso.com", credential: "relay-app"}, {user: "erp@contoso.com", label: "erp@contoso.com", credential: "relay-app"}})
-	checkReport(t, d)
+	checkReport(t, &d.report)
 	d.wantCheck(t, "submission.auth_offer", checkOK)
 	d.wantCheck(t, "mailbox.scan@contoso.com.auth", checkSkip, "no token")
 	d.wantCheck(t, "mailbox.erp@contoso.com.auth", checkSkip, "no token")

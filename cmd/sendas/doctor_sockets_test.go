@@ -67,7 +67,7 @@ func TestDoctorSockets(t *testing.T) {
 	}}
 	go (&token.SocketmapServer{Maps: maps, Peers: []uint32{uint32(os.Geteuid()) + 1}, Log: log}).Serve(t.Context(), listenOn(t, dir+"/credentials"))
 	d.checkSockets(t.Context())
-	checkReport(t, d)
+	checkReport(t, &d.report)
 	d.wantCheck(t, "sockets.milter", checkOK, "the milter of sendas")
 	d.wantCheck(t, "sockets.policy", checkOK, "550 5.7.1")
 	d.wantCheck(t, "sockets.credentials", checkOK, "token.peers")
@@ -79,7 +79,7 @@ func TestDoctorSockets(t *testing.T) {
 	d.config.Milter.PolicyListen = ""
 	go (&token.SocketmapServer{Maps: maps, Peers: []uint32{uint32(os.Geteuid())}, Log: log}).Serve(t.Context(), listenOn(t, dir+"/credentials"))
 	d.checkSockets(t.Context())
-	checkReport(t, d)
+	checkReport(t, &d.report)
 	want := checkOK
 	if os.Geteuid() == 0 {
 		want = checkWarn
@@ -174,7 +174,7 @@ func TestDoctorHealth(t *testing.T) {
 		}))
 		d, _ := socketDoctor(t)
 		d.checkHealth(t.Context(), d.section("sockets", "socket"), "token", strings.TrimPrefix(srv.URL, "http://"))
-		checkReport(t, d)
+		checkReport(t, &d.report)
 		d.wantCheck(t, "sockets.http.token."+tc.id, tc.status, tc.words)
 		srv.Close()
 	}

@@ -56,7 +56,7 @@ func checkLedgerFile(s section, file string) {
 // checkRedis asks the store that hosts share.
 func (d *doctor) checkRedis(ctx context.Context, s section, c *Config, store *StoreConfig) {
 	name := store.name()
-	r, err := newTokenRedis(c, store)
+	r, err := store.ledger(c)
 	if err != nil {
 		s.fail("password", name, err.Error(), storeAdvice["file"])
 		return

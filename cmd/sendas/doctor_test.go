@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -28,7 +27,7 @@ func emptyWorld() *world {
 		dial: func(_ context.Context, network, addr string) (net.Conn, error) {
 			return nil, &net.OpError{Op: "dial", Net: network, Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
 		},
-		resolver: fakeDNS{asked: map[string]int{}}, client: newClient, source: newSource, vault: newVault, now: time.Now,
+		resolver: fakeDNS{asked: map[string]int{}}, client: (*Config).client, source: (*Config).source, now: time.Now,
 		hostname: func() (string, error) { return "relay.contoso.com", nil },
 	}
 }
@@ -43,90 +42,9 @@ func diagnose(t *testing.T, config string, q doctorFlags, w *world) (d *doctor, 
 	if err := d.run(t.Context()); err != nil {
 		code = tell(&said, err)
 	}
-	checkReport(t, d)
+	checkReport(t, &d.report)
 	return d, out.String(), code
 }
-
-var placeholder = regexp.MustCompile(`\{[a-z_]+\}`)
-
-// checkReport looks at what holds for every report: ids are there once, what is not good is explained, and all is in lines.
-func checkReport(t *testing.T, d *doctor) {
-	t.Helper()
-	seen := make(map[string]bool)
-	for _, c := range d.checks {
-		if seen[c.ID] || c.Group == "" || !strings.HasPrefix(c.ID, c.Group+".") {
-			t.Errorf("check %q of group %q: want an id of its own that begins with the group", c.ID, c.Group)
-		}
-		seen[c.ID] = true
-		if bad := c.Status == checkFail || c.Status == checkWarn; bad != (c.Means != "") || bad != (c.Do != "") {
-			t.Errorf("%s %s (%s) means %q, do %q", c.Status, c.ID, c.Found, c.Means, c.Do)
-		}
-		if c.What == "" || c.Found == "" || strings.ContainsAny(c.What+c.Found+c.Means+c.Do, "\n\r\x1b") {
-			t.Errorf("check %s: %q: %q", c.ID, c.What, c.Found)
-		}
-		if m := placeholder.FindString(c.Means + c.Do); m != "" {
-			t.Errorf("check %s shows the placeholder %s", c.ID, m)
-		}
-	}
-}
-
-// find returns the check of that id.
-func (d *doctor) find(t *testing.T, id string) check {
-	t.Helper()
-	for _, c := range d.checks {
-		if c.ID == id {
-			return c
-		}
-	}
-	var ids []string
-	for _, c := range d.checks {
-		ids = append(ids, c.ID)
-	}
-	t.Fatalf("there is no check %s, but %s", id, strings.Join(ids, " "))
-	return check{}
-}
-
-// wantCheck compares a check's status, and looks for words in what it says.
-func (d *doctor) wantCheck(t *testing.T, id string, status checkStatus, words ...string) {
-	t.Helper()
-	c := d.find(t, id)
-	text := strings.Join([]string{c.What, c.Found, c.Means, c.Do}, " | ")
-	if c.Status != status {
-		t.Errorf("%s is %s, want %s: %s", id, c.Status, status, text)
-	}
-	for _, w := range words {
-		if !strings.Contains(text, w) {
-			t.Errorf("%s says %s, want %q in it", id, text, w)
-		}
-	}
-}
-
-// write makes a file below dir.
-func writeFile(t *testing.T, path, content string, mode os.FileMode) string {
-	t.Helper()
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(content), mode); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-const smallConfig = `tenant:
-  id: contoso.onmicrosoft.com
-  domains: [contoso.com]
-credentials:
-  relay-app:
-    flow: client_credentials
-    client_id: 5f2c0d3e-0000-4000-8000-000000000001
-    client_secret_file: relay-app.secret
-mailboxes:
-  - {address: scan@contoso.com, credential: relay-app, send_as: [office@contoso.com]}
-  - {address: erp@contoso.com, credential: relay-app}
-clients:
-  - {name: printers, networks: [10.2.0.0/16], from: scan@contoso.com}
-`
 
 // Nothing is there, and the doctor says so of each thing, to the end.
 func TestDoctorGoesOn(t *testing.T) {
@@ -322,41 +240,6 @@ func TestAdviceWith(t *testing.T) {
 	}
 }
 
-// Every advice keeps the one voice, and names only commands that there are.
-func TestAdviceStyle(t *testing.T) {
-	all := map[string]advice{"wrong": configAdvice.wrong, "unusable": configAdvice.unusable, "spf": spfAdvice.wrong, "silent": spfAdvice.silent}
-	for name, table := range map[string]map[string]advice{"postfix": postfixAdvice, "sasl": saslAdvice, "socket": socketAdvice, "token": tokenAdvice, "smtp": smtpAdvice, "store": storeAdvice} {
-		for key, a := range table {
-			all[name+" "+key] = a
-		}
-	}
-	for i, f := range tlsFaults {
-		all[fmt.Sprint("tls ", i)] = f.advice
-	}
-	for i, r := range postfixSettings {
-		all[fmt.Sprintf("setting %d %s", i, r.name)] = advice{means: r.means, do: "do " + r.do}
-	}
-	commands := regexp.MustCompile(`"sendas ([a-z]+)`)
-	var stdout bytes.Buffer
-	root := newRoot(&stdout, &stdout)
-	for name, a := range all {
-		for _, text := range []string{a.means, a.do} {
-			if text == "" || strings.HasSuffix(text, ".") || strings.Contains(text, "\n") {
-				t.Errorf("%s: %q, want one line without full stop", name, text)
-			}
-			for _, m := range commands.FindAllStringSubmatch(text, -1) {
-				if c, _, err := root.Find([]string{m[1]}); err != nil || c == root {
-					t.Errorf("%s: %q names the command %s, which there is not", name, text, m[1])
-				}
-			}
-		}
-	}
-}
-
-const routesConfig = `routes:
-  - {name: site, type: connector, endpoint: contoso-com.mail.protection.outlook.com, addresses: [203.0.113.7]}
-`
-
 func TestDoctorSPF(t *testing.T) {
 	const good = "v=spf1 ip4:203.0.113.7 include:spf.protection.outlook.com -all"
 	for _, tc := range []struct {
@@ -398,18 +281,27 @@ type fakeSource func() (*token.Token, error)
 
 func (f fakeSource) Token(context.Context) (*token.Token, error) { return f() }
 
-func TestDoctorCommand(t *testing.T) {
-	var out bytes.Buffer
-	c := cmdDoctor(&options{stdout: &out, stderr: &out})
-	c.SetOut(&out)
-	c.SetErr(&out)
-	c.SetArgs([]string{"scan@contoso.com", "erp@contoso.com"})
-	if err := c.Execute(); err == nil {
-		t.Error("two mailboxes are taken")
-	}
-	for _, flag := range []string{"postfix-config", "send-to", "json"} {
-		if f := c.Flags().Lookup(flag); f == nil || f.DefValue != map[bool]string{true: "false", false: ""}[flag == "json"] {
-			t.Errorf("flag --%s is %+v", flag, f)
+// find returns the check of that id.
+func (d *doctor) find(t *testing.T, id string) check {
+	t.Helper()
+	return findCheck(t, &d.report, id)
+}
+
+// wantCheck compares a check's status, and looks for words in what it says.
+func (d *doctor) wantCheck(t *testing.T, id string, status checkStatus, words ...string) {
+	t.Helper()
+	wantCheck(t, &d.report, id, status, words...)
+}
+
+func TestAdvices(t *testing.T) {
+	all := map[string]advice{"wrong": configAdvice.wrong, "unusable": configAdvice.unusable, "spf": spfAdvice.wrong, "silent": spfAdvice.silent}
+	for name, table := range map[string]map[string]advice{"sasl": saslAdvice, "socket": socketAdvice, "token": tokenAdvice, "smtp": smtpAdvice, "store": storeAdvice} {
+		for key, a := range table {
+			all[name+" "+key] = a
 		}
 	}
+	for i, f := range tlsFaults {
+		all[fmt.Sprint("tls ", i)] = f.advice
+	}
+	checkAdvice(t, all)
 }

@@ -160,7 +160,7 @@ func divided(err error) (problem, act string) {
 
 // checkGrant looks at a user's stored sign-in. It returns false where there is none to use.
 func (d *doctor) checkGrant(s section, name string) bool {
-	vault := d.vault(d.config)
+	vault := d.config.vault()
 	file := vault.Path(name)
 	g, err := vault.Load(name)
 	switch {
@@ -205,7 +205,7 @@ func (d *doctor) fetch(ctx context.Context, s section, name string, cc Credentia
 	watch := &clockWatch{next: client.Transport, now: d.now}
 	own := *client
 	own.Transport = watch
-	source, err := d.source(d.config, name, &own, d.vault(d.config))
+	source, err := d.source(d.config, name, &own, d.config.vault())
 	if err != nil {
 		s.fail("token", "token", err.Error(), tokenAdvice["no-client"].with("act", "correct the credential in sendas.yaml"))
 		return

@@ -57,7 +57,7 @@ const secretCredential = "    flow: client_credentials\n    client_id: 5f2c0d3e-
 func (d *doctor) checkRelayApp(t *testing.T) {
 	t.Helper()
 	d.checkCredentials(t.Context(), []patient{{user: "scan@contoso.com", credential: "relay-app"}})
-	checkReport(t, d)
+	checkReport(t, &d.report)
 }
 
 func TestDoctorToken(t *testing.T) {
@@ -199,7 +199,7 @@ func TestDoctorGrant(t *testing.T) {
 				t.Fatal(err)
 			}
 			g := &token.StoredGrant{Refresh: "0.AXkA-refresh", User: "scan@contoso.com", SignedIn: time.Now().Add(-200 * day), Refreshed: time.Now().Add(-tc.idle)}
-			if err := newVault(d.config).Save("relay-app", g); err != nil {
+			if err := d.config.vault().Save("relay-app", g); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -217,7 +217,7 @@ func TestDoctorGrant(t *testing.T) {
 
 func TestDoctorDamagedGrant(t *testing.T) {
 	d, _ := tokenDoctor(t, userCredential, func() (*token.Token, error) { return nil, errors.New("no") })
-	writeFile(t, newVault(d.config).Path("relay-app"), "{", 0o600)
+	writeFile(t, d.config.vault().Path("relay-app"), "{", 0o600)
 	d.checkRelayApp(t)
 	d.wantCheck(t, "credential.relay-app.grant", checkFail, "sendas login")
 }

@@ -60,7 +60,7 @@ func openBolt(file string, log *slog.Logger) (*limit.Bolt, error) {
 
 // openShared opens the ledger that hosts share, with this host's own share of it in a file.
 func openShared(c *Config, s *StoreConfig, log *slog.Logger, onChange func(bool)) (*tokenStore, error) {
-	primary, err := newTokenRedis(c, s)
+	primary, err := s.ledger(c)
 	if err != nil {
 		return nil, err
 	}
@@ -84,17 +84,4 @@ func openShared(c *Config, s *StoreConfig, log *slog.Logger, onChange func(bool)
 			errors.Join(err, diary.Close(), own.Close(), primary.Close()))
 	}
 	return &tokenStore{Ledger: shared, close: []io.Closer{shared, diary, own, primary}}, nil
-}
-
-// newTokenRedis makes the client of the store that hosts share.
-func newTokenRedis(c *Config, s *StoreConfig) (*limit.Redis, error) {
-	o, err := s.redis(c, "token")
-	if err != nil {
-		return nil, err
-	}
-	r, err := limit.NewRedis(o)
-	if err != nil {
-		return nil, exit.Errorf(exit.Config, "", "token.store: %w", err)
-	}
-	return r, nil
 }

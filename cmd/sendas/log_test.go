@@ -12,8 +12,6 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/sendas/sendas/internal/exit"
 )
 
 // journal is a file that JOURNAL_STREAM names.
@@ -100,23 +98,6 @@ func TestNoJournal(t *testing.T) {
 	}
 	if text := errorText(other, []byte("sendas: error: no\n")); string(text) != "sendas: error: no\n" {
 		t.Errorf("got %q", text)
-	}
-}
-
-// TestErrorsInJournal: what ends a service is an error in the journal, every line of it.
-func TestErrorsInJournal(t *testing.T) {
-	f := journal(t)
-	if code := run([]string{"milter", "--config", filepath.Join(t.TempDir(), "missing.yaml")}, f, f); code != exit.Config {
-		t.Errorf("exit code %d", code)
-	}
-	text := content(t, f)
-	for line := range strings.Lines(text) {
-		if !strings.HasPrefix(line, "<3>") {
-			t.Errorf("%q", line)
-		}
-	}
-	if !strings.Contains(text, "<3>sendas: hint: ") {
-		t.Errorf("%s", text)
 	}
 }
 

@@ -78,11 +78,11 @@ func newLogin(o *options, name string) (*login, error) {
 	case !cc.Delegated():
 		return nil, exit.Errorf(exit.Usage, signInNames(c), "credential %q has the flow %s: it gets its tokens as an app, and nobody signs in for it", name, cc.Flow)
 	}
-	l := &login{o: o, c: c, name: name, flow: cc.Flow, user: cc.User, vault: newVault(c)}
+	l := &login{o: o, c: c, name: name, flow: cc.Flow, user: cc.User, vault: c.vault()}
 	if err := l.vault.Check(name); err != nil {
 		return nil, exit.Errorf(exit.Config, "", "the sign-in could not be stored: %w", err)
 	}
-	client, err := newClient(c)
+	client, err := c.client()
 	if err != nil {
 		return nil, err
 	}

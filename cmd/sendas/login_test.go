@@ -177,7 +177,7 @@ $`)
 	if err != nil {
 		t.Fatal(err)
 	}
-	src, err := newSource(c, "scan", nil, newVault(c))
+	src, err := c.source("scan", nil, c.vault())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -100,7 +100,7 @@ func serviceSeries(t *testing.T, reg *prometheus.Registry) map[string]seriesDoc 
 // tokenFigures returns the registry of a token service that has one of everything.
 func tokenFigures(t *testing.T) *prometheus.Registry {
 	t.Helper()
-	reg, _, _ := newRegistry()
+	reg, _, _ := newRegistry(version)
 	m := token.NewMetrics(reg)
 	m.Mailbox("erp@contoso.com")
 	m.Observe("relay-app")
@@ -124,7 +124,7 @@ func tokenFigures(t *testing.T) *prometheus.Registry {
 // milterFigures returns the registry of a milter that has one of everything.
 func milterFigures(t *testing.T) *prometheus.Registry {
 	t.Helper()
-	reg, _, _ := newRegistry()
+	reg, _, _ := newRegistry(version)
 	log := slog.New(slog.DiscardHandler)
 	store, err := openAdmission(&Config{Milter: MilterConfig{Store: "memory:"}}, reg, log)
 	if err != nil {

@@ -39,7 +39,7 @@ func runMilter(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
-	reg, ok, at := newRegistry()
+	reg, ok, at := newRegistry(version)
 	metrics, sessions := milter.NewMetrics(reg), new(milter.Sessions)
 	counts, err := openAdmission(cfg, reg, log)
 	if err != nil {

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"syscall"
+
+	"github.com/sendas/sendas/internal/exit"
 )
 
 // serviceUser is who the unit runs the token service as.
@@ -71,4 +73,21 @@ func permits(info os.FileInfo, uid uint32, gids []uint32, bit os.FileMode) bool 
 		return mode&(bit<<3) != 0
 	}
 	return mode&bit != 0
+}
+
+// userIDs looks the users up who may ask for credentials.
+func userIDs(names []string) ([]uint32, error) {
+	var list []uint32
+	for _, n := range names {
+		u, err := user.Lookup(n)
+		if err != nil {
+			return nil, exit.Errorf(exit.Config, "write the user that Postfix runs as (postconf mail_owner) into token.peers", "token.peers: %w", err)
+		}
+		id, err := strconv.ParseUint(u.Uid, 10, 32)
+		if err != nil {
+			return nil, exit.Errorf(exit.Config, "", "token.peers: user %q has the id %q", n, u.Uid)
+		}
+		list = append(list, uint32(id))
+	}
+	return list, nil
 }

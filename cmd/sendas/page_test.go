@@ -2,21 +2,14 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"html"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
-	"github.com/sendas/sendas/milter"
-	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token"
 )
 
@@ -40,11 +33,11 @@ func muxOf(pages map[string]http.Handler) http.Handler {
 
 // fictitiousPages serves the pages of a view.
 func fictitiousPages(addr string, v *statusView) (tokenService, milterService http.Handler) {
-	return muxOf(statusPages(&site{addr: addr, version: version}, func(context.Context) any { return v.token }, func(_ context.Context, r *http.Request) *pageView {
+	return muxOf(statusPages(&site{addr: addr, version: "devel"}, func(context.Context) any { return v.token }, func(_ context.Context, r *http.Request) *pageView {
 			p := tokenPage(v.token.Status, v.token.Config, wantsAll(r))
 			p.OtherName, p.OtherURL = "milter", otherURL(addr, v.milterAt, r.Host)
 			return p
-		})), muxOf(statusPages(&site{addr: addr, version: version}, func(context.Context) any { return v.milter }, func(_ context.Context, r *http.Request) *pageView {
+		})), muxOf(statusPages(&site{addr: addr, version: "devel"}, func(context.Context) any { return v.milter }, func(_ context.Context, r *http.Request) *pageView {
 			p := milterPage(v.milter.Status, v.milter.Config, wantsAll(r))
 			p.OtherName, p.OtherURL = "token service", otherURL(addr, v.tokenAt, r.Host)
 			return p
@@ -169,48 +162,6 @@ func TestOtherURL(t *testing.T) {
 	} {
 		if got := otherURL(tc.own, tc.other, tc.asked); got != tc.want {
 			t.Errorf("%+v: %q", tc, got)
-		}
-	}
-}
-
-// TestPagesOfServices: the pages and /status of both services, as serveHTTP serves them.
-func TestPagesOfServices(t *testing.T) {
-	c, _ := statusOf(t, "https://login.microsoftonline.com", "127.0.0.1:9725", "127.0.0.1:9726")
-	c.config.Tenant.Endpoints.CAFile = ""
-	log := slog.New(slog.DiscardHandler)
-	metrics := token.NewMetrics(prometheus.NewRegistry())
-	ctx, cancel := context.WithCancel(t.Context())
-	desk := token.NewDesk(ctx, token.NewLeases(limit.NewMemory(), metrics, log), metrics, log)
-	cancel() // nothing is asked of Entra
-	if err := useSetup(desk, c.config); err != nil {
-		t.Fatal(err)
-	}
-	defer desk.Wait()
-	_, ok, at := newRegistry()
-	r := &reloader{ok: ok, at: at}
-	r.loaded()
-	r.failed()
-	quotas := milter.NewQuotas(limit.NewAdmission())
-	quotas.Use(c.config.clientLimits())
-	of := func(addr, other string) *site {
-		return &site{addr: addr, version: version, state: r.status, other: func() string { return other }}
-	}
-	for name, h := range map[string]http.Handler{
-		"token service": muxOf(tokenPages(of("127.0.0.1:9726", "127.0.0.1:9725"), func(ctx context.Context) *token.Status { return desk.Status(ctx, version, started) })),
-		"milter":        muxOf(milterPages(of("127.0.0.1:9725", "127.0.0.1:9726"), func() *milter.Status { return milterStatus(new(milter.Tally), quotas, c.config) })),
-	} {
-		page := ask(t, h, "localhost:9", "/").Body.String()
-		if s := words(page); !strings.Contains(s, "sendas "+name) || !strings.Contains(s, "the new configuration is wrong") || !strings.Contains(page, `href="http://localhost:972`) {
-			t.Errorf("%s: %s", name, page)
-		}
-		w := ask(t, h, "localhost:9", "/status")
-		for _, want := range []string{`"version": "devel"`, fmt.Sprintf("\"loaded_at\": %q,\n    \"ok\": false", r.status().LoadedAt.Format(time.RFC3339))} {
-			if !strings.Contains(w.Body.String(), want) {
-				t.Errorf("%s: no %s in %s", name, want, w.Body)
-			}
-		}
-		if w := ask(t, h, "localhost:9", "/other"); w.Code != http.StatusNotFound {
-			t.Errorf("%s: /other: %d", name, w.Code)
 		}
 	}
 }

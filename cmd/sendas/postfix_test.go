@@ -11,104 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/rogpeppe/go-internal/testscript"
-
-	"github.com/sendas/sendas/contrib/sasl"
 )
-
-// postfixYAML is the configuration of the scripts.
-const postfixYAML = `tenant: {id: contoso.onmicrosoft.com, domains: [contoso.com]}
-credentials:
-  relay-app: {client_id: 5f2c0d3e-0000-4000-8000-000000000001, client_secret_file: relay-app.secret}
-mailboxes:
-  - {address: scan@contoso.com, credential: relay-app}
-  - {address: erp@contoso.com, credential: relay-app, send_as: [billing@contoso.com]}
-clients:
-  - {name: printers, networks: [10.2.0.0/16], from: scan@contoso.com}
-milter: {listen: "unix:pf/queue/sendas/milter", policy_listen: "unix:pf/queue/sendas/policy"}
-token: {listen: "unix:pf/queue/sendas/credentials"}
-`
-
-// makeInstance makes an instance of Postfix in dir/pf that is never started, and sendas.yaml beside it.
-func makeInstance(dir string) error {
-	pf, plugin := filepath.Join(dir, "pf"), filepath.Join(dir, "plugin")
-	err := os.Mkdir(plugin, 0o755)
-	if err == nil {
-		_, err = sasl.Build(context.Background(), plugin) // without it something is always in the way
-	}
-	for _, d := range []string{"etc", "data", "queue/sendas", "original"} {
-		err = errors.Join(err, os.MkdirAll(filepath.Join(pf, d), 0o755))
-	}
-	for _, name := range postfixFileNames {
-		data, readErr := os.ReadFile(filepath.Join("testdata/postfix", "ordinary."+name))
-		if name == mainCF {
-			data = fmt.Appendf(data, "queue_directory = %[1]s/queue\ndata_directory = %[1]s/data\nimport_environment = LANG=C { SASL_PATH = %[2]s }\n", pf, plugin)
-		}
-		err = errors.Join(err, readErr, os.WriteFile(filepath.Join(pf, "etc", name), data, 0o644), os.WriteFile(filepath.Join(pf, "original", name), data, 0o644))
-	}
-	return errors.Join(err, os.WriteFile(filepath.Join(dir, "sendas.yaml"), []byte(postfixYAML), 0o644))
-}
-
-// TestPostfixScripts runs the stories of testdata/postfix with the real postconf(1) and postfix(1). "postfix" is "sendas
-// postfix" on the instance of the script; "original" notes what main.cf and master.cf are now, "unchanged" wants them to be that;
-// "append FILE LINE" adds a line.
-func TestPostfixScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{
-		Dir: "testdata/postfix",
-		Setup: func(e *testscript.Env) error {
-			etc, state := filepath.Join(e.WorkDir, "pf/etc"), filepath.Join(e.WorkDir, "state/x.json")
-			e.Setenv("PATH", e.Getenv("PATH")+":/usr/sbin:/sbin")
-			e.Setenv("ETC", etc)
-			e.Setenv("STATE", state)
-			return makeInstance(e.WorkDir)
-		},
-		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"postfix":   typePostfix,
-			"append":    appendLine,
-			"original":  func(ts *testscript.TestScript, _ bool, _ []string) { eachFile(ts, copyOriginal) },
-			"unchanged": func(ts *testscript.TestScript, _ bool, _ []string) { eachFile(ts, compareOriginal) },
-		},
-	})
-}
-
-// typePostfix runs "sendas postfix" for the instance of the script.
-func typePostfix(ts *testscript.TestScript, neg bool, args []string) {
-	dir := ts.MkAbs("pf/etc")
-	line := append([]string{"postfix", args[0], "--config", "sendas.yaml", "--postfix-config", dir, "--state", ts.MkAbs("state/x.json")}, args[1:]...)
-	if err := ts.Exec("sendas", line...); (err != nil) != neg {
-		ts.Fatalf("sendas postfix %q: %v", args, err)
-	}
-}
-
-func appendLine(ts *testscript.TestScript, _ bool, args []string) {
-	f, err := os.OpenFile(ts.MkAbs(args[0]), os.O_APPEND|os.O_WRONLY, 0)
-	ts.Check(err)
-	_, err = fmt.Fprintln(f, args[1])
-	ts.Check(errors.Join(err, f.Close()))
-}
-
-func eachFile(ts *testscript.TestScript, do func(ts *testscript.TestScript, file, original string)) {
-	for _, name := range postfixFileNames {
-		do(ts, ts.MkAbs("pf/etc/"+name), ts.MkAbs("pf/original/"+name))
-	}
-}
-
-func copyOriginal(ts *testscript.TestScript, file, original string) {
-	data, err := os.ReadFile(file)
-	ts.Check(err)
-	ts.Check(os.WriteFile(original, data, 0o644))
-}
-
-func compareOriginal(ts *testscript.TestScript, file, original string) {
-	a, err := os.ReadFile(file)
-	ts.Check(err)
-	b, err := os.ReadFile(original)
-	ts.Check(err)
-	if !bytes.Equal(a, b) {
-		ts.Fatalf("%s has changed:\n%s", file, a)
-	}
-}
 
 // shown is what "sendas postfix show FILE" prints for a configuration on the ordinary instance. Sockets and trust anchors are where
 // they are on Debian.
@@ -207,7 +110,7 @@ func testJob(t *testing.T) (*postfixJob, postfixFiles) {
 		t.Fatal(err)
 	}
 	j := newPostfixJob(&postfixFlags{folder: filepath.Join(dir, "pf/etc"), state: filepath.Join(dir, "state/x.json"),
-		file: filepath.Join(dir, "sendas.yaml"), stdout: &bytes.Buffer{}, stderr: &bytes.Buffer{}, run: runProgram, others: lookAtOthers})
+		file: filepath.Join(dir, "sendas.yaml"), stdout: &bytes.Buffer{}, stderr: &bytes.Buffer{}, run: runProgram, others: func(context.Context, *report, *postfixSetup, bool) {}})
 	if err := j.locate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -514,9 +417,4 @@ func FuzzMerge(f *testing.F) {
 			}
 		}
 	})
-}
-
-// lookAtOthers is what the command looks at besides Postfix.
-func lookAtOthers(ctx context.Context, r *report, p *postfixSetup, running bool) {
-	checkOthers(ctx, realWorld(), r, p, running)
 }

@@ -87,8 +87,8 @@ func listenUnix(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// newRegistry makes the registry of a service, with what every service shows of itself.
-func newRegistry() (*prometheus.Registry, prometheus.Gauge, prometheus.Gauge) {
+// newRegistry makes the registry of a service, with what every service shows of itself; version is the program's.
+func newRegistry(version string) (*prometheus.Registry, prometheus.Gauge, prometheus.Gauge) {
 	reg := prometheus.NewRegistry()
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "sendas_build_info", Help: "1, labelled by version."}, []string{"version"})
 	info.WithLabelValues(version).Set(1)

@@ -4,11 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -17,11 +15,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
 	"github.com/sendas/sendas/internal/exit"
-	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token"
 )
 
@@ -96,59 +92,6 @@ func dead(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return fmt.Sprintf("127.0.0.1:%d", a.(*unix.SockaddrInet4).Port)
-}
-
-// TestStatusOfDesk: from Entra's answer to what a person reads.
-func TestStatusOfDesk(t *testing.T) {
-	entra := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		io.WriteString(w, `{"token_type":"Bearer","expires_in":3599,"ext_expires_in":3599,"access_token":"eyJ0eXAiOiJKV1QifQ.c2VjcmV0.c2ln"}`)
-	}))
-	defer entra.Close()
-	var desk *token.Desk
-	service := httptest.NewServer(jsonHandler(func(ctx context.Context) any { return desk.Status(ctx, version, started) }))
-	defer service.Close()
-	c, stdout := statusOf(t, entra.URL, address(healthy(t)), address(service))
-	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: entra.Certificate().Raw})
-	if err := os.WriteFile(c.config.Tenant.Endpoints.CAFile, ca, 0o644); err != nil {
-		t.Fatal(err)
-	}
-
-	log := slog.New(slog.DiscardHandler)
-	metrics := token.NewMetrics(prometheus.NewRegistry())
-	ctx, cancel := context.WithCancel(t.Context())
-	leases := token.NewLeases(limit.NewMemory(), metrics, log)
-	desk = token.NewDesk(ctx, leases, metrics, log)
-	if err := useSetup(desk, c.config); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { cancel(); desk.Wait() }()
-	if got := leases.Lease(t.Context(), token.Caller{PID: -1}, "erp@contoso.com"); got.Status != token.OK {
-		t.Fatalf("look-up: %+v", got)
-	}
-	leases.Reply(t.Context(), token.Caller{PID: -1}, "535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Mailbox.")
-	leases.Lease(t.Context(), token.Caller{PID: -2}, "alice@contoso.de")
-	if err := c.run(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{
-		"token service  up, version devel, for ", "milter         up, at ",
-		"\ncredential relay-app (client_credentials)\n", "  token         live, got ", "ends in 59 min\n",
-		"  last refresh  succeeded, ", "  next refresh  in ", "  secret        ends on 2126-05-31, in ",
-		"\ncredential spare (client_credentials)\n  token         none: no mailbox uses this credential\n  secret        its end is not known: write secret_expires",
-		"erp@contoso.com  relay-app   0 of 3  0        0 of 5/m, 5 left   0 of 10000/d, 10000 left  auth-disabled (535), ",
-		"*@contoso.de     relay-app   1       0        each sender's own  each sender's own         none yet\n",
-		"erp@contoso.com: auth-disabled: SMTP AUTH is switched off",
-	} {
-		if !strings.Contains(stdout.String(), want) {
-			t.Errorf("no %q in\n%s", want, stdout)
-		}
-	}
-	for _, secret := range []string{"eyJ0", "hunter2", "alice"} {
-		if strings.Contains(stdout.String(), secret) {
-			t.Errorf("%q in\n%s", secret, stdout)
-		}
-	}
 }
 
 // answering returns the address of a service that answers this to everything.

@@ -7,10 +7,8 @@ import (
 	"log/slog"
 	"maps"
 	"net"
-	"os/user"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -51,7 +49,7 @@ func runToken(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
-	reg, ok, at := newRegistry()
+	reg, ok, at := newRegistry(version)
 	metrics := token.NewMetrics(reg)
 	store, err := openLedger(cfg, log, metrics.Shared)
 	if err != nil {
@@ -165,23 +163,6 @@ func loadForToken(path string, log *slog.Logger) (*Config, error) {
 	return c, nil
 }
 
-// userIDs looks the users up who may ask for credentials.
-func userIDs(names []string) ([]uint32, error) {
-	var list []uint32
-	for _, n := range names {
-		u, err := user.Lookup(n)
-		if err != nil {
-			return nil, exit.Errorf(exit.Config, "write the user that Postfix runs as (postconf mail_owner) into token.peers", "token.peers: %w", err)
-		}
-		id, err := strconv.ParseUint(u.Uid, 10, 32)
-		if err != nil {
-			return nil, exit.Errorf(exit.Config, "", "token.peers: user %q has the id %q", n, u.Uid)
-		}
-		list = append(list, uint32(id))
-	}
-	return list, nil
-}
-
 // started is when the process began, for status.
 var started = time.Now()
 
@@ -199,17 +180,17 @@ func useSetup(d *token.Desk, c *Config) error {
 
 // newSetup is what the token service needs of a configuration.
 func newSetup(c *Config) (*token.Setup, error) {
-	client, err := newClient(c)
+	client, err := c.client()
 	if err != nil {
 		return nil, err
 	}
-	s := &token.Setup{Policy: c.Policy, Groups: groupsOf(c), Vault: newVault(c), TokenFiles: c.Token.TokenFiles}
+	s := &token.Setup{Policy: c.Policy, Groups: groupsOf(c), Vault: c.vault(), TokenFiles: c.Token.TokenFiles}
 	for _, name := range slices.Sorted(maps.Keys(c.Credentials)) {
 		cc := c.Credentials[name]
 		s.Credentials = append(s.Credentials, token.Credential{
 			Name: name, Flow: cc.Flow, Proof: proofOf(&cc), SignIn: cc.Delegated(),
 			Key:    fmt.Sprintf("%s %+v %s %+v %s", name, cc, c.Tenant.ID, c.Tenant.Endpoints, c.Token.StateDir),
-			Source: func() (token.Source, error) { return newSource(c, name, client, s.Vault) },
+			Source: func() (token.Source, error) { return c.source(name, client, s.Vault) },
 		})
 	}
 	for i := range c.Mailboxes {

@@ -11,13 +11,13 @@ import (
 	"github.com/sendas/sendas/token"
 )
 
-// newVault returns where refresh tokens are kept.
-func newVault(c *Config) *token.Vault {
+// vault returns where refresh tokens are kept.
+func (c *Config) vault() *token.Vault {
 	return &token.Vault{Dir: filepath.Join(c.Token.StateDir, "grants")}
 }
 
-// newClient returns the client for requests to Entra.
-func newClient(c *Config) (*http.Client, error) {
+// client returns the client for requests to Entra.
+func (c *Config) client() (*http.Client, error) {
 	e := c.Tenant.Endpoints
 	client, err := token.NewHTTPClient(token.HTTPOptions{CAFile: e.CAFile, Proxy: e.Proxy})
 	if err != nil {
@@ -26,8 +26,8 @@ func newClient(c *Config) (*http.Client, error) {
 	return client, nil
 }
 
-// newSource makes the source of tokens that a credential stands for.
-func newSource(c *Config, name string, client *http.Client, vault *token.Vault) (token.Source, error) {
+// source makes the source of tokens that a credential stands for.
+func (c *Config) source(name string, client *http.Client, vault *token.Vault) (token.Source, error) {
 	cc, e := c.Credentials[name], c.Tenant.Endpoints
 	switch cc.Flow {
 	case flowClientCredentials:
@@ -36,7 +36,7 @@ func newSource(c *Config, name string, client *http.Client, vault *token.Vault) 
 			SecretFile: cc.ClientSecretFile, CertificateFile: cc.CertificateFile, KeyFile: cc.KeyFile,
 		}, nil
 	case flowFederated:
-		return newFederated(c, name, client)
+		return c.federated(name, client)
 	case flowManagedIdentity:
 		return &token.ManagedIdentity{
 			Credential: name, Resource: strings.TrimSuffix(e.Scope, "/.default"), ClientID: cc.ClientID, ObjectID: cc.ObjectID, ResourceID: cc.ResourceID,
@@ -50,9 +50,9 @@ func newSource(c *Config, name string, client *http.Client, vault *token.Vault) 
 	return nil, fmt.Errorf("credential %q: no such flow: %q", name, cc.Flow)
 }
 
-// newFederated makes the source of a federated credential. What the configuration leaves empty, the platform has put into
+// federated makes the source of a federated credential. What the configuration leaves empty, the platform has put into
 // the environment (Azure's workload identity).
-func newFederated(c *Config, name string, client *http.Client) (token.Source, error) {
+func (c *Config) federated(name string, client *http.Client) (token.Source, error) {
 	cc, env := c.Credentials[name], token.FederatedFromEnvironment(os.Getenv)
 	// The tenant and its cloud are those of the configuration: the identities are checked against them.
 	s := &token.ClientCredentials{

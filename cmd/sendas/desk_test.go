@@ -1,0 +1,158 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/sendas/sendas/internal/exit"
+	"github.com/sendas/sendas/milter"
+	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/token"
+)
+
+const deskYAML = `tenant:
+  id: contoso.onmicrosoft.com
+  domains: [contoso.com, contoso.de]
+  endpoints: {authority: "%s", ca_file: authority.pem}
+credentials:
+  relay-app: {client_id: 5f2c0d3e-1a2b-4c3d-8e4f-0123456789ab, client_secret_file: app.secret, secret_expires: 2126-05-31}
+  spare: {client_id: 5f2c0d3e-1a2b-4c3d-8e4f-0123456789ab, client_secret_file: app.secret}
+mailboxes:
+  - {address: erp@contoso.com, credential: relay-app, limits: {messages: 5/m}}
+  - {address: "*@contoso.de", credential: relay-app}
+clients:
+  - {name: all, networks: [10.0.0.0/8], from: erp@contoso.com}
+milter: {http: "%s"}
+token: {http: "%s"}
+`
+
+// deskConfig writes a configuration with these services, and its secret.
+func deskConfig(t *testing.T, authority, milterAt, tokenAt string) string {
+	t.Helper()
+	dir := t.TempDir()
+	writeFile(t, filepath.Join(dir, "app.secret"), "hunter2-the-secret\n", 0o600)
+	return writeFile(t, filepath.Join(dir, "sendas.yaml"), fmt.Sprintf(deskYAML, authority, milterAt, tokenAt), 0o600)
+}
+
+// TestStatusOfDesk: from Entra's answer to what a person reads.
+func TestStatusOfDesk(t *testing.T) {
+	entra := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		io.WriteString(w, `{"token_type":"Bearer","expires_in":3599,"ext_expires_in":3599,"access_token":"eyJ0eXAiOiJKV1QifQ.c2VjcmV0.c2ln"}`)
+	}))
+	defer entra.Close()
+	milterService := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/healthz" { // it is up, and says no more
+			http.NotFound(w, r)
+		}
+	}))
+	defer milterService.Close()
+	service := httptest.NewUnstartedServer(nil)
+	addr := service.Listener.Addr().String()
+	file := deskConfig(t, entra.URL, milterService.Listener.Addr().String(), addr)
+	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: entra.Certificate().Raw})
+	writeFile(t, filepath.Join(filepath.Dir(file), "authority.pem"), string(ca), 0o644)
+	c, err := LoadConfig(file, SkipFiles)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	log := slog.New(slog.DiscardHandler)
+	metrics := token.NewMetrics(prometheus.NewRegistry())
+	ctx, cancel := context.WithCancel(t.Context())
+	leases := token.NewLeases(limit.NewMemory(), metrics, log)
+	desk := token.NewDesk(ctx, leases, metrics, log)
+	if err := useSetup(desk, c); err != nil {
+		t.Fatal(err)
+	}
+	now := configStatus{OK: true}
+	service.Config.Handler = muxOf(tokenPages(&site{addr: addr, version: version, state: func() configStatus { return now }}, func(ctx context.Context) *token.Status {
+		return desk.Status(ctx, version, started)
+	}))
+	service.Start()
+	defer service.Close()
+	defer func() { cancel(); desk.Wait() }()
+	if got := leases.Lease(t.Context(), token.Caller{PID: -1}, "erp@contoso.com"); got.Status != token.OK {
+		t.Fatalf("look-up: %+v", got)
+	}
+	leases.Reply(t.Context(), token.Caller{PID: -1}, "535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Mailbox.")
+	leases.Lease(t.Context(), token.Caller{PID: -2}, "alice@contoso.de")
+	var stdout, stderr bytes.Buffer
+	if code := run([]string{"status", "-c", file}, &stdout, &stderr); code != exit.OK {
+		t.Fatalf("exit code %d: %s", code, &stderr)
+	}
+	for _, want := range []string{
+		"token service  up, version devel, for ", "milter         up, at ",
+		"\ncredential relay-app (client_credentials)\n", "  token         live, got ", "ends in 59 min\n",
+		"  last refresh  succeeded, ", "  next refresh  in ", "  secret        ends on 2126-05-31, in ",
+		"\ncredential spare (client_credentials)\n  token         none: no mailbox uses this credential\n  secret        its end is not known: write secret_expires",
+		"erp@contoso.com  relay-app   0 of 3  0        0 of 5/m, 5 left   0 of 10000/d, 10000 left  auth-disabled (535), ",
+		"*@contoso.de     relay-app   1       0        each sender's own  each sender's own         none yet\n",
+		"erp@contoso.com: auth-disabled: SMTP AUTH is switched off",
+	} {
+		if !strings.Contains(stdout.String(), want) {
+			t.Errorf("no %q in\n%s", want, &stdout)
+		}
+	}
+	for _, secret := range []string{"eyJ0", "hunter2", "alice"} {
+		if strings.Contains(stdout.String(), secret) {
+			t.Errorf("%q in\n%s", secret, &stdout)
+		}
+	}
+}
+
+// TestPagesOfServices: the pages and /status of both services, as serveHTTP serves them.
+func TestPagesOfServices(t *testing.T) {
+	c, err := LoadConfig(deskConfig(t, "https://login.microsoftonline.com", "127.0.0.1:9725", "127.0.0.1:9726"), SkipFiles)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Tenant.Endpoints.CAFile = ""
+	log := slog.New(slog.DiscardHandler)
+	metrics := token.NewMetrics(prometheus.NewRegistry())
+	ctx, cancel := context.WithCancel(t.Context())
+	desk := token.NewDesk(ctx, token.NewLeases(limit.NewMemory(), metrics, log), metrics, log)
+	cancel() // nothing is asked of Entra
+	if err := useSetup(desk, c); err != nil {
+		t.Fatal(err)
+	}
+	defer desk.Wait()
+	_, ok, at := newRegistry(version)
+	r := &reloader{ok: ok, at: at}
+	r.loaded()
+	r.failed()
+	quotas := milter.NewQuotas(limit.NewAdmission())
+	quotas.Use(c.clientLimits())
+	of := func(addr, other string) *site {
+		return &site{addr: addr, version: version, state: r.status, other: func() string { return other }}
+	}
+	for name, h := range map[string]http.Handler{
+		"token service": muxOf(tokenPages(of("127.0.0.1:9726", "127.0.0.1:9725"), func(ctx context.Context) *token.Status { return desk.Status(ctx, version, started) })),
+		"milter":        muxOf(milterPages(of("127.0.0.1:9725", "127.0.0.1:9726"), func() *milter.Status { return milterStatus(new(milter.Tally), quotas, c) })),
+	} {
+		page := ask(t, h, "localhost:9", "/").Body.String()
+		if s := strings.Join(strings.Fields(tags.ReplaceAllString(page, "")), " "); !strings.Contains(s, "sendas "+name) || !strings.Contains(s, "the new configuration is wrong") || !strings.Contains(page, `href="http://localhost:972`) {
+			t.Errorf("%s: %s", name, page)
+		}
+		w := ask(t, h, "localhost:9", "/status")
+		for _, want := range []string{`"version": "devel"`, fmt.Sprintf("\"loaded_at\": %q,\n    \"ok\": false", r.status().LoadedAt.Format(time.RFC3339))} {
+			if !strings.Contains(w.Body.String(), want) {
+				t.Errorf("%s: no %s in %s", name, want, w.Body)
+			}
+		}
+		if w := ask(t, h, "localhost:9", "/other"); w.Code != http.StatusNotFound {
+			t.Errorf("%s: /other: %d", name, w.Code)
+		}
+	}
+}
