@@ -190,7 +190,7 @@ func (q *Queue) overflow(d *policy.Decision, rcpts int) *policy.Reply {
 		q.mu.Unlock()
 		return nil
 	}
-	b := limit.Backlog{MessagesLeft: math.MaxInt32, RecipientsLeft: q.leftFor(r, d)}
+	b := limit.Backlog{MessagesLeft: math.MaxInt32, RecipientsLeft: q.leftForLocked(r, d)}
 	for _, have := range []*limit.Backlog{q.view[key], q.since[key]} {
 		if have != nil {
 			b.Messages, b.Recipients = b.Messages+have.Messages, b.Recipients+have.Recipients
@@ -205,9 +205,9 @@ func (q *Queue) overflow(d *policy.Decision, rcpts int) *policy.Reply {
 	return &policy.Reply{Code: 451, Enhanced: "4.3.1", Text: limit.DescribeOverflow(d.User.String(), o)}
 }
 
-// leftFor returns how many recipients the mailboxes of a message can still have in 24 h, in sum. Where the token service has not told, that is
+// leftForLocked returns how many recipients the mailboxes of a message can still have in 24 h, in sum. Where the token service has not told, that is
 // no bound, and the ceiling is too high by a day's allowance at most. q.mu is held.
-func (q *Queue) leftFor(r *QueueRules, d *policy.Decision) int {
+func (q *Queue) leftForLocked(r *QueueRules, d *policy.Decision) int {
 	list, _ := r.Policy.MailboxesFor(d.Identity)
 	sum := 0
 	for _, m := range list {

@@ -44,10 +44,10 @@ func (t *Tally) message(client string, a policy.Action, reason policy.ReasonCode
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	c := t.of(client)
+	c := t.ofLocked(client)
 	c.messages[a]++
 	c.last = now
-	m := t.minute(now)
+	m := t.minuteLocked(now)
 	m.actions[a]++
 	m.reasons[reason]++
 }
@@ -59,11 +59,11 @@ func (t *Tally) recipient(client string) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.of(client).refused++
+	t.ofLocked(client).refused++
 }
 
-// of returns the counts of a client; t.mu is held. Names come from the configuration, so there are few.
-func (t *Tally) of(client string) *clientTally {
+// ofLocked returns the counts of a client; t.mu is held. Names come from the configuration, so there are few.
+func (t *Tally) ofLocked(client string) *clientTally {
 	c := t.clients[client]
 	if c == nil {
 		if t.clients == nil {
@@ -75,8 +75,8 @@ func (t *Tally) of(client string) *clientTally {
 	return c
 }
 
-// minute returns the counts of the minute of now; t.mu is held.
-func (t *Tally) minute(now time.Time) *minuteTally {
+// minuteLocked returns the counts of the minute of now; t.mu is held.
+func (t *Tally) minuteLocked(now time.Time) *minuteTally {
 	n := now.Unix() / 60
 	m := &t.minutes[n%RecentMinutes]
 	if m.minute != n || m.actions == nil {

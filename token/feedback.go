@@ -62,7 +62,7 @@ func (l *Leases) refused(s *session, why Explanation) {
 	if !good {
 		delete(l.proven, s.tokens)
 	}
-	l.forgetRefusals(time.Now())
+	l.forgetRefusalsLocked(time.Now())
 	l.refusals[s.mailbox] = authRefusal{access: s.access, until: time.Now().Add(restAfterAuth * rest), reason: why.Meaning}
 	l.mu.Unlock()
 	if !good {
@@ -70,8 +70,8 @@ func (l *Leases) refused(s *session, why Explanation) {
 	}
 }
 
-// forgetRefusals drops what is over; l.mu is held. With a pattern, strangers choose the names.
-func (l *Leases) forgetRefusals(now time.Time) {
+// forgetRefusalsLocked drops what is over; l.mu is held. With a pattern, strangers choose the names.
+func (l *Leases) forgetRefusalsLocked(now time.Time) {
 	for name, r := range l.refusals {
 		if !now.Before(r.until) {
 			delete(l.refusals, name)

@@ -384,7 +384,7 @@ func (l *Leases) settle(ctx context.Context, mailbox string, lease uint64, o lim
 	defer l.mu.Unlock()
 	if n := l.lines[mailbox]; n != nil {
 		n.back++
-		n.wakeFirst()
+		n.wakeFirstLocked()
 	}
 }
 

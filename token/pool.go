@@ -51,27 +51,27 @@ type place struct {
 	*choice
 }
 
-// first returns the place whose turn it is, or nil: the first one but for those who have been told that they wait in vain.
-func (n *line) first() *place {
+// firstLocked returns the place whose turn it is, or nil: the first one but for those who have been told that they wait in vain.
+func (n *line) firstLocked() *place {
 	for _, p := range n.lookups {
-		if !p.hopeless() {
+		if !p.hopelessLocked() {
 			return p
 		}
 	}
 	return nil
 }
 
-// hopeless tells whether the ledger's last answer leaves nothing to wait for.
-func (c *choice) hopeless() bool { return c.late && c.seen == c.line.back }
+// hopelessLocked tells whether the ledger's last answer leaves nothing to wait for.
+func (c *choice) hopelessLocked() bool { return c.late && c.seen == c.line.back }
 
-// due tells whether it is worth asking the ledger.
-func (c *choice) due(now time.Time) bool {
+// dueLocked tells whether it is worth asking the ledger.
+func (c *choice) dueLocked(now time.Time) bool {
 	return !c.asked || c.seen != c.line.back || !now.Before(c.again)
 }
 
-// wakeFirst tells the first of a line that it is, or that a lease has come back. l.mu is held.
-func (n *line) wakeFirst() {
-	if p := n.first(); p != nil {
+// wakeFirstLocked tells the first of a line that it is, or that a lease has come back. l.mu is held.
+func (n *line) wakeFirstLocked() {
+	if p := n.firstLocked(); p != nil {
 		p.nudge()
 	}
 }
@@ -131,12 +131,12 @@ func (l *Leases) leave(w *lookup) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, c := range w.choices {
-		l.stepOut(w, c)
+		l.stepOutLocked(w, c)
 	}
 }
 
-// stepIn takes the lookup's place in the line of a mailbox. l.mu is held.
-func (l *Leases) stepIn(w *lookup, c *choice) {
+// stepInLocked takes the lookup's place in the line of a mailbox. l.mu is held.
+func (l *Leases) stepInLocked(w *lookup, c *choice) {
 	if c.line != nil {
 		return
 	}
@@ -151,8 +151,8 @@ func (l *Leases) stepIn(w *lookup, c *choice) {
 	l.metrics.waiting.WithLabelValues(n.label).Inc()
 }
 
-// stepOut leaves the line of a mailbox. An empty line is forgotten: with a pattern there may be very many. l.mu is held.
-func (l *Leases) stepOut(w *lookup, c *choice) {
+// stepOutLocked leaves the line of a mailbox. An empty line is forgotten: with a pattern there may be very many. l.mu is held.
+func (l *Leases) stepOutLocked(w *lookup, c *choice) {
 	n := c.line
 	if n == nil {
 		return
@@ -163,7 +163,7 @@ func (l *Leases) stepOut(w *lookup, c *choice) {
 	if len(n.lookups) == 0 && l.lines[c.m.Address] == n {
 		delete(l.lines, c.m.Address)
 	}
-	n.wakeFirst()
+	n.wakeFirstLocked()
 }
 
 // ended is a context that has ended: with it, a Source answers from memory or not at all.
@@ -190,13 +190,13 @@ func (l *Leases) lookForTokens(ctx context.Context, w *lookup) {
 		switch {
 		case err == nil:
 			c.token = t
-			l.stepIn(w, c)
+			l.stepInLocked(w, c)
 		case errors.Is(err, context.Canceled):
-			l.stepOut(w, c)
-			l.fetch(ctx, w, c)
+			l.stepOutLocked(w, c)
+			l.fetchLocked(ctx, w, c)
 		default:
 			c.err = err
-			l.stepOut(w, c)
+			l.stepOutLocked(w, c)
 		}
 		l.mu.Unlock()
 	}
@@ -219,8 +219,8 @@ func (m *MailboxLease) tooOld(t *Token) error {
 		m.Address, left.Round(time.Second), m.MinLife)
 }
 
-// fetch waits for a token beside the lookup, which another mailbox may serve meanwhile. l.mu is held.
-func (l *Leases) fetch(ctx context.Context, w *lookup, c *choice) {
+// fetchLocked waits for a token beside the lookup, which another mailbox may serve meanwhile. l.mu is held.
+func (l *Leases) fetchLocked(ctx context.Context, w *lookup, c *choice) {
 	if c.fetching {
 		return
 	}
@@ -246,10 +246,10 @@ func (l *Leases) next(w *lookup) (best *choice, wait time.Duration) {
 	defer l.mu.Unlock()
 	for _, c := range w.choices {
 		switch {
-		case c.err != nil || c.line != nil && c.hopeless():
-		case c.line == nil || c.line.first().lookup != w: // somebody will wake us
+		case c.err != nil || c.line != nil && c.hopelessLocked():
+		case c.line == nil || c.line.firstLocked().lookup != w: // somebody will wake us
 			wait = sooner(wait, maxWait)
-		case !c.due(now):
+		case !c.dueLocked(now):
 			wait = sooner(wait, c.again.Sub(now))
 		case best == nil || l.served[c.m.Address] < l.served[best.m.Address]:
 			best = c
@@ -278,7 +278,7 @@ func (l *Leases) ask(ctx context.Context, w *lookup, c *choice) *session {
 	if err != nil {
 		l.metrics.ledgerFailed(ctx, opTake)
 		c.err = fmt.Errorf("the ledger cannot tell what mailbox %s has sent: %w", c.m.Address, err)
-		l.stepOut(w, c)
+		l.stepOutLocked(w, c)
 		return nil
 	}
 	if a.Lease != 0 {
@@ -290,7 +290,7 @@ func (l *Leases) ask(ctx context.Context, w *lookup, c *choice) *session {
 	c.asked, c.answer, c.seen, c.again, c.late = true, a, seen, now.Add(a.Wait), false
 	if end, ok := ctx.Deadline(); ok && a.Cause != limit.CauseConnections && c.again.After(end) {
 		c.late = true // known now, so do not hold the connection, nor the line
-		c.line.wakeFirst()
+		c.line.wakeFirstLocked()
 	}
 	return nil
 }

@@ -176,7 +176,7 @@ func (r *Refresher) begin() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()
-	if now.Before(r.due(now)) {
+	if now.Before(r.dueLocked(now)) {
 		return false
 	}
 	r.running = true
@@ -211,11 +211,11 @@ func (r *Refresher) stop() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.stopped = true
-	r.end()
+	r.endLocked()
 }
 
-// end closes an attempt; the caller holds mu.
-func (r *Refresher) end() {
+// endLocked closes an attempt; the caller holds mu.
+func (r *Refresher) endLocked() {
 	r.running, r.again = false, false
 	close(r.changed)
 	r.changed = make(chan struct{})
@@ -240,11 +240,11 @@ func (r *Refresher) succeed(t *Token, started time.Time) {
 		r.next = r.notBefore
 	}
 	r.attempts[ResultOK]++
-	r.logSkew(own.Skew)
+	r.logSkewLocked(own.Skew)
 	r.skew = own.Skew
-	r.logSuccess(now)
+	r.logSuccessLocked(now)
 	r.lastErr, r.failures, r.lastSuccess = nil, 0, now
-	r.end()
+	r.endLocked()
 }
 
 // holdFor is how long a token serves before it is refreshed: until RefreshAt if
@@ -261,9 +261,9 @@ func holdFor(t *Token, started time.Time, life time.Duration, random float64) ti
 	return d - time.Duration(0.04*random*float64(d))
 }
 
-// logSuccess tells of a first or mended token always, of others seldom. The
+// logSuccessLocked tells of a first or mended token always, of others seldom. The
 // caller holds mu and has not yet forgotten lastErr.
-func (r *Refresher) logSuccess(now time.Time) {
+func (r *Refresher) logSuccessLocked(now time.Time) {
 	level := slog.LevelDebug
 	if r.lastErr != nil || r.lastLogged.IsZero() || now.Sub(r.lastLogged) >= successLogged {
 		level, r.lastLogged = slog.LevelInfo, now
@@ -272,8 +272,8 @@ func (r *Refresher) logSuccess(now time.Time) {
 		"expires", r.tok.Expires, "failures_before", r.failures)
 }
 
-// logSkew tells once that this machine's clock is wrong, and once that it is right again. The caller holds mu.
-func (r *Refresher) logSkew(skew time.Duration) {
+// logSkewLocked tells once that this machine's clock is wrong, and once that it is right again. The caller holds mu.
+func (r *Refresher) logSkewLocked(skew time.Duration) {
 	wrong := skew.Abs() > MaxSkew
 	if wrong == (r.skew.Abs() > MaxSkew) {
 		return
@@ -295,13 +295,13 @@ func (r *Refresher) fail(err error) string {
 	r.failures++
 	r.attempts[result]++
 	r.notBefore = laterOf(r.notBefore, now.Add(wait))
-	r.next = laterOf(r.notBefore, now.Add(r.backoff(err, wait)))
+	r.next = laterOf(r.notBefore, now.Add(r.backoffLocked(err, wait)))
 	if r.again {
 		r.next = r.notBefore
 	}
 	r.lastErr = err
-	r.logFailure(err, now)
-	r.end()
+	r.logFailureLocked(err, now)
+	r.endLocked()
 	return result
 }
 
@@ -323,10 +323,10 @@ func resultOf(err error) (result string, retryAfter time.Duration) {
 	return ResultUnreachable, 0
 }
 
-// backoff is how long to wait after the latest of several failures: doubled
+// backoffLocked is how long to wait after the latest of several failures: doubled
 // each time, less up to 20 % of jitter. Where nobody heard us it ends at a minute; where
 // somebody answered, at five: repeating ourselves helps nobody.
-func (r *Refresher) backoff(err error, retryAfter time.Duration) time.Duration {
+func (r *Refresher) backoffLocked(err error, retryAfter time.Duration) time.Duration {
 	first, most := r.o.MinInterval, 6*r.o.MinInterval
 	if wasHeard(err) {
 		first, most = 3*first, 30*first
@@ -345,11 +345,11 @@ func wasHeard(err error) bool {
 	return ok && e.Status != 0
 }
 
-// logFailure writes the line of a failed attempt: a warning while the old token
+// logFailureLocked writes the line of a failed attempt: a warning while the old token
 // serves, an error from when mail waits. The caller holds mu.
-func (r *Refresher) logFailure(err error, now time.Time) {
+func (r *Refresher) logFailureLocked(err error, now time.Time) {
 	level, left := slog.LevelError, time.Duration(0)
-	if r.alive(now) {
+	if r.aliveLocked(now) {
 		level, left = slog.LevelWarn, r.tok.Expires.Sub(now.Round(0))
 	}
 	attrs := []any{"credential", r.credential, "error", err}
@@ -388,9 +388,9 @@ func (r *Refresher) look() (*Token, <-chan struct{}, error) {
 	defer r.mu.Unlock()
 	now := time.Now()
 	switch {
-	case r.good(now):
+	case r.goodLocked(now):
 		return r.tok, nil, nil
-	case (r.lastErr != nil || r.stopped) && r.alive(now):
+	case (r.lastErr != nil || r.stopped) && r.aliveLocked(now):
 		return r.tok, nil, nil // an old one is better than none
 	case r.stopped:
 		return nil, nil, fmt.Errorf("no token of %q: %w", r.credential, errStopped)
@@ -439,12 +439,12 @@ func (r *Refresher) State() RefresherState {
 	defer r.mu.Unlock()
 	now := time.Now()
 	s := RefresherState{
-		Have:        r.alive(now),
+		Have:        r.aliveLocked(now),
 		LastSuccess: r.lastSuccess,
 		LastAttempt: r.lastAttempt,
 		LastErr:     r.lastErr,
 		Attempts:    make(map[string]uint64, len(Results)),
-		NextAttempt: r.due(now),
+		NextAttempt: r.dueLocked(now),
 		Skew:        r.skew,
 	}
 	if r.tok != nil {
@@ -456,25 +456,25 @@ func (r *Refresher) State() RefresherState {
 	return s
 }
 
-// due is when the next attempt is due; the caller holds mu. It is now if there
+// dueLocked is when the next attempt is due; the caller holds mu. It is now if there
 // should be a good token and is none: at the start, and after the machine was
 // suspended.
-func (r *Refresher) due(now time.Time) time.Time {
-	if r.lastErr == nil && !r.good(now) {
+func (r *Refresher) dueLocked(now time.Time) time.Time {
+	if r.lastErr == nil && !r.goodLocked(now) {
 		return r.notBefore
 	}
 	return r.next
 }
 
-// good tells whether the token may be handed out without a second thought; the
+// goodLocked tells whether the token may be handed out without a second thought; the
 // caller holds mu.
-func (r *Refresher) good(now time.Time) bool {
-	return r.alive(now) && !r.suspect && (r.short || r.tok.Expires.Sub(now.Round(0)) >= MinLife)
+func (r *Refresher) goodLocked(now time.Time) bool {
+	return r.aliveLocked(now) && !r.suspect && (r.short || r.tok.Expires.Sub(now.Round(0)) >= MinLife)
 }
 
-// alive tells whether there is a token that has not expired by the wall clock;
+// aliveLocked tells whether there is a token that has not expired by the wall clock;
 // the caller holds mu.
-func (r *Refresher) alive(now time.Time) bool {
+func (r *Refresher) aliveLocked(now time.Time) bool {
 	return r.tok != nil && now.Round(0).Before(r.tok.Expires)
 }
 

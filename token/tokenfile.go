@@ -94,7 +94,7 @@ func TokenFileName(mailbox string) string {
 func (f *TokenFiles) Use(list []TokenFile) {
 	f.mu.Lock()
 	f.list, f.used = list, true
-	wake := f.waker()
+	wake := f.wakerLocked()
 	f.mu.Unlock()
 	select {
 	case wake <- struct{}{}:
@@ -102,8 +102,8 @@ func (f *TokenFiles) Use(list []TokenFile) {
 	}
 }
 
-// waker returns the channel that wakes Run; f.mu is held.
-func (f *TokenFiles) waker() chan struct{} {
+// wakerLocked returns the channel that wakes Run; f.mu is held.
+func (f *TokenFiles) wakerLocked() chan struct{} {
 	if f.wake == nil {
 		f.wake = make(chan struct{}, 1)
 	}
@@ -114,7 +114,7 @@ func (f *TokenFiles) waker() chan struct{} {
 // Before the first Use it does nothing.
 func (f *TokenFiles) Run(ctx context.Context) {
 	f.mu.Lock()
-	wake := f.waker()
+	wake := f.wakerLocked()
 	f.mu.Unlock()
 	f.told = make(map[string]string)
 	if f.Log == nil {

@@ -74,7 +74,7 @@ type Admission struct {
 	shared *sharedCounts  // nil for none; in place of a store
 	report func(error)
 
-	mu     sync.Mutex // guards what follows
+	mu     sync.Mutex // guards what follows, the meters and the reservations; methods in ...Locked need it held
 	clock  admissionClock
 	meters map[string]*meter
 	all    []*meter // the same, in any order, for the hand that looks for idle ones
@@ -123,17 +123,17 @@ func (a *Admission) Begin(key string, q Quota, now time.Time) (*Reservation, *Re
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	at := a.clock.read(now)
-	a.sweep(sweepStep, at)
+	a.sweepLocked(sweepStep, at)
 	r := &Reservation{of: a, key: key, quota: q}
 	m := a.meters[key]
 	switch {
 	case m == nil:
-		m = newMeter(key, a.shapeOf(&q))
-		a.enter(m)
+		m = newMeter(key, a.shapeOfLocked(&q))
+		a.enterLocked(m)
 	case !m.shape.is(&q):
-		m.reshape(a.shapeOf(&q))
+		m.reshape(a.shapeOfLocked(&q))
 	}
-	if no := a.reserve(r, m, 0, at); no != nil {
+	if no := a.reserveLocked(r, m, 0, at); no != nil {
 		return nil, no
 	}
 	return r, nil
@@ -151,7 +151,7 @@ func (r *Reservation) Recipients(n int, now time.Time) *Refusal {
 		return nil
 	}
 	at := r.of.clock.read(now)
-	return r.of.reserve(r, r.of.home(r, at), n, at)
+	return r.of.reserveLocked(r, r.of.homeLocked(r, at), n, at)
 }
 
 // Commit counts a message at its end: all its reservations, of its client and its identity, or none. It refuses only if one
@@ -163,28 +163,28 @@ func (a *Admission) Commit(now time.Time, list ...*Reservation) *Refusal {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	at := a.clock.read(now)
-	live, no := a.renew(list, at)
+	live, no := a.renewLocked(list, at)
 	if no != nil {
 		return no
 	}
 	for _, r := range live {
 		m := r.in
-		r.end()
+		r.endLocked()
 		m.book(r.recipients, at)
-		a.touch(m)
+		a.touchLocked(m)
 	}
 	return nil
 }
 
-// renew returns the reservations that have not ended, all of them held, or says why one of those that had expired cannot be held again; then
+// renewLocked returns the reservations that have not ended, all of them held, or says why one of those that had expired cannot be held again; then
 // all are aborted.
-func (a *Admission) renew(list []*Reservation, at int64) (live []*Reservation, no *Refusal) {
+func (a *Admission) renewLocked(list []*Reservation, at int64) (live []*Reservation, no *Refusal) {
 	for _, r := range list {
 		if r == nil || r.done {
 			continue
 		}
-		if no := a.reserve(r, a.home(r, at), 0, at); no != nil {
-			abortAll(list)
+		if no := a.reserveLocked(r, a.homeLocked(r, at), 0, at); no != nil {
+			abortAllLocked(list)
 			return nil, no
 		}
 		live = append(live, r)
@@ -199,19 +199,20 @@ func (r *Reservation) Abort() {
 	}
 	r.of.mu.Lock()
 	defer r.of.mu.Unlock()
-	r.end()
+	r.endLocked()
 }
 
-func abortAll(list []*Reservation) {
+// abortAllLocked ends reservations of one Admission, whose lock is held.
+func abortAllLocked(list []*Reservation) {
 	for _, r := range list {
 		if r != nil {
-			r.end()
+			r.endLocked()
 		}
 	}
 }
 
-// end gives back what the reservation holds, for good.
-func (r *Reservation) end() {
+// endLocked gives back what the reservation holds, for good.
+func (r *Reservation) endLocked() {
 	if r.in != nil {
 		r.in.release(r)
 	}
@@ -232,7 +233,7 @@ func (a *Admission) Peek(key string, q Quota, recipients int, now time.Time) *Re
 	if !m.shape.is(&q) {
 		m.reshape(newShape(q.rates()))
 	}
-	return a.refusal(&m, 1, recipients, at)
+	return a.refusalLocked(&m, 1, recipients, at)
 }
 
 // Used is how much of one limit is used.
@@ -268,8 +269,8 @@ func (a *Admission) Keys() int {
 	return len(a.all)
 }
 
-// home returns the meter where the reservation is held, or has to be held again after it expired.
-func (a *Admission) home(r *Reservation, now int64) *meter {
+// homeLocked returns the meter where the reservation is held, or has to be held again after it expired.
+func (a *Admission) homeLocked(r *Reservation, now int64) *meter {
 	if r.in != nil {
 		r.in.expire(now)
 	}
@@ -278,20 +279,20 @@ func (a *Admission) home(r *Reservation, now int64) *meter {
 	}
 	m := a.meters[r.key]
 	if m == nil {
-		m = newMeter(r.key, a.shapeOf(&r.quota))
-		a.enter(m)
+		m = newMeter(r.key, a.shapeOfLocked(&r.quota))
+		a.enterLocked(m)
 	}
 	return m
 }
 
-// reserve asks for n more recipients, and for all that the reservation has had before if it is not held.
-func (a *Admission) reserve(r *Reservation, m *meter, n int, now int64) *Refusal {
+// reserveLocked asks for n more recipients, and for all that the reservation has had before if it is not held.
+func (a *Admission) reserveLocked(r *Reservation, m *meter, n int, now int64) *Refusal {
 	m.expire(now)
 	messages, recipients := 0, n
 	if r.in == nil {
 		messages, recipients = 1, r.recipients+n
 	}
-	if no := a.refusal(m, messages, recipients, now); no != nil {
+	if no := a.refusalLocked(m, messages, recipients, now); no != nil {
 		return no
 	}
 	if r.in != nil {
@@ -303,22 +304,22 @@ func (a *Admission) reserve(r *Reservation, m *meter, n int, now int64) *Refusal
 	return nil
 }
 
-// refusal says what stands in the way of so many more.
-func (a *Admission) refusal(m *meter, messages, recipients int, now int64) *Refusal {
+// refusalLocked says what stands in the way of so many more.
+func (a *Admission) refusalLocked(m *meter, messages, recipients int, now int64) *Refusal {
 	if i, opens := m.obstacle(messages, recipients, now); i >= 0 {
-		return a.refused(m.key, m.shape.rates[i], opens)
+		return a.refusedLocked(m.key, m.shape.rates[i], opens)
 	}
 	if a.shared == nil || a.shared.up || m.mine == nil {
 		return nil
 	}
 	shares := m.shape.shares(a.shared.hosts)
 	if i, opens := inTheWay(shares, m.mine.windows, messages, recipients, m.messages, m.recipients, now); i >= 0 {
-		return a.refused(m.key, shares[i], opens)
+		return a.refusedLocked(m.key, shares[i], opens)
 	}
 	return nil
 }
 
-func (a *Admission) refused(key string, r kindRate, opens int64) *Refusal {
+func (a *Admission) refusedLocked(key string, r kindRate, opens int64) *Refusal {
 	no := &Refusal{Key: key, Kind: r.kind, Rate: r.Rate}
 	if opens != neverOpens {
 		no.Opens = a.clock.wall(opens)

@@ -13,8 +13,8 @@ const (
 	evictStep = 8
 )
 
-// shapeOf returns the shape of a quota. There are as many as the configuration has different quotas, so they are kept for ever.
-func (a *Admission) shapeOf(q *Quota) *shape {
+// shapeOfLocked returns the shape of a quota. There are as many as the configuration has different quotas, so they are kept for ever.
+func (a *Admission) shapeOfLocked(q *Quota) *shape {
 	name := fmt.Sprint(q.Messages, q.Recipients)
 	s := a.shapes[name]
 	if s == nil {
@@ -24,50 +24,50 @@ func (a *Admission) shapeOf(q *Quota) *shape {
 	return s
 }
 
-// enter makes a meter known.
-func (a *Admission) enter(m *meter) {
-	a.evict()
+// enterLocked makes a meter known.
+func (a *Admission) enterLocked(m *meter) {
+	a.evictLocked()
 	m.index = int32(len(a.all))
 	a.all = append(a.all, m)
 	a.meters[m.key] = m
 }
 
-// evict forgets keys until there is room for one more, whatever they have counted. Those with messages under way stay; they
+// evictLocked forgets keys until there is room for one more, whatever they have counted. Those with messages under way stay; they
 // are few, so what a search finds none for, the next one makes up for.
-func (a *Admission) evict() {
+func (a *Admission) evictLocked() {
 	for range evictStep {
 		if len(a.all) < a.most {
 			return
 		}
-		if m := a.next(); m.oldest == nil {
-			a.remove(m)
+		if m := a.nextLocked(); m.oldest == nil {
+			a.removeLocked(m)
 		} else {
 			a.hand++
 		}
 	}
 }
 
-// sweep looks at the next n keys and forgets those that are idle.
-func (a *Admission) sweep(n int, now int64) {
+// sweepLocked looks at the next n keys and forgets those that are idle.
+func (a *Admission) sweepLocked(n int, now int64) {
 	for range min(n, len(a.all)) {
-		if m := a.next(); m.idle(now) {
-			a.remove(m)
+		if m := a.nextLocked(); m.idle(now) {
+			a.removeLocked(m)
 		} else {
 			a.hand++
 		}
 	}
 }
 
-// next returns the meter that the hand points to.
-func (a *Admission) next() *meter {
+// nextLocked returns the meter that the hand points to.
+func (a *Admission) nextLocked() *meter {
 	if a.hand >= len(a.all) {
 		a.hand = 0
 	}
 	return a.all[a.hand]
 }
 
-// remove forgets a meter; the last takes its place.
-func (a *Admission) remove(m *meter) {
+// removeLocked forgets a meter; the last takes its place.
+func (a *Admission) removeLocked(m *meter) {
 	end := len(a.all) - 1
 	a.all[m.index] = a.all[end]
 	a.all[m.index].index = m.index

@@ -199,7 +199,7 @@ func (a *Admission) ask(ctx context.Context, names []string, q sharedRequest) (*
 func (a *Admission) commitShared(now time.Time, list []*Reservation) *Refusal {
 	a.mu.Lock()
 	at := a.clock.read(now)
-	live, no := a.renew(list, at)
+	live, no := a.renewLocked(list, at)
 	if no != nil || len(live) == 0 {
 		a.mu.Unlock()
 		return no
@@ -229,9 +229,9 @@ func (a *Admission) settle(answer *sharedAnswer, live []*Reservation, shapes []*
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for i, r := range live {
-		m := a.home(r, at)
+		m := a.homeLocked(r, at)
 		if answer.Refused == 0 {
-			r.end()
+			r.endLocked()
 			m.own().book(m.shape, r.recipients, at)
 		}
 		if m.shape == shapes[i] { // else another quota has come into force meanwhile
@@ -243,7 +243,7 @@ func (a *Admission) settle(answer *sharedAnswer, live []*Reservation, shapes []*
 	if i < 0 || i >= len(live) || j < 0 || j >= len(shapes[i].rates) {
 		return nil
 	}
-	abortAll(live)
+	abortAllLocked(live)
 	no := &Refusal{Key: live[i].key, Kind: shapes[i].rates[j].kind, Rate: shapes[i].rates[j].Rate}
 	if answer.Wait >= 0 {
 		no.Opens = a.clock.wall(at + answer.Wait*int64(time.Microsecond))
@@ -271,16 +271,16 @@ func (a *Admission) commitAlone(live []*Reservation, at int64) *Refusal {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, r := range live {
-		m := a.home(r, at)
+		m := a.homeLocked(r, at)
 		shares := m.shape.shares(a.shared.hosts)
 		if i, opens := inTheWay(shares, m.own().windows, 1, r.recipients, 0, 0, at); i >= 0 {
-			abortAll(live)
-			return a.refused(m.key, shares[i], opens)
+			abortAllLocked(live)
+			return a.refusedLocked(m.key, shares[i], opens)
 		}
 	}
 	for _, r := range live {
-		m := a.home(r, at)
-		r.end()
+		m := a.homeLocked(r, at)
+		r.endLocked()
 		o := m.own()
 		o.book(m.shape, r.recipients, at)
 		if o.owed == nil {

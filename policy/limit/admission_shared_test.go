@@ -60,7 +60,9 @@ func takeOne(a *Admission, now time.Time, recipients int, q Quota, keys ...strin
 		}
 		list = append(list, r)
 		if no != nil {
-			abortAll(list)
+			for _, r := range list {
+				r.Abort()
+			}
 			return no
 		}
 	}

@@ -48,9 +48,9 @@ func OpenAdmission(ctx context.Context, store AdmissionStore, report func(error)
 			a.gone[key] = struct{}{}
 			return
 		}
-		m.shape = a.intern(m.shape)
+		m.shape = a.internLocked(m.shape)
 		a.clock.latest = max(a.clock.latest, m.booked)
-		a.enter(m)
+		a.enterLocked(m)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("loading admission counts: %w", err)
@@ -88,7 +88,7 @@ func (a *Admission) Run(ctx context.Context) error {
 func (a *Admission) tidy(now time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.sweep(saveBatch, a.clock.read(now))
+	a.sweepLocked(saveBatch, a.clock.read(now))
 }
 
 // save writes what has changed. What cannot be written is tried again the next time.
@@ -143,23 +143,23 @@ func (a *Admission) restore(batch map[string][]byte) {
 	defer a.mu.Unlock()
 	for key := range batch {
 		if m := a.meters[key]; m != nil {
-			a.touch(m)
+			a.touchLocked(m)
 		} else {
 			a.gone[key] = struct{}{}
 		}
 	}
 }
 
-// touch notes that a meter has to be saved.
-func (a *Admission) touch(m *meter) {
+// touchLocked notes that a meter has to be saved.
+func (a *Admission) touchLocked(m *meter) {
 	if a.store != nil && !m.dirty {
 		m.dirty = true
 		a.dirty = append(a.dirty, m)
 	}
 }
 
-// intern returns the shape of the same rates that others have already.
-func (a *Admission) intern(s *shape) *shape {
+// internLocked returns the shape of the same rates that others have already.
+func (a *Admission) internLocked(s *shape) *shape {
 	var q Quota
 	for _, r := range s.rates {
 		if r.kind == KindMessages {
@@ -168,7 +168,7 @@ func (a *Admission) intern(s *shape) *shape {
 			q.Recipients = append(q.Recipients, r.Rate)
 		}
 	}
-	return a.shapeOf(&q)
+	return a.shapeOfLocked(&q)
 }
 
 // meterVersion changes with the form of a record and with slotsPerPeriod. Records of another version are forgotten.

@@ -153,13 +153,13 @@ func (b *Bolt) Take(ctx context.Context, mailbox string, l Limits, now time.Time
 		b.mu.Unlock()
 		return Answer{}, ErrClosed
 	}
-	b.prune(now)
+	b.pruneLocked(now)
 	ans := b.book.take(mailbox, l, now)
 	if ans.Lease == 0 {
 		b.mu.Unlock()
 		return ans, nil
 	}
-	b.touch(mailbox, groupName(l))
+	b.touchLocked(mailbox, groupName(l))
 	c := b.next
 	b.mu.Unlock()
 	b.wake()
@@ -185,20 +185,20 @@ func (b *Bolt) undo(mailbox string, l Limits, lease uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.book.account(mailbox).undo(b.book.group(l), lease)
-	b.touch(mailbox, groupName(l))
-	b.later()
+	b.touchLocked(mailbox, groupName(l))
+	b.laterLocked()
 }
 
-// touch notes that an account and its group have changed.
-func (b *Bolt) touch(mailbox, group string) {
+// touchLocked notes that an account and its group have changed.
+func (b *Bolt) touchLocked(mailbox, group string) {
 	b.accounts[mailbox] = true
 	if group != "" {
 		b.groups[group] = true
 	}
 }
 
-// prune forgets mailboxes that say nothing any more.
-func (b *Bolt) prune(now time.Time) {
+// pruneLocked forgets mailboxes that say nothing any more.
+func (b *Bolt) pruneLocked(now time.Time) {
 	mailboxes, groups := b.book.forget(now)
 	for _, m := range mailboxes {
 		b.accounts[m] = true
@@ -218,14 +218,14 @@ func (b *Bolt) Settle(ctx context.Context, mailbox string, lease uint64, o Outco
 	}
 	group, known, more := b.book.settle(mailbox, lease, o, now)
 	if known {
-		b.touch(mailbox, group)
+		b.touchLocked(mailbox, group)
 	}
 	if !more && !o.Concurrency {
-		b.later()
+		b.laterLocked()
 		b.mu.Unlock()
 		return nil
 	}
-	return b.flush(ctx)
+	return b.unlockAndFlush(ctx)
 }
 
 // Pause implements [Ledger]. The pause is on the disk when it returns without error.
@@ -237,11 +237,11 @@ func (b *Bolt) Pause(ctx context.Context, mailbox string, until time.Time, reaso
 	}
 	b.book.pause(mailbox, until, reason, now)
 	b.accounts[mailbox] = true
-	return b.flush(ctx)
+	return b.unlockAndFlush(ctx)
 }
 
-// flush unlocks mu, and waits for a commit of all that has changed.
-func (b *Bolt) flush(ctx context.Context) error {
+// unlockAndFlush unlocks mu, and waits for a commit of all that has changed.
+func (b *Bolt) unlockAndFlush(ctx context.Context) error {
 	c := b.next
 	b.mu.Unlock()
 	b.wake()
@@ -274,8 +274,8 @@ func (b *Bolt) Outstanding() []Outstanding {
 // Adopt implements [Survivor]; the file has all that is to be known of the lease.
 func (b *Bolt) Adopt(string, uint64, Limits) {}
 
-// later sees to it that there will be a commit. The caller holds mu.
-func (b *Bolt) later() {
+// laterLocked sees to it that there will be a commit. The caller holds mu.
+func (b *Bolt) laterLocked() {
 	if !b.armed {
 		b.armed = true
 		time.AfterFunc(settleDelay, b.wake)
@@ -322,7 +322,7 @@ type change struct{ bucket, key, value []byte }
 // commit writes all that has changed.
 func (b *Bolt) commit() error {
 	b.mu.Lock()
-	c, list := b.next, b.changes()
+	c, list := b.next, b.changesLocked()
 	accounts, groups := b.accounts, b.groups
 	b.next, b.accounts, b.groups, b.armed = newCommit(), make(map[string]bool), make(map[string]bool), false
 	b.mu.Unlock()
@@ -348,8 +348,8 @@ func (b *Bolt) again(accounts, groups map[string]bool) {
 	}
 }
 
-// changes encodes what has changed. The caller holds mu.
-func (b *Bolt) changes() []change {
+// changesLocked encodes what has changed. The caller holds mu.
+func (b *Bolt) changesLocked() []change {
 	id, up := b.boot()
 	s := stamp{ledger: b.book.now, wall: b.book.last.UnixMicro(), boot: id, up: up.Microseconds(), lost: b.book.lost, serial: b.book.serial}
 	list := []change{{bucketMeta, keyStamp, s.encode()}}

@@ -178,7 +178,7 @@ func (b *Bolt) found(tx *bbolt.Tx, now time.Time) error {
 	if err := tx.Bucket(bucketMeta).Put(keyFormat, []byte(boltFormat)); err != nil {
 		return err
 	}
-	return apply(tx, b.changes())
+	return apply(tx, b.changesLocked())
 }
 
 // resume goes on with the ledger's time where the file ends.

@@ -117,10 +117,10 @@ func (b *Bolt) noteLease(mailbox string, l Limits, id uint64, now time.Time) {
 	l = apart(mailbox, l)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.prune(now)
+	b.pruneLocked(now)
 	b.book.noteLease(mailbox, l, id, now)
-	b.touch(mailbox, groupName(l))
-	b.later()
+	b.touchLocked(mailbox, groupName(l))
+	b.laterLocked()
 }
 
 func (b *Bolt) noteOutcome(mailbox string, id uint64, o Outcome, now time.Time) bool {
@@ -128,8 +128,8 @@ func (b *Bolt) noteOutcome(mailbox string, id uint64, o Outcome, now time.Time) 
 	defer b.mu.Unlock()
 	group, known, _ := b.book.settle(mailbox, id, o, now)
 	if known {
-		b.touch(mailbox, group)
-		b.later()
+		b.touchLocked(mailbox, group)
+		b.laterLocked()
 	}
 	return known
 }
@@ -150,7 +150,7 @@ func (b *Bolt) written(ctx context.Context) error {
 		b.mu.Unlock()
 		return nil // somebody else's commit has taken it along
 	}
-	return b.flush(ctx)
+	return b.unlockAndFlush(ctx)
 }
 
 // keyEpoch is in bucketMeta.

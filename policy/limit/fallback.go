@@ -182,14 +182,14 @@ func (s *Shared) tend(ctx context.Context) {
 		return
 	}
 	if err == nil || errors.Is(err, errRejoin) {
-		s.rejoin(ctx)
+		s.rejoinLocked(ctx)
 	} else {
-		s.away(err)
+		s.awayLocked(err)
 	}
 }
 
-// away notes that the store does not answer. It may have heard the last request, so silence begins now.
-func (s *Shared) away(err error) {
+// awayLocked notes that the store does not answer. It may have heard the last request, so silence begins now.
+func (s *Shared) awayLocked(err error) {
 	s.lost = time.Now()
 	if !s.shared && s.told {
 		return
@@ -203,25 +203,25 @@ func (s *Shared) away(err error) {
 	}
 }
 
-// rejoin books what the store does not know, and becomes a member again. The caller holds mu, so that
+// rejoinLocked books what the store does not know, and becomes a member again. The caller holds mu, so that
 // nothing is given in the meantime.
-func (s *Shared) rejoin(ctx context.Context) {
-	if err := s.catchUp(ctx); err != nil {
-		s.away(err)
+func (s *Shared) rejoinLocked(ctx context.Context) {
+	if err := s.catchUpLocked(ctx); err != nil {
+		s.awayLocked(err)
 		return
 	}
 	back := !s.shared
 	s.shared, s.member, s.told, s.epoch = true, true, true, s.primary.dataEpoch()
 	s.owed, s.late, s.pauses = NewMemory(), nil, make(map[string]pause)
-	s.kept(s.diary.setEpoch(s.epoch))
+	s.keptLocked(s.diary.setEpoch(s.epoch))
 	if back {
 		s.o.Log.Info("the shared ledger is in use")
 		s.o.OnChange(true)
 	}
 }
 
-// kept says that the diary cannot be written, and when it can again: once each. The store has the same, so mail goes on.
-func (s *Shared) kept(err error) {
+// keptLocked says that the diary cannot be written, and when it can again: once each. The store has the same, so mail goes on.
+func (s *Shared) keptLocked(err error) {
 	if bad := err != nil; s.unkept == bad {
 		return
 	}
@@ -234,12 +234,12 @@ func (s *Shared) kept(err error) {
 		"error", err)
 }
 
-func (s *Shared) catchUp(ctx context.Context) error {
+func (s *Shared) catchUpLocked(ctx context.Context) error {
 	if err := s.primary.beat(ctx); err != nil && !errors.Is(err, errRejoin) {
 		return err
 	}
 	forgotten := s.epoch != "" && s.epoch != s.primary.dataEpoch()
-	if err := s.bookAll(ctx, forgotten); err != nil {
+	if err := s.bookAllLocked(ctx, forgotten); err != nil {
 		return err
 	}
 	for _, v := range s.late {
@@ -255,8 +255,8 @@ func (s *Shared) catchUp(ctx context.Context) error {
 	return s.primary.join(ctx, s.member || forgotten)
 }
 
-// bookAll tells the store what it does not know: what it has forgotten, which includes the rest, or what was sent without it.
-func (s *Shared) bookAll(ctx context.Context, forgotten bool) error {
+// bookAllLocked tells the store what it does not know: what it has forgotten, which includes the rest, or what was sent without it.
+func (s *Shared) bookAllLocked(ctx context.Context, forgotten bool) error {
 	from := diary(s.owed)
 	if forgotten {
 		from = s.diary
@@ -352,7 +352,7 @@ func (s *Shared) Take(ctx context.Context, mailbox string, l Limits, now time.Ti
 		werr := s.diary.written(context.WithoutCancel(ctx))
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.kept(werr)
+		s.keptLocked(werr)
 	}
 	return ans, err
 }
@@ -376,9 +376,9 @@ func (s *Shared) take(ctx context.Context, mailbox string, l Limits, now time.Ti
 func (s *Shared) failed(ctx context.Context, mailbox string, l Limits, err error, now time.Time) (Answer, error) {
 	s.mu.Lock()
 	if errors.Is(err, errRejoin) {
-		s.rejoin(context.WithoutCancel(ctx))
+		s.rejoinLocked(context.WithoutCancel(ctx))
 	} else {
-		s.away(err)
+		s.awayLocked(err)
 	}
 	shared := s.shared
 	s.mu.Unlock()
@@ -407,7 +407,7 @@ func (s *Shared) alone(ctx context.Context, mailbox string, l Limits, now time.T
 		return ans, err
 	}
 	id := newID()
-	s.note(mailbox, l, id, lease{own: ans.Lease, mailbox: mailbox}, now)
+	s.noteLocked(mailbox, l, id, lease{own: ans.Lease, mailbox: mailbox}, now)
 	s.owed.noteLease(mailbox, l, id, now)
 	return Answer{Lease: id}, nil
 }
@@ -418,21 +418,21 @@ func (s *Shared) granted(mailbox string, l Limits, id uint64, x lease, now time.
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.note(mailbox, l, id, x, now)
+	s.noteLocked(mailbox, l, id, x, now)
 }
 
-// note remembers a lease of this host. The caller holds mu.
-func (s *Shared) note(mailbox string, l Limits, id uint64, x lease, now time.Time) {
+// noteLocked remembers a lease of this host. The caller holds mu.
+func (s *Shared) noteLocked(mailbox string, l Limits, id uint64, x lease, now time.Time) {
 	x.given = s.clock.read(now)
 	s.leases[id] = x
 	s.diary.noteLease(mailbox, l, id, now)
 	if len(s.leases) >= s.prune {
-		s.forget(x.given)
+		s.forgetLocked(x.given)
 	}
 }
 
-// forget drops what no window reaches back to. What is owed goes when it is booked.
-func (s *Shared) forget(now instant) {
+// forgetLocked drops what no window reaches back to. What is owed goes when it is booked.
+func (s *Shared) forgetLocked(now instant) {
 	for id, x := range s.leases {
 		if now-x.given >= 2*micros(MaxSession) {
 			delete(s.leases, id)
@@ -473,7 +473,7 @@ func (s *Shared) settleShared(ctx context.Context, v verdict, now time.Time) err
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.late = append(s.late, v)
-	s.away(err)
+	s.awayLocked(err)
 	return nil // it will be booked when the store is back
 }
 
@@ -497,7 +497,7 @@ func (s *Shared) Pause(ctx context.Context, mailbox string, until time.Time, rea
 		if cause == nil {
 			return err
 		}
-		s.away(cause)
+		s.awayLocked(cause)
 	}
 	s.pauses[mailbox] = pause{until, reason}
 	return err
