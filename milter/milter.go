@@ -329,7 +329,7 @@ func (t *transaction) EndOfMessage(m *protocol.Modifier) (*protocol.Response, er
 	}
 	switch {
 	case over == nil:
-		t.s.Queue.accepted(&d, len(t.req.Rcpts), t.req.Now)
+		t.s.Queue.accepted(&d, t.req.QueueID, len(t.req.Rcpts), t.req.Now)
 		return protocol.RespAccept, nil
 	case over.on == HoldOver:
 		return t.hold(m, &d, over)

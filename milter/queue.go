@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"log/slog"
 	"math"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,9 +27,11 @@ const (
 	queueInterval = 30 * time.Second
 	// queueTime is how long the reading may take: showq(8) opens every file of the queue.
 	queueTime = 2 * time.Minute
-	// queueOverlap is how long a message may need from our answer to its place in the queue. It is counted twice for as
-	// long, rather than not at all.
+	// queueOverlap is how long a message may need from our answer to its place in the queue. For as long it is counted
+	// though the queue does not name it, also when it has left already.
 	queueOverlap = 2 * time.Second
+	// maxQueueIDs bounds the memory of a reading, to some 20 MB. What the queue names beyond it is counted each time.
+	maxQueueIDs = 1 << 20
 )
 
 // A Queue watches what waits in Postfix's queue for each mailbox, and says when no more is to be taken: see [limit.Ceiling]. It
@@ -52,6 +56,7 @@ type Queue struct {
 // taken is a message that was accepted.
 type taken struct {
 	at    time.Time
+	id    string // its queue id; "" where the MTA does not tell
 	key   string
 	rcpts int
 }
@@ -95,6 +100,10 @@ func (q *Queue) Run(ctx context.Context) {
 	t := time.NewTicker(queueInterval)
 	defer t.Stop()
 	for {
+		select {
+		case <-q.changed: // before this reading, which knows of it
+		default:
+		}
 		q.look(ctx)
 		select {
 		case <-ctx.Done():
@@ -109,13 +118,13 @@ func (q *Queue) Run(ctx context.Context) {
 func (q *Queue) look(ctx context.Context) {
 	r := q.rules.Load()
 	if r == nil || r.Wait <= 0 {
-		q.set(nil, time.Time{})
+		q.set(nil, nil, time.Time{})
 		q.up.Reset()
 		q.waiting.Reset()
 		return
 	}
 	began := time.Now()
-	view, err := r.read(ctx)
+	view, named, err := r.read(ctx)
 	left := r.stillLeft(ctx)
 	if ctx.Err() != nil {
 		return
@@ -123,7 +132,7 @@ func (q *Queue) look(ctx context.Context) {
 	q.mu.Lock()
 	q.left = left
 	q.mu.Unlock()
-	if before := q.set(view, began); (err != nil) != before {
+	if before := q.set(view, named, began); (err != nil) != before {
 		if err != nil {
 			q.log.Warn("the queue cannot be read: mail passes without a ceiling", "socket", r.Socket, "error", err,
 				"hint", "the user of the milter must be in the group postdrop, and milter.queue_socket be that of Postfix's showq service")
@@ -135,16 +144,14 @@ func (q *Queue) look(ctx context.Context) {
 }
 
 // set puts a view into force, nil for none, and forgets what it contains. It tells whether there was none before.
-func (q *Queue) set(view map[string]*limit.Backlog, began time.Time) (failed bool) {
+func (q *Queue) set(view map[string]*limit.Backlog, named *queueIDs, began time.Time) (failed bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	failed, q.failed = q.failed, view == nil && !began.IsZero()
 	q.view = view
-	old := 0
-	for old < len(q.recent) && (view == nil || q.recent[old].at.Before(began.Add(-queueOverlap))) {
-		old++
-	}
-	q.recent = append(q.recent[:0], q.recent[old:]...)
+	q.recent = slices.DeleteFunc(q.recent, func(m taken) bool {
+		return view == nil || m.at.Before(began.Add(-queueOverlap)) || named.has(m.id)
+	})
 	clear(q.since)
 	for _, m := range q.recent {
 		add(q.since, m.key, m.rcpts)
@@ -231,14 +238,14 @@ func (r *QueueRules) stillLeft(ctx context.Context) map[string]int {
 }
 
 // accepted counts a message that goes into the queue.
-func (q *Queue) accepted(d *policy.Decision, rcpts int, now time.Time) {
+func (q *Queue) accepted(d *policy.Decision, id string, rcpts int, now time.Time) {
 	r, key, _ := q.of(d)
 	if r == nil {
 		return
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.recent = append(q.recent, taken{now, key, rcpts})
+	q.recent = append(q.recent, taken{now, id, key, rcpts})
 	add(q.since, key, rcpts)
 }
 
@@ -289,34 +296,71 @@ func add(m map[string]*limit.Backlog, key string, rcpts int) {
 	b.Recipients += rcpts
 }
 
-// read reads Postfix's queue. Mail of a sender that leaves by a connector too is counted for the mailbox that may
-// send as it: the queue does not tell.
-func (r *QueueRules) read(ctx context.Context) (map[string]*limit.Backlog, error) {
+// read reads Postfix's queue, and returns the ids of what it has counted. Mail of a sender that leaves by a connector too is
+// counted for the mailbox that may send as it: the queue does not tell.
+//
+// showq(8) lists one queue after the other (active, incoming, deferred; Postfix, src/showq/showq.c) while qmgr(8) moves messages
+// between them. One that is deferred meanwhile is named twice, and counted once. One that moves the other way, from deferred to
+// active as a queue run begins, may not be named at all, and no second look could tell it from one that has left. It is missed until
+// the next reading, so that the ceiling may be passed by what comes in until then: too few in view takes mail, too many would refuse it.
+func (r *QueueRules) read(ctx context.Context) (map[string]*limit.Backlog, *queueIDs, error) {
 	ctx, cancel := context.WithTimeout(ctx, queueTime)
 	defer cancel()
 	c, err := (&net.Dialer{}).DialContext(ctx, "unix", r.Socket)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.Close() })()
-	view := make(map[string]*limit.Backlog)
-	err = readQueue(bufio.NewReaderSize(c, maxQueueName), func(queue, sender string, rcpts int) {
-		if !leaving[queue] {
+	view, named := make(map[string]*limit.Backlog), newQueueIDs()
+	err = readQueue(bufio.NewReaderSize(c, maxQueueName), func(m queued) {
+		if !leaving[m.queue] {
 			return
 		}
-		a, err := policy.ParseAddress(sender)
+		a, err := policy.ParseAddress(m.sender)
 		if err != nil {
 			return
 		}
-		if key, _ := r.queue(a); key != "" {
-			add(view, key, rcpts)
+		if key, _ := r.queue(a); key != "" && named.add(m.id) {
+			add(view, key, m.rcpts)
 		}
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return view, nil
+	return view, named, nil
+}
+
+// queueIDs is a set of queue ids, of which hashes are kept. A message keeps its id in whatever queue it is, as a short id is made of
+// its file's inode. That Postfix gives a short id again, to a message that comes in as another leaves, takes the same
+// microsecond of a second: then one is missed until the next reading. nil is empty.
+type queueIDs struct {
+	seed   maphash.Seed
+	hashes map[uint64]struct{}
+	most   int
+}
+
+func newQueueIDs() *queueIDs {
+	return &queueIDs{seed: maphash.MakeSeed(), hashes: make(map[uint64]struct{}), most: maxQueueIDs}
+}
+
+// add reports whether the id is new, as far as is known.
+func (s *queueIDs) add(id string) bool {
+	if s.has(id) {
+		return false
+	}
+	if id != "" && len(s.hashes) < s.most {
+		s.hashes[maphash.String(s.seed, id)] = struct{}{}
+	}
+	return true
+}
+
+func (s *queueIDs) has(id string) bool {
+	if s == nil || id == "" {
+		return false
+	}
+	_, ok := s.hashes[maphash.String(s.seed, id)]
+	return ok
 }
 
 // leaving are the queues whose mail leaves by itself; what is held does not, and what is in maildrop has not been decided on.
@@ -325,13 +369,19 @@ var leaving = map[string]bool{"incoming": true, "active": true, "deferred": true
 // maxQueueName bounds what is kept of a name or value; showq(8) also tells reasons, which may be long.
 const maxQueueName = 4096
 
+// queued is a message as showq(8) tells it.
+type queued struct {
+	queue, id, sender string
+	rcpts             int
+}
+
 // readQueue reads what showq(8) says of the queue: lists of attributes, each a name and a value that end in NUL, and each list ends in one more
 // NUL, as the whole does (Postfix, src/showq/showq.c and src/util/attr_print0.c). A message is one list with an attribute "recipient"
 // for each. Since 3.6 a list that names the protocol comes first.
-func readQueue(r *bufio.Reader, fn func(queue, sender string, rcpts int)) error {
+func readQueue(r *bufio.Reader, fn func(queued)) error {
 	for lists := 0; ; lists++ {
-		var queue, sender string
-		rcpts, attributes := 0, 0
+		var m queued
+		attributes := 0
 		for ; ; attributes++ {
 			name, err := queueWord(r)
 			if err != nil {
@@ -346,11 +396,13 @@ func readQueue(r *bufio.Reader, fn func(queue, sender string, rcpts int)) error 
 			}
 			switch name {
 			case "queue_name":
-				queue = value
+				m.queue = value
+			case "queue_id":
+				m.id = value
 			case "sender":
-				sender = value
+				m.sender = value
 			case "recipient":
-				rcpts++
+				m.rcpts++
 			case "protocol":
 				if value != "mail_queue_list_protocol" {
 					return fmt.Errorf("it speaks another protocol: %.40q", value)
@@ -360,8 +412,8 @@ func readQueue(r *bufio.Reader, fn func(queue, sender string, rcpts int)) error 
 		switch {
 		case attributes == 0:
 			return nil
-		case queue != "":
-			fn(queue, sender, rcpts)
+		case m.queue != "":
+			fn(m)
 		case lists > 0:
 			return errors.New("it speaks another protocol: a message has no queue_name")
 		}

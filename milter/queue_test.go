@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -24,9 +25,16 @@ import (
 // nul writes words with a NUL behind each.
 func nul(words ...string) string { return strings.Join(words, "\x00") + "\x00" }
 
-// waiting is a message as showq(8) tells it.
+// waiting is a message as showq(8) tells it, another one each time.
 func waiting(queue, sender string, rcpts int) string {
-	s := nul("queue_name", queue, "queue_id", "4cQXyz", "time", "1795248000", "size", "1234", "forced_expire", "0", "sender", sender)
+	return waitingAs(queue, fmt.Sprintf("4cQX%d", messages.Add(1)), sender, rcpts)
+}
+
+// messages counts those that waiting made.
+var messages atomic.Int64
+
+func waitingAs(queue, id, sender string, rcpts int) string {
+	s := nul("queue_name", queue, "queue_id", id, "time", "1795248000", "size", "1234", "forced_expire", "0", "sender", sender)
 	for i := range rcpts {
 		r := fmt.Sprintf("r%d@example.net", i)
 		s += nul("original_recipient", r, "recipient", r, "log_class", "defer", "reason", "host busy")
@@ -54,8 +62,8 @@ func TestReadQueue(t *testing.T) {
 		{"not a message", showqHello + nul("status", "0") + "\x00\x00", "it speaks another protocol: a message has no queue_name"},
 	} {
 		got := ""
-		err := readQueue(bufio.NewReaderSize(strings.NewReader(tc.in), maxQueueName), func(queue, sender string, rcpts int) {
-			got += fmt.Sprintf("%s %s %d; ", queue, sender, rcpts)
+		err := readQueue(bufio.NewReaderSize(strings.NewReader(tc.in), maxQueueName), func(m queued) {
+			got += fmt.Sprintf("%s %s %d; ", m.queue, m.sender, m.rcpts)
 		})
 		if err != nil {
 			got += err.Error()
@@ -71,7 +79,7 @@ func FuzzReadQueue(f *testing.F) {
 	f.Add([]byte("\x00\x00queue_name\x00"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		n := 0
-		err := readQueue(bufio.NewReaderSize(strings.NewReader(string(b)), maxQueueName), func(string, string, int) { n++ })
+		err := readQueue(bufio.NewReaderSize(strings.NewReader(string(b)), maxQueueName), func(queued) { n++ })
 		if most := len(b) / len("queue_name\x00\x00\x00"); err == nil && n > most {
 			t.Errorf("%d messages in %d bytes", n, len(b))
 		}
@@ -87,9 +95,20 @@ type showq struct {
 
 func startShowq(t *testing.T, list string) *showq {
 	t.Helper()
-	s := &showq{path: filepath.Join(t.TempDir(), "showq")}
+	s := &showq{}
 	s.list.Store(&list)
-	ln, err := net.Listen("unix", s.path)
+	s.path = serveShowq(t, func(w io.Writer) {
+		s.asks.Add(1)
+		io.WriteString(w, *s.list.Load())
+	})
+	return s
+}
+
+// serveShowq answers everybody with the messages that write writes, one after the other, and returns the path of the socket.
+func serveShowq(t *testing.T, write func(io.Writer)) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "showq")
+	ln, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,12 +119,13 @@ func startShowq(t *testing.T, list string) *showq {
 			if err != nil {
 				return
 			}
-			s.asks.Add(1)
-			io.WriteString(c, showqHello+*s.list.Load()+"\x00")
+			io.WriteString(c, showqHello)
+			write(c)
+			io.WriteString(c, "\x00")
 			c.Close()
 		}
 	}()
-	return s
+	return path
 }
 
 // newQueue has a ceiling of two messages and ten recipients for scan@contoso.com.
@@ -155,7 +175,7 @@ func TestQueueCeiling(t *testing.T) {
 			t.Errorf("%d recipients: %q, want %q", tc.rcpts, got, tc.want)
 		}
 	}
-	q.accepted(d, 1, time.Now())
+	q.accepted(d, "4cQXnew", 1, time.Now())
 	if got := q.overflow(d, 1); got == nil || !strings.Contains(got.Text, "3 messages waiting") {
 		t.Errorf("after one more was accepted: %v", got)
 	}
@@ -173,6 +193,110 @@ func TestQueueCeiling(t *testing.T) {
 	}
 	if log.String() != "" {
 		t.Errorf("the log says %s", log)
+	}
+}
+
+// spool is the queue ids that are in each of Postfix's queues.
+type spool map[string][]string
+
+// move moves a message, to "" where it leaves.
+func (s spool) move(id, from, to string) {
+	s[from] = slices.DeleteFunc(s[from], func(x string) bool { return x == id })
+	if to != "" {
+		s[to] = append(s[to], id)
+	}
+}
+
+// TestQueueMoves: messages move while showq(8) reads one queue after the other. None is counted twice, and one that was missed is
+// there with the next reading.
+func TestQueueMoves(t *testing.T) {
+	now := []string{"maildrop", "active", "incoming", "deferred", "hold"}
+	before := []string{"maildrop", "incoming", "active", "deferred", "hold"} // the order is no promise
+	for _, tc := range []struct {
+		name            string
+		order           []string
+		from, after, to string // the queue where it is, and where it moves to after that one was read
+		want, next      int    // of the one that moves, in this reading and the next
+	}{
+		{"nothing moves", now, "active", "hold", "active", 1, 1},
+		{"it is deferred", now, "active", "active", "deferred", 1, 1},
+		{"it is deferred at once", now, "incoming", "incoming", "deferred", 1, 1},
+		{"it is taken up after the active ones were read", now, "incoming", "active", "active", 0, 1},
+		{"it is taken up after it was read", now, "incoming", "incoming", "active", 1, 1},
+		{"a queue run takes it up", now, "deferred", "active", "active", 0, 1},
+		{"it leaves", now, "active", "active", "", 1, 0},
+		{"it leaves before it is read", now, "deferred", "active", "", 0, 0},
+		{"it is held", now, "active", "active", "hold", 1, 0},
+		{"it is released", now, "hold", "incoming", "deferred", 1, 1},
+		{"it is taken up, in another order", before, "incoming", "incoming", "active", 1, 1},
+		{"it is deferred, in another order", before, "active", "incoming", "deferred", 1, 1},
+	} {
+		for _, ids := range [][2]string{{"4cQXyz1TkZz9sWq", "4cQXyz0Q7nz9sWr"}, {"0A1B2203F9", "0A1B3203F9"}} { // long ones, short ones
+			s := spool{tc.from: {ids[0]}}
+			s["deferred"] = append(s["deferred"], ids[1])
+			moved := false
+			q, _ := newQueue(t, serveShowq(t, func(w io.Writer) {
+				for _, queue := range tc.order {
+					for _, id := range s[queue] {
+						io.WriteString(w, waitingAs(queue, id, "hr@contoso.com", 1))
+					}
+					if queue == tc.after && !moved {
+						moved = true
+						s.move(ids[0], tc.from, tc.to)
+					}
+				}
+			}))
+			for i, want := range []int{tc.want, tc.next} {
+				q.look(t.Context())
+				if got := testutil.ToFloat64(q.waiting.WithLabelValues("scan@contoso.com", "messages")); got != float64(want+1) {
+					t.Errorf("%s: reading %d of %v counts %v messages, want %d", tc.name, i+1, ids, got, want+1)
+				}
+			}
+		}
+	}
+}
+
+// TestQueueOfWhatWasJustAccepted: what the list of the queue names is not counted beside it, however little time has passed.
+func TestQueueOfWhatWasJustAccepted(t *testing.T) {
+	d := decision(t)
+	for _, tc := range []struct {
+		name, list string
+		id         string
+		ago        time.Duration
+		want       int
+	}{
+		{"named", waitingAs("active", "4cQXa", "hr@contoso.com", 1), "4cQXa", 0, 1},
+		{"not named yet", "", "4cQXa", 0, 1},
+		{"another one is named", waitingAs("active", "4cQXb", "hr@contoso.com", 1), "4cQXa", 0, 2},
+		{"it has left", "", "4cQXa", time.Minute, 0},
+		{"the MTA does not tell its id", waitingAs("active", "4cQXa", "hr@contoso.com", 1), "", 0, 2},
+		{"it has been held since", waitingAs("hold", "4cQXa", "hr@contoso.com", 1), "4cQXa", time.Minute, 0},
+	} {
+		q, _ := newQueue(t, startShowq(t, tc.list).path)
+		q.accepted(d, tc.id, 1, time.Now().Add(-tc.ago))
+		q.look(t.Context())
+		got := 0
+		for _, m := range []map[string]*limit.Backlog{q.view, q.since} {
+			for _, b := range m {
+				got += b.Messages
+			}
+		}
+		if got != tc.want {
+			t.Errorf("%s: %d messages, want %d", tc.name, got, tc.want)
+		}
+	}
+}
+
+// TestQueueIDsAreBounded: what is not remembered is new each time.
+func TestQueueIDsAreBounded(t *testing.T) {
+	s := newQueueIDs()
+	s.most = 2
+	got := ""
+	for _, id := range []string{"a", "b", "a", "c", "c", "b", "", ""} {
+		got += fmt.Sprintf("%s %v; ", id, s.add(id))
+	}
+	if want := "a true; b true; a false; c true; c true; b false;  true;  true; "; got != want {
+		t.Errorf("%s, want %s", got, want)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/textproto"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -194,6 +195,9 @@ func TestQueueCeiling(t *testing.T) {
 	s, ctx := startSite(t, SiteConfig{Minute: time.Minute, YAML: limited("", "milter:\n  queue_ceiling: 1m\n"),
 		Postfix: func(_ *Site, main map[string]string) []string {
 			main["defer_transports"] = "smtp"
+			for _, name := range []string{"minimal_backoff_time", "maximal_backoff_time", "queue_run_delay"} {
+				main[name] = "1h" // a queue run moves messages against the order in which they are listed
+			}
 			return nil
 		}})
 	metric := func(line string) {
@@ -224,6 +228,11 @@ func TestQueueCeiling(t *testing.T) {
 	const want = "451 4.3.1 mailbox <scan@contoso.com> would have 31 messages waiting, and only 30 can leave in time; it takes more in "
 	if got := send("scan@contoso.com", room); !strings.HasPrefix(got.Line(), want) {
 		t.Errorf("one more: %s, want %s", got, want)
+	}
+	if _, err := s.Postfix.WaitQueue(ctx, func(list []QueueEntry) bool {
+		return len(list) == room && !slices.ContainsFunc(list, func(e QueueEntry) bool { return e.Queue != "deferred" })
+	}); err != nil {
+		t.Fatal(err)
 	}
 	if err := s.Milter.Stop(); err != nil {
 		t.Fatal(err)
