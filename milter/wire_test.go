@@ -29,7 +29,7 @@ func TestBrokenPackets(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: the milter is gone: %v", tc.name, err)
 		}
-		c.SetDeadline(time.Now().Add(10 * time.Second))
+		c.SetDeadline(time.Now().Add(time.Minute))
 		io.WriteString(c, tc.first+tc.bytes)
 		if _, err := io.Copy(io.Discard, c); err != nil && !strings.Contains(err.Error(), "reset") {
 			t.Errorf("%s: the connection stays open: %v", tc.name, err)
@@ -54,7 +54,7 @@ func FuzzPackets(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(10 * time.Second))
+		c.SetDeadline(time.Now().Add(time.Minute))
 		io.WriteString(c, negotiation+string(b))
 		c.(*net.UnixConn).CloseWrite()
 		io.Copy(io.Discard, c)

@@ -20,7 +20,7 @@ import (
 )
 
 // patience bounds every wait.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // A sandboxed service is the program below what its unit allows: user, file system, capabilities, system calls and
 // address families are set as systemd sets them, by TestMain in another process of this test (see launch_test.go).

@@ -64,7 +64,7 @@ func serveSocketmap(t *testing.T, peers []uint32) (dial func() net.Conn, logged 
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { c.Close() })
-		c.SetDeadline(time.Now().Add(30 * time.Second))
+		c.SetDeadline(time.Now().Add(2 * time.Minute))
 		return c
 	}, logged, stopped
 }

@@ -126,7 +126,7 @@ func TestDoctorProbes(t *testing.T) {
 		near, far := net.Pipe()
 		go func() {
 			defer far.Close()
-			far.SetDeadline(time.Now().Add(5 * time.Second))
+			far.SetDeadline(time.Now().Add(time.Minute))
 			buf := make([]byte, 4096)
 			far.Read(buf)
 			far.Write(tc.answer)

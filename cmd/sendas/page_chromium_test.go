@@ -40,8 +40,8 @@ type browser struct {
 func newBrowser(t *testing.T) *browser {
 	t.Helper()
 	o := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]), chromedp.ExecPath("chromium"), chromedp.NoSandbox, chromedp.UserDataDir(t.TempDir()),
-		chromedp.WSURLReadTimeout(45*time.Second))
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		chromedp.WSURLReadTimeout(3*time.Minute))
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewExecAllocator(ctx, o...)
 	t.Cleanup(cancel)
@@ -112,7 +112,7 @@ func eval[T any](b *browser, expression string) T {
 // until waits until an expression is true. While a page loads there is nothing to ask, which is no error.
 func (b *browser) until(expression string) {
 	b.t.Helper()
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(3 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		ok, err := chromedp.Run(b, chromedp.Evaluate[bool](expression))
 		if ok {
 			return

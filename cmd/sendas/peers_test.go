@@ -47,7 +47,7 @@ func TestPeers(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			c.SetDeadline(time.Now().Add(30 * time.Second))
+			c.SetDeadline(time.Now().Add(2 * time.Minute))
 			got, err := io.ReadAll(c)
 			if served := string(got) == "served"; served != tc.want || err != nil {
 				t.Errorf("%s: served %v, %v, want %v", tc.name, served, err, tc.want)

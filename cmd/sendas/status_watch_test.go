@@ -70,7 +70,7 @@ func (x *pseudoTerminal) resize(t *testing.T, cols, rows uint16) {
 // wait waits until something has arrived, and returns all of it.
 func (x *pseudoTerminal) wait(t *testing.T, what string) string {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		x.mu.Lock()
 		s := x.text.String()
 		x.mu.Unlock()
@@ -185,7 +185,7 @@ func TestStatusScripts(t *testing.T) {
 				n, err := strconv.ParseInt(args[0], 10, 64)
 				ts.Check(err)
 				for want, tries := requests.Load()+3*n, 0; requests.Load() < want; tries++ {
-					if tries > 3000 {
+					if tries > 12000 {
 						ts.Fatalf("nobody asked")
 					}
 					time.Sleep(10 * time.Millisecond)

@@ -12,7 +12,7 @@ import (
 // settle waits until the queue is empty and exosim has given so many verdicts.
 func (s *Site) settle(ctx context.Context, t *testing.T, verdicts int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second) // a loop never ends
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute) // a loop never ends
 	defer cancel()
 	err := poll(ctx, func() (bool, error) { return len(s.Exosim.Messages()) >= verdicts, nil })
 	if err != nil {

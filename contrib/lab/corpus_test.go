@@ -23,7 +23,7 @@ func TestCorpus(t *testing.T) {
 	}
 	s, ctx := startSite(t, SiteConfig{Minute: 500 * time.Millisecond})
 	accepted := sendCorpus(t, ctx, s, cases)
-	ctx, cancel := context.WithTimeout(ctx, time.Minute) // what Exchange Online refuses never comes
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute) // what Exchange Online refuses never comes
 	defer cancel()
 	if err := s.WaitMessages(ctx, accepted); err != nil {
 		t.Error(err)

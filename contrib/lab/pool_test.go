@@ -43,7 +43,7 @@ func poolSite(minute time.Duration) SiteConfig {
 // TestPool: the backlog of one address leaves through three mailboxes at three times the pace of one, within the limits of
 // each, every message once and under its name. The mail of a mailbox that has nothing to do with it does not wait.
 func TestPool(t *testing.T) {
-	const n, minute = 100, 12 * time.Second
+	const n, minute = 100, 20 * time.Second
 	s, ctx := startSite(t, poolSite(minute))
 	if err := s.Burst(ctx, n); err != nil {
 		t.Fatal(err)

@@ -68,8 +68,8 @@ type Postfix struct {
 
 const (
 	defaultHostname = "relay.lab.example"
-	startTimeout    = 30 * time.Second
-	stopTimeout     = 20 * time.Second      // then it is killed; daemons end at once, even in mid-session
+	startTimeout    = 2 * time.Minute
+	stopTimeout     = time.Minute           // then it is killed; daemons end at once, even in mid-session
 	pollInterval    = 50 * time.Millisecond // between looks at queue, log and processes
 	logTail         = 2000                  // bytes of log in an error
 	mailOwner       = "postfix"             // $mail_owner and
@@ -184,13 +184,15 @@ type QueueRecipient struct {
 	Reason  string `json:"delay_reason"` // why the last attempt failed; "" if there was none
 }
 
-// Queue lists what is in the queue.
+// Queue lists what is in the queue, each message once. One that moves from deferred to active meanwhile may be missing: showq(8) lists
+// one queue after the other.
 func (p *Postfix) Queue(ctx context.Context) ([]QueueEntry, error) {
 	out, err := p.command(ctx, nil, "postqueue", "-c", p.ConfigDir(), "-j")
 	if err != nil {
 		return nil, err
 	}
 	var entries []QueueEntry
+	at := make(map[string]int) // by id
 	for d := json.NewDecoder(bytes.NewReader(out)); ; {
 		var e QueueEntry
 		switch err := d.Decode(&e); {
@@ -202,6 +204,11 @@ func (p *Postfix) Queue(ctx context.Context) ([]QueueEntry, error) {
 		if e.Sender == "MAILER-DAEMON" { // how showq(8) spells <>
 			e.Sender = ""
 		}
+		if i, moved := at[e.ID]; moved {
+			entries[i] = e
+			continue
+		}
+		at[e.ID] = len(entries)
 		entries = append(entries, e)
 	}
 }
@@ -217,15 +224,23 @@ func (p *Postfix) Log() (string, error) {
 }
 
 // WaitQueue returns the queue as soon as done says that it is as wanted. When
-// ctx ends first, the error tells what was in it last.
+// ctx ends first, the error tells what was in it last. An empty queue is looked
+// at twice, since a message may have moved while it was listed.
 func (p *Postfix) WaitQueue(ctx context.Context, done func([]QueueEntry) bool) ([]QueueEntry, error) {
 	var last []QueueEntry
-	err := poll(ctx, func() (bool, error) {
+	look := func() (bool, error) {
 		q, err := p.Queue(ctx)
 		if err == nil {
 			last = q
 		}
 		return err == nil && done(q), err
+	}
+	err := poll(ctx, func() (bool, error) {
+		ok, err := look()
+		if ok && len(last) == 0 {
+			return look()
+		}
+		return ok, err
 	})
 	if err != nil {
 		return last, fmt.Errorf("waiting for the queue: %w; it holds %+v", err, last)

@@ -180,7 +180,7 @@ type sample struct {
 
 // get asks Prometheus' HTTP API and reads the data of the answer into v.
 func (p *prometheus) get(ctx context.Context, path string, q url.Values, v any) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.addr+path+"?"+q.Encode(), nil)
 	if err != nil {
@@ -216,7 +216,7 @@ func (p *prometheus) query(ctx context.Context, expr string) ([]sample, error) {
 // await waits until an expression has data.
 func (p *prometheus) await(ctx context.Context, t *testing.T, expr string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	var got []sample
 	var last error

@@ -54,7 +54,7 @@ func (s *Site) login(ctx context.Context, t *testing.T, user string) (output str
 	}
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }()
-	short, cancel := context.WithTimeout(ctx, 20*time.Second)
+	short, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	if err := poll(short, func() (bool, error) { return len(s.Exosim.DeviceCodes()) > before, nil }); err != nil {
 		cmd.Process.Kill()
@@ -83,14 +83,12 @@ func (s *Site) status(ctx context.Context, t *testing.T, args ...string) string 
 	return string(out)
 }
 
-// deferred waits until one message is in the queue and the reason contains the text.
+// deferred waits until one message is in the queue and a reason of it contains the text.
 func (s *Site) deferred(ctx context.Context, t *testing.T, text string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	if _, err := s.Postfix.WaitQueue(ctx, func(q []QueueEntry) bool {
-		return len(q) == 1 && len(q[0].Recipients) == 1 && strings.Contains(q[0].Recipients[0].Reason, text)
-	}); err != nil {
+	if err := s.waitDeferred(ctx, text); err != nil {
 		log, _ := s.Postfix.Log()
 		t.Fatalf("%v\n%s", err, last(log))
 	}
@@ -151,7 +149,7 @@ func TestDeviceCode(t *testing.T) {
 	send(2)
 	s.deferred(ctx, t, "535 5.7.3")
 	reload() // asks for a token at once, as the refresher does a minute later
-	short, cancel := context.WithTimeout(ctx, 30*time.Second)
+	short, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	if err := poll(short, func() (bool, error) { return strings.Contains(s.Token.Log(), "AADSTS50173"), nil }); err != nil {
 		t.Fatalf("the log does not say that the grant was revoked: %v\n%s", err, last(s.Token.Log()))

@@ -57,7 +57,7 @@ func (s *Site) Outputs(ctx context.Context) map[string]string {
 }
 
 func get(ctx context.Context, url string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -74,7 +74,7 @@ func get(ctx context.Context, url string) (string, error) {
 
 // WaitMetric waits until both services show the line.
 func (s *Site) WaitMetric(ctx context.Context, line string) error {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	return poll(ctx, func() (bool, error) {
 		for _, url := range s.MetricsURLs() {

@@ -42,7 +42,7 @@ func (r *reports) String() string {
 func openShared(t testing.TB, url string, hosts int) (*Admission, *reports) {
 	t.Helper()
 	r := &reports{}
-	a, err := OpenSharedAdmission(RedisOptions{URL: url, Tenant: "contoso.com"}, hosts, r.add)
+	a, err := OpenSharedAdmission(RedisOptions{URL: url, Tenant: "contoso.com", Timeout: time.Minute}, hosts, r.add)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,11 +192,12 @@ func TestSharedAway(t *testing.T) {
 func TestSharedHangingServer(t *testing.T) {
 	server := startRedis(t)
 	r := &reports{}
-	a, err := OpenSharedAdmission(RedisOptions{URL: server.url(), Tenant: "contoso.com", Timeout: 50 * time.Millisecond}, 2, r.add)
+	a, err := OpenSharedAdmission(RedisOptions{URL: server.url(), Tenant: "contoso.com", Timeout: time.Minute}, 2, r.add)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { a.shared.client.Close() })
+	a.shared.timeout = 50 * time.Millisecond // from now on: the server must have been found
 	other := newRedis(t, RedisOptions{URL: server.url()})
 	if err := other.client.Do(t.Context(), "CLIENT", "PAUSE", "60000", "ALL").Err(); err != nil {
 		t.Fatal(err)

@@ -57,7 +57,7 @@ func newHost(t *testing.T, url, name string, hosts int) *host {
 
 func newHostWithDiary(t *testing.T, url, name string, hosts int, diary *Bolt) *host {
 	t.Helper()
-	h := &host{log: &lineLog{}, store: newRedis(t, RedisOptions{URL: url, Tenant: "contoso.com", Timeout: time.Second})}
+	h := &host{log: &lineLog{}, store: newRedis(t, RedisOptions{URL: url, Tenant: "contoso.com", Timeout: time.Minute})} // an outage shows itself otherwise
 	s, err := NewShared(h.store, hosts, NewMemory(), SharedOptions{
 		Host: name, Silence: testSilence, Probe: 50 * time.Millisecond, Diary: diary, Log: slog.New(slog.NewTextHandler(h.log, nil)),
 		OnChange: func(shared bool) { h.mu.Lock(); defer h.mu.Unlock(); h.changes = append(h.changes, shared) },
@@ -72,13 +72,13 @@ func newHostWithDiary(t *testing.T, url, name string, hosts int, diary *Bolt) *h
 
 func (h *host) waitFor(t *testing.T, shared bool) {
 	t.Helper()
-	for range 500 {
+	for range 6000 {
 		if h.InUse() == shared {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	t.Fatalf("the shared store in use: %v after 5 s, want %v", !shared, shared)
+	t.Fatalf("the shared store in use: %v after a minute, want %v", !shared, shared)
 }
 
 // tape notes what all hosts have been given.
@@ -146,6 +146,18 @@ func (p *tape) between(from, to time.Time) (n int) {
 	return n
 }
 
+// waitAfter waits until a message was given that was asked for after that.
+func (p *tape) waitAfter(t *testing.T, what string, from time.Time) {
+	t.Helper()
+	for range 6000 {
+		if p.between(from, time.Now()) > 0 {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("no message %s in a minute", what)
+}
+
 func TestSharedThroughAnOutage(t *testing.T) {
 	t.Parallel()
 	server := startRedis(t, "--appendonly", "yes", "--appendfsync", "always")
@@ -160,16 +172,19 @@ func TestSharedThroughAnOutage(t *testing.T) {
 	wg.Go(func() { a.send(ctx, &p, sharedLimits) })
 	wg.Go(func() { b.send(ctx, &p, sharedLimits) })
 	time.Sleep(3 * time.Second)
+	p.waitAfter(t, "before the outage", time.Time{})
 	killed := time.Now()
 	server.kill()
 	a.waitFor(t, false)
 	b.waitFor(t, false)
 	time.Sleep(4 * time.Second)
+	p.waitAfter(t, "during the outage", killed)
 	back := time.Now()
 	server.start(t)
 	a.waitFor(t, true)
 	b.waitFor(t, true)
 	time.Sleep(2 * time.Second)
+	p.waitAfter(t, "after the outage", back)
 	cancel()
 	wg.Wait()
 
@@ -230,7 +245,7 @@ func TestSharedBooksAnewWhatTheStoreHasLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	var u Usage
-	for range 500 { // until both have noticed
+	for range 6000 { // until both have noticed
 		var err error
 		if u, err = a.Usage(t.Context(), "erp@contoso.com", l, time.Now()); err == nil && u.Messages == 2 && u.Next.IsZero() {
 			break
@@ -296,7 +311,7 @@ func TestSharedAfterLossAndRestart(t *testing.T) {
 			}
 			newHostWithDiary(t, server.url(), "b", 2, openDiary(t, file))
 			var u Usage
-			for range 1000 {
+			for range 6000 {
 				var err error
 				if u, err = a.Usage(t.Context(), "erp@contoso.com", l, time.Now()); err == nil && u.Messages == 2 && u.Next.IsZero() {
 					break
@@ -335,10 +350,12 @@ func TestSharedWithOneHostCutOff(t *testing.T) {
 	b.waitFor(t, true)
 	wg.Go(func() { a.send(ctx, &p, sharedLimits) })
 	time.Sleep(2 * time.Second)
+	p.waitAfter(t, "with the store", time.Time{})
 	link.cut(true)
 	b.waitFor(t, false)
 	wg.Go(func() { b.send(ctx, &alone, sharedLimits) })
 	time.Sleep(4 * time.Second)
+	alone.waitAfter(t, "without the store", time.Time{})
 	link.cut(false)
 	b.waitFor(t, true)
 	time.Sleep(2 * time.Second)
@@ -354,7 +371,7 @@ func TestSharedWithOneHostCutOff(t *testing.T) {
 // ask asks until the store has answered: on a slow machine it may just be away.
 func (h *host) ask(t *testing.T, l Limits) (a Answer, err error) {
 	t.Helper()
-	for range 500 {
+	for range 6000 {
 		a, err = h.Take(t.Context(), "erp@contoso.com", l, time.Now())
 		if err == nil && (a.Cause == "" || a.Cause == CausePaused) {
 			break

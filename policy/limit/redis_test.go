@@ -47,13 +47,13 @@ func (s *redisServer) start(t testing.TB) {
 		t.Fatal(err)
 	}
 	r := newRedis(t, RedisOptions{URL: s.url()})
-	for range 500 {
+	for range 6000 {
 		if r.ping(t.Context()) == nil || strings.Contains(fmt.Sprint(r.ping(t.Context())), "NOAUTH") {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	t.Fatal("redis-server does not answer within 5 s")
+	t.Fatal("redis-server does not answer within a minute")
 }
 
 // kill ends the server as a crash would.
