@@ -42,6 +42,9 @@ func findCheck(t *testing.T, r *report, id string) check {
 	var ids []string
 	for _, c := range r.checks {
 		ids = append(ids, c.ID)
+		if c.Status == checkFail {
+			ids = append(ids, "("+c.Found+")")
+		}
 	}
 	t.Fatalf("there is no check %s, but %s", id, strings.Join(ids, " "))
 	return check{}

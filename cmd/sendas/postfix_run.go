@@ -29,7 +29,7 @@ func runProgram(ctx context.Context, name string, args ...string) (stdout, stder
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C"}
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = 10 * time.Second // for what it has said to be read, on a busy machine
 	var out, said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &said
 	if err := cmd.Run(); err != nil {

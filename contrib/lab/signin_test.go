@@ -178,7 +178,7 @@ func TestDeviceCode(t *testing.T) {
 // grant returns the stored refresh token of the only credential that has one, whose file must be the service's own.
 func (s *Site) grant(t *testing.T) string {
 	t.Helper()
-	files, _ := filepath.Glob(filepath.Join(s.Dir, "state", "*", "*"))
+	files, _ := filepath.Glob(filepath.Join(s.Dir, "state", "grants", "*")) // beside them is what is being delivered
 	if len(files) != 1 {
 		t.Fatalf("grants %v, want one", files)
 	}
