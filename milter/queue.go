@@ -27,11 +27,12 @@ const (
 	queueInterval = 30 * time.Second
 	// queueTime is how long the reading may take: showq(8) opens every file of the queue.
 	queueTime = 2 * time.Minute
-	// queueOverlap is how long a message may need from our answer to its place in the queue. For as long it is counted
-	// though the queue does not name it, also when it has left already.
+	// queueOverlap is how long a message may need from our answer to its place in the queue. For as
+	// long it is counted though the queue does not name it, also when it has left already.
 	queueOverlap = 2 * time.Second
-	// maxQueueIDs bounds the memory of a reading, to some 20 MB. What the queue names beyond it is counted each time.
-	maxQueueIDs = 1 << 20
+	// maxQueueIDs bounds the memory of a reading, to some 20 MB. What the queue names beyond it is
+	// counted each time.
+	maxQueueIDs = 500_000
 )
 
 // A Queue watches what waits in Postfix's queue for each mailbox, and says when no more is to be taken: see [limit.Ceiling]. It
@@ -296,13 +297,16 @@ func add(m map[string]*limit.Backlog, key string, rcpts int) {
 	b.Recipients += rcpts
 }
 
-// read reads Postfix's queue, and returns the ids of what it has counted. Mail of a sender that leaves by a connector too is
-// counted for the mailbox that may send as it: the queue does not tell.
+// read reads Postfix's queue, and returns the ids of what it has counted. Mail of a sender that
+// leaves by a connector too is counted for the mailbox that may send as it: the queue does not
+// tell.
 //
-// showq(8) lists one queue after the other (active, incoming, deferred; Postfix, src/showq/showq.c) while qmgr(8) moves messages
-// between them. One that is deferred meanwhile is named twice, and counted once. One that moves the other way, from deferred to
-// active as a queue run begins, may not be named at all, and no second look could tell it from one that has left. It is missed until
-// the next reading, so that the ceiling may be passed by what comes in until then: too few in view takes mail, too many would refuse it.
+// showq(8) lists one queue after the other (active, incoming, deferred; Postfix, src/showq/showq.c)
+// while qmgr(8) moves messages between them. One that is deferred meanwhile is named twice, and
+// counted once. One that moves the other way, from deferred to active as a queue run begins, may
+// not be named at all, and looks like one that has left. It is missed until the next reading, so
+// that the ceiling may be passed by what comes in until then: too few in view takes mail, too many
+// would refuse it.
 func (r *QueueRules) read(ctx context.Context) (map[string]*limit.Backlog, *queueIDs, error) {
 	ctx, cancel := context.WithTimeout(ctx, queueTime)
 	defer cancel()
@@ -331,9 +335,10 @@ func (r *QueueRules) read(ctx context.Context) (map[string]*limit.Backlog, *queu
 	return view, named, nil
 }
 
-// queueIDs is a set of queue ids, of which hashes are kept. A message keeps its id in whatever queue it is, as a short id is made of
-// its file's inode. That Postfix gives a short id again, to a message that comes in as another leaves, takes the same
-// microsecond of a second: then one is missed until the next reading. nil is empty.
+// queueIDs is a set of queue ids, of which hashes are kept. A message keeps its id in whatever
+// queue it is, as a short id is made of its file's inode. That Postfix gives a short id again, to a
+// message that comes in as another leaves, takes the same microsecond of a second: then one is
+// missed until the next reading. nil is empty.
 type queueIDs struct {
 	seed   maphash.Seed
 	hashes map[uint64]struct{}

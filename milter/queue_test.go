@@ -104,7 +104,8 @@ func startShowq(t *testing.T, list string) *showq {
 	return s
 }
 
-// serveShowq answers everybody with the messages that write writes, one after the other, and returns the path of the socket.
+// serveShowq answers everybody with the messages that write writes, one after the other, and
+// returns the path of the socket.
 func serveShowq(t *testing.T, write func(io.Writer)) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "showq")
@@ -207,8 +208,8 @@ func (s spool) move(id, from, to string) {
 	}
 }
 
-// TestQueueMoves: messages move while showq(8) reads one queue after the other. None is counted twice, and one that was missed is
-// there with the next reading.
+// TestQueueMoves: messages move while showq(8) reads one queue after the other. None is counted
+// twice, and one that was missed is there with the next reading.
 func TestQueueMoves(t *testing.T) {
 	now := []string{"maildrop", "active", "incoming", "deferred", "hold"}
 	before := []string{"maildrop", "incoming", "active", "deferred", "hold"} // the order is no promise
@@ -256,7 +257,8 @@ func TestQueueMoves(t *testing.T) {
 	}
 }
 
-// TestQueueOfWhatWasJustAccepted: what the list of the queue names is not counted beside it, however little time has passed.
+// TestQueueOfWhatWasJustAccepted: what the list of the queue names is not counted beside it,
+// however little time has passed.
 func TestQueueOfWhatWasJustAccepted(t *testing.T) {
 	d := decision(t)
 	for _, tc := range []struct {

@@ -62,7 +62,8 @@ func (t *Tally) recipient(client string) {
 	t.ofLocked(client).refused++
 }
 
-// ofLocked returns the counts of a client; t.mu is held. Names come from the configuration, so there are few.
+// ofLocked returns the counts of a client; t.mu is held. Names come from the configuration, so
+// there are few.
 func (t *Tally) ofLocked(client string) *clientTally {
 	c := t.clients[client]
 	if c == nil {

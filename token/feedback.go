@@ -70,7 +70,8 @@ func (l *Leases) refused(s *session, why Explanation) {
 	}
 }
 
-// forgetRefusalsLocked drops what is over; l.mu is held. With a pattern, strangers choose the names.
+// forgetRefusalsLocked drops what is over; l.mu is held. With a pattern, strangers choose the
+// names.
 func (l *Leases) forgetRefusalsLocked(now time.Time) {
 	for name, r := range l.refusals {
 		if !now.Before(r.until) {

@@ -51,7 +51,8 @@ type place struct {
 	*choice
 }
 
-// firstLocked returns the place whose turn it is, or nil: the first one but for those who have been told that they wait in vain.
+// firstLocked returns the place whose turn it is, or nil: the first one but for those who have been
+// told that they wait in vain.
 func (n *line) firstLocked() *place {
 	for _, p := range n.lookups {
 		if !p.hopelessLocked() {
@@ -69,7 +70,8 @@ func (c *choice) dueLocked(now time.Time) bool {
 	return !c.asked || c.seen != c.line.back || !now.Before(c.again)
 }
 
-// wakeFirstLocked tells the first of a line that it is, or that a lease has come back. l.mu is held.
+// wakeFirstLocked tells the first of a line that it is, or that a lease has come back. l.mu is
+// held.
 func (n *line) wakeFirstLocked() {
 	if p := n.firstLocked(); p != nil {
 		p.nudge()
@@ -151,7 +153,8 @@ func (l *Leases) stepInLocked(w *lookup, c *choice) {
 	l.metrics.waiting.WithLabelValues(n.label).Inc()
 }
 
-// stepOutLocked leaves the line of a mailbox. An empty line is forgotten: with a pattern there may be very many. l.mu is held.
+// stepOutLocked leaves the line of a mailbox. An empty line is forgotten: with a pattern there may
+// be very many. l.mu is held.
 func (l *Leases) stepOutLocked(w *lookup, c *choice) {
 	n := c.line
 	if n == nil {
@@ -219,7 +222,8 @@ func (m *MailboxLease) tooOld(t *Token) error {
 		m.Address, left.Round(time.Second), m.MinLife)
 }
 
-// fetchLocked waits for a token beside the lookup, which another mailbox may serve meanwhile. l.mu is held.
+// fetchLocked waits for a token beside the lookup, which another mailbox may serve meanwhile. l.mu
+// is held.
 func (l *Leases) fetchLocked(ctx context.Context, w *lookup, c *choice) {
 	if c.fetching {
 		return

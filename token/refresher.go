@@ -272,7 +272,8 @@ func (r *Refresher) logSuccessLocked(now time.Time) {
 		"expires", r.tok.Expires, "failures_before", r.failures)
 }
 
-// logSkewLocked tells once that this machine's clock is wrong, and once that it is right again. The caller holds mu.
+// logSkewLocked tells once that this machine's clock is wrong, and once that it is right again. The
+// caller holds mu.
 func (r *Refresher) logSkewLocked(skew time.Duration) {
 	wrong := skew.Abs() > MaxSkew
 	if wrong == (r.skew.Abs() > MaxSkew) {

@@ -356,8 +356,9 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// waitDeferred waits until one message with one recipient is in the queue, which Postfix has deferred with a reason that contains the
-// text. The log tells all the reasons; the queue tells the last one, which may be another one two seconds later.
+// waitDeferred waits until one message with one recipient is in the queue, which Postfix has
+// deferred with a reason that contains the text. The log tells all the reasons; the queue tells the
+// last one, which may be another one two seconds later.
 func (s *Site) waitDeferred(ctx context.Context, text string) error {
 	_, err := s.Postfix.WaitQueue(ctx, func(q []QueueEntry) bool {
 		if len(q) != 1 || len(q[0].Recipients) != 1 {

@@ -184,8 +184,8 @@ type QueueRecipient struct {
 	Reason  string `json:"delay_reason"` // why the last attempt failed; "" if there was none
 }
 
-// Queue lists what is in the queue, each message once. One that moves from deferred to active meanwhile may be missing: showq(8) lists
-// one queue after the other.
+// Queue lists what is in the queue, each message once. One that moves from deferred to active
+// meanwhile may be missing: showq(8) lists one queue after the other.
 func (p *Postfix) Queue(ctx context.Context) ([]QueueEntry, error) {
 	out, err := p.command(ctx, nil, "postqueue", "-c", p.ConfigDir(), "-j")
 	if err != nil {
@@ -400,7 +400,7 @@ func (p *Postfix) command(ctx context.Context, stdin io.Reader, name string, arg
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	// Should a daemon keep the pipe open, that must not keep us.
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = 10 * time.Second
 	if err := cmd.Run(); err != nil {
 		said := strings.TrimSpace(stdout.String() + stderr.String())
 		// Before main.cf is read and postlogd(8) runs, complaints go to syslog.

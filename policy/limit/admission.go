@@ -269,7 +269,8 @@ func (a *Admission) Keys() int {
 	return len(a.all)
 }
 
-// homeLocked returns the meter where the reservation is held, or has to be held again after it expired.
+// homeLocked returns the meter where the reservation is held, or has to be held again after it
+// expired.
 func (a *Admission) homeLocked(r *Reservation, now int64) *meter {
 	if r.in != nil {
 		r.in.expire(now)
@@ -285,7 +286,8 @@ func (a *Admission) homeLocked(r *Reservation, now int64) *meter {
 	return m
 }
 
-// reserveLocked asks for n more recipients, and for all that the reservation has had before if it is not held.
+// reserveLocked asks for n more recipients, and for all that the reservation has had before if it
+// is not held.
 func (a *Admission) reserveLocked(r *Reservation, m *meter, n int, now int64) *Refusal {
 	m.expire(now)
 	messages, recipients := 0, n

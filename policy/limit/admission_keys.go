@@ -13,7 +13,8 @@ const (
 	evictStep = 8
 )
 
-// shapeOfLocked returns the shape of a quota. There are as many as the configuration has different quotas, so they are kept for ever.
+// shapeOfLocked returns the shape of a quota. There are as many as the configuration has different
+// quotas, so they are kept for ever.
 func (a *Admission) shapeOfLocked(q *Quota) *shape {
 	name := fmt.Sprint(q.Messages, q.Recipients)
 	s := a.shapes[name]

@@ -188,7 +188,8 @@ func (s *Shared) tend(ctx context.Context) {
 	}
 }
 
-// awayLocked notes that the store does not answer. It may have heard the last request, so silence begins now.
+// awayLocked notes that the store does not answer. It may have heard the last request, so silence
+// begins now.
 func (s *Shared) awayLocked(err error) {
 	s.lost = time.Now()
 	if !s.shared && s.told {
@@ -220,7 +221,8 @@ func (s *Shared) rejoinLocked(ctx context.Context) {
 	}
 }
 
-// keptLocked says that the diary cannot be written, and when it can again: once each. The store has the same, so mail goes on.
+// keptLocked says that the diary cannot be written, and when it can again: once each. The store has
+// the same, so mail goes on.
 func (s *Shared) keptLocked(err error) {
 	if bad := err != nil; s.unkept == bad {
 		return
@@ -255,7 +257,8 @@ func (s *Shared) catchUpLocked(ctx context.Context) error {
 	return s.primary.join(ctx, s.member || forgotten)
 }
 
-// bookAllLocked tells the store what it does not know: what it has forgotten, which includes the rest, or what was sent without it.
+// bookAllLocked tells the store what it does not know: what it has forgotten, which includes the
+// rest, or what was sent without it.
 func (s *Shared) bookAllLocked(ctx context.Context, forgotten bool) error {
 	from := diary(s.owed)
 	if forgotten {
