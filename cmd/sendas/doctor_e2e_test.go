@@ -18,6 +18,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sendas/sendas/contrib/exosim"
+	"github.com/sendas/sendas/contrib/exosim/directory"
+	"github.com/sendas/sendas/contrib/exosim/smtp"
 	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/milter"
 	"github.com/sendas/sendas/token"
@@ -43,9 +45,10 @@ func openClinic(t *testing.T, change func(*exosim.Config)) *clinic {
 	t.Helper()
 	dir := t.TempDir()
 	c := &clinic{dir: dir, etc: filepath.Join(dir, "etc")}
-	cfg := exosim.Config{CAFile: filepath.Join(dir, "ca.pem"), Domains: []string{"contoso.com"},
-		Apps:      []exosim.App{{ClientID: labClient, ObjectID: "0b1ec700-0000-4000-8000-000000000002", Secret: labSecret, Mailboxes: []string{"scan@contoso.com", "erp@contoso.com"}}},
-		Mailboxes: []exosim.Mailbox{{Address: "scan@contoso.com", SendAs: []string{"office@contoso.com"}}, {Address: "erp@contoso.com"}}}
+	cfg := exosim.Config{CAFile: filepath.Join(dir, "ca.pem")}
+	cfg.DirectoryConfig = exosim.DirectoryConfig{Domains: []string{"contoso.com"},
+		Apps:      []directory.App{{ClientID: labClient, ObjectID: "0b1ec700-0000-4000-8000-000000000002", Secret: labSecret, Mailboxes: []string{"scan@contoso.com", "erp@contoso.com"}}},
+		Mailboxes: []directory.Mailbox{{Address: "scan@contoso.com", SendAs: []string{"office@contoso.com"}}, {Address: "erp@contoso.com"}}}
 	if change != nil {
 		change(&cfg)
 	}
@@ -186,21 +189,21 @@ func TestDoctorFindings(t *testing.T) {
 		code  int
 	}{
 		{"secret", func(_ *testing.T, c *clinic) {
-			c.sim.SetApp(labClient, func(a *exosim.App) { a.Secret = "another" })
+			c.sim.SetApp(labClient, func(a *directory.App) { a.Secret = "another" })
 		}, "credential.relay-app.token", []string{"AADSTS7000215", "relay-app.secret"}, exit.Failed},
 		{"no service principal", func(_ *testing.T, c *clinic) {
-			c.sim.SetApp(labClient, func(a *exosim.App) { a.NotInExchange = true })
+			c.sim.SetApp(labClient, func(a *directory.App) { a.NotInExchange = true })
 		}, scan + "auth", []string{"535 5.7.3", "New-ServicePrincipal"}, exit.Failed},
 		{"SMTP AUTH off", func(_ *testing.T, c *clinic) { c.sim.SetSMTPAuthDisabled(true) }, scan + "auth",
 			[]string{"535 5.7.139", "Set-CASMailbox scan@contoso.com -SmtpClientAuthenticationDisabled $false"}, exit.Failed},
 		{"full", func(_ *testing.T, c *clinic) {
-			c.sim.SetMailbox("scan@contoso.com", func(m *exosim.Mailbox) { m.Full = true })
+			c.sim.SetMailbox("scan@contoso.com", func(m *directory.Mailbox) { m.Full = true })
 		}, scan + "send", []string{"554 5.2.2", "Sent Items"}, exit.Failed},
 		{"not replicated", func(_ *testing.T, c *clinic) {
-			c.sim.SetMailbox("scan@contoso.com", func(m *exosim.Mailbox) { m.NoLogon = true })
+			c.sim.SetMailbox("scan@contoso.com", func(m *directory.Mailbox) { m.NoLogon = true })
 		}, scan + "send", []string{"430 4.2.0", "two hours"}, exit.TempFail},
-		{"busy", func(_ *testing.T, c *clinic) { c.sim.SetFaults(exosim.Faults{Busy: 1}) }, scan + "send", []string{"451 4.7.0"}, exit.TempFail},
-		{"away", func(_ *testing.T, c *clinic) { c.sim.SetFaults(exosim.Faults{RefuseConnect: true}) }, "submission.banner", []string{"421 4.3.2"}, exit.TempFail},
+		{"busy", func(_ *testing.T, c *clinic) { c.sim.Exchange.SetFaults(smtp.Faults{Busy: 1}) }, scan + "send", []string{"451 4.7.0"}, exit.TempFail},
+		{"away", func(_ *testing.T, c *clinic) { c.sim.Exchange.SetFaults(smtp.Faults{RefuseConnect: true}) }, "submission.banner", []string{"421 4.3.2"}, exit.TempFail},
 		{"Postfix without trust", func(t *testing.T, c *clinic) {
 			writeFile(t, filepath.Join(c.dir, "other.pem"), string(newTestCA(t).pem()), 0o644)
 			c.editMain(t, filepath.Join(c.dir, "ca.pem"), filepath.Join(c.dir, "other.pem"))

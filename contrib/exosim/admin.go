@@ -7,6 +7,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/sendas/sendas/contrib/exosim/directory"
+	"github.com/sendas/sendas/contrib/exosim/smtp"
 )
 
 // adminHandler shows and changes what runs; README.md lists the paths.
@@ -63,7 +66,7 @@ func (s *Server) adminMessages(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "after: not a number", http.StatusBadRequest)
 		return
 	}
-	list := []Message{}
+	list := []smtp.Message{}
 	for _, m := range s.Messages() {
 		if m.ID <= after || q.Has("mailbox") && !strings.EqualFold(m.Mailbox, q.Get("mailbox")) {
 			continue
@@ -80,7 +83,7 @@ func (s *Server) adminMessages(w http.ResponseWriter, r *http.Request) {
 // adminMessage returns the content of one message, byte for byte.
 func (s *Server) adminMessage(w http.ResponseWriter, r *http.Request) {
 	all := s.Messages()
-	i := slices.IndexFunc(all, func(m *Message) bool { return strconv.Itoa(m.ID) == r.PathValue("id") })
+	i := slices.IndexFunc(all, func(m *smtp.Message) bool { return strconv.Itoa(m.ID) == r.PathValue("id") })
 	if i < 0 {
 		http.NotFound(w, r)
 		return
@@ -91,35 +94,21 @@ func (s *Server) adminMessage(w http.ResponseWriter, r *http.Request) {
 
 // mailboxState is a mailbox with what it did.
 type mailboxState struct {
-	Mailbox
-	Usage
+	directory.Mailbox
+	smtp.Usage
 }
 
 func (s *Server) usages() []mailboxState {
 	list := []mailboxState{}
-	for _, m := range s.cfg.Mailboxes {
-		state, _ := s.mailbox(m.Address)
-		list = append(list, mailboxState{state, s.Usage(m.Address)})
+	for _, m := range s.Mailboxes() {
+		list = append(list, mailboxState{m, s.Usage(m.Address)})
 	}
 	return list
 }
 
-// mailbox returns a copy of a mailbox's settings.
-func (s *Server) mailbox(address string) (Mailbox, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	b := s.mailboxes[strings.ToLower(address)]
-	if b == nil {
-		return Mailbox{}, false
-	}
-	m := b.Mailbox
-	m.Aliases, m.SendAs = slices.Clone(m.Aliases), slices.Clone(m.SendAs)
-	return m, true
-}
-
 // adminMailbox changes what the body names.
 func (s *Server) adminMailbox(w http.ResponseWriter, r *http.Request) {
-	m, ok := s.mailbox(r.PathValue("address"))
+	m, ok := s.Mailbox(r.PathValue("address"))
 	if !ok {
 		http.NotFound(w, r)
 		return
@@ -127,8 +116,8 @@ func (s *Server) adminMailbox(w http.ResponseWriter, r *http.Request) {
 	if !readJSON(w, r, &m) {
 		return
 	}
-	s.SetMailbox(r.PathValue("address"), func(old *Mailbox) { *old = m })
-	m, _ = s.mailbox(r.PathValue("address"))
+	s.SetMailbox(r.PathValue("address"), func(old *directory.Mailbox) { *old = m })
+	m, _ = s.Mailbox(r.PathValue("address"))
 	answer(w, m)
 }
 

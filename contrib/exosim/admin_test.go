@@ -1,33 +1,17 @@
 package exosim
 
 import (
-	"bytes"
 	"encoding/json"
 	"io"
 	"net/http"
 	"strings"
-	"sync"
 	"testing"
 	"time"
+
+	"github.com/sendas/sendas/contrib/exosim/directory"
+	"github.com/sendas/sendas/contrib/exosim/internal/visitor"
+	"github.com/sendas/sendas/contrib/exosim/smtp"
 )
-
-// lockedBuffer is a log of many goroutines.
-type lockedBuffer struct {
-	mu sync.Mutex // guards b
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
 
 // admin asks the admin service.
 func admin(t *testing.T, s *Server, method, path, body string) (int, string) {
@@ -57,8 +41,8 @@ func TestAdminMessages(t *testing.T) {
 	if _, got := admin(t, s, "GET", "/messages", ""); got != "[]\n" {
 		t.Errorf("no messages: %s", got)
 	}
-	login(t, s, "erp@contoso.com").send("erp@contoso.com", "From: erp@contoso.com"+id, 2)
-	login(t, s, "scan@contoso.com").send("erp@contoso.com", "From: erp@contoso.com"+id, 1)
+	login(t, s, "erp@contoso.com").Send("erp@contoso.com", "From: erp@contoso.com"+visitor.MessageID, 2)
+	login(t, s, "scan@contoso.com").Send("erp@contoso.com", "From: erp@contoso.com"+visitor.MessageID, 1)
 	for _, tc := range []struct {
 		path string
 		ids  []int
@@ -71,7 +55,7 @@ func TestAdminMessages(t *testing.T) {
 		{"/messages?data=1", []int{1, 2}, true},
 	} {
 		_, b := admin(t, s, "GET", tc.path, "")
-		var list []Message
+		var list []smtp.Message
 		if err := json.Unmarshal([]byte(b), &list); err != nil {
 			t.Fatalf("%s: %v in %s", tc.path, err, b)
 		}
@@ -101,7 +85,7 @@ func TestAdminMessages(t *testing.T) {
 
 func TestAdminMailboxes(t *testing.T) {
 	s := startAdmin(t)
-	login(t, s, "erp@contoso.com").send("erp@contoso.com", "From: erp@contoso.com"+id, 2)
+	login(t, s, "erp@contoso.com").Send("erp@contoso.com", "From: erp@contoso.com"+visitor.MessageID, 2)
 	_, b := admin(t, s, "GET", "/mailboxes", "")
 	var list []struct {
 		Address        string
@@ -116,7 +100,7 @@ func TestAdminMailboxes(t *testing.T) {
 		got != `{"address":"erp@contoso.com","aliases":["sap@contoso.com"],"send_as":["billing@contoso.com"],"smtp_auth_disabled":false,"smtp_auth_enabled":false,"full":true,"no_logon":false}`+"\n" {
 		t.Errorf("PATCH: %d %s", code, got)
 	}
-	if got := login(t, s, "erp@contoso.com").send("erp@contoso.com", "From: erp@contoso.com"+id, 1); !like(got, full) {
+	if got := login(t, s, "erp@contoso.com").Send("erp@contoso.com", "From: erp@contoso.com"+visitor.MessageID, 1); !visitor.Like(got, visitor.Full) {
 		t.Errorf("after PATCH: %s", got)
 	}
 	for _, tc := range []struct {
@@ -136,14 +120,14 @@ func TestAdminFaults(t *testing.T) {
 		code         int
 		want         Faults
 	}{
-		{"PUT", `{"busy": 2, "entra_delay": "1.5s", "concurrent_share": 0.25}`, 200, Faults{Busy: 2, EntraDelay: 1500 * time.Millisecond, ConcurrentShare: 0.25}},
-		{"PATCH", `{"mailbox_full": true}`, 200, Faults{Busy: 2, EntraDelay: 1500 * time.Millisecond, ConcurrentShare: 0.25, MailboxFull: true}},
-		{"PUT", `{"entra_status": 503}`, 200, Faults{EntraStatus: 503}},
-		{"PUT", `{"entra_status": 1}`, 400, Faults{EntraStatus: 503}},
-		{"PUT", `{"concurrent_share": 2}`, 400, Faults{EntraStatus: 503}},
-		{"PUT", `{"entra_delay": 3}`, 400, Faults{EntraStatus: 503}},
-		{"PUT", `{"entra_delay": "soon"}`, 400, Faults{EntraStatus: 503}},
-		{"PUT", `{"bussy": 2}`, 400, Faults{EntraStatus: 503}},
+		{"PUT", `{"busy": 2, "entra_delay": "1.5s", "concurrent_share": 0.25}`, 200, Faults{SMTPFaults{Busy: 2, ConcurrentShare: 0.25}, EntraFaults{Delay: 1500 * time.Millisecond}}},
+		{"PATCH", `{"mailbox_full": true}`, 200, Faults{SMTPFaults{Busy: 2, ConcurrentShare: 0.25, MailboxFull: true}, EntraFaults{Delay: 1500 * time.Millisecond}}},
+		{"PUT", `{"entra_status": 503}`, 200, Faults{EntraFaults: EntraFaults{Status: 503}}},
+		{"PUT", `{"entra_status": 1}`, 400, Faults{EntraFaults: EntraFaults{Status: 503}}},
+		{"PUT", `{"concurrent_share": 2}`, 400, Faults{EntraFaults: EntraFaults{Status: 503}}},
+		{"PUT", `{"entra_delay": 3}`, 400, Faults{EntraFaults: EntraFaults{Status: 503}}},
+		{"PUT", `{"entra_delay": "soon"}`, 400, Faults{EntraFaults: EntraFaults{Status: 503}}},
+		{"PUT", `{"bussy": 2}`, 400, Faults{EntraFaults: EntraFaults{Status: 503}}},
 		{"PUT", `{}`, 200, Faults{}},
 	} {
 		code, got := admin(t, s, tc.method, "/faults", tc.body)
@@ -159,12 +143,12 @@ func TestAdminFaults(t *testing.T) {
 
 func TestAdminTokens(t *testing.T) {
 	s := startAdmin(t)
-	post(t, s, tokenPath, form())
-	token := s.Issue(app1, audience, time.Hour)
+	visitor.Post(t, s, visitor.TokenPath, visitor.Form())
+	token := s.Issue(app1, directory.Exchange, time.Hour)
 	if code, _ := admin(t, s, "DELETE", "/tokens", ""); code != 204 {
 		t.Errorf("DELETE: %d", code)
 	}
-	greet(t, s).want("AUTH XOAUTH2 "+xoauth2("erp@contoso.com", token), authFailed)
+	greet(t, s).Want(visitor.XOAUTH2("erp@contoso.com", token), visitor.AuthFailed)
 	if _, got := admin(t, s, "GET", "/tokens", ""); got != `{"auth_refused":{"token revoked":1},"requests":{"`+app1+`":{"ok":1}}}`+"\n" {
 		t.Errorf("GET: %s", got)
 	}

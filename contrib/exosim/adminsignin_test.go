@@ -8,6 +8,10 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+
+	"github.com/sendas/sendas/contrib/exosim/directory"
+	"github.com/sendas/sendas/contrib/exosim/entra"
+	"github.com/sendas/sendas/contrib/exosim/internal/visitor"
 )
 
 func startSignInAdmin(t *testing.T) *Server {
@@ -21,8 +25,8 @@ func TestAdminDevice(t *testing.T) {
 	if _, got := admin(t, s, "GET", "/devicecodes", ""); got != "[]\n" {
 		t.Errorf("no codes: %s", got)
 	}
-	device, yes := startDeviceFlow(t, s)
-	_, no := startDeviceFlow(t, s)
+	device, yes := visitor.StartDeviceFlow(t, s)
+	_, no := visitor.StartDeviceFlow(t, s)
 	for _, tc := range []struct {
 		path, body string
 		want       int
@@ -39,11 +43,11 @@ func TestAdminDevice(t *testing.T) {
 		}
 	}
 	_, b := admin(t, s, "GET", "/devicecodes", "")
-	var list []DeviceCode
+	var list []entra.DeviceCode
 	if err := json.Unmarshal([]byte(b), &list); err != nil || len(list) != 2 || list[0].UserCode != yes || list[0].State != "approved" || list[1].State != "declined" || strings.Contains(b, device) {
 		t.Errorf("%v in %s", err, b)
 	}
-	if status, m := post(t, s, tokenPath, pollForm(device)); status != 200 {
+	if status, m := visitor.Post(t, s, visitor.TokenPath, visitor.PollForm(device)); status != 200 {
 		t.Errorf("status %d, %v", status, m)
 	}
 	if _, got := admin(t, s, "GET", "/tokens/grants", ""); got != `{"device_code":{"ok":1},"devicecode":{"ok":2}}`+"\n" {
@@ -53,18 +57,18 @@ func TestAdminDevice(t *testing.T) {
 
 func TestAdminUsers(t *testing.T) {
 	s := startSignInAdmin(t)
-	token := signedIn(t, s, "hr@contoso.com")["refresh_token"]
+	token := visitor.SignedIn(t, s, "hr@contoso.com")["refresh_token"]
 	if code, got := admin(t, s, "PATCH", "/users/HR@contoso.com", `{"blocked": true, "upn": "x@y.z", "object_id": "x"}`); code != 200 ||
 		got != `{"upn":"hr@contoso.com","object_id":"u2","full_access":null,"disabled":false,"blocked":true,"no_consent":false,"needs_mfa":false}`+"\n" {
 		t.Errorf("PATCH: %d %s", code, got)
 	}
-	status, m := post(t, s, tokenPath, refreshForm(token))
-	wantRefusal(t, "blocked", status, m, "invalid_grant", 53003)
+	status, m := visitor.Post(t, s, visitor.TokenPath, visitor.RefreshForm(token))
+	visitor.WantRefusal(t, "blocked", status, m, "invalid_grant", 53003)
 	if code, got := admin(t, s, "POST", "/users/hr@contoso.com/revoke", ""); code != 204 {
 		t.Errorf("revoke: %d %s", code, got)
 	}
-	status, m = post(t, s, tokenPath, refreshForm(token))
-	wantRefusal(t, "revoked", status, m, "invalid_grant", 50173)
+	status, m = visitor.Post(t, s, visitor.TokenPath, visitor.RefreshForm(token))
+	visitor.WantRefusal(t, "revoked", status, m, "invalid_grant", 50173)
 	for _, tc := range []struct {
 		method, path, body string
 		want               int
@@ -74,7 +78,7 @@ func TestAdminUsers(t *testing.T) {
 		}
 	}
 	_, b := admin(t, s, "GET", "/users", "")
-	var list []User
+	var list []directory.User
 	if err := json.Unmarshal([]byte(b), &list); err != nil || len(list) != 3 || !list[1].Blocked || list[0].FullAccess[0] != "scan@contoso.com" {
 		t.Errorf("%v in %s", err, b)
 	}
@@ -82,7 +86,7 @@ func TestAdminUsers(t *testing.T) {
 
 func TestAdminGrants(t *testing.T) {
 	s := startSignInAdmin(t)
-	token := signedIn(t, s, "hr@contoso.com")["refresh_token"]
+	token := visitor.SignedIn(t, s, "hr@contoso.com")["refresh_token"]
 	for _, tc := range []struct {
 		method, path, body string
 		want               int
@@ -100,7 +104,7 @@ func TestAdminGrants(t *testing.T) {
 		if code, got := admin(t, s, tc.method, tc.path, tc.body); code != tc.want {
 			t.Errorf("%s %s: %d %s, want %d", tc.path, tc.body, code, got, tc.want)
 		}
-		_, m := post(t, s, tokenPath, refreshForm(token))
+		_, m := visitor.Post(t, s, visitor.TokenPath, visitor.RefreshForm(token))
 		want := "<nil>"
 		if tc.code != 0 {
 			want = fmt.Sprintf("[%d]", tc.code)
@@ -122,9 +126,10 @@ func TestAdminSignIn(t *testing.T) {
 	if code, _ := admin(t, s, "PATCH", "/signin", `{"usr": "hr@contoso.com"}`); code != 400 {
 		t.Errorf("PATCH of an unknown member: %d", code)
 	}
-	_, m := post(t, s, tokenPath, codeForm(newCode(t, s)))
-	if got := claims(t, s, m["access_token"])["upn"]; got != "hr@contoso.com" {
-		t.Errorf("%v signed in", got)
+	_, m := visitor.Post(t, s, visitor.TokenPath, visitor.CodeForm(visitor.NewCode(t, s)))
+	token, _ := m["access_token"].(string)
+	if c, why := s.Verify(token); why != "" || c.User != "hr@contoso.com" {
+		t.Errorf("%+v signed in, %s", c, why)
 	}
 	if _, got := admin(t, s, "GET", "/signin", ""); !strings.Contains(got, `"user":"hr@contoso.com"`) {
 		t.Errorf("GET: %s", got)
@@ -136,20 +141,20 @@ func TestAdminSignIn(t *testing.T) {
 
 func TestAdminFederated(t *testing.T) {
 	s := startSignIn(t, func(c *Config) {
-		c.Admin, c.Apps[0].Federated = "127.0.0.1:0", Federated{Issuer: issuer, Subject: subject}
+		c.Admin, c.Apps[0].Federated = "127.0.0.1:0", directory.Federated{Issuer: visitor.Issuer, Subject: visitor.Subject}
 	})
 	for _, tc := range []struct {
 		body string
 		code int // 0 is a token
 	}{
-		{`{"subject": "` + subject + `"}`, 0},
-		{`{"subject": "` + subject + `", "life": "-1s"}`, 700024},
-		{`{"subject": "x", "issuer": "` + issuer + `"}`, 700213},
+		{`{"subject": "` + visitor.Subject + `"}`, 0},
+		{`{"subject": "` + visitor.Subject + `", "life": "-1s"}`, 700024},
+		{`{"subject": "x", "issuer": "` + visitor.Issuer + `"}`, 700213},
 	} {
 		_, token := admin(t, s, "POST", "/federated", tc.body)
-		status, m := post(t, s, tokenPath, federatedForm(token))
+		status, m := visitor.Post(t, s, visitor.TokenPath, visitor.FederatedForm(token))
 		if tc.code != 0 {
-			wantRefusal(t, tc.body, status, m, "invalid_client", tc.code)
+			visitor.WantRefusal(t, tc.body, status, m, "invalid_client", tc.code)
 		} else if status != 200 {
 			t.Errorf("%s: status %d, %v", tc.body, status, m)
 		}

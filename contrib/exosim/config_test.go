@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -12,10 +11,15 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/sendas/sendas/contrib/exosim/directory"
+	"github.com/sendas/sendas/contrib/exosim/entra"
+	"github.com/sendas/sendas/contrib/exosim/internal/visitor"
+	"github.com/sendas/sendas/contrib/exosim/smtp"
 )
 
 func TestLoadConfig(t *testing.T) {
-	_, cert, _ := certificate(t)
+	_, cert, _ := visitor.Certificate(t)
 	file := filepath.Join(filepath.Dir(cert), "exosim.yaml")
 	write(t, file, `
 tenant_id: 11111111-2222-4333-8444-555555555555
@@ -58,16 +62,16 @@ mailboxes:
 	for _, tc := range []struct{ what, got, want any }{
 		{"tenant", c.Tenant, "contoso.onmicrosoft.com"}, {"window", c.Window, 6 * time.Second}, {"messages", c.Messages, 30},
 		{"recipients", c.Recipients, 10000}, {"recipient window", c.RecipientWindow, 24 * time.Hour}, {"connections", c.Connections, 3},
-		{"rate mode", c.EnforceRate, RateDelay}, {"verdict", c.VerdictMax, 500 * time.Millisecond}, {"idle", c.Idle, 5 * time.Minute},
+		{"rate mode", c.EnforceRate, smtp.RateDelay}, {"verdict", c.VerdictMax, 500 * time.Millisecond}, {"idle", c.Idle, 5 * time.Minute},
 		{"size", c.MaxSize, int64(157286400)}, {"CA file", c.CAFile, filepath.Join(filepath.Dir(file), "ca.pem")},
 		{"certificate", a.CertificateFile, cert}, {"expiry", a.SecretExpires.UTC(), time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)},
 		{"roles", fmt.Sprint(a.Roles), "[SMTP.SendAsApp]"}, {"Exchange id", a.ExchangeID, "0b1ec700-0000-4000-8000-000000000002"},
 		{"public", a.Public && a.MultiTenant, true}, {"redirects", fmt.Sprint(a.RedirectURIs), "[http://localhost/done]"},
-		{"federated", a.Federated, Federated{"https://kubernetes.default.svc.cluster.local", "system:serviceaccount:mail:relay", "api://AzureADTokenExchange"}},
+		{"federated", a.Federated, directory.Federated{Issuer: "https://kubernetes.default.svc.cluster.local", Subject: "system:serviceaccount:mail:relay", Audience: "api://AzureADTokenExchange"}},
 		{"user", c.Users[0].NeedsMFA && len(c.Users[0].ObjectID) == 36, true}, {"identities are apps", fmt.Sprint(c.ManagedIdentities), "[app m1 app m3]"},
 		{"identity", fmt.Sprint(c.ManagedIdentities[0].Roles, c.ManagedIdentities[0].SystemAssigned, c.ManagedIdentities[1].ResourceID), "[SMTP.SendAsApp] true/subscriptions/s/relay"},
-		{"Arc", c.ArcKeys, filepath.Join(filepath.Dir(file), "tokens")}, {"device flow", c.DeviceFlow, DeviceFlow{time.Minute, time.Second, true, "ERP@contoso.com", 2}},
-		{"sign-in", c.SignIn, SignIn{"erp@contoso.com", true, time.Minute}}, {"refresh", c.Refresh, RefreshPolicy{time.Hour, 2 * time.Hour, true}},
+		{"Arc", c.ArcKeys, filepath.Join(filepath.Dir(file), "tokens")}, {"device flow", c.DeviceFlow, entra.DeviceFlow{Life: time.Minute, Interval: time.Second, SlowDown: true, ApproveAs: "ERP@contoso.com", ApproveAfter: 2}},
+		{"sign-in", c.SignIn, entra.SignIn{User: "erp@contoso.com", RequireLoginHint: true, CodeLife: time.Minute}}, {"refresh", c.Refresh, entra.RefreshPolicy{Idle: time.Hour, Frequency: 2 * time.Hour, RotateStrict: true}},
 		{"refuse", c.Refuse["refresh_token"], "AADSTS53003"},
 		{"full", c.Mailboxes[0].Full, true}, {"submission", c.Submission, "127.0.0.1:0"}, {"admin", c.Admin, ""},
 	} {
@@ -210,26 +214,21 @@ func TestSecretsDoNotPrint(t *testing.T) {
 	}
 }
 
-// testLog writes all there is to log.
-func testLog(w io.Writer) *slog.Logger {
-	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
-}
-
 // TestLogHasNoToken: what goes on is logged, tokens are not.
 func TestLogHasNoToken(t *testing.T) {
-	var log lockedBuffer
+	var log visitor.Log
 	s := startTest(t, func(c *Config) {
-		c.Log = testLog(&log)
+		c.Log = log.Logger()
 	})
-	token := s.Issue(app1, audience, -time.Second)
-	greet(t, s).say("AUTH XOAUTH2 " + xoauth2("erp@contoso.com", token))
-	login(t, s, "erp@contoso.com").send("erp@contoso.com", "From: erp@contoso.com"+id, 1)
-	post(t, s, tokenPath, form())
+	token := s.Issue(app1, directory.Exchange, -time.Second)
+	greet(t, s).Say(visitor.XOAUTH2("erp@contoso.com", token))
+	login(t, s, "erp@contoso.com").Send("erp@contoso.com", "From: erp@contoso.com"+visitor.MessageID, 1)
+	visitor.Post(t, s, visitor.TokenPath, visitor.Form())
 	got := log.String()
 	if !strings.Contains(got, "token expired") || !strings.Contains(got, "250 2.0.0 OK") {
 		t.Errorf("log: %s", got)
 	}
-	for _, secret := range []string{token, "eyJ", "dXNlcj", secret1} {
+	for _, secret := range []string{token, "eyJ", "dXNlcj", visitor.Secret1} {
 		if strings.Contains(got, secret) {
 			t.Errorf("%q shows in the log: %s", secret, got)
 		}

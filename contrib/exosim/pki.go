@@ -5,7 +5,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -16,7 +15,6 @@ import (
 	"math/big"
 	"net"
 	"os"
-	"slices"
 	"time"
 )
 
@@ -106,26 +104,6 @@ func (a *authority) clientRoots(file string) (*x509.CertPool, error) {
 	return roots, nil
 }
 
-// clientNames returns the names of a client's certificate, the common name
-// first; none if it sent none, or none that an authority vouches for. What the
-// certificate may be used for is not looked at: public authorities give out
-// hardly any for clients, and relays use the one they have as a server.
-func (s *Server) clientNames(chain []*x509.Certificate) ([]string, error) {
-	if len(chain) == 0 {
-		return nil, nil
-	}
-	leaf, between := chain[0], x509.NewCertPool()
-	for _, c := range chain[1:] {
-		between.AddCert(c)
-	}
-	_, err := leaf.Verify(x509.VerifyOptions{Roots: s.clientRoots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
-	if err != nil {
-		return nil, err
-	}
-	names := slices.DeleteFunc([]string{leaf.Subject.CommonName}, func(n string) bool { return n == "" })
-	return append(names, leaf.DNSNames...), nil
-}
-
 // template is a certificate without its use. Serial numbers are random: a client
 // may keep two of our certificates apart by issuer and number.
 func template(name string) *x509.Certificate {
@@ -186,33 +164,4 @@ func (a *authority) save(caFile, keyFile string) error {
 		return nil
 	}
 	return os.WriteFile(caFile, a.pem(), 0o644)
-}
-
-// readCertificates returns the certificates of an app; none without a file.
-func readCertificates(file string) ([]*x509.Certificate, error) {
-	if file == "" {
-		return nil, nil
-	}
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
-	}
-	var list []*x509.Certificate
-	for block, rest := pem.Decode(b); block != nil; block, rest = pem.Decode(rest) {
-		if block.Type != "CERTIFICATE" {
-			continue
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
-		}
-		if _, ok := c.PublicKey.(*rsa.PublicKey); !ok {
-			return nil, fmt.Errorf("%s: the key is not RSA, which Entra does not take", file)
-		}
-		list = append(list, c)
-	}
-	if list == nil {
-		return nil, fmt.Errorf("%s: no certificate in PEM format", file)
-	}
-	return list, nil
 }

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sendas/sendas/contrib/exosim"
+	"github.com/sendas/sendas/contrib/exosim/smtp"
 	"github.com/sendas/sendas/policy/testdata/corpus"
 )
 
@@ -28,7 +28,7 @@ func TestCorpus(t *testing.T) {
 	if err := s.WaitMessages(ctx, accepted); err != nil {
 		t.Error(err)
 	}
-	arrived := map[string]*exosim.Message{}
+	arrived := map[string]*smtp.Message{}
 	for _, m := range s.Exosim.Messages() {
 		if !m.Accepted() {
 			t.Errorf("%v: Exchange Online said %s\n%.2000s", m.Recipients, m.Reply, m.Data)
@@ -102,7 +102,7 @@ func checkAnswer(t *testing.T, c *corpus.Case, res Result) {
 }
 
 // checkArrived compares a message that arrived with what its case wants. Postfix itself has put a Received on top.
-func checkArrived(t *testing.T, c *corpus.Case, m *exosim.Message) {
+func checkArrived(t *testing.T, c *corpus.Case, m *smtp.Message) {
 	t.Helper()
 	got := corpus.Parse(m.Data).WithoutFirst("Received")
 	for _, bad := range c.Relayed(lineLimit).Compare(got, m.Sender, m.Mailbox) {

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/contrib/exosim"
+	"github.com/sendas/sendas/contrib/exosim/directory"
+	"github.com/sendas/sendas/contrib/exosim/entra"
 	"github.com/sendas/sendas/token"
 )
 
@@ -29,13 +31,16 @@ func newEntra(t *testing.T) *entraSite {
 		t.Fatal(err)
 	}
 	s, err := exosim.Start(exosim.Config{
-		CAFile: ca, Domains: []string{"contoso.com"}, Users: []exosim.User{{UPN: "scan@contoso.com"}},
-		Apps: []exosim.App{
-			{ClientID: clientID, ObjectID: objectID, Secret: "s3cr3t-of-the-relay-app", Mailboxes: []string{"*"}},
-			{ClientID: userApp, ObjectID: "0b1ec700-0000-4000-8000-000000000012", Public: true},
+		CAFile: ca,
+		DirectoryConfig: exosim.DirectoryConfig{
+			Domains: []string{"contoso.com"}, Users: []directory.User{{UPN: "scan@contoso.com"}},
+			Apps: []directory.App{
+				{ClientID: clientID, ObjectID: objectID, Secret: "s3cr3t-of-the-relay-app", Mailboxes: []string{"*"}},
+				{ClientID: userApp, ObjectID: "0b1ec700-0000-4000-8000-000000000012", Public: true},
+			},
+			Mailboxes: []directory.Mailbox{{Address: "scan@contoso.com"}},
 		},
-		Mailboxes:  []exosim.Mailbox{{Address: "scan@contoso.com"}},
-		DeviceFlow: exosim.DeviceFlow{Interval: time.Second, ApproveAs: "scan@contoso.com"},
+		EntraConfig: exosim.EntraConfig{DeviceFlow: entra.DeviceFlow{Interval: time.Second, ApproveAs: "scan@contoso.com"}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -89,30 +94,32 @@ func TestEntraTroubles(t *testing.T) {
 	defer cancel()
 	e.login(ctx, t)
 	refuse := func(grant, code string) func() error { return func() error { return e.RefuseGrant(grant, code) } }
-	fault := func(f exosim.Faults) func() error { return func() error { return e.SetFaults(f) } }
+	fault := func(f entra.Faults) func() error {
+		return func() error { return e.SetFaults(exosim.Faults{EntraFaults: f}) }
+	}
 	for _, tc := range []struct {
 		name    string
 		source  token.Source
 		trouble func() error
 		want    []string // nil: a token comes
 	}{
-		{"app", e.app, fault(exosim.Faults{}), nil},
-		{"user", e.user, fault(exosim.Faults{}), nil},
-		{"no connection", e.app, fault(exosim.Faults{EntraRefuse: true}), []string{"gave no answer", "connection refused", "check firewall, route and proxy"}},
-		{"connection ends", e.user, fault(exosim.Faults{EntraDown: true}), []string{"gave no answer"}},
-		{"too many requests", e.app, fault(exosim.Faults{EntraStatus: 429, EntraRetry: 7}), []string{"HTTP 429", "Microsoft asks for fewer requests; sendas waits by itself"}},
-		{"out of order", e.app, fault(exosim.Faults{EntraStatus: 503}), []string{"HTTP 503", "sendas tries again by itself"}},
-		{"a web page instead", e.app, fault(exosim.Faults{EntraStatus: 200}), []string{"something that is not the JSON of a token"}},
-		{"cut off", e.app, fault(exosim.Faults{EntraTruncated: true}), []string{"an answer that is cut off"}},
-		{"life as a text", e.app, fault(exosim.Faults{EntraStringExpiry: true}), nil},
-		{"another type of content", e.user, fault(exosim.Faults{EntraContentType: "text/plain"}), []string{"answered with an answer without a token"}},
-		{"another secret", e.app, refuse(exosim.GrantClientCredentials, "AADSTS7000215"), []string{"AADSTS7000215", "the client secret is wrong; often its ID was copied instead of its Value", "relay-app.secret"}},
-		{"secret over", e.app, refuse(exosim.GrantClientCredentials, "AADSTS7000222"), []string{"the client secret has expired", "write its Value into"}},
-		{"app unknown", e.app, refuse(exosim.GrantClientCredentials, "AADSTS700016"), []string{"the tenant has no app with the id " + clientID}},
-		{"blocked by policy", e.user, refuse(exosim.GrantRefreshToken, "AADSTS53003"), []string{"AADSTS53003", "a Conditional Access or security policy of the tenant blocks the sign-in"}},
-		{"unused too long", e.user, refuse(exosim.GrantRefreshToken, "AADSTS700082"), []string{"the refresh token lay unused too long", `sign in again with "sendas login scan-user"`}},
-		{"second factor", e.user, refuse(exosim.GrantRefreshToken, "AADSTS50076"), []string{"must sign in with a second factor", `"sendas login scan-user"`}},
-		{"a loop, says Entra", e.app, refuse(exosim.GrantClientCredentials, "AADSTS50196"), []string{"took it for a loop", "sendas waits by itself"}},
+		{"app", e.app, fault(entra.Faults{}), nil},
+		{"user", e.user, fault(entra.Faults{}), nil},
+		{"no connection", e.app, fault(entra.Faults{Refuse: true}), []string{"gave no answer", "connection refused", "check firewall, route and proxy"}},
+		{"connection ends", e.user, fault(entra.Faults{Down: true}), []string{"gave no answer"}},
+		{"too many requests", e.app, fault(entra.Faults{Status: 429, Retry: 7}), []string{"HTTP 429", "Microsoft asks for fewer requests; sendas waits by itself"}},
+		{"out of order", e.app, fault(entra.Faults{Status: 503}), []string{"HTTP 503", "sendas tries again by itself"}},
+		{"a web page instead", e.app, fault(entra.Faults{Status: 200}), []string{"something that is not the JSON of a token"}},
+		{"cut off", e.app, fault(entra.Faults{Truncated: true}), []string{"an answer that is cut off"}},
+		{"life as a text", e.app, fault(entra.Faults{StringExpiry: true}), nil},
+		{"another type of content", e.user, fault(entra.Faults{ContentType: "text/plain"}), []string{"answered with an answer without a token"}},
+		{"another secret", e.app, refuse(entra.GrantClientCredentials, "AADSTS7000215"), []string{"AADSTS7000215", "the client secret is wrong; often its ID was copied instead of its Value", "relay-app.secret"}},
+		{"secret over", e.app, refuse(entra.GrantClientCredentials, "AADSTS7000222"), []string{"the client secret has expired", "write its Value into"}},
+		{"app unknown", e.app, refuse(entra.GrantClientCredentials, "AADSTS700016"), []string{"the tenant has no app with the id " + clientID}},
+		{"blocked by policy", e.user, refuse(entra.GrantRefreshToken, "AADSTS53003"), []string{"AADSTS53003", "a Conditional Access or security policy of the tenant blocks the sign-in"}},
+		{"unused too long", e.user, refuse(entra.GrantRefreshToken, "AADSTS700082"), []string{"the refresh token lay unused too long", `sign in again with "sendas login scan-user"`}},
+		{"second factor", e.user, refuse(entra.GrantRefreshToken, "AADSTS50076"), []string{"must sign in with a second factor", `"sendas login scan-user"`}},
+		{"a loop, says Entra", e.app, refuse(entra.GrantClientCredentials, "AADSTS50196"), []string{"took it for a loop", "sendas waits by itself"}},
 		{"revoked", e.user, func() error { return e.RevokeUser("scan@contoso.com") }, []string{"AADSTS50173", "the grant was revoked", `sign in again with "sendas login scan-user"`}},
 	} {
 		if err := tc.trouble(); err != nil {
@@ -136,7 +143,7 @@ func TestEntraTroubles(t *testing.T) {
 				t.Errorf("%s: the error shows a secret: %s", tc.name, said(err))
 			}
 		}
-		for _, grant := range []string{exosim.GrantClientCredentials, exosim.GrantRefreshToken} {
+		for _, grant := range []string{entra.GrantClientCredentials, entra.GrantRefreshToken} {
 			if err := errors.Join(e.SetFaults(exosim.Faults{}), e.RefuseGrant(grant, "")); err != nil {
 				t.Fatal(err)
 			}
@@ -147,7 +154,7 @@ func TestEntraTroubles(t *testing.T) {
 // TestSlowEntra: an answer that takes longer than anybody waits is given up, and said.
 func TestSlowEntra(t *testing.T) {
 	e := newEntra(t)
-	if err := e.SetFaults(exosim.Faults{EntraDelay: 30 * time.Second}); err != nil {
+	if err := e.SetFaults(exosim.Faults{EntraFaults: entra.Faults{Delay: 30 * time.Second}}); err != nil {
 		t.Fatal(err)
 	}
 	began := time.Now()
@@ -166,10 +173,10 @@ func TestSignInTroubles(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for _, tc := range []struct{ name, grant, code, want string }{
-		{"declined", exosim.GrantDeviceCode, "authorization_declined", "somebody declined the sign-in in the browser"},
-		{"too late", exosim.GrantDeviceCode, "AADSTS70019", "the code was not entered in time"},
-		{"no public client", exosim.GrantDeviceStart, "AADSTS7000218", `set "Allow public client flows" to Yes`},
-		{"tenant unknown", exosim.GrantDeviceStart, "AADSTS90002", "Microsoft knows no such tenant in this cloud"},
+		{"declined", entra.GrantDeviceCode, "authorization_declined", "somebody declined the sign-in in the browser"},
+		{"too late", entra.GrantDeviceCode, "AADSTS70019", "the code was not entered in time"},
+		{"no public client", entra.GrantDeviceStart, "AADSTS7000218", `set "Allow public client flows" to Yes`},
+		{"tenant unknown", entra.GrantDeviceStart, "AADSTS90002", "Microsoft knows no such tenant in this cloud"},
 	} {
 		if err := e.RefuseGrant(tc.grant, tc.code); err != nil {
 			t.Fatal(err)

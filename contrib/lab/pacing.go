@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/contrib/exosim"
+	"github.com/sendas/sendas/contrib/exosim/smtp"
 )
 
 // A Way is how a relay keeps below Microsoft's limits.
@@ -118,7 +119,7 @@ func MeasurePace(ctx context.Context, c PaceConfig, start func() (done func())) 
 }
 
 // paced measures the messages of a run.
-func paced(all []*exosim.Message, minutes int) Pace {
+func paced(all []*smtp.Message, minutes int) Pace {
 	var verdicts []time.Time
 	for _, m := range all {
 		if m.Accepted() {
@@ -164,7 +165,7 @@ func pace(times []time.Time) float64 {
 }
 
 // WorstWindows returns the most messages of a mailbox in any one period.
-func WorstWindows(all []*exosim.Message, per time.Duration) Windows {
+func WorstWindows(all []*smtp.Message, per time.Duration) Windows {
 	var dots, verdicts, both []span
 	for _, m := range all {
 		dots = append(dots, span{m.Dot, m.Dot.Add(per)})
@@ -200,7 +201,7 @@ func deepest(spans []span) int {
 func startPaced(ctx context.Context, c PaceConfig) (*Site, error) {
 	site := SiteConfig{Sendas: c.Sendas, PluginDir: c.PluginDir, Minute: minute,
 		Exosim: func(x *exosim.Config) {
-			x.VerdictMin, x.VerdictMax, x.Seed, x.EnforceRate = c.Quickest, c.Slowest, c.Seed, exosim.RateReject
+			x.VerdictMin, x.VerdictMax, x.Seed, x.EnforceRate = c.Quickest, c.Slowest, c.Seed, smtp.RateReject
 		},
 		Postfix: func(s *Site, main map[string]string) []string {
 			// A site's own patience, instead of a test's.

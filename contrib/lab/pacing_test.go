@@ -6,18 +6,18 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sendas/sendas/contrib/exosim"
+	"github.com/sendas/sendas/contrib/exosim/smtp"
 )
 
 // epoch is when the runs of these tests begin.
 var epoch = time.Date(2026, 11, 21, 8, 0, 0, 0, time.UTC)
 
 // runOf makes messages from the seconds of their final dots and verdicts.
-func runOf(pairs ...[2]float64) []*exosim.Message {
-	var list []*exosim.Message
+func runOf(pairs ...[2]float64) []*smtp.Message {
+	var list []*smtp.Message
 	at := func(s float64) time.Time { return epoch.Add(time.Duration(s * float64(time.Second))) }
 	for _, p := range pairs {
-		list = append(list, &exosim.Message{Dot: at(p[0]), Verdict: at(p[1]), Reply: "250 2.0.0 OK"})
+		list = append(list, &smtp.Message{Dot: at(p[0]), Verdict: at(p[1]), Reply: "250 2.0.0 OK"})
 	}
 	return list
 }
@@ -25,7 +25,7 @@ func runOf(pairs ...[2]float64) []*exosim.Message {
 func TestWorstWindows(t *testing.T) {
 	for _, tc := range []struct {
 		name string
-		run  []*exosim.Message
+		run  []*smtp.Message
 		want Windows
 	}{
 		{"nothing", nil, Windows{}},

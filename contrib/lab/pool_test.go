@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/contrib/exosim"
+	"github.com/sendas/sendas/contrib/exosim/directory"
+	"github.com/sendas/sendas/contrib/exosim/smtp"
 )
 
 // poolMailboxes may send as billing@contoso.com, each of them.
@@ -17,10 +19,10 @@ func poolSite(minute time.Duration) SiteConfig {
 	return SiteConfig{
 		Minute: minute,
 		Exosim: func(c *exosim.Config) {
-			c.EnforceRate = exosim.RateReject
+			c.EnforceRate = smtp.RateReject
 			c.Mailboxes[0].SendAs = []string{"hr@contoso.com"}
 			for _, a := range poolMailboxes {
-				c.Mailboxes = append(c.Mailboxes, exosim.Mailbox{Address: a, SendAs: []string{"billing@contoso.com"}})
+				c.Mailboxes = append(c.Mailboxes, directory.Mailbox{Address: a, SendAs: []string{"billing@contoso.com"}})
 				c.Apps[0].Mailboxes = append(c.Apps[0].Mailboxes, a)
 			}
 		},
@@ -97,7 +99,7 @@ func TestPool(t *testing.T) {
 func TestPoolMember(t *testing.T) {
 	const n = 12
 	s, ctx := startSite(t, poolSite(6*time.Second))
-	s.Exosim.SetMailbox(poolMailboxes[0], func(m *exosim.Mailbox) { m.SMTPAuthDisabled = true })
+	s.Exosim.SetMailbox(poolMailboxes[0], func(m *directory.Mailbox) { m.SMTPAuthDisabled = true })
 	for i := range n {
 		if res, err := Send(ctx, s.Postfix.SMTPAddr(), burstMail(i)); err != nil || !res.Accepted() {
 			t.Fatalf("%v, %v", res.Verdict(), err)

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sendas/sendas/contrib/exosim"
+	"github.com/sendas/sendas/contrib/exosim/smtp"
 )
 
 // ordinary takes from main.cf all that sendas needs, so that an ordinary relay is left.
@@ -126,7 +126,7 @@ func (s *Site) sendStories(ctx context.Context, t *testing.T) {
 		if err := s.WaitMessages(ctx, i+1); err != nil {
 			t.Fatal(err)
 		}
-		if m := s.Exosim.Messages()[i]; m.Endpoint != exosim.EndpointSubmission || m.Sender != from || m.Mailbox != "erp@contoso.com" {
+		if m := s.Exosim.Messages()[i]; m.Endpoint != smtp.EndpointSubmission || m.Sender != from || m.Mailbox != "erp@contoso.com" {
 			t.Errorf("%s left by %s as %s of %s", from, m.Endpoint, m.Sender, m.Mailbox)
 		}
 	}

@@ -18,7 +18,7 @@ import (
 
 	"github.com/goccy/go-yaml"
 
-	"github.com/sendas/sendas/contrib/exosim"
+	"github.com/sendas/sendas/contrib/exosim/directory"
 )
 
 // figuresDir has the rules and the example that are offered to administrators.
@@ -297,7 +297,7 @@ func figuresYAML(t *testing.T) func(string) string {
 func sendForFigures(t *testing.T, s *Site, ctx context.Context) {
 	t.Helper()
 	denied.Store(s, 1)
-	s.SetMailbox(func(m *exosim.Mailbox) { m.SendAs = []string{"billing@contoso.com"} })
+	s.SetMailbox(func(m *directory.Mailbox) { m.SendAs = []string{"billing@contoso.com"} })
 	send := func(x XClient, from string, code int) {
 		t.Helper()
 		m := Mail{XClient: x, From: from, To: []string{"someone@fabrikam.com"}, Data: message("From: "+from, fmt.Sprintf(storyID, from), storyDate)}

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/contrib/exosim"
+	"github.com/sendas/sendas/contrib/exosim/directory"
+	"github.com/sendas/sendas/contrib/exosim/smtp"
 )
 
 // recipeBlocks returns the blocks of a kind in a page of docs/recipes.
@@ -40,7 +42,7 @@ func recipeSite(t *testing.T, page string, postfix ...int) (*Site, context.Conte
 		Minute: 6 * time.Second,
 		Exosim: func(c *exosim.Config) {
 			c.Apps[0].Mailboxes = append(c.Apps[0].Mailboxes, "cron@contoso.com")
-			c.Mailboxes = append(c.Mailboxes, exosim.Mailbox{Address: "cron@contoso.com"})
+			c.Mailboxes = append(c.Mailboxes, directory.Mailbox{Address: "cron@contoso.com"})
 		},
 		YAML: func(y string) string {
 			before, rest, _ := strings.Cut(y, "mailboxes:\n")
@@ -100,7 +102,7 @@ func (s *Site) sendRecipe(ctx context.Context, t *testing.T, i int, tc recipeCas
 }
 
 // compare looks at what has reached Exchange Online.
-func (tc recipeCase) compare(t *testing.T, m *exosim.Message) {
+func (tc recipeCase) compare(t *testing.T, m *smtp.Message) {
 	t.Helper()
 	got := fmt.Sprintf("%s through %s to %s, From: %s", m.Sender, m.Mailbox, strings.Join(m.Recipients, ","), strings.Join(m.Header("From"), " | "))
 	want := fmt.Sprintf("%s through %s to %s, From: %s", tc.sender, tc.mailbox, tc.rcpt, tc.header)

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/contrib/exosim"
+	"github.com/sendas/sendas/contrib/exosim/directory"
+	"github.com/sendas/sendas/contrib/exosim/smtp"
 )
 
 // The site of the routes: besides that of the stories, an ERP whose mail leaves by a connector that knows the relay's
@@ -102,7 +104,7 @@ func routesSite(t *testing.T, policy bool) SiteConfig {
 	return SiteConfig{
 		Minute: 6 * time.Second,
 		Exosim: func(c *exosim.Config) {
-			c.Connectors = []exosim.Connector{{Name: "by address", SenderIPs: []string{"127.0.0.5"}}, {Name: "by certificate", CertificateName: "relay.contoso.com"}}
+			c.Connectors = []smtp.Connector{{Name: "by address", SenderIPs: []string{"127.0.0.5"}}, {Name: "by certificate", CertificateName: "relay.contoso.com"}}
 		},
 		Postfix: func(s *Site, main map[string]string) []string {
 			s.settings(t, main, "main.cf")
@@ -241,7 +243,7 @@ func TestRoutes(t *testing.T) {
 				t.Errorf("mail of this host left by %s %q as %s, want the connector of pickup", m.Endpoint, m.Connector, m.Sender)
 			}
 			for _, m := range s.Exosim.Messages() {
-				if m.Endpoint == exosim.EndpointMX && m.Connector == "" && slices.ContainsFunc(m.Recipients, func(r string) bool { return !strings.HasSuffix(r, "@contoso.com") }) {
+				if m.Endpoint == smtp.EndpointMX && m.Connector == "" && slices.ContainsFunc(m.Recipients, func(r string) bool { return !strings.HasSuffix(r, "@contoso.com") }) {
 					t.Errorf("sent directly to %v", m.Recipients)
 				}
 			}
@@ -297,7 +299,7 @@ func TestEachItsOwnMailbox(t *testing.T) {
 		Minute: 6 * time.Second,
 		Exosim: func(c *exosim.Config) {
 			c.Apps[0].Mailboxes = []string{"*"}
-			c.Mailboxes = append(c.Mailboxes, exosim.Mailbox{Address: "nightly@contoso.com"}, exosim.Mailbox{Address: "weekly@contoso.com"})
+			c.Mailboxes = append(c.Mailboxes, directory.Mailbox{Address: "nightly@contoso.com"}, directory.Mailbox{Address: "weekly@contoso.com"})
 		},
 		YAML: func(y string) string {
 			return strings.Replace(y, "clients:\n", "  - address: \"*@contoso.com\"\n    credential: relay-app\n    limits: LIMITS\nclients:\n", 1)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/contrib/exosim"
+	"github.com/sendas/sendas/contrib/exosim/directory"
 )
 
 // withCredential replaces the site's only credential.
@@ -33,8 +34,8 @@ func scanUser(s *SiteConfig) {
 		return strings.Replace(y, "  - address: scan@contoso.com\n    credential: relay-app\n", "  - address: scan@contoso.com\n    credential: scan-user\n", 1)
 	}
 	s.Exosim = func(c *exosim.Config) {
-		c.Apps = append(c.Apps, exosim.App{ClientID: userApp, ObjectID: "0b1ec700-0000-4000-8000-000000000012", Public: true})
-		c.Users = []exosim.User{{UPN: "scan@contoso.com"}, {UPN: "admin@contoso.com"}}
+		c.Apps = append(c.Apps, directory.App{ClientID: userApp, ObjectID: "0b1ec700-0000-4000-8000-000000000012", Public: true})
+		c.Users = []directory.User{{UPN: "scan@contoso.com"}, {UPN: "admin@contoso.com"}}
 		c.DeviceFlow.Interval = time.Second
 	}
 }
@@ -206,8 +207,8 @@ func TestManagedIdentity(t *testing.T) {
 		Minute: 6 * time.Second,
 		Exosim: func(c *exosim.Config) {
 			c.IMDS = "127.0.0.1:0"
-			c.ManagedIdentities = []exosim.ManagedIdentity{{SystemAssigned: true, App: exosim.App{ClientID: "5f2c0d3e-0000-4000-8000-000000000021",
-				ObjectID: "0b1ec700-0000-4000-8000-000000000022", Model: exosim.ModelClassic, Mailboxes: []string{"*"}}}}
+			c.ManagedIdentities = []directory.ManagedIdentity{{SystemAssigned: true, App: directory.App{ClientID: "5f2c0d3e-0000-4000-8000-000000000021",
+				ObjectID: "0b1ec700-0000-4000-8000-000000000022", Model: directory.ModelClassic, Mailboxes: []string{"*"}}}}
 		},
 		YAML: withCredential("  relay-app:\n    flow: managed_identity\n"),
 		TokenEnv: func(e *exosim.Server) []string {
@@ -234,7 +235,7 @@ func TestFederated(t *testing.T) {
 		Minute: 6 * time.Second,
 		Exosim: func(c *exosim.Config) {
 			c.Apps[0].Secret = ""
-			c.Apps[0].Federated = exosim.Federated{Subject: "system:serviceaccount:mail:relay"}
+			c.Apps[0].Federated = directory.Federated{Subject: "system:serviceaccount:mail:relay"}
 			file = filepath.Join(filepath.Dir(c.CAFile), "projected-token")
 		},
 		YAML: withCredential("  relay-app:\n    flow: federated\n    token_file: projected-token\n    client_id: CLIENTID\n"),

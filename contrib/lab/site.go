@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/contrib/exosim"
+	"github.com/sendas/sendas/contrib/exosim/directory"
 )
 
 // SiteConfig says what a site is made of. The site is contoso.com: printers in 10.2.0.0/16 that may
@@ -162,7 +163,7 @@ func (s *Site) Stop() error {
 }
 
 func (s *Site) startExosim(c SiteConfig) (err error) {
-	app := exosim.App{ClientID: clientID, ObjectID: objectID, Secret: s.Secret, Mailboxes: []string{"erp@contoso.com", "scan@contoso.com", "monitor@contoso.com"}}
+	app := directory.App{ClientID: clientID, ObjectID: objectID, Secret: s.Secret, Mailboxes: []string{"erp@contoso.com", "scan@contoso.com", "monitor@contoso.com"}}
 	if c.Certificate != nil {
 		cert, _, err := c.Certificate(s.Dir)
 		if err != nil {
@@ -170,9 +171,10 @@ func (s *Site) startExosim(c SiteConfig) (err error) {
 		}
 		app.Secret, app.CertificateFile = "", cert
 	}
-	cfg := exosim.Config{
-		Tenant: "contoso.onmicrosoft.com", Domains: []string{"contoso.com"}, MX: "127.0.0.1:0", Window: c.Minute, CAFile: filepath.Join(s.Dir, "ca.pem"), Apps: []exosim.App{app},
-		Mailboxes: []exosim.Mailbox{
+	cfg := exosim.Config{MX: "127.0.0.1:0", CAFile: filepath.Join(s.Dir, "ca.pem"), SMTPConfig: exosim.SMTPConfig{Window: c.Minute}}
+	cfg.DirectoryConfig = exosim.DirectoryConfig{
+		Tenant: "contoso.onmicrosoft.com", Domains: []string{"contoso.com"}, Apps: []directory.App{app},
+		Mailboxes: []directory.Mailbox{
 			{Address: "erp@contoso.com", SendAs: []string{"billing@contoso.com", "hr@contoso.com"}},
 			{Address: "scan@contoso.com"}, {Address: "monitor@contoso.com"},
 		},

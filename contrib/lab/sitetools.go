@@ -20,12 +20,13 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/sendas/sendas/contrib/exosim"
+	"github.com/sendas/sendas/contrib/exosim/directory"
+	"github.com/sendas/sendas/contrib/exosim/smtp"
 )
 
 const hangup = syscall.SIGHUP
 
-type mailboxSettings = exosim.Mailbox
+type mailboxSettings = directory.Mailbox
 
 // SetMailbox changes the mailbox erp@contoso.com of the simulator.
 func (s *Site) SetMailbox(change func(*mailboxSettings)) {
@@ -87,7 +88,7 @@ func (s *Site) WaitMetric(ctx context.Context, line string) error {
 }
 
 // Compare says how a message that arrived differs from what the story promises; "" if it does not.
-func (s Story) Compare(m *exosim.Message) string {
+func (s Story) Compare(m *smtp.Message) string {
 	one := func(name string) string { return strings.Join(m.Header(name), " | ") }
 	_, body, _ := bytes.Cut(m.Data, []byte("\r\n\r\n"))
 	switch {

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/contrib/exosim"
+	"github.com/sendas/sendas/contrib/exosim/directory"
+	"github.com/sendas/sendas/contrib/exosim/smtp"
 )
 
 var wholeStorm = flag.Bool("storm", false, "TestStormOfTwoRelays with 2,000 messages and every trouble several times")
@@ -227,11 +229,11 @@ func (r *relays) cleanup(s *Site) {
 }
 
 func relayExosim(c *exosim.Config) {
-	c.Messages, c.EnforceRate, c.Seed = relayLimit, exosim.RateReject, 1
+	c.Messages, c.EnforceRate, c.Seed = relayLimit, smtp.RateReject, 1
 	c.VerdictMin, c.VerdictMax = 10*time.Millisecond, 100*time.Millisecond
 	c.Apps[0].Mailboxes = []string{"*"}
 	for i := range relayBoxes {
-		c.Mailboxes = append(c.Mailboxes, exosim.Mailbox{Address: relayBox(i)})
+		c.Mailboxes = append(c.Mailboxes, directory.Mailbox{Address: relayBox(i)})
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/contrib/exosim"
+	"github.com/sendas/sendas/contrib/exosim/smtp"
 )
 
 // stormMailboxes are those of the site.
@@ -76,7 +77,7 @@ type fate struct {
 }
 
 // fates counts by Message-ID.
-func fates(all []*exosim.Message) map[string]fate {
+func fates(all []*smtp.Message) map[string]fate {
 	list := map[string]fate{}
 	for _, m := range all {
 		if !m.Accepted() {
@@ -98,7 +99,7 @@ func fates(all []*exosim.Message) map[string]fate {
 // ended after the final dot, counts like one that was accepted.
 func checkLimits(t *testing.T, x *exosim.Server, boxes []string, limit int, per time.Duration) {
 	t.Helper()
-	of := map[string][]*exosim.Message{}
+	of := map[string][]*smtp.Message{}
 	for _, m := range x.Messages() {
 		of[m.Mailbox] = append(of[m.Mailbox], m)
 	}
@@ -130,16 +131,16 @@ func TestStorm(t *testing.T) {
 			return strings.ReplaceAll(y, "LIMITS", fmt.Sprintf("{messages: %d/%v}", limit, per))
 		},
 		Exosim: func(c *exosim.Config) {
-			c.Messages, c.EnforceRate, c.Seed = limit, exosim.RateReject, 1
+			c.Messages, c.EnforceRate, c.Seed = limit, smtp.RateReject, 1
 			c.VerdictMin, c.VerdictMax = 10*time.Millisecond, 100*time.Millisecond
 		},
 	})
 	s.SetMailbox(func(m *mailboxSettings) { m.SendAs = []string{"billing@contoso.com"} })
 	denied.Store(s, refused)
-	storm := exosim.Chances{Greeting: 0.05, Mail: 0.04, InData: 0.05, AtDot: 0.05, Leave: 0.04, Busy: 0.04, Concurrent: 0.05, AfterTaken: 0.06}
-	blow := func(c exosim.Chances) {
+	storm := smtp.Chances{Greeting: 0.05, Mail: 0.04, InData: 0.05, AtDot: 0.05, Leave: 0.04, Busy: 0.04, Concurrent: 0.05, AfterTaken: 0.06}
+	blow := func(c smtp.Chances) {
 		t.Helper()
-		if err := s.Exosim.SetFaults(exosim.Faults{Chances: c}); err != nil {
+		if err := s.Exosim.SetFaults(exosim.Faults{SMTPFaults: smtp.Faults{Chances: c}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -166,7 +167,7 @@ func TestStorm(t *testing.T) {
 	// The day's recipients are used up, says Microsoft to somebody: that mailbox rests for 15 of the scaled minutes.
 	storm.Quota = 1
 	blow(storm)
-	quota := func(m *exosim.Message) bool { return strings.Contains(m.Reply, "SubmissionQuotaExceeded") }
+	quota := func(m *smtp.Message) bool { return strings.Contains(m.Reply, "SubmissionQuotaExceeded") }
 	if err := poll(ctx, func() (bool, error) { return slices.ContainsFunc(s.Exosim.Messages(), quota), nil }); err != nil {
 		t.Fatal(err)
 	}
@@ -174,14 +175,14 @@ func TestStorm(t *testing.T) {
 	blow(storm)
 	arrived(n * 2 / 3)
 	// What has not struck by chance so far strikes those that are left.
-	blow(exosim.Chances{Greeting: 0.12, Mail: 0.12, InData: 0.12, AtDot: 0.12, Leave: 0.12, Busy: 0.12, Concurrent: 0.12, AfterTaken: 0.12})
+	blow(smtp.Chances{Greeting: 0.12, Mail: 0.12, InData: 0.12, AtDot: 0.12, Leave: 0.12, Busy: 0.12, Concurrent: 0.12, AfterTaken: 0.12})
 	if err := poll(ctx, func() (bool, error) {
 		met, err := s.troubles(n + refused)
 		return len(met) == len(allTroubles) || s.Accepted() >= n, err
 	}); err != nil {
 		t.Fatal(err)
 	}
-	blow(exosim.Chances{}) // the sky clears
+	blow(smtp.Chances{}) // the sky clears
 	if q, err := s.Postfix.WaitQueue(ctx, func(q []QueueEntry) bool { return len(q) == 0 }); err != nil {
 		t.Fatalf("%d messages are left: %v", len(q), err)
 	}

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/contrib/exosim"
+	"github.com/sendas/sendas/contrib/exosim/directory"
 	"github.com/sendas/sendas/contrib/lab"
 )
 
@@ -163,9 +164,12 @@ func newSite(t *testing.T, d *debian) *site {
 	s := &site{debian: d, smtp: freeAddr(t)}
 	var err error
 	s.exosim, err = exosim.Start(exosim.Config{
-		Tenant: "contoso.onmicrosoft.com", Domains: []string{"contoso.com"}, Window: 2 * time.Second, CAFile: d.path("/usr/local/share/ca-certificates/lab.crt"),
-		Apps:      []exosim.App{{ClientID: clientID, ObjectID: clientID, Secret: secret, Mailboxes: []string{"erp@contoso.com"}}},
-		Mailboxes: []exosim.Mailbox{{Address: "erp@contoso.com"}},
+		CAFile: d.path("/usr/local/share/ca-certificates/lab.crt"), SMTPConfig: exosim.SMTPConfig{Window: 2 * time.Second},
+		DirectoryConfig: exosim.DirectoryConfig{
+			Tenant: "contoso.onmicrosoft.com", Domains: []string{"contoso.com"},
+			Apps:      []directory.App{{ClientID: clientID, ObjectID: clientID, Secret: secret, Mailboxes: []string{"erp@contoso.com"}}},
+			Mailboxes: []directory.Mailbox{{Address: "erp@contoso.com"}},
+		},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,117 @@
+package smtp
+
+import (
+	"cmp"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Config is how Exchange Online behaves. The zero value of a field means its
+// default, which is Microsoft's figure where there is one.
+type Config struct {
+	// Messages per Window, recipients per RecipientWindow, and parallel
+	// deliveries of a mailbox.
+	Messages        int           `yaml:"messages"`         // 30
+	Window          time.Duration `yaml:"window"`           // 1m
+	Recipients      int           `yaml:"recipients"`       // 10000
+	RecipientWindow time.Duration `yaml:"recipient_window"` // 24h
+	Connections     int           `yaml:"connections"`      // 3
+	// EnforceRate says what happens to more than Messages in a Window: nothing
+	// but a note of it, a verdict that comes later (what Microsoft documents),
+	// or a refusal.
+	EnforceRate RateMode `yaml:"enforce_rate"` // off
+
+	MaxSize         int64 `yaml:"max_size"`          // bytes of a message, as EHLO says; 157286400
+	MaxMessageRcpts int   `yaml:"max_message_rcpts"` // recipients of one message; 500
+	HighVolume      bool  `yaml:"high_volume"`       // High Volume Email: AUTH wants a token with 10 minutes left
+
+	// VerdictMin and VerdictMax bound the time between the end of DATA and the
+	// verdict; the real service takes 0.5 to 3 s.
+	VerdictMin time.Duration `yaml:"verdict_min"`
+	VerdictMax time.Duration `yaml:"verdict_max"`
+	// TarPit delays refusals before DATA; the real service takes about 5 s.
+	TarPit time.Duration `yaml:"tar_pit"`
+	// Idle is how long a client may be silent.
+	Idle time.Duration `yaml:"idle"` // 5m
+	// Challenge sends a 334 with a JSON error before a 535, as Google does.
+	Challenge bool `yaml:"challenge"`
+	// SendAsText chooses among the wordings of a missing Send As right that
+	// are still seen: 5.2.252, 5.2.0 or 5.7.60.
+	SendAsText string `yaml:"send_as_text"` // 5.2.252
+
+	// Connectors are the inbound connectors that the MX endpoint knows.
+	Connectors []Connector `yaml:"connectors"`
+
+	// Log gets one line per refused AUTH and per verdict; nil is silence.
+	Log *slog.Logger `yaml:"-"`
+}
+
+// RateMode says what happens to messages over the rate.
+type RateMode string
+
+const (
+	RateOff    RateMode = "off"    // accepted; only the counters show it
+	RateDelay  RateMode = "delay"  // the verdict waits until the message is within the rate
+	RateReject RateMode = "reject" // 451
+)
+
+// Complete fills in defaults and refuses what cannot be meant. Its errors begin with the wrong key.
+// The caller's slices stay as they are. Exchange takes only names of accepted domains for a
+// connector's certificate: isOurs reports whether a host name is one.
+func (c *Config) Complete(isOurs func(host string) bool) error {
+	c.Messages = cmp.Or(c.Messages, 30)
+	c.Window = cmp.Or(c.Window, time.Minute)
+	c.Recipients = cmp.Or(c.Recipients, 10_000)
+	c.RecipientWindow = cmp.Or(c.RecipientWindow, 24*time.Hour)
+	c.Connections = cmp.Or(c.Connections, 3)
+	c.EnforceRate = cmp.Or(c.EnforceRate, RateOff)
+	c.MaxSize = cmp.Or(c.MaxSize, 157286400)
+	c.MaxMessageRcpts = cmp.Or(c.MaxMessageRcpts, 500)
+	c.Idle = cmp.Or(c.Idle, 5*time.Minute)
+	c.SendAsText = cmp.Or(c.SendAsText, "5.2.252")
+	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
+	c.VerdictMax = max(c.VerdictMax, c.VerdictMin)
+	c.Connectors = slices.Clone(c.Connectors)
+	if err := c.checkFigures(); err != nil {
+		return err
+	}
+	return c.completeConnectors(isOurs)
+}
+
+func (c *Config) checkFigures() error {
+	if !slices.Contains([]RateMode{RateOff, RateDelay, RateReject}, c.EnforceRate) {
+		return fmt.Errorf("enforce_rate: %q is not off, delay or reject", c.EnforceRate)
+	}
+	if sendAsTexts[c.SendAsText] == "" {
+		return fmt.Errorf("send_as_text: %q is not 5.2.252, 5.2.0 or 5.7.60", c.SendAsText)
+	}
+	if min(c.Messages, c.Recipients, c.Connections, c.MaxMessageRcpts, int(c.MaxSize)) < 0 {
+		return fmt.Errorf("messages, recipients, connections, max_size, max_message_rcpts: a limit is negative")
+	}
+	if min(c.Window, c.RecipientWindow, c.VerdictMin, c.TarPit, c.Idle) < 0 {
+		return fmt.Errorf("window, recipient_window, verdict_min, tar_pit, idle: a time is negative")
+	}
+	return nil
+}
+
+func (c *Config) completeConnectors(isOurs func(host string) bool) error {
+	seen := map[string]bool{}
+	for i := range c.Connectors {
+		k := &c.Connectors[i]
+		key := strings.ToLower(k.Name)
+		if key == "" || seen[key] {
+			return fmt.Errorf("connectors[%d].name: %q is empty or listed twice", i, k.Name)
+		}
+		seen[key] = true
+		if err := k.complete(); err != nil {
+			return fmt.Errorf("connectors[%d].%w", i, err)
+		}
+		if k.CertificateName != "" && !isOurs(k.CertificateName) {
+			return fmt.Errorf("connectors[%d].certificate_name: %q is in none of the domains", i, k.CertificateName)
+		}
+	}
+	return nil
+}

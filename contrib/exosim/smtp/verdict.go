@@ -1,0 +1,172 @@
+package smtp
+
+import (
+	"cmp"
+	"crypto/tls"
+	"slices"
+	"time"
+)
+
+// A service is what differs between the SMTP endpoints of Exchange Online:
+// submission, and mx. Its methods are called by many connections at the same
+// time.
+type service interface {
+	// about tells how the endpoint presents itself; it is always the same.
+	about() endpoint
+	// extensions are the lines of EHLO. There is AUTH where it is among them.
+	extensions(k *conn) []string
+	// admits returns why the session may not send mail, "" if it may.
+	admits(k *conn) string
+	// recipient returns why the session may not send to an address, "" if it may.
+	recipient(k *conn, address string) string
+	// begin is told that a message's content starts to come, end that the
+	// message has its verdict or is lost.
+	begin(k *conn)
+	end(k *conn)
+	// judge gives m its verdict and keeps it; k sends the reply unless
+	// m.Dropped.
+	judge(k *conn, m *Message)
+}
+
+// endpoint is how an SMTP endpoint presents itself.
+type endpoint struct {
+	name    string // Message.Endpoint
+	host    string // in the banner and in EHLO
+	machine string // in errors
+	tls     *tls.Config
+}
+
+// submission is smtp.office365.com:587.
+type submission struct{ x *Exchange }
+
+func (v submission) about() endpoint {
+	return endpoint{name: EndpointSubmission, host: frontend, machine: machine, tls: v.x.tls}
+}
+
+// extensions have AUTH in the place of STARTTLS.
+func (v submission) extensions(k *conn) []string {
+	if k.tls != nil {
+		return extensions("AUTH LOGIN XOAUTH2", v.x.cfg.MaxSize)
+	}
+	return extensions("STARTTLS", v.x.cfg.MaxSize)
+}
+
+func (v submission) admits(k *conn) string {
+	switch {
+	case k.tls == nil:
+		return textNeedTLS
+	case k.box == nil && k.authErr != "":
+		return textNotAuthed + " Error: " + k.authErr
+	case k.box == nil:
+		return textNotAuthed + k.bracket()
+	}
+	return ""
+}
+
+// recipient takes everybody; who does not exist is found out later.
+func (v submission) recipient(*conn, string) string { return "" }
+
+func (v submission) begin(k *conn) { k.slot = v.x.beginData(k.box) }
+
+func (v submission) end(k *conn) {
+	v.x.endData(k.box, k.slot)
+	k.slot = false
+}
+
+// judge follows the order of the real service: parallel deliveries, logon,
+// mailbox full, Send As, quota.
+func (v submission) judge(k *conn, m *Message) {
+	x := v.x
+	m.Mailbox = k.box.address
+	if x.strikes(func(f *Faults) *int { return &f.DropBeforeAccept }) || x.chance(func(c *Chances) float64 { return c.AtDot }) {
+		m.Dropped = true
+		x.refuse(k.box, m, "")
+		return
+	}
+	if k.slot = k.slot || x.lateSlot(k.box); !k.slot || x.overloaded() {
+		x.refuse(k.box, m, textConcurrent+atBackend)
+		return
+	}
+	if refusal := x.refusal(k.box, m); refusal != "" {
+		x.sleep(x.verdictDelay())
+		x.refuse(k.box, m, refusal+atBackend)
+		return
+	}
+	for wait := x.verdictDelay(); wait > 0; wait = x.admit(k, m) {
+		if !x.sleep(wait) {
+			m.Dropped = true
+			x.refuse(k.box, m, "")
+			return
+		}
+	}
+}
+
+func (x *Exchange) refuse(b *box, m *Message, reply string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	m.Verdict, m.Reply = time.Now(), reply
+	x.keep(b, m)
+}
+
+// refusal returns why a message is refused for what it is, "" if it is not.
+func (x *Exchange) refusal(b *box, m *Message) string {
+	from, sender, bad := senders(m.Data)
+	settings, _ := x.dir.Mailbox(b.address) // mailboxes are never removed
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	switch {
+	case countDown(&x.faults.Busy) || x.unlucky(x.faults.Chances.Busy):
+		return textBusy
+	case x.unlucky(x.faults.Chances.Leave):
+		return textUnavailable
+	case x.unlucky(x.faults.Chances.Quota):
+		return textQuota
+	case settings.NoLogon || x.faults.NoLogon:
+		return textNoLogon
+	case settings.Full || x.faults.MailboxFull:
+		return textFull
+	case bad != "":
+		return bad
+	}
+	for _, a := range slices.Concat(from, sender, []string{m.Sender}) {
+		if !settings.MayBe(a) {
+			return sendAsDenied(x.cfg.SendAsText, b.address, cmp.Or(a, "<>"))
+		}
+	}
+	return ""
+}
+
+// admit is the last step: quota and rate, and the acceptance. It returns how
+// long to wait before it is asked again, or 0 when m has its verdict. Counting and
+// accepting is one step under the lock, so that no two messages share a place.
+func (x *Exchange) admit(k *conn, m *Message) time.Duration {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	b, now := k.box, time.Now()
+	m.Verdict = now
+	if b.sent.at(now)+len(m.Recipients) > cmp.Or(x.faults.QuotaAfter, x.cfg.Recipients) {
+		m.Reply = textQuota + atBackend
+		x.keep(b, m)
+		return 0
+	}
+	if wait := b.verdicts.free(now, x.cfg.Messages).Sub(now); wait > 0 && x.cfg.EnforceRate != RateOff {
+		if x.cfg.EnforceRate == RateDelay {
+			return wait
+		}
+		m.Reply = textBusy + atBackend
+		x.keep(b, m)
+		return 0
+	}
+	m.Reply = "250 2.0.0 OK " + messageID(m) + atBackend
+	m.Dropped = countDown(&x.faults.DropAfterData) || x.unlucky(x.faults.Chances.AfterTaken)
+	x.keep(b, m)
+	return 0
+}
+
+// verdictDelay returns a time between Config.VerdictMin and Config.VerdictMax, at
+// least a nanosecond.
+func (x *Exchange) verdictDelay() time.Duration {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.cfg.VerdictMin + time.Duration(x.random.Int64N(int64(x.cfg.VerdictMax-x.cfg.VerdictMin)+1)) + 1
+}
