@@ -18,6 +18,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/emersion/go-sasl"
+
+	"github.com/sendas/sendas/internal/xoauth2"
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/token"
 )
@@ -474,23 +477,24 @@ const maxAuthLine = 12288
 // longRun is what may be a part of a token that a server repeats.
 var longRun = regexp.MustCompile(`[A-Za-z0-9+/=_-]{48,}`)
 
-// authenticate shows the token as the SASL plugin of smtp(8) does: after the server's 334, so that no line that may be repeated in an error has
-// it ("Authenticate an IMAP, POP or SMTP connection using OAuth", Microsoft). go-sasl has no client for XOAUTH2.
+// authenticate shows the token as the SASL plugin of smtp(8) does: after the server's 334, so that no line that may be repeated in an error has it.
 func (k *smtpTalk) authenticate(user string, access token.Secret) error {
-	response := base64.StdEncoding.EncodeToString([]byte("user=" + user + "\x01auth=Bearer " + string(access) + "\x01\x01"))
+	client := xoauth2.NewClient(user, string(access))
+	mechanism, initial, err := client.Start()
+	if err != nil {
+		return err
+	}
+	response := base64.StdEncoding.EncodeToString(initial)
 	k.d.hide(response)
 	if len(response) > maxAuthLine {
 		return k.fault("malformed", fmt.Sprintf("the answer to AUTH has %d bytes", len(response)), false)
 	}
-	r, err := k.ask(replyTime, "AUTH XOAUTH2")
+	r, err := k.ask(replyTime, "AUTH "+mechanism)
 	if err == nil && r.code == 334 {
 		r, err = k.ask(replyTime, response)
 	}
-	if err == nil && r.code == 334 { // an error in JSON, as Google sends it; an empty line asks for the refusal
-		k.conn.SetDeadline(time.Now().Add(replyTime))
-		if err = k.text.PrintfLine(""); err == nil {
-			r, err = k.ask(replyTime, "")
-		}
+	if err == nil && r.code == 334 { // an error in JSON, as Google sends it
+		r, err = k.answer(client, r)
 	}
 	if err != nil || r.code == 235 {
 		return err
@@ -500,6 +504,21 @@ func (k *smtpTalk) authenticate(user string, access token.Secret) error {
 		f.found = longRun.ReplaceAllString(f.found, "REDACTED")
 	}
 	return fault
+}
+
+// answer says what the mechanism says to one more challenge, and returns the reply to that.
+func (k *smtpTalk) answer(client sasl.Client, r smtpReply) (smtpReply, error) {
+	_, text, _ := strings.Cut(r.text, " ")
+	challenge, _ := base64.StdEncoding.DecodeString(text) // the answer is the same to one that cannot be read
+	response, err := client.Next(challenge)
+	if err != nil {
+		return r, err
+	}
+	k.conn.SetDeadline(time.Now().Add(replyTime))
+	if err := k.text.PrintfLine("%s", base64.StdEncoding.EncodeToString(response)); err != nil {
+		return r, err
+	}
+	return k.ask(replyTime, "")
 }
 
 // trySenders begins a message as each identity, and takes it back.

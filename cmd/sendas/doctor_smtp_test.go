@@ -209,14 +209,14 @@ func (s *scriptedServer) talk(t *testing.T, sendTo string) (*doctor, string) {
 	d, out := smtpDoctor(t, ca.file(t), w, doctorFlags{sendTo: sendTo})
 	d.checkMailboxes(t.Context(), []patient{{user: "scan@contoso.com", label: "scan@contoso.com", credential: "relay-app", identities: []string{"scan@contoso.com", "office@contoso.com"}}})
 	checkReport(t, &d.report)
-	if text := out.String() + fmt.Sprint(d.checks); strings.Contains(text, theToken) || strings.Contains(text, xoauth2("scan@contoso.com")) {
+	if text := out.String() + fmt.Sprint(d.checks); strings.Contains(text, theToken) || strings.Contains(text, bearerOf("scan@contoso.com")) {
 		t.Errorf("the report shows the token:\n%s", text)
 	}
 	return d, out.String()
 }
 
-// xoauth2 is the answer to AUTH XOAUTH2 with theToken.
-func xoauth2(user string) string {
+// bearerOf is the answer to AUTH XOAUTH2 with theToken.
+func bearerOf(user string) string {
 	return base64.StdEncoding.EncodeToString([]byte("user=" + user + "\x01auth=Bearer " + theToken + "\x01\x01"))
 }
 
@@ -230,7 +230,7 @@ func TestDoctorTalk(t *testing.T) {
 	} {
 		d.wantCheck(t, id, checkOK, words)
 	}
-	want := []string{"EHLO relay.contoso.com", "STARTTLS", "EHLO relay.contoso.com", "AUTH XOAUTH2", xoauth2("scan@contoso.com"),
+	want := []string{"EHLO relay.contoso.com", "STARTTLS", "EHLO relay.contoso.com", "AUTH XOAUTH2", bearerOf("scan@contoso.com"),
 		"MAIL FROM:<scan@contoso.com>", "RSET", "MAIL FROM:<office@contoso.com>", "RSET", "MAIL FROM:<scan@contoso.com>", "RCPT TO:<me@contoso.com>", "DATA", "QUIT"}
 	if got := strings.Join(s.said(), "\n"); got != strings.Join(want, "\n") {
 		t.Errorf("the doctor said\n%s\nwant\n%s", got, strings.Join(want, "\n"))
@@ -286,7 +286,7 @@ func TestDoctorReplies(t *testing.T) {
 		{"RESPONSE", "501 5.5.127 Invalid XOAUTH2 auth data - Token will expire soon error", id + "auth", "10 minutes", true},
 		{"RESPONSE", "421 4.3.2 Service not available", id + "auth", "has trouble", true},
 		{"RESPONSE", "500 5.3.3 Unrecognized command '" + theToken + "'", id + "auth", "REDACTED", false},
-		{"RESPONSE", "500 5.3.3 Unrecognized command '" + xoauth2("scan@contoso.com")[:80] + "'", id + "auth", "REDACTED", false},
+		{"RESPONSE", "500 5.3.3 Unrecognized command '" + bearerOf("scan@contoso.com")[:80] + "'", id + "auth", "REDACTED", false},
 		{"RESPONSE", "hangup", id + "auth", "ended the connection", true},
 		{"MAIL", "530 5.7.57 Client not authenticated to send mail. [host]", id + "mail_from.2", "no credential", false},
 		{"MAIL", "501 5.5.4 Invalid arguments", id + "mail_from.1", "malformed", false},
