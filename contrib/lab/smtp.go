@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/emersion/go-sasl"
 )
 
 // Mail is one message as a client says it on the wire, mistakes included:
@@ -20,6 +23,7 @@ import (
 type Mail struct {
 	XClient XClient     // who the client pretends to be
 	TLS     *tls.Config // STARTTLS with this; nil is without
+	Auth    sasl.Client // AUTH with this, after STARTTLS; nil is without, and it is good for one session
 	Helo    string      // said with EHLO; "" means client.lab.example
 	From    string      // stands between the brackets of MAIL FROM; "" is the null sender
 	To      []string    // one RCPT each, between brackets too
@@ -47,6 +51,7 @@ const (
 	StageConnect Stage = "CONNECT" // the banner
 	StageHelo    Stage = "EHLO"    // also the one after XCLIENT
 	StageTLS     Stage = "STARTTLS"
+	StageAuth    Stage = "AUTH" // also its challenges
 	StageXClient Stage = "XCLIENT"
 	StageMail    Stage = "MAIL"
 	StageRcpt    Stage = "RCPT"
@@ -186,6 +191,11 @@ func (s *session) greet(m Mail) error {
 			return err
 		}
 	}
+	if m.Auth != nil {
+		if err := s.auth(m.Auth); err != nil {
+			return err
+		}
+	}
 	if m.XClient == (XClient{}) {
 		return nil
 	}
@@ -206,6 +216,40 @@ func (s *session) startTLS(c *tls.Config, ehlo string) error {
 	}
 	s.conn, s.r = t, bufio.NewReaderSize(t, maxReplyLine)
 	return s.command(StageHelo, ehlo, 2)
+}
+
+// maxChallenges bounds what a server may ask in one AUTH.
+const maxChallenges = 10
+
+// auth signs in (RFC 4954, section 4), with the initial response in the command.
+func (s *session) auth(c sasl.Client) error {
+	mechanism, response, err := c.Start()
+	if err != nil {
+		return err
+	}
+	line := "AUTH " + mechanism
+	if response != nil {
+		line += " " + cmp.Or(base64.StdEncoding.EncodeToString(response), "=")
+	}
+	for range maxChallenges {
+		err := s.command(StageAuth, line, 3)
+		last := s.result.Verdict()
+		switch {
+		case err == errRefused && last.Code/100 == 2:
+			return nil
+		case err != nil:
+			return err
+		}
+		challenge, err := base64.StdEncoding.DecodeString(last.Text)
+		if err == nil {
+			response, err = c.Next(challenge)
+		}
+		if err != nil {
+			return fmt.Errorf("answering the challenge of AUTH: %w", err)
+		}
+		line = base64.StdEncoding.EncodeToString(response)
+	}
+	return fmt.Errorf("AUTH has more than %d challenges", maxChallenges)
 }
 
 // envelope names sender and recipients. One accepted recipient is enough.

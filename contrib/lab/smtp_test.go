@@ -3,6 +3,8 @@ package lab
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"net"
@@ -10,6 +12,12 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/emersion/go-sasl"
+
+	"github.com/sendas/sendas/contrib/exosim"
+	"github.com/sendas/sendas/contrib/exosim/directory"
+	"github.com/sendas/sendas/internal/xoauth2"
 )
 
 func TestStuff(t *testing.T) {
@@ -178,5 +186,40 @@ func TestSendBreaks(t *testing.T) {
 	defer cancel()
 	if _, err := Send(ctx, l.Addr().String(), Mail{}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a silent server: got %v, want %v", err, context.DeadlineExceeded)
+	}
+}
+
+// TestSendSubmits: a message of a mailbox, as a program that knows OAuth sends it to Exchange Online.
+func TestSendSubmits(t *testing.T) {
+	app := directory.App{ClientID: clientID, ObjectID: objectID, Secret: "x", Mailboxes: []string{"erp@contoso.com"}}
+	s, err := exosim.Start(exosim.Config{DirectoryConfig: exosim.DirectoryConfig{Apps: []directory.App{app}, Mailboxes: []directory.Mailbox{{Address: "erp@contoso.com"}}},
+		SMTPConfig: exosim.SMTPConfig{Challenge: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(s.CA())
+	good := s.Issue(clientID, directory.Exchange, time.Hour)
+	for _, tc := range []struct {
+		name string
+		auth sasl.Client
+		want string // the beginning of the verdict
+	}{
+		{"token", xoauth2.NewClient("erp@contoso.com", good), "END: 250 2.0.0 OK"},
+		{"token of another mailbox", xoauth2.NewClient("hr@contoso.com", good), "AUTH: 535 5.7.3 Authentication unsuccessful"}, // after a challenge
+		{"password", sasl.NewLoginClient("erp@contoso.com", "secret"), "AUTH: 535 5.7.139 Authentication unsuccessful, basic authentication is disabled."},
+		{"unknown mechanism", sasl.NewPlainClient("", "erp@contoso.com", "secret"), "AUTH: 504 5.7.4 Unrecognized authentication type"},
+		{"nothing", nil, "MAIL: 530 5.7.57 Client not authenticated to send mail."},
+	} {
+		m := Mail{TLS: &tls.Config{RootCAs: roots, ServerName: "smtp.office365.com"}, Auth: tc.auth, From: "erp@contoso.com", To: []string{"a@fabrikam.com"},
+			Data: []byte("From: erp@contoso.com\r\n\r\nbody\r\n")}
+		r, err := Send(t.Context(), s.SubmissionAddr(), m)
+		if got := r.Verdict().String(); err != nil || !strings.HasPrefix(got, tc.want) {
+			t.Errorf("%s: %v, %s, want %s", tc.name, err, got, tc.want)
+		}
+	}
+	if all := s.Messages(); len(all) != 1 || all[0].Mailbox != "erp@contoso.com" {
+		t.Errorf("captured %+v", all)
 	}
 }
