@@ -62,13 +62,13 @@ func TestOverLimitCounters(t *testing.T) {
 	m := NewMetrics(prometheus.NewRegistry())
 	m.Clients([]string{"printers"})
 	m.observe("printers", policy.Accept, policy.ReasonAuthorized, 0)
-	m.observe("printers", policy.Defer, reasonLimit, 0)
-	m.observe("printers", actionHold, reasonIdentityLimit, 0)
-	m.observe("printers", actionHold, reasonIdentityLimit, 0)
+	m.observe("printers", policy.Defer, policy.ReasonClientLimit, 0)
+	m.observe("printers", policy.Hold, policy.ReasonIdentityLimit, 0)
+	m.observe("printers", policy.Hold, policy.ReasonIdentityLimit, 0)
 	m.observe("printers", policy.Reject, policy.ReasonRejected, 0)
 	m.answered("printers", askedDunno, policy.ReasonClient)
 	m.answered("printers", askedRefuse, policy.ReasonNoClient)
-	m.answered("printers", askedRefuse, reasonLimit)
+	m.answered("printers", askedRefuse, policy.ReasonClientLimit)
 	for _, tc := range []struct {
 		action, limit string
 		want          float64

@@ -180,18 +180,18 @@ func (s *PolicyServer) answer(q *query) string {
 	}
 	if f.Reply == nil && q.recipient != "" {
 		if f.Reply = s.Quotas.foresee(client, time.Now()); f.Reply != nil {
-			f.Reasons = append(f.Reasons, policy.Reason{Code: reasonLimit, Subject: client})
+			f.Reasons = append(f.Reasons, policy.Reason{Code: policy.ReasonClientLimit, Subject: client})
 		}
 	}
-	action, text := "dunno", "DUNNO"
+	action, text := askedDunno, "DUNNO"
 	switch {
 	case f.Reply != nil:
-		action, text = "refuse", f.Reply.String()
+		action, text = askedRefuse, f.Reply.String()
 		s.Tally.recipient(client)
 		s.Log.Info("recipient refused", "client", client, "addr", peer.Addr, "login", peer.Login, "asked", q.sender, "recipient", q.recipient,
 			"reason", f.Reasons[len(f.Reasons)-1].Code)
 	case f.Filter != "":
-		action, text = "filter", "FILTER "+f.Filter
+		action, text = askedFilter, "FILTER "+f.Filter
 	}
 	s.Metrics.answered(client, action, f.Reasons[len(f.Reasons)-1].Code)
 	return text

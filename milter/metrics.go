@@ -48,7 +48,7 @@ func (m *Metrics) observe(client string, a policy.Action, reason policy.ReasonCo
 }
 
 // limitNames are the values of the label "limit".
-var limitNames = map[policy.ReasonCode]string{reasonLimit: "client", reasonIdentityLimit: "identity"}
+var limitNames = map[policy.ReasonCode]string{policy.ReasonClientLimit: "client", policy.ReasonIdentityLimit: "identity"}
 
 // decided counts a decision.
 func (m *Metrics) decided(client string, a policy.Action, reason policy.ReasonCode) {
@@ -61,13 +61,14 @@ func (m *Metrics) decided(client string, a policy.Action, reason policy.ReasonCo
 // What became of a request of the policy delegation protocol.
 const (
 	askedDunno  = "dunno"
+	askedFilter = "filter"
 	askedRefuse = "refuse"
 )
 
 // answered counts an answer of the policy delegation protocol.
 func (m *Metrics) answered(client, action string, reason policy.ReasonCode) {
 	m.asked.WithLabelValues(client, action).Inc()
-	if action == askedRefuse && reason == reasonLimit {
+	if action == askedRefuse && reason == policy.ReasonClientLimit {
 		m.rcpts.WithLabelValues(client).Inc()
 	}
 }
@@ -83,7 +84,7 @@ func (m *Metrics) Clients(names []string) {
 		m.messages.WithLabelValues(n, string(policy.Accept), string(policy.ReasonAuthorized))
 		m.asked.WithLabelValues(n, askedDunno)
 		m.rcpts.WithLabelValues(n)
-		for _, a := range []policy.Action{policy.Defer, policy.Reject, actionHold} {
+		for _, a := range []policy.Action{policy.Defer, policy.Reject, policy.Hold} {
 			for _, l := range limitNames {
 				m.over.WithLabelValues(n, string(a), l)
 			}

@@ -341,7 +341,7 @@ func (t *transaction) EndOfMessage(m *protocol.Modifier) (*protocol.Response, er
 func (t *transaction) note(d *policy.Decision, over *overrun) {
 	d.Action, t.limit = over.action(), limit.Describe(over.Refusal, t.req.Now)
 	who := d.Client.Name
-	if over.reason == reasonIdentityLimit {
+	if over.reason == policy.ReasonIdentityLimit {
 		who = d.Identity.String()
 	}
 	d.Reasons = append(d.Reasons, policy.Reason{Code: over.reason, Subject: who})
@@ -365,14 +365,14 @@ func (t *transaction) hold(m *protocol.Modifier, d *policy.Decision, over *overr
 // defers asks the client to come again when its mailbox's queue is shorter.
 func (t *transaction) defers(d *policy.Decision, full *policy.Reply) (*protocol.Response, error) {
 	d.Action, t.limit = policy.Defer, full.Text
-	d.Reasons = append(d.Reasons, policy.Reason{Code: reasonQueue, Subject: d.User.String()})
+	d.Reasons = append(d.Reasons, policy.Reason{Code: policy.ReasonQueueCeiling, Subject: d.User.String()})
 	return respond(full)
 }
 
 // fails leaves the message to Postfix, which defers it: see EndOfMessage.
 func (t *transaction) fails(d *policy.Decision, err error) (*protocol.Response, error) {
 	d.Action = policy.Defer
-	d.Reasons = append(d.Reasons, policy.Reason{Code: reasonFailed})
+	d.Reasons = append(d.Reasons, policy.Reason{Code: policy.ReasonNotApplied})
 	return nil, err
 }
 

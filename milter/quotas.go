@@ -14,9 +14,9 @@ type OnLimit string
 
 // The values of on_limit.
 const (
-	DeferOver  OnLimit = "defer"  // 451: the client tries again
-	RejectOver OnLimit = "reject" // 550
-	HoldOver   OnLimit = "hold"   // accepted, and kept in Postfix's hold queue until somebody releases it (postsuper -H)
+	DeferOver  = OnLimit(policy.Defer)  // 451: the client tries again
+	RejectOver = OnLimit(policy.Reject) // 550
+	HoldOver   = OnLimit(policy.Hold)   // accepted, and kept in Postfix's hold queue until somebody releases it (postsuper -H)
 )
 
 // A ClientLimit is what a client may submit.
@@ -133,15 +133,6 @@ type overrun struct {
 	reason policy.ReasonCode
 }
 
-// What limits add to the words of package policy.
-const (
-	actionHold          policy.Action     = "hold"
-	reasonLimit         policy.ReasonCode = "client-limit"
-	reasonIdentityLimit policy.ReasonCode = "identity-limit"
-	reasonFailed        policy.ReasonCode = "not-applied" // the changes could not be handed to Postfix
-	reasonQueue         policy.ReasonCode = "queue-ceiling"
-)
-
 // A booking is what one message holds of its limits, from MAIL to its end. The zero value holds nothing. One goroutine uses it at a time.
 type booking struct {
 	q        *Quotas
@@ -164,7 +155,7 @@ func (b *booking) mail(client string, now time.Time) *overrun {
 	}
 	places, no := b.q.counters.Begin(client, l.Quota, now)
 	if no != nil {
-		return &overrun{no, l.OnLimit, reasonLimit}
+		return &overrun{no, l.OnLimit, policy.ReasonClientLimit}
 	}
 	b.client, b.of, b.places = client, l, places
 	return nil
@@ -173,7 +164,7 @@ func (b *booking) mail(client string, now time.Time) *overrun {
 // recipients asks for places for n more recipients. What is refused leaves the booking as it was.
 func (b *booking) recipients(n int, now time.Time) *overrun {
 	if no := b.places.Recipients(n, now); no != nil {
-		return &overrun{no, b.of.OnLimit, reasonLimit}
+		return &overrun{no, b.of.OnLimit, policy.ReasonClientLimit}
 	}
 	return nil
 }
@@ -206,7 +197,7 @@ func (b *booking) end(client string, identity policy.Address, rcpts int, now tim
 			no = places.Recipients(rcpts, now)
 		}
 		if no != nil && (over == nil || l.OnLimit != HoldOver) {
-			over = &overrun{no, l.OnLimit, reasonIdentityLimit}
+			over = &overrun{no, l.OnLimit, policy.ReasonIdentityLimit}
 		}
 	}
 	return over
@@ -222,9 +213,9 @@ func (b *booking) commit(now time.Time) *overrun {
 	case no == nil:
 		return nil
 	case b.identity != nil && no.Key != b.client:
-		return &overrun{no, b.asIs.OnLimit, reasonIdentityLimit}
+		return &overrun{no, b.asIs.OnLimit, policy.ReasonIdentityLimit}
 	}
-	return &overrun{no, b.of.OnLimit, reasonLimit}
+	return &overrun{no, b.of.OnLimit, policy.ReasonClientLimit}
 }
 
 // abort gives all places back. It may come at any time, and more than once.
@@ -242,7 +233,7 @@ func (q *Quotas) foresee(client string, now time.Time) *policy.Reply {
 		return nil
 	}
 	if no := q.counters.Peek(client, l.Quota, 1, now); no != nil {
-		return (&overrun{no, l.OnLimit, reasonLimit}).reply(now)
+		return (&overrun{no, l.OnLimit, policy.ReasonClientLimit}).reply(now)
 	}
 	return nil
 }
@@ -258,11 +249,8 @@ func (o *overrun) reply(now time.Time) *policy.Reply {
 
 // action says what becomes of the message.
 func (o *overrun) action() policy.Action {
-	switch o.on {
-	case RejectOver:
-		return policy.Reject
-	case HoldOver:
-		return actionHold
+	if o.on == RejectOver || o.on == HoldOver {
+		return policy.Action(o.on)
 	}
 	return policy.Defer
 }

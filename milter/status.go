@@ -13,7 +13,7 @@ import (
 const RecentMinutes = 15
 
 // actions are all that can become of a message; each is a key of the counts, also where nothing was counted.
-var actions = []policy.Action{policy.Accept, policy.Reject, policy.Defer, actionHold}
+var actions = policy.Actions()
 
 // A Tally counts decisions for [Status]; Server and PolicyServer share one. The zero value is ready, a nil one counts
 // nothing. It is safe for concurrent use.
@@ -110,6 +110,15 @@ type Counts struct {
 	Messages    map[policy.Action]uint64 `json:"messages"`           // by action: accept, reject, defer, hold
 	Refused     uint64                   `json:"refused_recipients"` // at RCPT, before there was a message
 	LastMessage *time.Time               `json:"last_message"`
+}
+
+// Became returns how many came to an action, as people count: a recipient that was refused is a rejection too.
+func (c *Counts) Became(a policy.Action) uint64 {
+	n := c.Messages[a]
+	if a == policy.Reject {
+		n += c.Refused
+	}
+	return n
 }
 
 // ClientStatus is the state of one client.

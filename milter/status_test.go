@@ -46,7 +46,7 @@ func TestStatus(t *testing.T) {
 	if x := got.Identities; len(x) != 1 || x[0].Identity != "hr@contoso.com" || x[0].Limits[0].Used != 1 || x[0].Limits[0].Left != 8 {
 		t.Errorf("identities: %+v", x)
 	}
-	if r := got.Recent; r.Actions["accept"] != 2 || r.Actions["reject"] != 2 || r.Reasons[reasonLimit] != 1 || r.Reasons[policy.ReasonNoClient] != 1 || r.Minutes != RecentMinutes {
+	if r := got.Recent; r.Actions["accept"] != 2 || r.Actions["reject"] != 2 || r.Reasons[policy.ReasonClientLimit] != 1 || r.Reasons[policy.ReasonNoClient] != 1 || r.Minutes != RecentMinutes {
 		t.Errorf("recent: %+v", r)
 	}
 }

@@ -9,15 +9,6 @@ import (
 	"github.com/gaissmai/bart"
 )
 
-// OnUnauthorized says what becomes of a message whose sender is not authorised.
-type OnUnauthorized string
-
-// The values of a client's on_unauthorized.
-const (
-	Rewrite OnUnauthorized = "rewrite" // send it as the client's from
-	Refuse  OnUnauthorized = "reject"  // refuse it
-)
-
 // A Client is a device or application that sends to Postfix. Every kind of condition it lists must
 // hold: one of the networks, one of the logins, one of the certificates' subjects, one of the fingerprints.
 type Client struct {

@@ -22,16 +22,6 @@ type Request struct {
 	Now     time.Time
 }
 
-// An Action says what becomes of a message.
-type Action string
-
-// The actions.
-const (
-	Accept Action = "accept"
-	Reject Action = "reject"
-	Defer  Action = "defer" // the client is asked to try again
-)
-
 // An Op is a way of changing a header.
 type Op string
 

@@ -1,12 +1,66 @@
 package policy
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
+
+// An Action says what becomes of a message. Actions are stable and part of what users see: in logs, metrics, answers and
+// the configuration (on_limit).
+type Action string
+
+// The actions.
+const (
+	Accept Action = "accept"
+	Defer  Action = "defer" // the client is asked to try again
+	Reject Action = "reject"
+	Hold   Action = "hold" // accepted, and kept in Postfix's hold queue: for limits alone
+)
+
+// actionTable words the actions, in the order in which they are shown.
+var actionTable = []struct {
+	action Action
+	done   string
+}{
+	{Accept, "accepted"},
+	{Defer, "deferred"},
+	{Reject, "rejected"},
+	{Hold, "held"},
+}
+
+// Actions returns all actions in the order in which they are shown.
+func Actions() []Action {
+	list := make([]Action, len(actionTable))
+	for i, r := range actionTable {
+		list[i] = r.action
+	}
+	return list
+}
+
+// Done says what has become of a message to which the action was applied: "accepted".
+func (a Action) Done() string {
+	for _, r := range actionTable {
+		if r.action == a {
+			return r.done
+		}
+	}
+	return string(a)
+}
+
+// OnUnauthorized says what becomes of a message whose sender is not authorised.
+type OnUnauthorized string
+
+// The values of a client's on_unauthorized.
+const (
+	Rewrite OnUnauthorized = "rewrite"              // send it as the client's from
+	Refuse                 = OnUnauthorized(Reject) // refuse it
+)
 
 // A ReasonCode names one step of a decision; it is stable and part of what
 // users see ("reason" in the log).
 type ReasonCode string
 
-// The steps of a decision.
+// The steps of a decision. The last ones are of what surrounds it: limits, the queue, Postfix.
 const (
 	ReasonNoClient        ReasonCode = "no-client"        // nothing in clients: matches the peer
 	ReasonNoFingerprint   ReasonCode = "no-fingerprint"   // the policy service was not asked, so the certificate is not known
@@ -23,7 +77,64 @@ const (
 	ReasonRejected        ReasonCode = "rejected"         // the client has no from, or wants a rejection
 	ReasonNullSender      ReasonCode = "null-sender"      // a bounce: it leaves as the identity
 	ReasonTooMany         ReasonCode = "too-many"         // more fields of one kind than any real message has
+	ReasonClientLimit     ReasonCode = "client-limit"     // the client is over its limit
+	ReasonIdentityLimit   ReasonCode = "identity-limit"   // the identity is over its limit
+	ReasonQueueCeiling    ReasonCode = "queue-ceiling"    // more waits for the mailbox than can leave in time
+	ReasonNotApplied      ReasonCode = "not-applied"      // the changes could not be handed to Postfix
 )
+
+// reasonTable words the steps. sentence is a format, whose first argument is the subject and whose second one the object. brief is
+// for counts of many messages; it is empty for a step after which there is always another.
+var reasonTable = []struct {
+	code            ReasonCode
+	sentence, brief string
+}{
+	{ReasonNoClient, "no entry of clients: matches %[1]s", "no entry of clients: matches the peer"},
+	{ReasonNoFingerprint, "%[1]s may have a client certificate, and Postfix has not told its fingerprint to the policy service",
+		"Postfix told no fingerprint of the client's certificate"},
+	{ReasonClient, "%[2]s is client %[1]q", ""},
+	{ReasonExternal, "recipients outside: %[1]s; route %[2]q does not reach them, so they leave by submission", ""},
+	{ReasonExternalRefused, "<%[1]s> is outside; route %[2]q does not reach it and has external: reject", "the route does not reach recipients outside"},
+	{ReasonNotAsked, "neither the From field nor the envelope names a sender", ""},
+	{ReasonMayNotAsk, "client %[2]q may not ask for <%[1]s>: its senders: do not include it", ""},
+	{ReasonUnauthorized, "no mailbox may send as <%[1]s>", ""},
+	{ReasonNotVerified, "<%[1]s> is of no verified domain, and route %[2]q takes no other", ""},
+	{ReasonAuthorized, "mailbox %[2]s may send as <%[1]s>", "a mailbox may send as the sender"},
+	{ReasonVerified, "route %[2]q takes every sender of a verified domain, as <%[1]s> is", "the route takes every sender of a verified domain"},
+	{ReasonFallback, "client %[2]q has from: %[1]s for such mail", "the client's from: took the sender's place"},
+	{ReasonRejected, "client %[1]q has on_unauthorized: reject, or no from", "no mailbox may send as the sender, and the client wants a rejection"},
+	{ReasonNullSender, "the null sender leaves as <%[1]s>, and nothing of it may bounce", "a bounce, which leaves as the client's identity"},
+	{ReasonTooMany, "%[1]s fields of one kind are more than any real message has", "more fields of one kind than any real message has"},
+	{ReasonClientLimit, "client %[1]q is over its limit", "the client is over its limit"},
+	{ReasonIdentityLimit, "<%[1]s> is over its limit", "the identity is over its limit"},
+	{ReasonQueueCeiling, "more waits for mailbox %[1]s than can leave in time", "more waits for the mailbox than can leave in time"},
+	{ReasonNotApplied, "the changes could not be handed to Postfix", "the changes could not be handed to Postfix"},
+}
+
+// ReasonCodes returns all codes.
+func ReasonCodes() []ReasonCode {
+	list := make([]ReasonCode, len(reasonTable))
+	for i, r := range reasonTable {
+		list[i] = r.code
+	}
+	return list
+}
+
+// Brief words the code for people who look at many messages; "" where it cannot be the last step of a decision.
+func (c ReasonCode) Brief() string {
+	_, brief := c.words()
+	return brief
+}
+
+// words returns the words of a code, none for one that is not known.
+func (c ReasonCode) words() (sentence, brief string) {
+	for _, r := range reasonTable {
+		if r.code == c {
+			return r.sentence, r.brief
+		}
+	}
+	return "", ""
+}
 
 // A Reason is one step of a decision. It is cheap to make; its sentence is only put
 // together when someone asks for it.
@@ -35,37 +146,12 @@ type Reason struct {
 
 // String returns the step as a sentence for the administrator.
 func (r Reason) String() string {
-	switch r.Code {
-	case ReasonNoClient:
-		return fmt.Sprintf("no entry of clients: matches %s", r.Subject)
-	case ReasonNoFingerprint:
-		return fmt.Sprintf("%s may have a client certificate, and Postfix has not told its fingerprint to the policy service", r.Subject)
-	case ReasonExternal:
-		return fmt.Sprintf("recipients outside: %s; route %q does not reach them, so they leave by submission", r.Subject, r.Object)
-	case ReasonExternalRefused:
-		return fmt.Sprintf("<%s> is outside; route %q does not reach it and has external: reject", r.Subject, r.Object)
-	case ReasonNotVerified:
-		return fmt.Sprintf("<%s> is of no verified domain, and route %q takes no other", r.Subject, r.Object)
-	case ReasonVerified:
-		return fmt.Sprintf("route %q takes every sender of a verified domain, as <%s> is", r.Object, r.Subject)
-	case ReasonClient:
-		return fmt.Sprintf("%s is client %q", r.Object, r.Subject)
-	case ReasonNotAsked:
-		return "neither the From field nor the envelope names a sender"
-	case ReasonMayNotAsk:
-		return fmt.Sprintf("client %q may not ask for <%s>: its senders: do not include it", r.Object, r.Subject)
-	case ReasonUnauthorized:
-		return fmt.Sprintf("no mailbox may send as <%s>", r.Subject)
-	case ReasonAuthorized:
-		return fmt.Sprintf("mailbox %s may send as <%s>", r.Object, r.Subject)
-	case ReasonFallback:
-		return fmt.Sprintf("client %q has from: %s for such mail", r.Object, r.Subject)
-	case ReasonRejected:
-		return fmt.Sprintf("client %q has on_unauthorized: reject, or no from", r.Subject)
-	case ReasonNullSender:
-		return fmt.Sprintf("the null sender leaves as <%s>, and nothing of it may bounce", r.Subject)
-	case ReasonTooMany:
-		return fmt.Sprintf("%s fields of one kind are more than any real message has", r.Subject)
+	sentence, _ := r.Code.words()
+	switch {
+	case sentence == "":
+		return string(r.Code)
+	case !strings.Contains(sentence, "%"):
+		return sentence
 	}
-	return string(r.Code)
+	return fmt.Sprintf(sentence, r.Subject, r.Object)
 }

@@ -111,8 +111,8 @@ func (b *builder) route(path string, s RouteSettings) *Route {
 	}
 	r.NextHop = b.endpoint(path+".endpoint", s.Endpoint)
 	switch s.External {
-	case "", "submission":
-	case "reject":
+	case "", string(Submission):
+	case string(Reject):
 		r.RefuseExternal = true
 	default:
 		b.fail(path+".external", "%q is not a choice; write submission or reject", clip(s.External))

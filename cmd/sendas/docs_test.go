@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sendas/sendas/internal/exit"
+	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
 )
 
@@ -598,6 +599,26 @@ func TestDocsLimits(t *testing.T) {
 		if !strings.Contains(text, want) {
 			t.Errorf("docs/limits.md does not say %q", want)
 		}
+	}
+}
+
+// TestDocsReasons: docs/logs.md has all actions, and all reasons with the words that the page of the milter has for them.
+func TestDocsReasons(t *testing.T) {
+	_, text, _ := strings.Cut(readPage(t, "docs/logs.md").text, "## Actions and reasons\n")
+	text, _, _ = strings.Cut(text, "\n## ")
+	for _, a := range policy.Actions() {
+		if !strings.Contains(text, "`"+string(a)+"`") {
+			t.Errorf("docs/logs.md lacks action %s", a)
+		}
+	}
+	want := "| reason | means |\n|---|---|\n"
+	for _, c := range policy.ReasonCodes() {
+		if words := c.Brief(); words != "" {
+			want += fmt.Sprintf("| `%s` | %s |\n", c, words)
+		}
+	}
+	if !strings.Contains(text, want) {
+		t.Errorf("docs/logs.md does not have the table\n%s", want)
 	}
 }
 

@@ -465,7 +465,7 @@ func overWords(over bool, on string) string {
 	if !over {
 		return ""
 	}
-	return "over its limit: " + map[string]string{"defer": "deferred", "reject": "rejected", "hold": "held"}[on]
+	return "over its limit: " + policy.Action(on).Done()
 }
 
 func lastWords(t *time.Time, now time.Time) string {
@@ -475,18 +475,19 @@ func lastWords(t *time.Time, now time.Time) string {
 	return "last message " + whenWords(t, now)
 }
 
-// actionWords words the actions, in the order in which they are shown.
-var actionWords = []struct {
-	action policy.Action
-	word   string
-	level  string
-}{{policy.Accept, "accepted", calm}, {policy.Defer, "deferred", warm}, {policy.Reject, "rejected", warm}, {"hold", "held", warm}}
+// actionLevel colours the count of an action.
+func actionLevel(a policy.Action) string {
+	if a == policy.Accept {
+		return calm
+	}
+	return warm
+}
 
 // countNotes words what became of mail; what never happened is left out, but for "accepted".
 func countNotes(c *milter.Counts) (list []pageNote) {
-	for _, a := range actionWords {
-		if n := c.Messages[a.action]; n > 0 || a.action == policy.Accept {
-			list = append(list, pageNote{a.level, fmt.Sprintf("%d %s", n, a.word)})
+	for _, a := range policy.Actions() {
+		if n := c.Messages[a]; n > 0 || a == policy.Accept {
+			list = append(list, pageNote{actionLevel(a), fmt.Sprintf("%d %s", n, a.Done())})
 		}
 	}
 	if c.Refused > 0 {
@@ -502,28 +503,11 @@ func limitViews(list []milter.LimitStatus) (views []limitView) {
 	return views
 }
 
-// reasonWords words the reasons of decisions that can be the last one of a message.
-var reasonWords = map[policy.ReasonCode]string{
-	policy.ReasonAuthorized:      "a mailbox may send as the sender",
-	policy.ReasonVerified:        "the route takes every sender of a verified domain",
-	policy.ReasonFallback:        "the client's from: took the sender's place",
-	policy.ReasonNullSender:      "a bounce, which leaves as the client's identity",
-	policy.ReasonExternal:        "recipients outside leave by submission",
-	policy.ReasonNoClient:        "no entry of clients: matches the peer",
-	policy.ReasonNoFingerprint:   "Postfix told no fingerprint of the client's certificate",
-	policy.ReasonExternalRefused: "the route does not reach recipients outside",
-	policy.ReasonRejected:        "no mailbox may send as the sender, and the client wants a rejection",
-	policy.ReasonTooMany:         "more fields of one kind than any real message has",
-	"client-limit":               "the client is over its limit",
-	"identity-limit":             "the identity is over its limit",
-	"queue-ceiling":              "more waits for the mailbox than can leave in time",
-}
-
 // recentFacts words what was decided lately: the actions, then the reasons, most frequent first.
 func recentFacts(r *milter.Recent) (list []pageFact) {
-	for _, a := range actionWords {
-		if n := r.Actions[a.action]; n > 0 {
-			list = append(list, pageFact{a.word, a.level, fmt.Sprint(n)})
+	for _, a := range policy.Actions() {
+		if n := r.Actions[a]; n > 0 {
+			list = append(list, pageFact{a.Done(), actionLevel(a), fmt.Sprint(n)})
 		}
 	}
 	codes := slices.SortedFunc(maps.Keys(r.Reasons), func(a, b policy.ReasonCode) int {
@@ -531,7 +515,7 @@ func recentFacts(r *milter.Recent) (list []pageFact) {
 	})
 	for _, c := range codes {
 		text := fmt.Sprint(r.Reasons[c])
-		if w := reasonWords[c]; w != "" {
+		if w := c.Brief(); w != "" {
 			text += ": " + w
 		}
 		list = append(list, pageFact{string(c), calm, text})

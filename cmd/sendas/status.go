@@ -349,9 +349,17 @@ func writeMailboxes(w io.Writer, s *token.Status) {
 func writeClients(w io.Writer, s *milter.Status) {
 	fmt.Fprintln(w)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "client\taccepted\tdeferred\trejected\theld\tlimits")
+	fmt.Fprint(t, "client\t")
+	for _, a := range policy.Actions() {
+		fmt.Fprint(t, a.Done()+"\t")
+	}
+	fmt.Fprintln(t, "limits")
 	row := func(name string, c milter.Counts, limits string) {
-		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t%s\n", name, c.Messages[policy.Accept], c.Messages[policy.Defer], c.Messages[policy.Reject]+c.Refused, c.Messages["hold"], limits)
+		fmt.Fprint(t, name+"\t")
+		for _, a := range policy.Actions() {
+			fmt.Fprintf(t, "%d\t", c.Became(a))
+		}
+		fmt.Fprintln(t, limits)
 	}
 	for i := range s.Clients {
 		c := &s.Clients[i]

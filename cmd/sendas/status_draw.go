@@ -237,8 +237,10 @@ func usedCell(m *token.MailboxStatus, u *token.UsageStatus) tableCell {
 
 // clientPanel has a line for each client: the limit that is used most, and what became of its mail.
 func clientPanel(c canvas, s *milter.Status, crowded bool) panel {
-	t := table{c: c, columns: []column{{head: "client", keep: 9}, {head: "limit used most", keep: 8, bar: true}, {head: "accepted", keep: 7},
-		{head: "deferred", keep: 6}, {head: "rejected", keep: 5}, {head: "held", keep: 4}}}
+	t := table{c: c, columns: []column{{head: "client", keep: 9}, {head: "limit used most", keep: 8, bar: true}}}
+	for i, a := range policy.Actions() {
+		t.columns = append(t.columns, column{head: a.Done(), keep: 7 - i})
+	}
 	shown, more := firstOf(clientsInOrder(s.Clients, crowded), c.rows)
 	for _, x := range shown {
 		var notes []pageNote
@@ -265,14 +267,16 @@ func clientCells(name string, limits []milter.LimitStatus, n *milter.Counts) []t
 	if n == nil { // an identity: its messages are counted with the clients
 		return []tableCell{{text: name}, used, {}, {}, {}, {}}
 	}
-	count := func(k uint64, level string) tableCell {
+	cells := []tableCell{{text: name}, used}
+	for _, a := range policy.Actions() {
+		level := actionLevel(a)
+		k := n.Became(a)
 		if k == 0 {
 			level = calm
 		}
-		return tableCell{text: fmt.Sprint(k), level: level}
+		cells = append(cells, tableCell{text: fmt.Sprint(k), level: level})
 	}
-	return []tableCell{{text: name}, used, count(n.Messages[policy.Accept], calm), count(n.Messages[policy.Defer], warm),
-		count(n.Messages[policy.Reject]+n.Refused, warm), count(n.Messages["hold"], warm)}
+	return cells
 }
 
 // A table lays cells out in columns: where there is not room for all, those with the lowest keep go first, and bars take
