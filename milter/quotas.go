@@ -45,7 +45,8 @@ type Quotas struct {
 type quotaRules struct {
 	clients map[string]ClientLimit // by name
 	list    []IdentityLimit
-	first   map[string]int // by policy.Address.Key, or "*@domain": the first of list
+	first   map[string]int // by policy.Address.Key: the first of list
+	domains map[string]int // by domain: the first pattern of list that names all of it
 	early   bool           // some client has a limit that refuses
 }
 
@@ -55,31 +56,29 @@ func NewQuotas(a *limit.Admission) *Quotas { return &Quotas{counters: a} }
 // Use puts limits into force: those of clients by name, and those of identities, of which the first that matches wins. What was counted
 // stays.
 func (q *Quotas) Use(clients map[string]ClientLimit, identities ...IdentityLimit) {
-	r := &quotaRules{clients: clients, list: identities, first: make(map[string]int, len(identities))}
+	r := &quotaRules{clients: clients, list: identities, first: make(map[string]int, len(identities)), domains: make(map[string]int)}
 	for _, l := range clients {
 		r.early = r.early || l.OnLimit != HoldOver
 	}
 	for i, l := range identities {
-		if key := addressKey(l.Address); key != "" {
-			if _, taken := r.first[key]; !taken {
-				r.first[key] = i
-			}
+		p, err := policy.ParsePattern(l.Address)
+		if err != nil {
+			continue // the configuration is checked: nobody can send as such an address
+		}
+		if d := p.Domain(); d != "" {
+			enter(r.domains, d, i)
+		} else if key := p.Key(); key != "" {
+			enter(r.first, key, i)
 		}
 	}
 	q.rules.Store(r)
 }
 
-// addressKey returns the key of an address of the configuration, in the form that keys of identities have; that of a pattern begins
-// with "*@".
-func addressKey(text string) string {
-	if domain, ok := strings.CutPrefix(text, "*@"); ok {
-		return policy.Address{Local: "*", Domain: domain}.Key()
+// enter keeps the first number of a name.
+func enter(m map[string]int, name string, i int) {
+	if _, taken := m[name]; !taken {
+		m[name] = i
 	}
-	a, err := policy.ParseAddress(text)
-	if err != nil {
-		return "" // the configuration is checked: nobody can send as such an address
-	}
-	return a.Key()
 }
 
 // inForce returns the limits for a message that begins now, nil where there are none.
@@ -117,7 +116,7 @@ func (r *quotaRules) identity(a policy.Address) (IdentityLimit, bool) {
 	}
 	key := a.Key()
 	i, ok := r.first[key]
-	if j, wide := r.first["*"+key[strings.LastIndexByte(key, '@'):]]; wide && (!ok || j < i) {
+	if j, wide := r.domains[key[strings.LastIndexByte(key, '@')+1:]]; wide && (!ok || j < i) {
 		i, ok = j, true
 	}
 	if !ok {

@@ -1,7 +1,6 @@
 package milter
 
 import (
-	"strings"
 	"sync"
 	"time"
 
@@ -227,12 +226,12 @@ func (q *Quotas) identities(now time.Time) []IdentityStatus {
 		return list
 	}
 	for _, l := range r.list {
-		key := addressKey(l.Address)
-		if key == "" || strings.HasPrefix(key, "*@") {
+		p, err := policy.ParsePattern(l.Address)
+		if err != nil || p.Key() == "" {
 			continue
 		}
 		x := IdentityStatus{Identity: l.Address, OnLimit: string(l.OnLimit)}
-		x.Limits, x.Over = q.usage(limit.IdentityKey(key), l.Quota, now)
+		x.Limits, x.Over = q.usage(limit.IdentityKey(p.Key()), l.Quota, now)
 		list = append(list, x)
 	}
 	return list

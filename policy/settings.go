@@ -144,7 +144,7 @@ func (b *builder) addMailbox(path string, s MailboxSettings) {
 	m := &Mailbox{plus: s.PlusAddresses, pool: s.Pool}
 	b.p.plus = b.p.plus || m.plus
 	b.p.mailboxes = append(b.p.mailboxes, m)
-	if domain, ok := strings.CutPrefix(s.Address, "*@"); ok {
+	if domain, ok := CutPattern(s.Address); ok {
 		b.addPattern(path, domain, s, m)
 		return
 	}
@@ -163,18 +163,18 @@ func (b *builder) addMailbox(path string, s MailboxSettings) {
 // addPattern enters a mailbox "*@domain".
 func (b *builder) addPattern(path, domain string, s MailboxSettings, m *Mailbox) {
 	key := asciiDomain(domain)
-	m.Name = "*@" + key
+	m.Name = WholeDomain(key).String()
 	switch {
 	case !b.p.domains[key]:
 		b.fail(path+".address", "%s is not a verified domain; add it to tenant.domains if the tenant has it", clip(domain))
 	case b.p.patterns[key] != nil:
-		b.fail(path+".address", "*@%s is listed twice; remove one", key)
+		b.fail(path+".address", "%s is listed twice; remove one", m.Name)
 	case len(s.Aliases)+len(s.SendAs) > 0:
-		b.fail(path+".address", "each sender of *@%s authenticates as itself; remove aliases and send_as, or write one address", key)
+		b.fail(path+".address", "each sender of %s authenticates as itself; remove aliases and send_as, or write one address", m.Name)
 	case m.pool:
-		b.fail(path+".pool", "each sender of *@%s authenticates as itself, so there is nothing to share; remove this line", key)
+		b.fail(path+".pool", "each sender of %s authenticates as itself, so there is nothing to share; remove this line", m.Name)
 	case m.plus:
-		b.fail(path+".plus_addresses", "each sender of *@%s authenticates as itself, and no mailbox has a plus address of its own; remove this line", key)
+		b.fail(path+".plus_addresses", "each sender of %s authenticates as itself, and no mailbox has a plus address of its own; remove this line", m.Name)
 	default:
 		b.p.patterns[key] = m
 	}

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -71,6 +70,12 @@ type Mailbox struct {
 	MinLife    time.Duration // see [MailboxLease]
 }
 
+// pattern reports whether each sender of a domain is a mailbox of its own.
+func (m *Mailbox) pattern() bool {
+	_, ok := policy.CutPattern(m.Address)
+	return ok
+}
+
 // A Desk runs one refresher for each credential in use, and gives [Leases] the directory of the
 // mailboxes. All methods are safe for concurrent use.
 type Desk struct {
@@ -113,7 +118,7 @@ func (d *Desk) Use(s *Setup) error {
 		m := &s.Mailboxes[i]
 		d.metrics.Mailbox(m.Address)
 		file := TokenFile{Mailbox: m.Address, User: m.Address, Tokens: next[m.Credential].refresher}
-		if strings.HasPrefix(m.Address, "*@") {
+		if m.pattern() {
 			file.User = "" // the password map says who
 		}
 		files = append(files, file)
@@ -234,7 +239,7 @@ func (d *Desk) Status(ctx context.Context, version string, started time.Time) *S
 	}
 	for i := range s.Mailboxes {
 		m := &s.Mailboxes[i]
-		in.Mailboxes = append(in.Mailboxes, MailboxInput{Label: m.Address, Pattern: strings.HasPrefix(m.Address, "*@"), Credential: m.Credential, Limits: m.Limits})
+		in.Mailboxes = append(in.Mailboxes, MailboxInput{Label: m.Address, Pattern: m.pattern(), Credential: m.Credential, Limits: m.Limits})
 	}
 	for _, p := range s.Policy.Pools() {
 		x := PoolStatus{Address: p.Address.String()}

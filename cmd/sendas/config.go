@@ -117,6 +117,12 @@ func (m *MailboxConfig) senders() []string {
 	return slices.Concat([]string{m.Address}, m.Aliases, m.SendAs)
 }
 
+// Pattern reports whether each sender of a domain is a mailbox of its own.
+func (m *MailboxConfig) Pattern() bool {
+	_, ok := policy.CutPattern(m.Address)
+	return ok
+}
+
 // LimitsConfig is what one mailbox may do.
 type LimitsConfig struct {
 	Messages    limit.Rate `yaml:"messages"`

@@ -302,7 +302,7 @@ func (k *checker) mailboxes() {
 			k.fail(path+".credential", "the credential is missing; write credential: with a name from credentials:")
 		case !known && allCredentials:
 			k.fail(path+".credential", "there is no credential %q under credentials:", clip(m.Credential))
-		case strings.HasPrefix(m.Address, "*@") && credential.Delegated():
+		case m.Pattern() && credential.Delegated():
 			k.fail(path+".credential", "a signed-in user is one mailbox; %s needs an app of its own (client_credentials, federated or managed_identity)", m.Address)
 		}
 		k.limits(path+".limits", m.Limits)

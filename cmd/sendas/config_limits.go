@@ -42,20 +42,17 @@ func (k *checker) onLimit(path, action string) {
 
 // identity checks an address or "*@domain", and returns it in the form in which such are compared, "" where it is wrong.
 func (k *checker) identity(path, text string) string {
-	if _, err := policy.ParsePattern(text); err != nil || text == "*" {
+	p, err := policy.ParsePattern(text)
+	_, domain, ok := strings.Cut(p.String(), "@")
+	if err != nil || !ok {
 		k.fail(path, "%q is neither an address nor all those of a domain; write billing@contoso.com or \"*@contoso.com\"", clip(text))
 		return ""
 	}
-	a := policy.Address{Local: "*", Domain: strings.TrimPrefix(text, "*@")}
-	if !strings.HasPrefix(text, "*@") {
-		a, _ = policy.ParseAddress(text) // else it were no pattern
-	}
-	_, domain, _ := strings.Cut(a.Key(), "@")
-	if p := k.c.Policy; p != nil && !slices.Contains(p.Domains(), domain) {
+	if in := k.c.Policy; in != nil && !slices.Contains(in.Domains(), domain) {
 		k.fail(path, "%s is not in a verified domain, so nothing leaves as it; add %s to tenant.domains if the tenant has it", clip(text), domain)
 		return ""
 	}
-	return a.Key()
+	return p.String()
 }
 
 // postfixLifetime is maximal_queue_lifetime: after that Postfix returns mail that has not been delivered.

@@ -265,7 +265,7 @@ func (d *doctor) onePatient() ([]patient, error) {
 
 func newPatient(m MailboxConfig) patient {
 	p := patient{user: m.Address, label: m.Address, credential: m.Credential}
-	if strings.HasPrefix(m.Address, "*@") {
+	if m.Pattern() {
 		p.user = ""
 		return p
 	}

@@ -357,7 +357,8 @@ func (d *doctor) checkMailboxes(ctx context.Context, patients []patient) {
 		}
 		own := s.of(p.label)
 		if p.user == "" {
-			own.skip("auth", "AUTH", "it stands for many mailboxes; name one of them: sendas doctor user@%s", strings.TrimPrefix(p.label, "*@"))
+			domain, _ := policy.CutPattern(p.label)
+			own.skip("auth", "AUTH", "it stands for many mailboxes; name one of them: sendas doctor user@%s", domain)
 			continue
 		}
 		d.examine(ctx, own, p)

@@ -189,13 +189,14 @@ func (p *postfixSetup) senderDomains(d *token.Queues) []string {
 	var list []string
 	for _, domain := range p.config.Policy.Domains() {
 		r := p.config.Policy.Routes()[0]
-		pattern := slices.ContainsFunc(p.config.Mailboxes, func(m MailboxConfig) bool { return m.Address == "*@"+domain })
+		all := policy.WholeDomain(domain).String()
+		pattern := slices.ContainsFunc(p.config.Mailboxes, func(m MailboxConfig) bool { return m.Address == all })
 		if !pattern && !p.own {
 			continue
 		}
 		hop := r.NextHop
 		if pattern {
-			hop = d.PatternHop("*@"+domain, hop)
+			hop = d.PatternHop(all, hop)
 		}
 		list = append(list, "{@"+domain+" = "+p.transportName()+":"+hop+"}")
 	}
@@ -217,7 +218,10 @@ func sendersOf(c *Config) []string {
 	known := make(map[string]bool) // an address of a pool stands at several mailboxes
 	for i := range c.Mailboxes {
 		for _, a := range c.Mailboxes[i].senders() {
-			if key := strings.ToLower(a); !known[key] && !strings.HasPrefix(a, "*@") {
+			if _, pattern := policy.CutPattern(a); pattern {
+				continue
+			}
+			if key := strings.ToLower(a); !known[key] {
 				known[key] = true
 				list = append(list, a)
 			}
