@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sendas/sendas/policy/limit"
 )
 
 // scrapeTime bounds how long the ledger is asked for one scrape: Prometheus waits 10 s, and what else there is to show is shown in any case.
@@ -61,15 +63,11 @@ var (
 		connectionsLimit, connectionsNow, nextLease, pausedUntil, tokenExpiry, lastSuccess, clockSkew, certExpiry, secretExpiry, signInExpiry}
 )
 
-// Why a mailbox rests.
-const (
-	pauseQuota = "quota"        // the day's recipients are used up, says Microsoft
-	pauseFull  = "mailbox-full" // with copies in Sent Items, most likely
-	pauseAuth  = "auth"         // Exchange Online refused the token or the mailbox
-	pauseOther = "other"
-)
+// pauseAuth is the class of a rest that the ledger knows nothing of: Exchange Online refused the token or the mailbox.
+const pauseAuth limit.PauseClass = "auth"
 
-var pauseReasons = []string{pauseQuota, pauseFull, pauseAuth, pauseOther}
+// pauseReasons are the label values; a class of a later version is counted as other.
+var pauseReasons = []limit.PauseClass{limit.PauseQuota, limit.PauseFull, pauseAuth, limit.PauseOther}
 
 // Describe implements [prometheus.Collector].
 func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
@@ -141,12 +139,12 @@ func (o sink) mailbox(m *MailboxStatus, refused time.Time) {
 	o.usage(m.Messages, m.Mailbox, messagesUsed, messagesLimit, messagesLeft)
 	o.usage(m.Recipients, m.Mailbox, recipientsUsed, recipientsLimit, recipientsLeft)
 	o.when(nextLease, m.Next, m.Mailbox)
-	until := map[string]*time.Time{pauseAuth: &refused}
+	until := map[limit.PauseClass]*time.Time{pauseAuth: &refused}
 	if m.PausedUntil != nil {
-		until[pauseReason(m.PauseReason)] = m.PausedUntil
+		until[pauseReason(m.PauseClass)] = m.PausedUntil
 	}
 	for _, r := range pauseReasons {
-		o.when(pausedUntil, until[r], m.Mailbox, r)
+		o.when(pausedUntil, until[r], m.Mailbox, string(r))
 	}
 }
 
@@ -156,19 +154,12 @@ func (o sink) usage(u *UsageStatus, label string, used, limit, left *prometheus.
 	o.gauge(left, float64(u.Left), label)
 }
 
-// pauseReason finds the class of the reply that a pause is for by its meaning, which is what the ledger keeps.
-func pauseReason(text string) string {
-	for i := range replyRows {
-		if r := &replyRows[i]; r.meaning == text {
-			switch r.class {
-			case ClassQuota:
-				return pauseQuota
-			case ClassFull:
-				return pauseFull
-			}
-		}
+// pauseReason returns the label value of a class that the ledger has.
+func pauseReason(c limit.PauseClass) limit.PauseClass {
+	if c == limit.PauseQuota || c == limit.PauseFull {
+		return c
 	}
-	return pauseOther
+	return limit.PauseOther
 }
 
 func (o sink) credential(c *CredentialStatus) {

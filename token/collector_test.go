@@ -92,18 +92,23 @@ func TestCollectorOfRests(t *testing.T) {
 	const none = "auth 0, mailbox-full 0, other 0, quota 0"
 	for _, tc := range []struct {
 		name, reply, by string // a reply at the end of DATA, or to AUTH; or a pause by that reason
+		class           limit.PauseClass
 		want            string
 	}{
-		{"nothing", accepted, "", none},
-		{"quota", quota, "", "auth 0, mailbox-full 0, other 0, quota 9.466857e+08"},
-		{"full", "554 5.2.2 mailbox full; STOREDRV.Submission.Exception:QuotaExceededException.MapiExceptionShutoffQuotaExceeded", "", "auth 0, mailbox-full 9.466857e+08, other 0, quota 0"},
-		{"refused", auth535, "", "auth 9.466851e+08, mailbox-full 0, other 0, quota 0"},
-		{"by hand", "", "maintenance", "auth 0, mailbox-full 0, other 9.4668486e+08, quota 0"},
+		{"nothing", accepted, "", "", none},
+		{"quota", quota, "", "", "auth 0, mailbox-full 0, other 0, quota 9.466857e+08"},
+		{"full", "554 5.2.2 mailbox full; STOREDRV.Submission.Exception:QuotaExceededException.MapiExceptionShutoffQuotaExceeded", "", "", "auth 0, mailbox-full 9.466857e+08, other 0, quota 0"},
+		{"refused", auth535, "", "", "auth 9.466851e+08, mailbox-full 0, other 0, quota 0"},
+		{"by hand", "", "maintenance", "", "auth 0, mailbox-full 0, other 9.4668486e+08, quota 0"},
+		{"quota, in other words", "", "nothing more leaves today", limit.PauseQuota, "auth 0, mailbox-full 0, other 0, quota 9.4668486e+08"},
+		{"full, in the words of a quota", "", lookUp(quota, false).Meaning, limit.PauseFull, "auth 0, mailbox-full 9.4668486e+08, other 0, quota 0"},
+		{"quota, of a version without classes", "", lookUp(quota, false).Meaning, "", "auth 0, mailbox-full 0, other 9.4668486e+08, quota 0"},
+		{"of a later version", "", "maintenance", "maintenance", "auth 0, mailbox-full 0, other 9.4668486e+08, quota 0"},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			d := newDesk(limit.Rate{N: 30, Per: time.Minute})
 			if tc.by != "" {
-				if err := d.ledger.Pause(t.Context(), "erp@contoso.com", time.Now().Add(time.Minute), tc.by, time.Now()); err != nil {
+				if err := d.ledger.Pause(t.Context(), "erp@contoso.com", limit.Pause{Until: time.Now().Add(time.Minute), Class: tc.class, Reason: tc.by}, time.Now()); err != nil {
 					t.Fatal(err)
 				}
 			} else if r := d.Lease(t.Context(), process(1), "erp@contoso.com"); r.Status != OK {

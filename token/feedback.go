@@ -82,7 +82,7 @@ func (l *Leases) forgetRefusalsLocked(now time.Time) {
 
 // rest pauses a mailbox for which Microsoft said that nothing will leave for a while.
 func (l *Leases) rest(s *session, why Explanation) {
-	if why.Class != ClassQuota && why.Class != ClassFull {
+	if why.Pause == "" {
 		return
 	}
 	m := l.member(s.sender, s.mailbox)
@@ -91,7 +91,8 @@ func (l *Leases) rest(s *session, why Explanation) {
 	}
 	now := time.Now()
 	until := now.Add(restAfterQuota * m.Limits.Messages.Per)
-	if err := l.ledger.Pause(context.Background(), s.mailbox, until, why.Meaning, now); err != nil {
+	p := limit.Pause{Until: until, Class: why.Pause, Reason: why.Meaning}
+	if err := l.ledger.Pause(context.Background(), s.mailbox, p, now); err != nil {
 		l.metrics.ledgerFailed(context.Background(), opPause)
 		l.log.Error("pausing a mailbox", "mailbox", s.mailbox, "error", err)
 		return

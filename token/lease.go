@@ -260,12 +260,13 @@ func (l *Leases) Reply(ctx context.Context, c Caller, line string) Result {
 		l.end(ctx, c.PID, "")
 		return Result{Status: NotFound}
 	}
+	x := lookUp(line, false)
 	if s.mailbox == "" {
 		l.mu.Unlock()
-		return l.withoutCredential(s, line)
+		return l.withoutCredential(s, line, x)
 	}
 	before := *s
-	e := s.reply(line)
+	e := s.reply(line, x)
 	now := *s
 	if e.authenticated {
 		l.proven[s.tokens] = s.access
@@ -276,11 +277,11 @@ func (l *Leases) Reply(ctx context.Context, c Caller, line string) Result {
 		l.note(c.PID, &now)
 	}
 	if e.refused {
-		l.metrics.auth.WithLabelValues(s.label, string(e.class)).Inc()
-		l.refused(s, Explain(line))
+		l.metrics.auth.WithLabelValues(s.label, string(x.Class)).Inc()
+		l.refused(s, x)
 	}
 	if e.verdict {
-		l.verdict(c.PID, s, e, line)
+		l.verdict(c.PID, s, line, x)
 	}
 	if e.later != "" {
 		text := strings.TrimSpace(strings.TrimLeft(line[3:], "- 0123456789."))
@@ -292,8 +293,8 @@ func (l *Leases) Reply(ctx context.Context, c Caller, line string) Result {
 // withoutCredential handles the session of a sender that no mailbox may send as: Microsoft's
 // permanent refusal at MAIL FROM becomes a temporary one, so that the message waits
 // for the administrator instead of bouncing.
-func (l *Leases) withoutCredential(s *session, line string) Result {
-	if class, _ := classify(line); class != ClassNoAuth {
+func (l *Leases) withoutCredential(s *session, line string, x Explanation) Result {
+	if x.Class != ClassNoAuth {
 		return Result{Status: NotFound}
 	}
 	return Result{Status: OK, Value: likeLine(oneLine("450 4.7.1 sendas: no mailbox may send as <"+s.sender+">: "+line, maxText), line)}
@@ -308,19 +309,18 @@ func likeLine(text, line string) string {
 	return text
 }
 
-// verdict books what became of the message.
-func (l *Leases) verdict(pid int32, s *session, e event, line string) {
-	l.metrics.verdict(s.label, code(line), e.class)
-	ex := Explain(line)
-	l.noteVerdict(s, e.class, ex)
-	attrs := s.attrs(pid, e.class, oneLine(withoutToken(line), maxText))
-	if e.class == ClassAccepted {
+// verdict books what became of the message, by the reply and what it means.
+func (l *Leases) verdict(pid int32, s *session, line string, x Explanation) {
+	l.metrics.verdict(s.label, code(line), x.Class)
+	l.noteVerdict(s, x)
+	attrs := s.attrs(pid, x.Class, oneLine(withoutToken(line), maxText))
+	if x.Class == ClassAccepted {
 		l.log.Info("delivery", attrs...)
 	} else {
-		l.log.Warn("delivery", append(attrs, "hint", ex.Hint())...)
+		l.log.Warn("delivery", append(attrs, "hint", x.Hint())...)
 	}
-	l.rest(s, ex)
-	l.end(context.Background(), pid, e.class)
+	l.rest(s, x)
+	l.end(context.Background(), pid, x.Class)
 }
 
 // ClassUnseen is the class of a delivery in the log whose verdict never came: its recipients were all refused, or the

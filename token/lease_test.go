@@ -147,7 +147,10 @@ func TestSessions(t *testing.T) {
 		if paused := !got.PausedUntil.IsZero(); paused != strings.HasPrefix(tc.name, "quota") || (got.Shrunk == 1) != (tc.name == "concurrency") {
 			t.Errorf("%s: usage %+v", tc.name, got)
 		}
-		got.Shrunk, got.Next, got.PausedUntil, got.PauseReason = 0, time.Time{}, time.Time{}, ""
+		if (got.PauseClass == limit.PauseQuota) != !got.PausedUntil.IsZero() {
+			t.Errorf("%s: usage %+v", tc.name, got)
+		}
+		got.Shrunk, got.Next, got.PausedUntil, got.PauseClass, got.PauseReason = 0, time.Time{}, time.Time{}, "", ""
 		if got != tc.want {
 			t.Errorf("%s: usage %+v, want %+v", tc.name, got, tc.want)
 		}
@@ -392,9 +395,9 @@ func TestClassify(t *testing.T) {
 		{"451 4.7.0 Temporary server error. Please try again later. PRX2", ClassBusy},
 		{"450 4.1.1 x", ClassTemporary}, {"552 5.3.4 Message size exceeds fixed maximum message size", ClassPermanent}, {"", ClassUnreadable}, {"hello", ClassUnreadable},
 	} {
-		got, _ := classify(tc.line)
+		got := lookUp(tc.line, false).Class
 		if got != tc.class {
-			t.Errorf("classify(%.60q) = %s, want %s", tc.line, got, tc.class)
+			t.Errorf("lookUp(%.60q) = %s, want %s", tc.line, got, tc.class)
 		}
 		if hint := Explain(tc.line).Hint(); (hint == "") != (got == ClassAccepted || got == ClassUnreadable) {
 			t.Errorf("%.60q is explained as %q", tc.line, hint)

@@ -5,6 +5,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/sendas/sendas/policy/limit"
 )
 
 // replyRow is one reply that Exchange Online is known to give. Texts change without notice, so a
@@ -146,6 +148,10 @@ type Explanation struct {
 	Act      string // what to do, likewise; MAILBOX stands for the mailbox
 	Passes   bool   // by itself: asking again later can help
 	Later    bool   // the code is permanent, and sendas makes Postfix take it for "not now"
+	// Pause is the class of the pause that the mailbox needs, because nothing will leave through it for a while; "" for none.
+	Pause limit.PauseClass
+
+	later string // where Later: the beginning of the text that replaces the reply's own
 }
 
 // Hint says what the reply means and what to do; "" for accepted mail and what is no reply.
@@ -165,19 +171,25 @@ func Explain(reply string) Explanation {
 	if bare { // no SMTP code has a dot
 		line = line[:1] + "50 " + line
 	}
+	return lookUp(line, bare)
+}
+
+// lookUp explains one line as the server sent it. anyCode leaves SMTP's code out but for its first digit.
+func lookUp(line string, anyCode bool) Explanation {
 	e := Explanation{Class: fallbackClass(line)}
 	if e.Class == ClassUnreadable {
 		return e
 	}
 	code, enhanced := codesOf(line)
-	if !bare && strings.Trim(code, "0123456789") == "" {
+	if !anyCode && strings.Trim(code, "0123456789") == "" {
 		e.Code = code
 	}
 	if enhancedForm.FindString(enhanced) == enhanced {
 		e.Enhanced = enhanced
 	}
-	if r := findReply(line, bare); r != nil {
-		e.Keyword, e.Class, e.Meaning, e.Act, e.Passes, e.Later = r.keyword, r.class, r.meaning, r.act, r.passes, r.later != ""
+	if r := findReply(line, anyCode); r != nil {
+		e.Keyword, e.Class, e.Meaning, e.Act, e.Passes = r.keyword, r.class, r.meaning, r.act, r.passes
+		e.Later, e.later, e.Pause = r.later != "", r.later, pauses[r.class]
 	}
 	return e
 }

@@ -231,8 +231,8 @@ func FuzzExplain(f *testing.F) {
 			t.Errorf("class %s means %q", e.Class, e.Meaning)
 		}
 		line := strings.TrimSpace(reply)
-		if class, _ := classify(line); class != e.Class && !enhancedForm.MatchString(line) {
-			t.Errorf("Explain says %s, classify %s", e.Class, class)
+		if x := lookUp(line, false); x != e && !enhancedForm.MatchString(line) {
+			t.Errorf("Explain says %+v, of the line %+v", e, x)
 		}
 	})
 }

@@ -40,7 +40,6 @@ type session struct {
 
 // event is what a reply line means for the session.
 type event struct {
-	class   ReplyClass
 	later   string // the beginning of a text that replaces the reply's own
 	verdict bool   // the session's fate is known
 	refused bool   // AUTH was refused
@@ -48,14 +47,14 @@ type event struct {
 	authenticated bool
 }
 
-// reply takes one reply line. Only the last line of a reply moves the session on
+// reply takes one reply line and what it means. Only the last line of a reply moves the session on
 // (RFC 5321, section 4.2.1).
-func (s *session) reply(line string) event {
-	class, later := classify(line)
+func (s *session) reply(line string, x Explanation) event {
+	class, later := x.Class, x.later
 	if later == "" && class != ClassAccepted {
 		later = s.later // all lines of a reply have the same code
 	}
-	e := event{class: class, later: later}
+	e := event{later: later}
 	if len(line) > 3 && line[3] == '-' {
 		s.later = later
 		return e

@@ -137,20 +137,21 @@ type SignInStatus struct {
 
 // MailboxStatus is the state of one mailbox, or of all that a pattern stands for.
 type MailboxStatus struct {
-	Mailbox     string       `json:"mailbox"`
-	Pattern     bool         `json:"pattern"`
-	Credential  string       `json:"credential"`
-	Leases      int          `json:"leases"`               // out now
-	Connections int          `json:"connections"`          // how many may be, by the configuration
-	InForce     int          `json:"connections_in_force"` // how many may be now: fewer after a 432
-	Waiting     int          `json:"waiting"`              // look-ups that wait for a lease
-	Next        *time.Time   `json:"next_lease"`           // null: at once, or as soon as one comes back
-	PausedUntil *time.Time   `json:"paused_until"`
-	PauseReason string       `json:"pause_reason"`
-	Messages    *UsageStatus `json:"messages"`   // null for a pattern, and where the ledger cannot tell
-	Recipients  *UsageStatus `json:"recipients"` // likewise
-	LastVerdict *Verdict     `json:"last_verdict"`
-	Denied      []Denial     `json:"send_as_denied"` // senders whose last message was returned for want of permission
+	Mailbox     string           `json:"mailbox"`
+	Pattern     bool             `json:"pattern"`
+	Credential  string           `json:"credential"`
+	Leases      int              `json:"leases"`               // out now
+	Connections int              `json:"connections"`          // how many may be, by the configuration
+	InForce     int              `json:"connections_in_force"` // how many may be now: fewer after a 432
+	Waiting     int              `json:"waiting"`              // look-ups that wait for a lease
+	Next        *time.Time       `json:"next_lease"`           // null: at once, or as soon as one comes back
+	PausedUntil *time.Time       `json:"paused_until"`
+	PauseClass  limit.PauseClass `json:"pause_class"`  // "": not paused
+	PauseReason string           `json:"pause_reason"` // the class in words
+	Messages    *UsageStatus     `json:"messages"`     // null for a pattern, and where the ledger cannot tell
+	Recipients  *UsageStatus     `json:"recipients"`   // likewise
+	LastVerdict *Verdict         `json:"last_verdict"`
+	Denied      []Denial         `json:"send_as_denied"` // senders whose last message was returned for want of permission
 }
 
 // UsageStatus is what was used of one limit in its window.
@@ -170,12 +171,12 @@ type Verdict struct {
 }
 
 // noteVerdict keeps the last verdict of a mailbox for Status.
-func (l *Leases) noteVerdict(s *session, class ReplyClass, ex Explanation) {
+func (l *Leases) noteVerdict(s *session, x Explanation) {
 	now := time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.verdicts[s.label] = Verdict{Class: class, Code: ex.Code, Meaning: ex.Hint(), Time: *moment(now)}
-	l.denied.note(s, class, now)
+	l.verdicts[s.label] = Verdict{Class: x.Class, Code: x.Code, Meaning: x.Hint(), Time: *moment(now)}
+	l.denied.note(s, x.Class, now)
 }
 
 // Status describes the service at this moment. Where the ledger cannot tell what was used, the rest is told
@@ -230,7 +231,8 @@ func (t *MailboxStatus) use(ctx context.Context, ledger limit.Ledger, m MailboxI
 		return &text
 	}
 	t.InForce = u.Connections(m.Limits)
-	t.Next, t.PausedUntil, t.PauseReason = moment(u.Next), moment(u.PausedUntil), oneLine(u.PauseReason, maxText)
+	t.Next, t.PausedUntil = moment(u.Next), moment(u.PausedUntil)
+	t.PauseClass, t.PauseReason = u.PauseClass, oneLine(u.PauseReason, maxText)
 	t.Messages, t.Recipients = usageOf(u.Messages, m.Limits.Messages), usageOf(u.Recipients, m.Limits.Recipients)
 	return nil
 }

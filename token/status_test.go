@@ -102,6 +102,7 @@ const wantStatus = `{
       "waiting": 0,
       "next_lease": "2000-01-01T01:00:00Z",
       "paused_until": "2000-01-01T01:00:00Z",
+      "pause_class": "quota",
       "pause_reason": "the day's recipients are used up",
       "messages": {
         "used": 2,
@@ -139,6 +140,7 @@ const wantStatus = `{
       "waiting": 0,
       "next_lease": null,
       "paused_until": null,
+      "pause_class": "",
       "pause_reason": "",
       "messages": null,
       "recipients": null,
@@ -157,7 +159,8 @@ func TestStatus(t *testing.T) {
 		time.Sleep(3 * time.Second)
 		d.Lease(t.Context(), process(2), "erp@contoso.com")
 		now := time.Now()
-		if err := d.ledger.Pause(t.Context(), "erp@contoso.com", time.Date(2000, 1, 1, 1, 0, 0, 0, time.UTC), "the day's recipients\nare used up", now); err != nil {
+		if err := d.ledger.Pause(t.Context(), "erp@contoso.com", limit.Pause{Until: time.Date(2000, 1, 1, 1, 0, 0, 0, time.UTC), Class: limit.PauseQuota,
+			Reason: "the day's recipients\nare used up"}, now); err != nil {
 			t.Fatal(err)
 		}
 		refused := &RefusedError{Credential: "relay-app", What: "client secret", File: "/etc/sendas/relay-app.secret", OAuth: "invalid_client",

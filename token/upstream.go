@@ -1,5 +1,7 @@
 package token
 
+import "github.com/sendas/sendas/policy/limit"
+
 // A ReplyClass says what a reply of Exchange Online means for the relay.
 type ReplyClass string
 
@@ -20,17 +22,8 @@ const (
 	ClassUnreadable  ReplyClass = "not-an-smtp-line" // neither
 )
 
-// classify reads a reply line: what it means, and the beginning of the text that replaces its own where a
-// permanent code only means "not now".
-func classify(line string) (class ReplyClass, later string) {
-	if len(line) < 3 {
-		return ClassUnreadable, ""
-	}
-	if r := findReply(line, false); r != nil {
-		return r.class, r.later
-	}
-	return fallbackClass(line), ""
-}
+// pauses are the classes after which nothing leaves through the mailbox for a while, with the class of the pause that they cause.
+var pauses = map[ReplyClass]limit.PauseClass{ClassQuota: limit.PauseQuota, ClassFull: limit.PauseFull}
 
 // fallbackClass is the class of a line that is in no row.
 func fallbackClass(line string) ReplyClass {

@@ -28,6 +28,7 @@ type account struct {
 	shrunkAt instant // the last 432
 
 	until  instant // paused
+	class  PauseClass
 	reason string
 }
 
@@ -140,7 +141,7 @@ func (a *account) forget(t terms, now instant) {
 	}
 	a.done = slices.Delete(a.done, 0, i)
 	if a.until <= now {
-		a.until, a.reason = 0, ""
+		a.pause(0, "", "")
 	}
 }
 
@@ -292,11 +293,12 @@ func (a *account) shrink(now instant) {
 	a.shrunk, a.shrunkAt = max(0, min(n, a.limits.Connections-1)), now
 }
 
-func (a *account) pause(until instant, reason string) {
-	a.until, a.reason = until, reason
+// pause notes until when the mailbox rests, and why; 0 ends a pause.
+func (a *account) pause(until instant, class PauseClass, reason string) {
 	if until == 0 {
-		a.reason = ""
+		class, reason = "", ""
 	}
+	a.until, a.class, a.reason = until, class, reason
 }
 
 // idle tells whether the account says no more than a new one would.
@@ -325,7 +327,7 @@ func (a *account) usage(t terms, g *tally, now instant, at func(instant) time.Ti
 		u.Next = at(now + next)
 	}
 	if a.until > now {
-		u.PausedUntil, u.PauseReason = at(a.until), a.reason
+		u.PausedUntil, u.PauseClass, u.PauseReason = at(a.until), a.class.known(), a.reason
 	}
 	if g != nil {
 		u.GroupRecipients = g.booked()

@@ -229,13 +229,13 @@ func (b *Bolt) Settle(ctx context.Context, mailbox string, lease uint64, o Outco
 }
 
 // Pause implements [Ledger]. The pause is on the disk when it returns without error.
-func (b *Bolt) Pause(ctx context.Context, mailbox string, until time.Time, reason string, now time.Time) error {
+func (b *Bolt) Pause(ctx context.Context, mailbox string, p Pause, now time.Time) error {
 	b.mu.Lock()
 	if b.closed {
 		b.mu.Unlock()
 		return ErrClosed
 	}
-	b.book.pause(mailbox, until, reason, now)
+	b.book.pause(mailbox, p, now)
 	b.accounts[mailbox] = true
 	return b.unlockAndFlush(ctx)
 }

@@ -183,7 +183,7 @@ func TestBoltSettlesWhatItKnowsAcrossRestarts(t *testing.T) {
 	for _, err := range []error{
 		b.Settle(t.Context(), "erp@contoso.com", ids[0], Outcome{Submitted: true, Recipients: 7, GroupRecipients: 5}, now),
 		b.Settle(t.Context(), "erp@contoso.com", ids[1], Outcome{Submitted: true, Concurrency: true}, now),
-		b.Pause(t.Context(), "erp@contoso.com", now.Add(time.Hour), "quota", now),
+		b.Pause(t.Context(), "erp@contoso.com", Pause{now.Add(time.Hour), PauseQuota, "quota"}, now),
 		b.Close(),
 	} {
 		if err != nil {
@@ -199,7 +199,7 @@ func TestBoltSettlesWhatItKnowsAcrossRestarts(t *testing.T) {
 		t.Errorf("paused for %v, next lease %v, want about an hour", d, got.Next)
 	}
 	got.PausedUntil, got.Next = time.Time{}, time.Time{}
-	want := Usage{Messages: 3, Recipients: 7, Leases: 1, GroupRecipients: 5, Shrunk: 1, PauseReason: "quota"}
+	want := Usage{Messages: 3, Recipients: 7, Leases: 1, GroupRecipients: 5, Shrunk: 1, PauseClass: PauseQuota, PauseReason: "quota"}
 	if got != want {
 		t.Errorf("after the restart %+v, want %+v", got, want)
 	}
@@ -376,7 +376,7 @@ func TestBoltAfterCloseFails(t *testing.T) {
 	for what, err := range map[string]error{
 		"Take":   err,
 		"Settle": b.Settle(t.Context(), "erp@contoso.com", 1, Outcome{}, time.Now()),
-		"Pause":  b.Pause(t.Context(), "erp@contoso.com", time.Now().Add(time.Hour), "", time.Now()),
+		"Pause":  b.Pause(t.Context(), "erp@contoso.com", Pause{Until: time.Now().Add(time.Hour)}, time.Now()),
 	} {
 		if !errors.Is(err, ErrClosed) {
 			t.Errorf("%s after Close: %v, want ErrClosed", what, err)

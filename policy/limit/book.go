@@ -82,15 +82,15 @@ func (b *book) groupOf(a *account, lease uint64) (string, *tally) {
 	return "", nil
 }
 
-func (b *book) pause(mailbox string, until time.Time, reason string, now time.Time) {
+func (b *book) pause(mailbox string, p Pause, now time.Time) {
 	t := b.read(now)
-	if until.IsZero() || !until.After(now) {
+	if p.Until.IsZero() || !p.Until.After(now) {
 		if a := b.accounts[mailbox]; a != nil {
-			a.pause(0, "")
+			a.pause(0, "", "")
 		}
 		return
 	}
-	b.account(mailbox).pause(t+micros(until.Sub(now)), reason)
+	b.account(mailbox).pause(t+micros(p.Until.Sub(now)), p.Class, p.Reason)
 }
 
 // usage looks without leaving a trace: the mailbox may be one that is asked about and never used.

@@ -48,7 +48,7 @@ type Shared struct {
 	unkept bool      // the log has said that the diary cannot be written
 	owed   *Memory   // by this host, without the store, as in the diary
 	late   []verdict // of leases of the store, while it is away
-	pauses map[string]pause
+	pauses map[string]Pause
 	prune  int
 }
 
@@ -64,11 +64,6 @@ type verdict struct {
 	mailbox string
 	lease   uint64
 	outcome Outcome
-}
-
-type pause struct {
-	until  time.Time
-	reason string
 }
 
 // trace is what this host has done as one mailbox.
@@ -107,7 +102,7 @@ func NewShared(primary *Redis, hosts int, local Ledger, o SharedOptions) (*Share
 	primary.host, primary.hosts, primary.silence, primary.reserve = o.Host, hosts, o.Silence, o.Reserve
 	s := &Shared{primary: primary, hosts: hosts, local: local, o: o, stop: make(chan struct{}), gone: make(chan struct{}),
 		lost: time.Now(), leases: make(map[uint64]lease), diary: o.Diary, owed: NewMemory(),
-		pauses: make(map[string]pause), prune: minPrune}
+		pauses: make(map[string]Pause), prune: minPrune}
 	if o.Diary == nil {
 		s.diary = NewMemory()
 	}
@@ -213,7 +208,7 @@ func (s *Shared) rejoinLocked(ctx context.Context) {
 	}
 	back := !s.shared
 	s.shared, s.member, s.told, s.epoch = true, true, true, s.primary.dataEpoch()
-	s.owed, s.late, s.pauses = NewMemory(), nil, make(map[string]pause)
+	s.owed, s.late, s.pauses = NewMemory(), nil, make(map[string]Pause)
 	s.keptLocked(s.diary.setEpoch(s.epoch))
 	if back {
 		s.o.Log.Info("the shared ledger is in use")
@@ -250,7 +245,7 @@ func (s *Shared) catchUpLocked(ctx context.Context) error {
 		}
 	}
 	for mailbox, p := range s.pauses {
-		if err := s.primary.Pause(ctx, mailbox, p.until, p.reason, time.Now()); err != nil {
+		if err := s.primary.Pause(ctx, mailbox, p, time.Now()); err != nil {
 			return err
 		}
 	}
@@ -491,18 +486,18 @@ func (s *Shared) Adopt(mailbox string, id uint64, l Limits) {
 }
 
 // Pause implements [Ledger]. It holds here whether the store is away or not, and for all hosts when it is back.
-func (s *Shared) Pause(ctx context.Context, mailbox string, until time.Time, reason string, now time.Time) error {
-	err := s.local.Pause(ctx, mailbox, until, reason, now)
+func (s *Shared) Pause(ctx context.Context, mailbox string, p Pause, now time.Time) error {
+	err := s.local.Pause(ctx, mailbox, p, now)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.shared {
-		cause := s.primary.Pause(context.WithoutCancel(ctx), mailbox, until, reason, now)
+		cause := s.primary.Pause(context.WithoutCancel(ctx), mailbox, p, now)
 		if cause == nil {
 			return err
 		}
 		s.awayLocked(cause)
 	}
-	s.pauses[mailbox] = pause{until, reason}
+	s.pauses[mailbox] = p
 	return err
 }
 

@@ -436,7 +436,7 @@ func TestSharedPausesReachTheStoreWhenItIsBack(t *testing.T) {
 	b.waitFor(t, true)
 	link.cut(true)
 	b.waitFor(t, false)
-	if err := b.Pause(t.Context(), "erp@contoso.com", time.Now().Add(time.Hour), "mailbox full", time.Now()); err != nil {
+	if err := b.Pause(t.Context(), "erp@contoso.com", Pause{time.Now().Add(time.Hour), PauseFull, "mailbox full"}, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	link.cut(false)
@@ -444,5 +444,8 @@ func TestSharedPausesReachTheStoreWhenItIsBack(t *testing.T) {
 	ans, err := a.ask(t, sharedLimits)
 	if err != nil || ans.Cause != CausePaused || ans.Reason != "mailbox full" {
 		t.Errorf("Take at the other host = %+v, %v, want the pause", ans, err)
+	}
+	if got := pauseOf(t, a, sharedLimits); got.Class != PauseFull {
+		t.Errorf("at the other host it is %+v, want its class", got)
 	}
 }

@@ -1,6 +1,7 @@
 package limit
 
 import (
+	"cmp"
 	"context"
 	"time"
 )
@@ -22,9 +23,8 @@ type Ledger interface {
 	// error: two observers may see the same session end.
 	Settle(ctx context.Context, mailbox string, lease uint64, o Outcome, now time.Time) error
 
-	// Pause gives the mailbox no lease before until, for a reason that people can read; it replaces a pause in
-	// force. The zero time ends the pause. Leases that are out stay good.
-	Pause(ctx context.Context, mailbox string, until time.Time, reason string, now time.Time) error
+	// Pause gives the mailbox no lease before p.Until; it replaces a pause in force. Leases that are out stay good.
+	Pause(ctx context.Context, mailbox string, p Pause, now time.Time) error
 
 	// Usage tells what the mailbox has used, for people and metrics.
 	Usage(ctx context.Context, mailbox string, l Limits, now time.Time) (Usage, error)
@@ -80,6 +80,26 @@ type Outcome struct {
 	Concurrency bool
 }
 
+// A Pause says until when a mailbox rests, and why.
+type Pause struct {
+	Until  time.Time // the zero time ends a pause
+	Class  PauseClass
+	Reason string // for people: the words for a class change with versions
+}
+
+// A PauseClass says why a mailbox rests to programs: it is stored beside the words, and a label value of metrics.
+type PauseClass string
+
+// The classes of pauses. A store keeps whatever class it is given.
+const (
+	PauseQuota PauseClass = "quota"        // the day's recipients are used up, says Microsoft
+	PauseFull  PauseClass = "mailbox-full" // with copies in Sent Items, most likely
+	PauseOther PauseClass = "other"        // and where the store has none: versions before this one kept the words alone
+)
+
+// known returns the class, or PauseOther for none.
+func (c PauseClass) known() PauseClass { return cmp.Or(c, PauseOther) }
+
 // Usage is what a mailbox has used of its limits. That of a mailbox that has done nothing is the zero value.
 type Usage struct {
 	Messages        int // in the window, leases out included
@@ -92,7 +112,8 @@ type Usage struct {
 	// Next is when a lease can be given, as far as is known now; zero means at once, or as soon as one that is out comes back.
 	Next time.Time
 
-	PausedUntil time.Time // zero: not paused
+	PausedUntil time.Time  // zero: not paused
+	PauseClass  PauseClass // "": not paused
 	PauseReason string
 }
 

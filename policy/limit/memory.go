@@ -35,10 +35,10 @@ func (m *Memory) Settle(_ context.Context, mailbox string, lease uint64, o Outco
 }
 
 // Pause implements [Ledger]. It never fails.
-func (m *Memory) Pause(_ context.Context, mailbox string, until time.Time, reason string, now time.Time) error {
+func (m *Memory) Pause(_ context.Context, mailbox string, p Pause, now time.Time) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.book.pause(mailbox, until, reason, now)
+	m.book.pause(mailbox, p, now)
 	return nil
 }
 

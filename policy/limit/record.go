@@ -120,6 +120,7 @@ func (a *account) encode() []byte {
 	e.time(a.shrunkAt)
 	e.time(a.until)
 	e.text(a.reason)
+	e.text(string(a.class))
 	return e.seal()
 }
 
@@ -139,6 +140,9 @@ func decodeAccount(b []byte) (*account, error) {
 	a.shrunkAt = d.time()
 	a.until = d.time()
 	a.reason = d.text()
+	if len(d.b) > 0 { // a record without class is of an earlier version
+		a.class = PauseClass(d.text())
+	}
 	return a, d.err
 }
 

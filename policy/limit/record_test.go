@@ -13,7 +13,7 @@ func exampleAccount() *account {
 	a.per = 24 * time.Hour
 	a.done = []instant{at(start) - 100, at(start) - 100, at(start)}
 	a.last, a.shrunk, a.shrunkAt = at(start), 2, at(start)-9
-	a.until, a.reason = at(start)+1, "mailbox full; \x00 anything"
+	a.until, a.class, a.reason = at(start)+1, PauseFull, "mailbox full; \x00 anything"
 	a.limits = Microsoft()
 	a.limits.Group, a.limits.GroupRecipients = "moera", MOERA()
 	return a

@@ -145,6 +145,7 @@ type (
 		Grouped bool          `json:"grouped"`
 		Outcome *redisOutcome `json:"outcome,omitempty"`
 		Pause   instant       `json:"pause"`
+		Class   PauseClass    `json:"class"`
 		Reason  string        `json:"reason"`
 
 		// of join and book; the times are ages
@@ -155,21 +156,22 @@ type (
 		GroupSent [][2]instant          `json:"groupSent,omitempty"`
 	}
 	redisAnswer struct {
-		Now        string  `json:"now"`
-		Epoch      string  `json:"epoch"`
-		Rejoin     bool    `json:"rejoin"`
-		Lost       bool    `json:"lost"` // the wait is for what the server has lost
-		Lease      bool    `json:"lease"`
-		Wait       instant `json:"wait"`
-		Cause      Cause   `json:"cause"`
-		Reason     string  `json:"reason"`
-		Messages   int     `json:"messages"`
-		Recipients int     `json:"recipients"`
-		Leases     int     `json:"leases"`
-		Group      int     `json:"group"`
-		Shrunk     int     `json:"shrunk"`
-		Next       instant `json:"next"`
-		Paused     instant `json:"paused"`
+		Now        string     `json:"now"`
+		Epoch      string     `json:"epoch"`
+		Rejoin     bool       `json:"rejoin"`
+		Lost       bool       `json:"lost"` // the wait is for what the server has lost
+		Lease      bool       `json:"lease"`
+		Wait       instant    `json:"wait"`
+		Cause      Cause      `json:"cause"`
+		Class      PauseClass `json:"class"`
+		Reason     string     `json:"reason"`
+		Messages   int        `json:"messages"`
+		Recipients int        `json:"recipients"`
+		Leases     int        `json:"leases"`
+		Group      int        `json:"group"`
+		Shrunk     int        `json:"shrunk"`
+		Next       instant    `json:"next"`
+		Paused     instant    `json:"paused"`
 	}
 )
 
@@ -329,10 +331,10 @@ func (r *Redis) Outstanding() []Outstanding { return nil }
 func (r *Redis) Adopt(_ string, lease uint64, l Limits) { r.remember(lease, groupName(l)) }
 
 // Pause implements [Ledger].
-func (r *Redis) Pause(ctx context.Context, mailbox string, until time.Time, reason string, now time.Time) error {
-	q := redisRequest{Op: "pause", Reason: reason}
-	if !until.IsZero() {
-		q.Pause = max(0, micros(until.Sub(now)))
+func (r *Redis) Pause(ctx context.Context, mailbox string, p Pause, now time.Time) error {
+	q := redisRequest{Op: "pause", Class: p.Class, Reason: p.Reason}
+	if !p.Until.IsZero() {
+		q.Pause = max(0, micros(p.Until.Sub(now)))
 	}
 	_, err := r.run(ctx, mailbox, "", q)
 	return err
@@ -349,7 +351,7 @@ func (r *Redis) Usage(ctx context.Context, mailbox string, l Limits, now time.Ti
 		u.Next = now.Add(a.Next.duration())
 	}
 	if a.Paused > 0 {
-		u.PausedUntil, u.PauseReason = now.Add(a.Paused.duration()), a.Reason
+		u.PausedUntil, u.PauseClass, u.PauseReason = now.Add(a.Paused.duration()), a.Class.known(), a.Reason
 	}
 	return u, nil
 }

@@ -140,7 +140,7 @@ end
 local function forget(a, l)
   for _, at in ipairs(forgetTally(a, l.recipients.per)) do verdict(a, at) end
   a.done = keep(a.done, function(d) return t - d >= l.messages.per end)
-  if a.till <= t then a.till, a.why = 0, '' end
+  if a.till <= t then a.till, a.class, a.why = 0, '', '' end
 end
 
 local function withheld(a, per)
@@ -190,7 +190,7 @@ end
 
 local limits = req.limits
 local function account()
-  local a = load(KEYS[2], {open = {}, sent = {}, done = {}, last = 0, shrunk = 0, shrunkAt = 0, till = 0, why = ''})
+  local a = load(KEYS[2], {open = {}, sent = {}, done = {}, last = 0, shrunk = 0, shrunkAt = 0, till = 0, class = '', why = ''})
   a.limits = limits or a.limits
   return a
 end
@@ -262,8 +262,8 @@ end
 
 function ops.pause()
   local a = account()
-  a.till, a.why = 0, ''
-  if req.pause > 0 then a.till, a.why = t + req.pause, req.reason end
+  a.till, a.class, a.why = 0, '', ''
+  if req.pause > 0 then a.till, a.class, a.why = t + req.pause, req.class, req.reason end
   -- A mailbox that was never used has no limits yet; the pause alone decides how long the key lives.
   local l = a.limits
   save(KEYS[2], a, math.max(l and l.messages.per or 0, l and l.recipients.per or 0, a.till - t))
@@ -279,7 +279,7 @@ function ops.usage()
   return {
     messages = #a.done + count(a.open), recipients = booked(a), leases = count(a.open), group = g and booked(g) or 0,
     shrunk = math.min(withheld(a, l.messages.per), math.max(0, l.connections - 1)),
-    next = next, paused = math.max(0, a.till - t), reason = a.why,
+    next = next, paused = math.max(0, a.till - t), class = a.class, reason = a.why,
   }
 end
 

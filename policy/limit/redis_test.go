@@ -146,10 +146,11 @@ func TestRedisAnswersAsTheAccountDoes(t *testing.T) {
 				now = now.Add(time.Duration(rapid.IntRange(1, 10_000_000).Draw(t, "µs")) * time.Microsecond)
 			case "pause":
 				until := now.Add(time.Duration(rapid.IntRange(-1, 5).Draw(t, "pause")) * time.Second)
-				if err := r.Pause(t.Context(), mailbox, until, "quota", now); err != nil {
+				p := Pause{until, rapid.SampledFrom([]PauseClass{PauseQuota, PauseFull, ""}).Draw(t, "class"), "quota"}
+				if err := r.Pause(t.Context(), mailbox, p, now); err != nil {
 					t.Fatal(err)
 				}
-				_ = m.Pause(t.Context(), mailbox, until, "quota", now)
+				_ = m.Pause(t.Context(), mailbox, p, now)
 			}
 			got, err := r.Usage(t.Context(), mailbox, l, now)
 			if want, _ := m.Usage(t.Context(), mailbox, l, now); err != nil || got != want {
