@@ -43,14 +43,14 @@ func readIdentity(certFile, keyFile string, now time.Time) (*appIdentity, error)
 	if keyFile == "" {
 		keyFile = certFile
 	}
-	keyPEM, err := readPrivate(keyFile)
+	keyPEM, err := ours.readPrivate(keyFile)
 	if err != nil {
 		return nil, err
 	}
 	certPEM := keyPEM
 	if certFile != keyFile {
 		// A certificate is public, so its file may be open to everybody.
-		if certPEM, _, err = readFile(certFile); err != nil {
+		if certPEM, _, err = ours.readFile(certFile); err != nil {
 			return nil, err
 		}
 	}
@@ -73,13 +73,16 @@ func parseKey(file string, data []byte) (*rsa.PrivateKey, error) {
 		}
 		// PKCS #8 says it in the type, OpenSSL's older format in a header.
 		if b.Type == "ENCRYPTED PRIVATE KEY" || strings.Contains(b.Headers["Proc-Type"], "ENCRYPTED") {
-			return nil, &FileError{Path: file, Problem: fmt.Sprintf("has an encrypted private key, and nobody is there to type "+
-				"its passphrase: type \"openssl pkey -in %s -out NEW.pem\" and use the new file", file)}
+			return nil, &FileError{Path: file, Problem: "has an encrypted private key, and nobody is there to type its passphrase",
+				Act: fmt.Sprintf("type \"openssl pkey -in %s -out NEW.pem\" and use the new file", file)}
 		}
 		return parseKeyBlock(file, b)
 	}
 	return nil, notPEM(file, data, "private key")
 }
+
+// copyAgain is what to do about a damaged file.
+const copyAgain = "copy it again from where it was made"
 
 func parseKeyBlock(file string, b *pem.Block) (*rsa.PrivateKey, error) {
 	var key any
@@ -92,12 +95,12 @@ func parseKeyBlock(file string, b *pem.Block) (*rsa.PrivateKey, error) {
 	}
 	if err != nil {
 		return nil, &FileError{Path: file, Err: err,
-			Problem: fmt.Sprintf("has a damaged private key (%v): copy it again from where it was made", err)}
+			Problem: fmt.Sprintf("has a damaged private key (%v)", err), Act: copyAgain}
 	}
 	if key, ok := key.(*rsa.PrivateKey); ok {
 		return key, nil
 	}
-	return nil, &FileError{Path: file, Problem: "has a private key that is not RSA, which Entra does not take: make one with " +
+	return nil, &FileError{Path: file, Problem: "has a private key that is not RSA, which Entra does not take", Act: "make one with " +
 		"\"openssl req -x509 -newkey rsa:3072 -nodes -days 730 -subj /CN=sendas -keyout KEY.pem -out CERT.pem\" and upload CERT.pem"}
 }
 
@@ -113,7 +116,7 @@ func parseCertificate(file string, data []byte, key *rsa.PrivateKey) (*x509.Cert
 		cert, err := x509.ParseCertificate(b.Bytes)
 		if err != nil {
 			return nil, &FileError{Path: file, Err: err,
-				Problem: fmt.Sprintf("has a damaged certificate (%v): copy it again from where it was made", err)}
+				Problem: fmt.Sprintf("has a damaged certificate (%v)", err), Act: copyAgain}
 		}
 		if key.PublicKey.Equal(cert.PublicKey) {
 			return cert, nil
@@ -122,19 +125,19 @@ func parseCertificate(file string, data []byte, key *rsa.PrivateKey) (*x509.Cert
 	if !seen {
 		return nil, notPEM(file, data, "certificate")
 	}
-	return nil, &FileError{Path: file, Problem: "has no certificate for the configured private key: " +
-		"the two were made at different times; bring the pair together again"}
+	return nil, &FileError{Path: file, Problem: "has no certificate for the configured private key",
+		Act: "the two were made at different times; bring the pair together again"}
 }
 
 func checkValidity(file string, cert *x509.Certificate, now time.Time) error {
 	const day = "2006-01-02 15:04 MST"
 	switch {
 	case now.After(cert.NotAfter):
-		return &FileError{Path: file, Problem: fmt.Sprintf("has a certificate that expired on %s: make a new one, upload it to "+
-			"the app registration (Certificates & secrets) and put it here with its key", cert.NotAfter.UTC().Format(day))}
+		return &FileError{Path: file, Problem: fmt.Sprintf("has a certificate that expired on %s", cert.NotAfter.UTC().Format(day)),
+			Act: "make a new one, upload it to the app registration (Certificates & secrets) and put it here with its key"}
 	case now.Before(cert.NotBefore):
 		return &FileError{Path: file, Problem: fmt.Sprintf("has a certificate that is valid only from %s, and this machine's clock "+
-			"says %s: set the clock, or wait", cert.NotBefore.UTC().Format(day), now.UTC().Format(day))}
+			"says %s", cert.NotBefore.UTC().Format(day), now.UTC().Format(day)), Act: "set the clock, or wait"}
 	}
 	return nil
 }
@@ -153,10 +156,10 @@ func pemBlocks(data []byte) func(yield func(*pem.Block) bool) {
 // notPEM explains why nothing was found; a .pfx or .p12 is what Windows exports.
 func notPEM(file string, data []byte, what string) *FileError {
 	if !bytes.Contains(data, []byte("-----BEGIN")) {
-		return &FileError{Path: file, Problem: fmt.Sprintf("is not in PEM format: if it is a .pfx or .p12 file, type "+
+		return &FileError{Path: file, Problem: "is not in PEM format", Act: fmt.Sprintf("if it is a .pfx or .p12 file, type "+
 			"\"openssl pkcs12 -in %s -nodes -out NEW.pem\" and use the new file", file)}
 	}
-	return &FileError{Path: file, Problem: fmt.Sprintf("has no %s: put certificate and key into one PEM file, or name both files", what)}
+	return &FileError{Path: file, Problem: "has no " + what, Act: "put certificate and key into one PEM file, or name both files"}
 }
 
 // assertion returns the JWT that proves to the token endpoint audience that we
@@ -212,7 +215,7 @@ func CheckFederatedTokenFile(path string) error {
 // in the container, where no administrator can change that; and unlike a secret the
 // token is good for an hour, for one audience.
 func readFederated(path string, now time.Time) (Secret, error) {
-	b, _, err := readFile(path)
+	b, _, err := ours.readFile(path)
 	if err != nil {
 		return "", err
 	}
@@ -220,14 +223,14 @@ func readFederated(path string, now time.Time) (Secret, error) {
 	claims, ok := jwtClaims(s)
 	switch {
 	case s == "":
-		return "", &FileError{Path: path, Problem: "is empty: " + federatedRenewal}
+		return "", &FileError{Path: path, Problem: "is empty", Act: federatedRenewal}
 	case len(s) > maxFederated || !ok:
-		return "", &FileError{Path: path, Problem: "does not hold the token of another issuer (a JWT: three parts with dots between): " +
-			"name the file that the platform writes, AZURE_FEDERATED_TOKEN_FILE in Kubernetes"}
+		return "", &FileError{Path: path, Problem: "does not hold the token of another issuer (a JWT: three parts with dots between)",
+			Act: "name the file that the platform writes, AZURE_FEDERATED_TOKEN_FILE in Kubernetes"}
 	}
 	if end := claimTime(claims["exp"]); !end.IsZero() && !now.Before(end) {
-		return "", &FileError{Path: path, Problem: fmt.Sprintf("is stale, its token expired on %s: %s",
-			end.UTC().Format("2006-01-02 15:04 MST"), federatedRenewal)}
+		return "", &FileError{Path: path, Problem: "is stale, its token expired on " + end.UTC().Format("2006-01-02 15:04 MST"),
+			Act: federatedRenewal}
 	}
 	return Secret(s), nil
 }

@@ -12,7 +12,7 @@ const maxReason = 200
 func brief(mailbox string, err error) string {
 	text := err.Error()
 	if e, ok := errors.AsType[*FileError](err); ok {
-		text = filepath.Base(e.Path) + " " + e.Problem
+		text = filepath.Base(e.Path) + " " + e.sentence()
 	} else if e, ok := errors.AsType[*RefusedError](err); ok {
 		text = e.Code() + ": " + e.Hint()
 	} else if e, ok := errors.AsType[*UnreachableError](err); ok {

@@ -47,10 +47,11 @@ type HTTPOptions struct {
 // the address, which may hold a password.
 type ProxyError struct {
 	Setting string // where it stands: "tenant.endpoints.proxy" or "HTTPS_PROXY"
-	Problem string
+	Problem string // "is not the address of a proxy", follows the setting
+	Act     string // what to write instead
 }
 
-func (e *ProxyError) Error() string { return e.Setting + " " + e.Problem }
+func (e *ProxyError) Error() string { return e.Setting + " " + e.Problem + ": " + e.Act }
 
 // NewHTTPClient returns the client for requests to the token endpoint: every
 // phase has a deadline (30 s overall), TLS is 1.2 or newer, answers end at 1 MiB,
@@ -123,7 +124,7 @@ func isProxy(address string, schemes ...string) bool {
 }
 
 func notProxy(setting string) *ProxyError {
-	return &ProxyError{Setting: setting, Problem: "is not the address of a proxy: write one such as http://proxy.contoso.com:3128"}
+	return &ProxyError{Setting: setting, Problem: "is not the address of a proxy", Act: "write one such as http://proxy.contoso.com:3128"}
 }
 
 // connectError is a proxy's refusal to connect us; it keeps the status, which net/http
@@ -152,7 +153,7 @@ func trustAnchors(caFile string) (*x509.CertPool, error) {
 	if caFile == "" {
 		return nil, nil
 	}
-	pem, _, err := readFile(caFile)
+	pem, _, err := ours.readFile(caFile)
 	if err != nil {
 		return nil, err
 	}

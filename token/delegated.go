@@ -99,16 +99,16 @@ func (d *Delegated) load() (*StoredGrant, error) {
 	if err != nil {
 		return nil, fmt.Errorf("loading the sign-in of %q: %w", d.Credential, err)
 	}
-	problem := ""
+	e := &FileError{Path: d.Vault.Path(d.Credential), Act: fmt.Sprintf("type \"sendas login %s\"", d.Credential)}
 	switch {
 	case g.ClientID != "" && !strings.EqualFold(g.ClientID, d.ClientID):
-		problem = fmt.Sprintf("is a sign-in to the app %.60q, and the configuration names another one: type \"sendas login %s\"", g.ClientID, d.Credential)
+		e.Problem = fmt.Sprintf("is a sign-in to the app %.60q, and the configuration names another one", g.ClientID)
 	case g.User != "" && d.User != "" && !strings.EqualFold(g.User, d.User):
-		problem = fmt.Sprintf("is a sign-in of %.200q, and the configuration wants %s: type \"sendas login %s\"", g.User, d.User, d.Credential)
+		e.Problem = fmt.Sprintf("is a sign-in of %.200q, and the configuration wants %s", g.User, d.User)
 	default:
 		return g, nil
 	}
-	return nil, fmt.Errorf("loading the sign-in of %q: %w", d.Credential, &FileError{Path: d.Vault.Path(d.Credential), Problem: problem})
+	return nil, fmt.Errorf("loading the sign-in of %q: %w", d.Credential, e)
 }
 
 // newest returns the grant in memory if it comes from the stored one, else that.

@@ -82,7 +82,7 @@ func TestUnreadable(t *testing.T) {
 		{"/s", &os.PathError{Op: "open", Path: "/s", Err: syscall.EIO}, `file "/s" cannot be read: input/output error`},
 		{"credential:s", &os.PathError{Op: "open", Path: "/run/credentials/x/s", Err: syscall.EACCES}, `file "credential:s" was handed over to another user than this service's: compare User= of the unit and restart the service`},
 	} {
-		if got := unreadable(tc.path, tc.err).Error(); got != tc.want {
+		if got := ours.unreadable(tc.path, tc.err).Error(); got != tc.want {
 			t.Errorf("unreadable(%q, %v) = %q, want %q", tc.path, tc.err, got, tc.want)
 		}
 	}

@@ -206,7 +206,7 @@ func (l *Leases) Lease(ctx context.Context, c Caller, key string) Result {
 var errDraining = errors.New("the token service is stopping")
 
 // tooLong words a wait that a look-up cannot sit out.
-func tooLong(m *MailboxLease, a limit.Answer) error {
+func tooLong(m *MailboxLease, a limit.Answer) *waitError {
 	what := map[limit.Cause]string{
 		limit.CauseMessages:    "its " + m.Limits.Messages.String() + " messages are used up",
 		limit.CauseRecipients:  "its " + m.Limits.Recipients.String() + " recipients are used up",
@@ -215,10 +215,18 @@ func tooLong(m *MailboxLease, a limit.Answer) error {
 		limit.CauseGroup:       groupUsedUp(m.Limits),
 	}
 	if a.Reason != "" && a.Cause != limit.CausePaused { // the ledger knows better
-		return fmt.Errorf("mailbox %s cannot send now: %s", m.Address, a.Reason)
+		return &waitError{m.Address, a.Reason}
 	}
-	return fmt.Errorf("mailbox %s cannot send now: %s", m.Address, what[a.Cause])
+	return &waitError{m.Address, what[a.Cause]}
 }
+
+// A waitError says why a mailbox cannot send now.
+type waitError struct{ mailbox, why string }
+
+func (e *waitError) Error() string { return "mailbox " + e.inList() }
+
+// inList says the same behind words about mailboxes.
+func (e *waitError) inList() string { return e.mailbox + " cannot send now: " + e.why }
 
 // without tells whether the process's session is one that got no credential for its sender.
 func (l *Leases) without(pid int32) bool {

@@ -269,12 +269,14 @@ func arcKeyError(path string, err error) *FileError {
 	e := &FileError{Path: path, Err: err}
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		e.Problem = "may not be read by this service: put its user into the group of the Azure Arc agent " +
+		e.Problem = "may not be read by this service"
+		e.Act = "put its user into the group of the Azure Arc agent " +
 			`with "usermod -aG himds sendas-token" and restart the service`
 	case errors.Is(err, fs.ErrNotExist):
-		e.Problem = "does not exist, though the Azure Arc agent has just named it: see that the unit does not hide /var/opt (ProtectSystem= does not, InaccessiblePaths= would)"
+		e.Problem = "does not exist, though the Azure Arc agent has just named it"
+		e.Act = "see that the unit does not hide /var/opt (ProtectSystem= does not, InaccessiblePaths= would)"
 	default:
-		e.Problem = fmt.Sprintf("cannot be read: %v", causeOf(err))
+		e.Problem, e.Cause = "cannot be read", causeOf(err).Error()
 	}
 	return e
 }

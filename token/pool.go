@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/sendas/sendas/policy/limit"
@@ -328,7 +327,12 @@ func (l *Leases) why(w *lookup, timeOver bool) (*MailboxLease, error) {
 	switch {
 	case err != nil:
 	case best.asked:
-		err = tooLong(m, best.answer)
+		wait := tooLong(m, best.answer)
+		if len(w.choices) == 1 {
+			return m, wait
+		}
+		in := max(0, time.Until(best.again)).Round(time.Second)
+		return m, fmt.Errorf("none of %d mailboxes can send now; soonest, in %v, %s", len(w.choices), in, wait.inList())
 	case best.line == nil && timeOver:
 		err = fmt.Errorf("no token for mailbox %s: none came in time", m.Address)
 	default:
@@ -336,10 +340,6 @@ func (l *Leases) why(w *lookup, timeOver bool) (*MailboxLease, error) {
 	}
 	if len(w.choices) == 1 {
 		return m, err
-	}
-	if best.asked && best.err == nil {
-		in := max(0, time.Until(best.again)).Round(time.Second)
-		return m, fmt.Errorf("none of %d mailboxes can send now; soonest, in %v, %s", len(w.choices), in, strings.TrimPrefix(err.Error(), "mailbox "))
 	}
 	return m, fmt.Errorf("none of %d mailboxes can send now; %w", len(w.choices), err)
 }

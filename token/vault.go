@@ -153,7 +153,7 @@ func (v *Vault) signedIn(credential string) time.Time {
 // open opens the folder, and makes it if it is to be written to.
 func (v *Vault) open(credential string, create bool) (*os.Root, error) {
 	if !grantName.MatchString(credential) {
-		return nil, &FileError{Path: v.Dir, Problem: fmt.Sprintf("can hold no grant of %q: name a credential with letters, digits, - . and _ alone", credential)}
+		return nil, &FileError{Path: v.Dir, Problem: fmt.Sprintf("can hold no grant of %q", credential), Act: "name a credential with letters, digits, - . and _ alone"}
 	}
 	parent, err := os.OpenRoot(filepath.Dir(v.Dir))
 	if err != nil {
@@ -178,7 +178,8 @@ func (v *Vault) open(credential string, create bool) (*os.Root, error) {
 	if err != nil {
 		return nil, v.notOpened(credential, create, err)
 	}
-	return nil, &FileError{Path: v.Dir, Problem: fmt.Sprintf("is a folder in which others may put files (mode %04o): type \"chmod 0700 %s\"", info.Mode().Perm(), v.Dir)}
+	return nil, &FileError{Path: v.Dir, Problem: fmt.Sprintf("is a folder in which others may put files (mode %04o)", info.Mode().Perm()),
+		Act: fmt.Sprintf("type \"chmod 0700 %s\"", v.Dir)}
 }
 
 func (v *Vault) notOpened(credential string, create bool, err error) error {
@@ -187,7 +188,7 @@ func (v *Vault) notOpened(credential string, create bool, err error) error {
 		return v.unreadable(credential, err)
 	case errors.Is(err, fs.ErrNotExist):
 		up := filepath.Dir(v.Dir)
-		return &FileError{Path: up, Err: err, Problem: fmt.Sprintf("does not exist: it is token.state_dir, and belongs to the user of the token service; "+
+		return &FileError{Path: up, Err: err, Problem: "does not exist", Act: fmt.Sprintf("it is token.state_dir, and belongs to the user of the token service; "+
 			"type \"install -d -m 0700 -o sendas-token %s\"", up)}
 	}
 	return v.unwritable(credential, err)
@@ -249,14 +250,15 @@ func (v *Vault) fit(dir *os.Root, credential string, info fs.FileInfo) error {
 	}
 	switch mode := info.Mode(); {
 	case !mode.IsRegular():
-		return v.problem(credential, "is not a regular file: remove it, then type \"sendas login %s\"", credential)
+		return v.problem(credential, "is not a regular file", "remove it, then "+signInAgain(credential))
 	case mode.Perm()&0o007 != 0:
-		return v.problem(credential, "is open to every user of this machine (mode %04o): type \"chmod 0600 %s\", and if somebody may have read it, "+
-			"revoke the user's sessions in the Entra admin centre and type \"sendas login %s\"", mode.Perm(), path, credential)
+		return v.problem(credential, fmt.Sprintf("is open to every user of this machine (mode %04o)", mode.Perm()),
+			fmt.Sprintf("type \"chmod 0600 %s\", and if somebody may have read it, revoke the user's sessions in the Entra admin centre and %s", path, signInAgain(credential)))
 	case info.Size() > maxGrant:
-		return v.problem(credential, "is larger than 64 KiB, which no grant is: type \"sendas login %s\"", credential)
+		return v.problem(credential, "is larger than 64 KiB, which no grant is", signInAgain(credential))
 	case !trusted(info, folder):
-		return v.problem(credential, "belongs to another user than its folder: if you know why, type \"chown --reference=%s %s\", else \"sendas login %s\"", v.Dir, path, credential)
+		return v.problem(credential, "belongs to another user than its folder",
+			fmt.Sprintf("if you know why, type \"chown --reference=%s %s\", else \"sendas login %s\"", v.Dir, path, credential))
 	}
 	return nil
 }
@@ -271,7 +273,7 @@ func (v *Vault) parse(credential string, data []byte) (*StoredGrant, error) {
 	var s storedGrant
 	// The parser's own words can quote the file; they are not passed on.
 	if json.Unmarshal(data, &s) != nil || s.Refresh == "" || strings.ContainsFunc(s.Refresh, notInSecret) {
-		return nil, v.problem(credential, "is damaged or was not written by sendas: type \"sendas login %s\"", credential)
+		return nil, v.problem(credential, "is damaged or was not written by sendas", signInAgain(credential))
 	}
 	g := StoredGrant{Secret(s.Refresh), s.ClientID, s.Tenant, s.User, s.Scope, s.SignedIn, s.Refreshed}
 	return &g, nil
@@ -281,7 +283,9 @@ func (v *Vault) parse(credential string, data []byte) (*StoredGrant, error) {
 // is done and no other process can write.
 func (v *Vault) write(credential string, g *StoredGrant, wanted func(dir *os.Root) bool) (bool, error) {
 	if g.Refresh == "" || strings.ContainsFunc(string(g.Refresh), notInSecret) || len(g.Refresh) > maxGrant/2 {
-		return false, v.problem(credential, "was not written: Microsoft gave something that is no refresh token")
+		e := v.problem(credential, "was not written", "")
+		e.Cause = "Microsoft gave something that is no refresh token"
+		return false, e
 	}
 	data, err := json.MarshalIndent(storedGrant{string(g.Refresh), g.ClientID, g.Tenant, g.User, g.Scope, g.SignedIn.UTC(), g.Refreshed.UTC()}, "", "\t")
 	if err != nil {
@@ -344,37 +348,42 @@ func lock(dir *os.Root) (*os.File, error) {
 	}
 }
 
-func (v *Vault) problem(credential, format string, args ...any) *FileError {
-	return &FileError{Path: v.Path(credential), Problem: fmt.Sprintf(format, args...)}
+func (v *Vault) problem(credential, problem, act string) *FileError {
+	return &FileError{Path: v.Path(credential), Problem: problem, Act: act}
+}
+
+func signInAgain(credential string) string {
+	return fmt.Sprintf("type \"sendas login %s\"", credential)
 }
 
 // unreadable words why a grant cannot be read.
 func (v *Vault) unreadable(credential string, err error) *FileError {
-	e := v.problem(credential, "cannot be read: %v", causeOf(err))
-	e.Err = err
+	e := &FileError{Path: v.Path(credential), Err: err}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		e.Problem = fmt.Sprintf("does not exist: nobody has signed in for it yet, type \"sendas login %s\"", credential)
+		e.Problem, e.Act = "does not exist", "nobody has signed in for it yet, "+signInAgain(credential)
 	case errors.Is(err, fs.ErrPermission):
-		e.Problem = fmt.Sprintf("may not be read by this user: run the command as root; if the token service says so, type \"chown -R --reference=%s %s\"",
-			filepath.Dir(v.Dir), v.Dir)
+		e.Problem = "may not be read by this user"
+		e.Act = fmt.Sprintf("run the command as root; if the token service says so, type \"chown -R --reference=%s %s\"", filepath.Dir(v.Dir), v.Dir)
+	default:
+		e.Problem, e.Cause = "cannot be read", causeOf(err).Error()
 	}
 	return e
 }
 
 // unwritable words why a grant cannot be stored.
 func (v *Vault) unwritable(credential string, err error) *FileError {
-	e := v.problem(credential, "cannot be written: %v", causeOf(err))
-	e.Err = err
+	e := &FileError{Path: v.Path(credential), Problem: "cannot be written", Cause: causeOf(err).Error(), Err: err}
 	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EFBIG):
-		e.Problem += "; make room there"
+		e.Act = "make room there"
 	case errors.Is(err, syscall.EROFS):
-		e.Problem += "; a unit needs token.state_dir as StateDirectory= or in ReadWritePaths="
+		e.Act = "a unit needs token.state_dir as StateDirectory= or in ReadWritePaths="
 	case errors.Is(err, fs.ErrPermission):
-		e.Problem += fmt.Sprintf("; run the command as root, or give the folder to the user of the token service: \"chown -R sendas-token %s\"", v.Dir)
+		e.Act = fmt.Sprintf("run the command as root, or give the folder to the user of the token service: \"chown -R sendas-token %s\"", v.Dir)
 	case errors.Is(err, syscall.EWOULDBLOCK):
-		e.Problem = "cannot be written: another process has kept the folder locked for 10 s; \"lsof " + v.Dir + "\" names it"
+		e.Cause = "another process has kept the folder locked for 10 s"
+		e.Act = fmt.Sprintf("\"lsof %s\" names it", v.Dir)
 	}
 	return e
 }

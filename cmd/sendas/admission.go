@@ -80,7 +80,7 @@ func (s *admissionStore) openFile(file string, up prometheus.Gauge) error {
 
 // openShared connects to the store that hosts share. It need not be there.
 func (s *admissionStore) openShared(c *Config, store *StoreConfig, up prometheus.Gauge) error {
-	o, err := store.redis(c, "milter")
+	o, err := store.redis(c)
 	if err != nil {
 		return err
 	}

@@ -357,8 +357,8 @@ func (k *checker) sockets() {
 	k.web("milter.http", k.c.Milter.HTTP, "127.0.0.1:9725")
 	k.web("token.http", k.c.Token.HTTP, "127.0.0.1:9726")
 	k.distinct()
-	k.store("token", k.c.Token.store())
-	k.store("milter", k.c.Milter.store())
+	k.store(k.c.Token.store())
+	k.store(k.c.Milter.store())
 	if len(k.c.Token.Peers) == 0 {
 		k.fail("token.peers", "nobody may ask for credentials; write the user that Postfix runs as: [postfix]")
 	}

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"crypto"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
@@ -95,22 +97,65 @@ func checkChain(pair tls.Certificate, caFile string, now time.Time) error {
 	return fmt.Errorf("no trusted authority stands behind the certificate (%s); %s", why, describe(pair.Leaf))
 }
 
-// explainPair says which of the two files is not what it should be.
+// explainPair says which of the two files is not what it should be. crypto/tls tells it in text alone, so we look ourselves; err
+// is what it said.
 func explainPair(certFile, keyFile string, err error) error {
-	for _, f := range []string{certFile, keyFile} {
-		if _, e := os.ReadFile(f); e != nil {
+	var data [2][]byte
+	for i, f := range []string{certFile, keyFile} {
+		var e error
+		if data[i], e = os.ReadFile(f); e != nil {
 			return fmt.Errorf("%s %w", f, unreadable(e, "write the name of the file"))
 		}
 	}
-	switch text := err.Error(); {
-	case strings.Contains(text, "does not match"):
-		return fmt.Errorf("the key in %s is not the one of the certificate in %s; compare \"openssl x509 -noout -pubkey\" and \"openssl pkey -pubout\"", keyFile, certFile)
-	case strings.Contains(text, "certificate input") || strings.Contains(text, "CERTIFICATE"):
+	cert := firstBlock(data[0], func(kind string) bool { return kind == "CERTIFICATE" })
+	if cert == nil {
 		return fmt.Errorf("%s holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)", certFile)
-	case strings.Contains(text, "key input") || strings.Contains(text, "PRIVATE KEY"):
+	}
+	key := firstBlock(data[1], func(kind string) bool { return strings.HasSuffix(kind, "PRIVATE KEY") })
+	if key == nil {
 		return fmt.Errorf("%s holds no private key in PEM form (-----BEGIN PRIVATE KEY-----), without passphrase", keyFile)
 	}
-	return errors.New("the certificate or its key cannot be read: " + strings.TrimPrefix(err.Error(), "tls: "))
+	const unusable = "the certificate or its key cannot be read: "
+	leaf, e := x509.ParseCertificate(cert)
+	if e != nil {
+		return fmt.Errorf(unusable+"%w", e)
+	}
+	signer := parseSigner(key)
+	public, ok := leaf.PublicKey.(interface{ Equal(crypto.PublicKey) bool })
+	switch {
+	case signer == nil:
+		return errors.New(unusable + "failed to parse private key")
+	case ok && !public.Equal(signer.Public()):
+		return fmt.Errorf("the key in %s is not the one of the certificate in %s; compare \"openssl x509 -noout -pubkey\" and \"openssl pkey -pubout\"", keyFile, certFile)
+	}
+	return fmt.Errorf(unusable+"%w", err)
+}
+
+// firstBlock returns the first block of such a kind in a PEM file, or nil.
+func firstBlock(data []byte, is func(kind string) bool) []byte {
+	for b, rest := pem.Decode(data); b != nil; b, rest = pem.Decode(rest) {
+		if is(b.Type) {
+			return b.Bytes
+		}
+	}
+	return nil
+}
+
+// parseSigner reads a private key in any of the forms that crypto/tls reads, or returns nil.
+func parseSigner(der []byte) crypto.Signer {
+	var key any
+	for _, parse := range []func([]byte) (any, error){
+		x509.ParsePKCS8PrivateKey,
+		func(der []byte) (any, error) { return x509.ParsePKCS1PrivateKey(der) },
+		func(der []byte) (any, error) { return x509.ParseECPrivateKey(der) },
+	} {
+		if k, err := parse(der); err == nil {
+			key = k
+			break
+		}
+	}
+	signer, _ := key.(crypto.Signer)
+	return signer
 }
 
 // describe names a certificate as openssl does.

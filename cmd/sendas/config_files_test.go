@@ -57,6 +57,13 @@ func keyPEM(t *testing.T, key *ecdsa.PrivateKey) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 }
 
+// half cuts what is in a PEM block.
+func half(data []byte) []byte {
+	b, _ := pem.Decode(data)
+	b.Bytes = b.Bytes[:len(b.Bytes)/2]
+	return pem.EncodeToMemory(b)
+}
+
 func TestRouteCertificate(t *testing.T) {
 	now := time.Date(2026, 11, 21, 8, 0, 0, 0, time.UTC)
 	p, errs := policy.New(policy.Settings{Domains: []string{"contoso.com"}})
@@ -96,6 +103,12 @@ func TestRouteCertificate(t *testing.T) {
 		{name: "another key", cert: leaf("relay.contoso.com"), spoil: func(_, key *[]byte) { *key = keyPEM(t, newKey(t)) },
 			want: "is not the one of the certificate in"},
 		{name: "no certificate", cert: leaf("relay.contoso.com"), spoil: func(cert, _ *[]byte) { *cert = nil }, want: "relay.pem holds no certificate in PEM form"},
+		{name: "half a certificate", cert: leaf("relay.contoso.com"), spoil: func(cert, _ *[]byte) { *cert = half(*cert) },
+			want: "the certificate or its key cannot be read: x509: "},
+		{name: "half a key", cert: leaf("relay.contoso.com"), spoil: func(_, key *[]byte) { *key = half(*key) },
+			want: "the certificate or its key cannot be read: failed to parse private key"},
+		{name: "the certificate again", cert: leaf("relay.contoso.com"), spoil: func(cert, key *[]byte) { *key = *cert }, want: "relay.key holds no private key in PEM form"},
+		{name: "switched", cert: leaf("relay.contoso.com"), spoil: func(cert, key *[]byte) { *cert, *key = *key, *cert }, want: "relay.pem holds no certificate in PEM form"},
 		{name: "no key", cert: leaf("relay.contoso.com"), spoil: func(_, key *[]byte) { *key = []byte("key\n") }, want: "relay.key holds no private key in PEM form"},
 	} {
 		key := newKey(t)

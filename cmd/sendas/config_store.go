@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -11,8 +10,21 @@ import (
 	"github.com/sendas/sendas/token"
 )
 
+// A storeOwner is the service that keeps something in a store. Whoever has to do something about the store is told its names.
+type storeOwner struct {
+	section string // its keys in the configuration
+	unit    string // what systemd calls it
+	file    string // the store, where none is named
+}
+
+var (
+	tokenOwner  = storeOwner{"token", "sendas-token", "/var/lib/sendas-token/token.db"}
+	milterOwner = storeOwner{"milter", "sendas-milter", "/var/lib/sendas/milter.db"}
+)
+
 // A StoreConfig says where a service keeps what it counts. Its keys stand among those of the service.
 type StoreConfig struct {
+	owner        storeOwner
 	Store        string // memory:, bolt:FILE, or the URL of a Redis or Valkey
 	PasswordFile string // of the Redis; or credential:NAME
 	Hosts        int    // how many hosts share the Redis, this one included
@@ -21,11 +33,11 @@ type StoreConfig struct {
 
 // store returns the parts of a section that say where it keeps what it counts.
 func (t *TokenConfig) store() StoreConfig {
-	return StoreConfig{t.Store, t.StorePasswordFile, t.Hosts, t.Host}
+	return StoreConfig{tokenOwner, t.Store, t.StorePasswordFile, t.Hosts, t.Host}
 }
 
 func (m *MilterConfig) store() StoreConfig {
-	return StoreConfig{m.Store, m.StorePasswordFile, m.Hosts, ""}
+	return StoreConfig{milterOwner, m.Store, m.StorePasswordFile, m.Hosts, ""}
 }
 
 // file returns the file of a store, or "" where it is none.
@@ -68,13 +80,14 @@ func completeStore(store, passwordFile *string, base, dir, name string) {
 	*passwordFile = under(base, *passwordFile)
 }
 
-// store checks where the service of that section keeps what it counts.
-func (k *checker) store(section string, s StoreConfig) {
+// store checks where a service keeps what it counts.
+func (k *checker) store(s StoreConfig) {
+	section := s.owner.section
 	path := section + ".store"
 	switch {
 	case s.Store == "memory:" || s.file() != "":
 	case strings.HasPrefix(s.Store, "bolt:"):
-		k.fail(path, "the file is missing; write bolt:%s", map[string]string{"token": "/var/lib/sendas-token/token.db", "milter": "/var/lib/sendas/milter.db"}[section])
+		k.fail(path, "the file is missing; write bolt:%s", s.owner.file)
 	default:
 		k.storeURL(path, s.Store)
 	}
@@ -82,8 +95,8 @@ func (k *checker) store(section string, s StoreConfig) {
 	case !s.shared() && s.Hosts > 1:
 		k.fail(section+".hosts", "several hosts can only share a Redis or Valkey; write store: redis://HOST:6379/0")
 	case s.shared() && k.files && s.PasswordFile != "":
-		_, err := token.ReadPassword(s.PasswordFile)
-		k.file(section+".store_password_file", forUnit(err, section))
+		_, err := token.ReadPassword(s.PasswordFile, s.owner.unit)
+		k.file(section+".store_password_file", err)
 	}
 	if s.Hosts < 1 || s.Hosts > maxHosts {
 		k.fail(section+".hosts", "%d hosts cannot share a store; count this one too, and no more than %d", s.Hosts, maxHosts)
@@ -93,29 +106,18 @@ func (k *checker) store(section string, s StoreConfig) {
 	}
 }
 
-// redis says how to reach the shared store of that section.
-func (s *StoreConfig) redis(c *Config, section string) (limit.RedisOptions, error) {
+// redis says how to reach the store, which is a shared one.
+func (s *StoreConfig) redis(c *Config) (limit.RedisOptions, error) {
 	o := limit.RedisOptions{URL: s.Store, Tenant: strings.ToLower(c.Tenant.ID)}
 	if s.PasswordFile == "" {
 		return o, nil
 	}
-	password, err := token.ReadPassword(s.PasswordFile)
+	password, err := token.ReadPassword(s.PasswordFile, s.owner.unit)
 	if err != nil {
-		return o, exit.Errorf(exit.Config, "the user of the service has to be able to read it, and nobody else", "%s.store_password_file: %w", section, forUnit(err, section))
+		return o, exit.Errorf(exit.Config, "the user of the service has to be able to read it, and nobody else", "%s.store_password_file: %w", s.owner.section, err)
 	}
 	o.Password = string(password)
 	return o, nil
-}
-
-// forUnit names the unit of the section in what is wrong with a file; package token speaks of its own.
-func forUnit(err error, section string) error {
-	f, ok := errors.AsType[*token.FileError](err)
-	if !ok {
-		return err
-	}
-	mine := *f
-	mine.Problem = strings.ReplaceAll(f.Problem, "sendas-token", "sendas-"+section)
-	return &mine
 }
 
 // maxHosts is more than share one tenant anywhere: each must have one of 30 messages a minute when it is alone.
@@ -150,7 +152,7 @@ func (k *checker) storeURL(path, s string) {
 
 // ledger makes the client of the store that hosts share.
 func (s *StoreConfig) ledger(c *Config) (*limit.Redis, error) {
-	o, err := s.redis(c, "token")
+	o, err := s.redis(c)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -70,17 +71,21 @@ func tooDeep(tokens token.Tokens) int {
 	return 0
 }
 
+// reserved are the characters with which no plain text begins (YAML 1.2.2, section 5.3, "Reserved indicators").
+var reserved = []string{"@", "`"}
+
 func syntaxProblem(err error) *Problem {
 	p := &Problem{Line: 1, Text: "is not YAML: " + err.Error()}
 	e, ok := errors.AsType[yaml.Error](err)
 	if !ok {
 		return p
 	}
-	if t := e.GetToken(); t != nil && t.Position != nil {
+	t := e.GetToken()
+	if t != nil && t.Position != nil {
 		p.Line = t.Position.Line
 	}
 	p.Text = "is not YAML: " + e.GetMessage()
-	if strings.Contains(p.Text, "reserved character") {
+	if t != nil && t.Type == token.InvalidType && slices.Contains(reserved, strings.TrimSpace(t.Value)) {
 		p.Text = `is not YAML: text that begins with * or @ stands in quotes, as in "*@contoso.com"`
 	}
 	return p

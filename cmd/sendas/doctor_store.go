@@ -66,7 +66,7 @@ func (d *doctor) checkRedis(ctx context.Context, s section, c *Config, store *St
 	defer cancel()
 	h, err := r.Health(ctx)
 	switch {
-	case err != nil && (strings.Contains(err.Error(), "NOAUTH") || strings.Contains(err.Error(), "WRONGPASS")):
+	case err != nil && h.Locked:
 		s.fail("server", name, "refuses the password", storeAdvice["password"])
 		return
 	case err != nil && h.RoundTrip == 0:

@@ -112,7 +112,7 @@ func (d *doctor) checkFile(s section, id, file string, err error) bool {
 		s.skip(id, file, "systemd hands it to the service alone, so it cannot be looked at from here")
 		return false
 	case err != nil:
-		problem, act := divided(err)
+		problem, act := fileFault(err)
 		s.fail(id, file, problem, tokenAdvice["file"].with("act", act))
 		return false
 	}
@@ -149,11 +149,13 @@ func (d *doctor) checkEnd(s section, id, what string, end time.Time, file string
 	}
 }
 
-// divided takes a *token.FileError apart into what is wrong and what to do; its texts have a colon between the two.
-func divided(err error) (problem, act string) {
+// fileFault says what is wrong with a file, or with what is set about one, and what to do.
+func fileFault(err error) (problem, act string) {
 	if e, ok := errors.AsType[*token.FileError](err); ok {
-		problem, act, _ = strings.Cut(e.Problem, ": ")
-		return problem, cmp.Or(act, "see to the file "+e.Path)
+		return e.Found(), cmp.Or(e.Act, "see to the file "+e.Path)
+	}
+	if e, ok := errors.AsType[*token.ProxyError](err); ok {
+		return e.Setting + " " + e.Problem, e.Act
 	}
 	return err.Error(), "see to the file"
 }
@@ -168,7 +170,7 @@ func (d *doctor) checkGrant(s section, name string) bool {
 		s.fail("grant", "sign-in "+file, "is not there", tokenAdvice["no-grant"].with("credential", name))
 		return false
 	case err != nil:
-		problem, act := divided(err)
+		problem, act := fileFault(err)
 		s.fail("grant", "sign-in "+file, problem, tokenAdvice["bad-grant"].with("act", act))
 		return false
 	}
@@ -198,7 +200,7 @@ func (d *doctor) checkGrant(s section, name string) bool {
 func (d *doctor) fetch(ctx context.Context, s section, name string, cc CredentialConfig) {
 	client, err := d.client(d.config)
 	if err != nil {
-		_, act := divided(err)
+		_, act := fileFault(err)
 		s.fail("token", "token", err.Error(), tokenAdvice["no-client"].with("act", act))
 		return
 	}
@@ -224,7 +226,7 @@ func (d *doctor) fetch(ctx context.Context, s section, name string, cc Credentia
 	d.tokens[name] = t
 	s.ok("token", "token", "came fresh from Entra in %s and serves until %s", time.Since(began).Round(time.Millisecond), t.Expires.UTC().Format(time.RFC3339))
 	if u, ok := source.(interface{ Unsaved() error }); ok && u.Unsaved() != nil {
-		problem, act := divided(u.Unsaved())
+		problem, act := fileFault(u.Unsaved())
 		s.warn("unsaved", "refresh token", problem, tokenAdvice["unsaved"].with("act", act))
 	}
 	d.checkClaims(s, t, cc)
@@ -233,7 +235,7 @@ func (d *doctor) fetch(ctx context.Context, s section, name string, cc Credentia
 // explainTokenError says what an error of a token.Source means.
 func explainTokenError(err error) (found string, a advice, passes bool) {
 	if e, ok := errors.AsType[*token.FileError](err); ok {
-		problem, act := divided(e)
+		problem, act := fileFault(e)
 		return fmt.Sprintf("file %s %s", e.Path, problem), tokenAdvice["file"].with("act", act), false
 	}
 	if e, ok := errors.AsType[*token.RefusedError](err); ok {

@@ -122,7 +122,7 @@ func TestDoctorTokenErrors(t *testing.T) {
 			"AADSTS7000215", "often its ID was copied instead of its Value | make a new secret in the app registration (Certificates & secrets) and write its Value into /x.secret", false},
 		{&token.RefusedError{Credential: "relay-app", What: "client credentials", Status: 400, OAuth: "temporarily_unavailable", Codes: []int{90033}}, "AADSTS90033", "busy", true},
 		{fmt.Errorf("x: %w", &token.UnreachableError{Credential: "relay-app", Host: "login.microsoftonline.com", Status: 503, Problem: "answered with HTTP 503"}), "HTTP 503", "tries again", true},
-		{&token.FileError{Path: "/x.secret", Problem: `is open to every user of this machine (mode 0644): type "chmod o= /x.secret"`}, "mode 0644", `who it is | type "chmod o= /x.secret"`, false},
+		{&token.FileError{Path: "/x.secret", Problem: "is open to every user of this machine (mode 0644)", Act: `type "chmod o= /x.secret"`}, "mode 0644", `who it is | type "chmod o= /x.secret"`, false},
 		{&token.FileError{Path: "/x.secret", Problem: "is odd"}, "is odd", "see to the file /x.secret", false},
 		{errors.New("strange"), "strange", "sendas status", false},
 	} {
@@ -177,6 +177,34 @@ func TestDoctorCertificate(t *testing.T) {
 	d.wantCheck(t, "credential.relay-app.certificate_end", checkWarn, "in 10 days", "reload sendas-token")
 }
 
+// What is wrong with a file and what to do about it are told apart, whatever a parser says: its texts have colons of their own.
+func TestDoctorDamagedKey(t *testing.T) {
+	d, _ := tokenDoctor(t, strings.Replace(secretCredential, "client_secret_file: relay-app.secret", "certificate_file: app.pem\n    key_file: app.key", 1), func() (*token.Token, error) { return nil, errors.New("not asked") })
+	dir := filepath.Dir(d.config.Token.StateDir)
+	cert, key := rsaPair(t, time.Now().Add(time.Hour))
+	writeFile(t, filepath.Join(dir, "app.pem"), cert, 0o644)
+	writeFile(t, filepath.Join(dir, "app.key"), strings.Replace(key, "RSA PRIVATE KEY", "PRIVATE KEY", 2), 0o600) // another form than it says
+	d.checkRelayApp(t)
+	c := d.find(t, "credential.relay-app.certificate")
+	if !strings.HasPrefix(c.Found, "has a damaged private key (x509: ") || !strings.HasSuffix(c.Found, ")") || c.Do != "copy it again from where it was made" {
+		t.Errorf("found: %s\ndo: %s\nwant the parser's words whole, and what to do", c.Found, c.Do)
+	}
+	for _, tc := range []struct {
+		err         error
+		found, does string
+	}{
+		{&token.FileError{Path: "/x", Problem: "has a damaged private key (asn1: structure error: tags don't match)", Act: "copy it again"}, "has a damaged private key (asn1: structure error: tags don't match)", "copy it again"},
+		{&token.FileError{Path: "/x", Problem: "cannot be read", Cause: "input/output error"}, "cannot be read: input/output error", "see to the file /x"},
+		{&token.FileError{Path: "/x", Problem: "cannot be written", Cause: "no space left on device", Act: "make room there"}, "cannot be written: no space left on device", "make room there"},
+		{fmt.Errorf("x: %w", &token.ProxyError{Setting: "HTTPS_PROXY", Problem: "is odd", Act: "write another one"}), "HTTPS_PROXY is odd", "write another one"},
+		{errors.New("loading: no certificates"), "loading: no certificates", "see to the file"},
+	} {
+		if found, does := fileFault(tc.err); found != tc.found || does != tc.does {
+			t.Errorf("fileFault(%v) = %q, %q, want %q, %q", tc.err, found, does, tc.found, tc.does)
+		}
+	}
+}
+
 const userCredential = "    flow: device_code\n    client_id: 5f2c0d3e-0000-4000-8000-000000000001\n    user: scan@contoso.com\n"
 
 func TestDoctorGrant(t *testing.T) {
@@ -226,7 +254,7 @@ func TestDoctorDamagedGrant(t *testing.T) {
 type unsavedSource struct{ fakeSource }
 
 func (unsavedSource) Unsaved() error {
-	return &token.FileError{Path: "/x", Problem: "cannot be written: type \"df /x\""}
+	return &token.FileError{Path: "/x", Problem: "cannot be written", Act: "type \"df /x\""}
 }
 
 func TestDoctorUnsaved(t *testing.T) {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // RedisHealth is what matters of how a server is set up. A field that the server does not tell is empty.
@@ -15,12 +17,13 @@ type RedisHealth struct {
 	Durable   bool          // writes to an append-only file
 	Memory    bool          // has a limit of memory (maxmemory)
 	RoundTrip time.Duration // of one command; each lease costs one, and each verdict
+	Locked    bool          // wants another password than ours, so that nothing else is known
 }
 
 // Health asks the server how it is set up (INFO). Errors hold no password.
 func (r *Redis) Health(ctx context.Context) (RedisHealth, error) {
 	if err := r.ping(ctx); err != nil { // that connects
-		return RedisHealth{}, fmt.Errorf("the shared ledger does not answer: %w", err)
+		return RedisHealth{Locked: redis.IsAuthError(err)}, fmt.Errorf("the shared ledger does not answer: %w", err)
 	}
 	began := time.Now()
 	if err := r.ping(ctx); err != nil {
