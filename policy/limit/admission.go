@@ -75,7 +75,7 @@ type Admission struct {
 	report func(error)
 
 	mu     sync.Mutex // guards what follows, the meters and the reservations; methods in ...Locked need it held
-	clock  admissionClock
+	clock  clock
 	meters map[string]*meter
 	all    []*meter // the same, in any order, for the hand that looks for idle ones
 	hand   int
@@ -122,7 +122,7 @@ func (a *Admission) Begin(key string, q Quota, now time.Time) (*Reservation, *Re
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	at := a.clock.read(now)
+	at := a.clock.nanos(now)
 	a.sweepLocked(sweepStep, at)
 	r := &Reservation{of: a, key: key, quota: q}
 	m := a.meters[key]
@@ -150,7 +150,7 @@ func (r *Reservation) Recipients(n int, now time.Time) *Refusal {
 	if r.done {
 		return nil
 	}
-	at := r.of.clock.read(now)
+	at := r.of.clock.nanos(now)
 	return r.of.reserveLocked(r, r.of.homeLocked(r, at), n, at)
 }
 
@@ -162,7 +162,7 @@ func (a *Admission) Commit(now time.Time, list ...*Reservation) *Refusal {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	at := a.clock.read(now)
+	at := a.clock.nanos(now)
 	live, no := a.renewLocked(list, at)
 	if no != nil {
 		return no
@@ -224,7 +224,7 @@ func (r *Reservation) endLocked() {
 func (a *Admission) Peek(key string, q Quota, recipients int, now time.Time) *Refusal {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	at := a.clock.read(now)
+	at := a.clock.nanos(now)
 	m := meter{key: key, shape: &shape{}}
 	if known := a.meters[key]; known != nil {
 		m = *known
@@ -249,7 +249,7 @@ type Used struct {
 func (a *Admission) Usage(key string, now time.Time) []Used {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	at := a.clock.read(now)
+	at := a.clock.nanos(now)
 	m := a.meters[key]
 	if m == nil {
 		return nil

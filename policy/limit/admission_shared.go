@@ -198,7 +198,7 @@ func (a *Admission) ask(ctx context.Context, names []string, q sharedRequest) (*
 // commitShared is Commit with a server.
 func (a *Admission) commitShared(now time.Time, list []*Reservation) *Refusal {
 	a.mu.Lock()
-	at := a.clock.read(now)
+	at := a.clock.nanos(now)
 	live, no := a.renewLocked(list, at)
 	if no != nil || len(live) == 0 {
 		a.mu.Unlock()
@@ -397,7 +397,7 @@ func (a *Admission) owed() (batch map[*meter][]slots, names []string, q sharedRe
 		}
 		owed := m.mine.owed
 		m.mine.owed = nil
-		if past := pastOf(m.shape, owed, a.clock.latest); len(past) > 0 {
+		if past := pastOf(m.shape, owed, a.clock.latest()); len(past) > 0 {
 			batch[m] = owed
 			names = append(names, key)
 			q.Keys = append(q.Keys, sharedKey{Past: past})

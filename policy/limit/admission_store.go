@@ -49,7 +49,7 @@ func OpenAdmission(ctx context.Context, store AdmissionStore, report func(error)
 			return
 		}
 		m.shape = a.internLocked(m.shape)
-		a.clock.latest = max(a.clock.latest, m.booked)
+		a.clock.startAt(m.booked)
 		a.enterLocked(m)
 	})
 	if err != nil {
@@ -88,7 +88,7 @@ func (a *Admission) Run(ctx context.Context) error {
 func (a *Admission) tidy(now time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.sweepLocked(saveBatch, a.clock.read(now))
+	a.sweepLocked(saveBatch, a.clock.nanos(now))
 }
 
 // save writes what has changed. What cannot be written is tried again the next time.

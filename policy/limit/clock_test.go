@@ -30,6 +30,29 @@ func TestClockWithoutMonotonicReading(t *testing.T) {
 	}
 }
 
+// An Admission counts in nanoseconds by the same clock.
+func TestClockInNanoseconds(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		saved int64 // by an earlier process
+		want  int64 // what start is then
+	}{
+		{"a new one", 0, start.UnixNano()},
+		{"saved before", start.Add(-time.Hour).UnixNano(), start.UnixNano()},
+		{"saved under a clock that was ahead", start.Add(time.Hour).UnixNano(), start.Add(time.Hour).UnixNano()},
+		{"saved with parts of a microsecond", start.Add(time.Hour + 1).UnixNano(), start.Add(time.Hour + 1).UnixNano()},
+	} {
+		var c clock
+		c.startAt(tc.saved)
+		if got := c.nanos(start); got != tc.want {
+			t.Errorf("%s: %d, want %d", tc.name, got, tc.want)
+		}
+		if got, want := c.wall(tc.want+int64(time.Minute)), start.Add(time.Minute); !got.Equal(want) {
+			t.Errorf("%s: in a minute callers call it %v, want %v", tc.name, got, want)
+		}
+	}
+}
+
 // With a monotonic reading the wall does not matter. Time.Add moves both, so the second moment is made
 // of the first one's monotonic reading.
 func TestClockWithMonotonicReading(t *testing.T) {
