@@ -3,8 +3,9 @@ package policy
 import (
 	"slices"
 	"strings"
-	"unicode"
 	"unicode/utf8"
+
+	"github.com/sendas/sendas/internal/plaintext"
 )
 
 // A namedAddress is one entry of a From-like field: a decoded display name and an
@@ -109,9 +110,7 @@ func printable(r rune) rune {
 		return r
 	case r == '\t' || r == '\n' || r == '\r' || r == 0x85 || r == 0x2028 || r == 0x2029 || r == 0x2800: // the last is Braille
 		return ' '
-	case r < 0xa0, r == utf8.RuneError, r == 0x34f, r == 0x115f, r == 0x1160, r == 0x3164, r == 0xffa0: // fillers of Hangul
-		return -1
-	case r >= 0xad && unicode.Is(unicode.Cf, r):
+	case r == utf8.RuneError, plaintext.Hidden(r):
 		return -1
 	}
 	return r

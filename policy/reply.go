@@ -2,7 +2,8 @@ package policy
 
 import (
 	"fmt"
-	"strings"
+
+	"github.com/sendas/sendas/internal/plaintext"
 )
 
 // A Reply is what the sending client is told: an SMTP code, an enhanced code (RFC 3463)
@@ -39,15 +40,5 @@ func later(enhanced, format string, args ...any) *Reply {
 // wireText keeps a reply within one line of printable ASCII of bounded length, whatever
 // bytes a stranger put into it (RFC 5321, section 4.5.3.1.5: 512 octets).
 func wireText(s string) string {
-	const most = 400
-	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f {
-			return '?'
-		}
-		return r
-	}, s)
-	if len(s) > most {
-		s = s[:most]
-	}
-	return s
+	return plaintext.Style{Exact: true, ASCII: true, Bad: '?', MaxBytes: 400}.Line(s)
 }

@@ -13,7 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
+
+	"github.com/sendas/sendas/internal/plaintext"
 )
 
 // maxText is how many characters of a text from outside an error repeats.
@@ -284,23 +285,7 @@ func htmlTitle(body []byte) string {
 	return html.UnescapeString(string(m[1]))
 }
 
-// oneLine makes one line of at most limit characters from a foreign text: blanks
-// become single spaces; control and formatting characters, which could forge a
-// line or turn its direction, go.
+// oneLine makes one line of at most limit characters from a foreign text.
 func oneLine(s string, limit int) string {
-	s = strings.ToValidUTF8(s, "")
-	s = strings.Map(func(r rune) rune {
-		switch {
-		case unicode.IsSpace(r):
-			return ' '
-		case !unicode.IsPrint(r):
-			return -1
-		}
-		return r
-	}, s)
-	s = strings.Join(strings.Fields(s), " ")
-	if r := []rune(s); len(r) > limit {
-		s = string(r[:limit-1]) + "…"
-	}
-	return s
+	return plaintext.Style{MaxRunes: limit, Cut: "…"}.Line(s)
 }

@@ -6,7 +6,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"unicode"
+
+	"github.com/sendas/sendas/internal/plaintext"
 )
 
 // maxProblems is how many problems an error prints.
@@ -75,22 +76,12 @@ func excerpt(lines []string, hidden map[int]string, n int) string {
 	return b.String()
 }
 
+// shownExcerpt is how a line of the configuration stands in an excerpt.
+var shownExcerpt = plaintext.Style{Exact: true, Bad: '?', MaxRunes: 121, Cut: "…"}
+
 // showable makes a line safe for a terminal, and short.
 func showable(s string) string {
-	const most = 120
-	s = strings.Map(func(r rune) rune {
-		switch {
-		case r == '\t':
-			return ' '
-		case !unicode.IsPrint(r):
-			return '?'
-		}
-		return r
-	}, strings.TrimSuffix(s, "\r"))
-	if r := []rune(s); len(r) > most {
-		return string(r[:most]) + "…"
-	}
-	return s
+	return shownExcerpt.Line(strings.ReplaceAll(strings.TrimSuffix(s, "\r"), "\t", " "))
 }
 
 // secretKey finds a key under which somebody may have written a secret itself: every key

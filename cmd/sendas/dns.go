@@ -11,12 +11,12 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
 
 	"blitiri.com.ar/go/spf"
 	"golang.org/x/net/idna"
 
 	"github.com/sendas/sendas/internal/exit"
+	"github.com/sendas/sendas/internal/plaintext"
 )
 
 // A dnsPlan is what the configuration expects of DNS.
@@ -137,12 +137,12 @@ func (c *dnsCheck) flush(ctx context.Context, w io.Writer) error {
 }
 
 func (c *dnsCheck) say(format string, args ...any) {
-	fmt.Fprintf(&c.out, "  %s\n", printable(fmt.Sprintf(format, args...)))
+	fmt.Fprintf(&c.out, "  %s\n", shownText.Line(fmt.Sprintf(format, args...)))
 }
 
 // record writes an SPF record on a line of its own, so that it can be copied.
 func (c *dnsCheck) record(text string) {
-	fmt.Fprintf(&c.out, "    %s\n", printable(text))
+	fmt.Fprintf(&c.out, "    %s\n", shownText.Line(text))
 }
 
 func (c *dnsCheck) wrong(format string, args ...any) {
@@ -159,15 +159,8 @@ func (c *dnsCheck) unknown(what string, err error) {
 	c.say("not known: %s: %s", what, dnsFailure(err))
 }
 
-// printable makes text from DNS safe for a terminal.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return '?'
-	}, s)
-}
+// shownText is how text from DNS stands on a terminal. Blanks stay as many as there are, so that a record can be copied.
+var shownText = plaintext.Style{Exact: true, Bad: '?'}
 
 // dnsFailure tells the ways apart in which DNS fails.
 func dnsFailure(err error) string {
@@ -240,7 +233,7 @@ func spfNetwork(n netip.Prefix) string {
 
 // domain writes the block of one verified domain.
 func (c *dnsCheck) domain(ctx context.Context, name string) {
-	fmt.Fprintf(&c.out, "%s\n", printable(name))
+	fmt.Fprintf(&c.out, "%s\n", shownText.Line(name))
 	if strings.HasSuffix(strings.ToLower(name), ".onmicrosoft.com") {
 		c.say("good: its DNS belongs to Microsoft, there is nothing to publish")
 		return
@@ -527,7 +520,7 @@ func (c *dnsCheck) mx(ctx context.Context, name string) {
 
 // route writes the block of a route.
 func (c *dnsCheck) route(ctx context.Context, r dnsRoute) {
-	fmt.Fprintf(&c.out, "%s\n", printable(fmt.Sprintf("route %q (%s)", r.Name, r.Type)))
+	fmt.Fprintf(&c.out, "%s\n", shownText.Line(fmt.Sprintf("route %q (%s)", r.Name, r.Type)))
 	if len(r.Addresses) == 0 {
 		c.wrong("its addresses are unknown; write addresses: [203.0.113.7] at the route, with the public addresses from which this relay reaches %s, so that SPF can be checked", r.Endpoint)
 	}

@@ -5,6 +5,8 @@ import (
 	"io"
 	"slices"
 	"strings"
+
+	"github.com/sendas/sendas/internal/plaintext"
 )
 
 // A checkStatus says how a check went; it is part of the JSON.
@@ -82,7 +84,7 @@ func (r *report) presentable(s string) string {
 	for _, secret := range r.hidden {
 		s = strings.ReplaceAll(s, secret, "REDACTED")
 	}
-	return printable(strings.Join(strings.Fields(s), " "))
+	return plaintext.Style{Bad: '?'}.Line(s)
 }
 
 func (r *report) add(c check) {

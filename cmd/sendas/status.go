@@ -14,6 +14,7 @@ import (
 	"unicode"
 
 	"github.com/sendas/sendas/internal/exit"
+	"github.com/sendas/sendas/internal/plaintext"
 	"github.com/sendas/sendas/milter"
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
@@ -233,14 +234,16 @@ func upOrDown(up, at string, err error) string {
 	return up + ", at " + at
 }
 
-// tidyText keeps a line as it is but for what does not print.
+// shownStatus is how a foreign answer stands on a terminal, which it must not steer.
+var shownStatus = plaintext.Style{Exact: true, Bad: unicode.ReplacementChar}
+
+// tidyText keeps lines as they are but for what does not print.
 func tidyText(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r == '\n' || unicode.IsPrint(r) {
-			return r
-		}
-		return unicode.ReplacementChar
-	}, s)
+	lines := strings.Split(s, "\n")
+	for i, line := range lines {
+		lines[i] = shownStatus.Line(line)
+	}
+	return strings.Join(lines, "\n")
 }
 
 // resultWords words the results of a refresh.

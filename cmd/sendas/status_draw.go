@@ -536,4 +536,4 @@ func runeWidth(r rune) int {
 }
 
 // plainText keeps what a foreign answer says from steering the terminal.
-func plainText(s string) string { return tidyText(strings.ReplaceAll(s, "\n", " ")) }
+func plainText(s string) string { return shownStatus.Line(strings.ReplaceAll(s, "\n", " ")) }

@@ -80,7 +80,7 @@ func timeFor(n int, r Rate) time.Duration {
 // DescribeOverflow says in one sentence, for an SMTP reply, why a mailbox takes no more. It is printable ASCII and no longer than
 // 250 bytes.
 func DescribeOverflow(mailbox string, o *Overflow) string {
-	s := fmt.Sprintf("mailbox <%s> would have %s waiting, and only %d can leave in time", printableName(mailbox), amount(o.Waiting, o.Kind), o.Room)
+	s := fmt.Sprintf("mailbox <%s> would have %s waiting, and only %d can leave in time", shownName.Line(mailbox), amount(o.Waiting, o.Kind), o.Room)
 	if o.Retry == 0 {
 		return s
 	}

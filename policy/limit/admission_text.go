@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/sendas/sendas/internal/plaintext"
 )
 
 // identityPrefix tells the keys of identities from those of clients.
@@ -14,7 +16,7 @@ const identityPrefix = "identity:"
 // same way.
 func IdentityKey(address string) string { return identityPrefix + address }
 
-// maxShownName is how many bytes of a name or an address an SMTP reply shows.
+// maxShownName is how many bytes of a name or an address that is too long an SMTP reply shows.
 const maxShownName = 80
 
 // Describe says in one sentence, for an SMTP reply, what stands in the way and until when. It is printable ASCII
@@ -30,9 +32,9 @@ func Describe(r *Refusal, now time.Time) string {
 // keyText names a client or an identity.
 func keyText(key string) string {
 	if address, ok := strings.CutPrefix(key, identityPrefix); ok {
-		return "identity <" + printableName(address) + ">"
+		return "identity <" + shownName.Line(address) + ">"
 	}
-	return `client "` + printableName(key) + `"`
+	return `client "` + shownName.Line(key) + `"`
 }
 
 // rateText words a rate: "20 messages a minute", "to 500 recipients a day", "30 messages in 6 s".
@@ -91,20 +93,5 @@ func waitText(d time.Duration) string {
 	return fmt.Sprintf("%d days", up(24*time.Hour))
 }
 
-// printableName keeps a name within printable ASCII without the quotes that we put around it, and short.
-func printableName(s string) string {
-	cut := len(s) > maxShownName
-	if cut {
-		s = s[:maxShownName]
-	}
-	b := []byte(s)
-	for i, c := range b {
-		if c < ' ' || c > '~' || c == '"' || c == '<' || c == '>' {
-			b[i] = '?'
-		}
-	}
-	if cut {
-		return string(b) + "..."
-	}
-	return string(b)
-}
+// shownName is how a name stands in a reply: printable ASCII, without the quotes that we put around it, and short.
+var shownName = plaintext.Style{Exact: true, ASCII: true, Not: `"<>`, Bad: '?', Bytewise: true, MaxBytes: maxShownName + len("..."), Cut: "..."}
