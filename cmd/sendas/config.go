@@ -318,23 +318,24 @@ func LoadConfig(path string, check Check) (*Config, error) {
 
 // parseConfig is LoadConfig for what has been read.
 func parseConfig(path string, data []byte, check Check) (*Config, error) {
+	return parseInPieces(path, data, check, pieceSize)
+}
+
+func parseInPieces(path string, data []byte, check Check, size int) (*Config, error) {
 	data = bytes.TrimPrefix(data, []byte("\ufeff"))
 	if p := checkText(data); p != nil {
-		return nil, newConfigError(path, data, []Problem{*p})
-	}
-	root, p := parseYAML(data)
-	if p != nil {
 		return nil, newConfigError(path, data, []Problem{*p})
 	}
 	dir, err := filepath.Abs(filepath.Dir(path))
 	if err != nil {
 		return nil, &ConfigError{File: path, Problems: []Problem{{Text: fmt.Sprintf("its folder is unknown: %v", err)}}}
 	}
-	c := Default()
-	d := decoder{root: root}
-	d.decode(c)
+	c, d, p := decodeConfig(data, size)
+	if p != nil {
+		return nil, newConfigError(path, data, []Problem{*p})
+	}
 	c.complete(dir)
-	k := checker{c: c, d: &d, own: check >= CheckOwn, files: check >= CheckFiles, all: check == CheckAll}
+	k := checker{c: c, d: d, own: check >= CheckOwn, files: check >= CheckFiles, all: check == CheckAll}
 	if list := append(d.problems, k.check()...); len(list) > 0 {
 		return nil, newConfigError(path, data, list)
 	}

@@ -96,8 +96,30 @@ func syntaxProblem(err error) *Problem {
 // used. The library's own decoder would stop at the first problem.
 type decoder struct {
 	root     ast.Node
+	lists    []*longList // of which root has the keys alone
+	before   int         // lines in front of the piece that is decoded
 	problems []Problem
 	broken   []string // paths of which nothing is known, so that what follows from them is not reported too
+
+	piece *piece            // the one that was last searched
+	found *ast.SequenceNode // its entries
+}
+
+// decodeConfig puts a file into a Config and returns the decoder with what it found. Lists that are longer than size are parsed
+// in pieces of about that many bytes.
+func decodeConfig(data []byte, size int) (*Config, *decoder, *Problem) {
+	if len(data) > size {
+		if c, d := decodePieces(data, size); d != nil {
+			return c, d, nil
+		}
+	}
+	root, p := parseYAML(data)
+	if p != nil {
+		return nil, nil, p
+	}
+	c, d := Default(), &decoder{root: root}
+	d.decode(c)
+	return c, d, nil
 }
 
 func (d *decoder) decode(c *Config) {
@@ -106,7 +128,7 @@ func (d *decoder) decode(c *Config) {
 
 // fail notes a problem with the value at n.
 func (d *decoder) fail(path string, n ast.Node, format string, args ...any) {
-	d.problems = append(d.problems, Problem{Line: lineOf(n), Path: path, Text: fmt.Sprintf(format, args...)})
+	d.problems = append(d.problems, Problem{Line: d.line(n), Path: path, Text: fmt.Sprintf(format, args...)})
 	d.broken = append(d.broken, path)
 }
 
@@ -256,9 +278,14 @@ func (d *decoder) list(path string, n ast.Node, v reflect.Value) {
 		return
 	}
 	v.Set(reflect.MakeSlice(v.Type(), len(s.Values), len(s.Values)))
-	for i, e := range s.Values {
-		setDefaults(v.Index(i))
-		d.value(path+"["+strconv.Itoa(i)+"]", e, v.Index(i))
+	d.items(path, s.Values, v, 0)
+}
+
+// items decodes entries of a list, of which the first one goes to an index.
+func (d *decoder) items(path string, list []ast.Node, v reflect.Value, first int) {
+	for i, e := range list {
+		setDefaults(v.Index(first + i))
+		d.value(path+"["+strconv.Itoa(first+i)+"]", e, v.Index(first+i))
 	}
 }
 
@@ -319,7 +346,7 @@ func (d *decoder) entries(path string, n ast.Node) ([]*ast.MappingValueNode, boo
 			d.fail(join(path, key), e.Key, "key %q stands here twice, first in line %d; remove one", clip(key), first)
 			continue
 		}
-		seen[key] = lineOf(e.Key)
+		seen[key] = d.line(e.Key)
 		list = append(list, e)
 	}
 	return list, true
@@ -353,7 +380,7 @@ func (d *decoder) unknown(path, key string, e *ast.MappingValueNode, t reflect.T
 		d.problems[len(d.problems)-1].Path = path
 		return
 	}
-	d.problems = append(d.problems, Problem{Line: lineOf(e.Key), Path: where,
+	d.problems = append(d.problems, Problem{Line: d.line(e.Key), Path: where,
 		Text: fmt.Sprintf("unknown key %q; here may stand: %s", clip(key), strings.Join(known, ", "))})
 }
 
@@ -481,10 +508,14 @@ func lineOf(n ast.Node) int {
 	return 1
 }
 
+// line returns the line of the file on which a value of the tree that is decoded begins.
+func (d *decoder) line(n ast.Node) int { return d.before + lineOf(n) }
+
 // find returns the line of a path such as "clients[2].networks[0]", or of what is
 // nearest to it where it is not in the file.
 func (d *decoder) find(path string) int {
-	n, line := d.root, lineOf(d.root)
+	n, path, before := d.tree(path)
+	line := lineOf(n)
 	for path != "" {
 		e, rest := step(n, path)
 		if e == nil {
@@ -495,7 +526,7 @@ func (d *decoder) find(path string) int {
 			n = kv.Value
 		}
 	}
-	return line
+	return before + line
 }
 
 // step follows the first part of a path, and returns the rest of it.
