@@ -11,28 +11,29 @@ import (
 // Metrics are the series of what happens in the milter; [Collector] has those of its limits. Labels are names of the
 // configuration and words of this package and of package policy: never a stranger's text.
 type Metrics struct {
-	messages *prometheus.CounterVec
-	asked    *prometheus.CounterVec
-	rcpts    *prometheus.CounterVec
-	over     *prometheus.CounterVec
+	messages *clientCounter
+	asked    *clientCounter
+	rcpts    *clientCounter
+	over     *clientCounter
 	duration prometheus.Histogram
 }
 
 // NewMetrics makes the series and registers them.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{
-		messages: prometheus.NewCounterVec(prometheus.CounterOpts{
+		messages: newClientCounter(prometheus.CounterOpts{
 			Name: "sendas_messages_total", Help: "Messages decided on.",
-		}, []string{"client" /* "" for unknown peers */, "action" /* accept, reject, defer, hold */, "reason" /* authorized, client-from, no-client, … */}),
-		asked: prometheus.NewCounterVec(prometheus.CounterOpts{
+		}, []string{"client" /* "" for unknown peers */, "action" /* accept, reject, defer, hold */, "reason" /* authorized, client-from, no-client, … */},
+			[]string{string(policy.Accept), string(policy.ReasonAuthorized)}),
+		asked: newClientCounter(prometheus.CounterOpts{
 			Name: "sendas_policy_requests_total", Help: "Requests of the policy delegation protocol answered.",
-		}, []string{"client" /* "" for unknown peers */, "action" /* dunno, filter, refuse */}),
-		rcpts: prometheus.NewCounterVec(prometheus.CounterOpts{
+		}, []string{"client" /* "" for unknown peers */, "action" /* dunno, filter, refuse */}, []string{askedDunno}),
+		rcpts: newClientCounter(prometheus.CounterOpts{
 			Name: "sendas_recipients_refused_total", Help: "Recipients refused at RCPT because their client was over its limits.",
-		}, []string{"client"}),
-		over: prometheus.NewCounterVec(prometheus.CounterOpts{
+		}, []string{"client"}, []string{}),
+		over: newClientCounter(prometheus.CounterOpts{
 			Name: "sendas_client_over_limit_total", Help: "Messages over a limit of their client or of the identity that they asked for.",
-		}, []string{"client", "action" /* defer, reject, hold */, "limit" /* client, identity */}),
+		}, []string{"client", "action" /* defer, reject, hold */, "limit" /* client, identity */}, overStart()...),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "sendas_decision_seconds", Help: "Time from the end of a message to the decision sent.",
 			Buckets: []float64{.00001, .00003, .0001, .0003, .001, .003, .01, .1},
@@ -78,16 +79,20 @@ func (m *Metrics) refused(client string, over *overrun) {
 	m.decided(client, over.action(), over.reason)
 }
 
-// Clients makes the series of the clients exist before their first message.
-func (m *Metrics) Clients(names []string) {
-	for _, n := range names {
-		m.messages.WithLabelValues(n, string(policy.Accept), string(policy.ReasonAuthorized))
-		m.asked.WithLabelValues(n, askedDunno)
-		m.rcpts.WithLabelValues(n)
-		for _, a := range []policy.Action{policy.Defer, policy.Reject, policy.Hold} {
-			for _, l := range limitNames {
-				m.over.WithLabelValues(n, string(a), l)
-			}
+// overStart returns what a client can be over, and what becomes of it.
+func overStart() [][]string {
+	var list [][]string
+	for _, a := range []policy.Action{policy.Defer, policy.Reject, policy.Hold} {
+		for _, l := range limitNames {
+			list = append(list, []string{string(a), l})
 		}
+	}
+	return list
+}
+
+// Clients makes the series of the clients exist before their first message. The list belongs to the Metrics from then on.
+func (m *Metrics) Clients(names []string) {
+	for _, c := range []*clientCounter{m.messages, m.asked, m.rcpts, m.over} {
+		c.clients.Store(&names)
 	}
 }
