@@ -83,8 +83,12 @@ func (b *builder) from(path, text string, r *Route) fallback {
 		b.fail(path, "%q cannot be a sender; a template is an address with +{local} at the end of its local part, as in scan+{local}@contoso.com", clip(text))
 		return fallback{}
 	}
-	a, ok := b.verified(path, text)
-	if !ok || r == nil {
+	a, err := b.verified(text)
+	if err != nil {
+		b.fail(path, "%v", err)
+		return fallback{}
+	}
+	if r == nil {
 		return fallback{}
 	}
 	id, ok := b.p.onRoute(r, a, r.Type == Direct && !r.RefuseExternal)

@@ -20,29 +20,32 @@ type Mailbox struct {
 // Pattern tells whether each sender of a domain is a mailbox of its own.
 func (m *Mailbox) Pattern() bool { return m.Address.IsZero() }
 
-// An identity is an address that some route lets us use.
-type identity struct {
+// owned is an address and who may send as it. A site has many: what a look-up alone knows stands in identity.
+type owned struct {
 	addr    Address    // as the configuration writes it
 	mailbox *Mailbox   // nil: not by submission
 	others  []*Mailbox // of a pool: those that may send as the address besides mailbox
-	as      Address    // who authenticates, where the mailbox is a pattern
-	path    string     // where it was claimed, for the error of a second claim; "" where the permissions say so
-	claim   claim
+}
+
+// An identity is an address that some route lets us use.
+type identity struct {
+	owned
+	as Address // who authenticates, where the mailbox is a pattern
 }
 
 // byMailbox finds the mailbox that may send as the address.
 func (p *Policy) byMailbox(a Address) (identity, bool) {
-	if id, ok := p.identities[a.Key()]; ok {
-		return id, true
+	if o, ok := p.identities[a.Key()]; ok {
+		return identity{owned: o}, true
 	}
 	if base, _, ok := strings.Cut(a.Local, "+"); ok && p.plus && sendable(a) {
-		if id, ok := p.identities[(Address{Local: base, Domain: a.Domain}).Key()]; ok && id.withPlus() {
-			id.addr = a
-			return id, true
+		if o, ok := p.identities[(Address{Local: base, Domain: a.Domain}).Key()]; ok && o.withPlus() {
+			o.addr = a
+			return identity{owned: o}, true
 		}
 	}
 	if m := p.patterns[asciiDomain(a.Domain)]; m != nil && sendable(a) {
-		return identity{addr: a, mailbox: m, as: Address{Local: strings.ToLower(a.Local), Domain: asciiDomain(a.Domain)}}, true
+		return identity{owned: owned{addr: a, mailbox: m}, as: Address{Local: strings.ToLower(a.Local), Domain: asciiDomain(a.Domain)}}, true
 	}
 	return identity{}, false
 }
@@ -56,7 +59,7 @@ func (p *Policy) onRoute(r *Route, a Address, external bool) (identity, bool) {
 	if !p.verifiedSender(a) {
 		return identity{}, false
 	}
-	return identity{addr: a}, true
+	return identity{owned: owned{addr: a}}, true
 }
 
 // verifiedSender tells whether the tenant's MX endpoint knows the address as one of ours.
@@ -69,27 +72,27 @@ func (p *Policy) verifiedSender(a Address) bool {
 func sendable(a Address) bool { return a.Valid() && isDotAtom(a.Local) }
 
 // withPlus leaves those mailboxes of an identity that may send as its plus addresses too, and tells whether there are any.
-func (id *identity) withPlus() bool {
-	if len(id.others) == 0 {
-		return id.mailbox.plus
+func (o *owned) withPlus() bool {
+	if len(o.others) == 0 {
+		return o.mailbox.plus
 	}
-	all := slices.DeleteFunc(id.mailboxes(), func(m *Mailbox) bool { return !m.plus })
+	all := slices.DeleteFunc(o.mailboxes(), func(m *Mailbox) bool { return !m.plus })
 	if len(all) == 0 {
 		return false
 	}
-	id.mailbox, id.others = all[0], all[1:]
+	o.mailbox, o.others = all[0], all[1:]
 	return true
 }
 
 // has tells whether the mailbox is one of those that may send as the identity.
-func (id *identity) has(m *Mailbox) bool { return id.mailbox == m || slices.Contains(id.others, m) }
+func (o *owned) has(m *Mailbox) bool { return o.mailbox == m || slices.Contains(o.others, m) }
 
 // mailboxes returns who may send as the identity: several in a pool, none where no mailbox is needed. The slice is the caller's.
-func (id *identity) mailboxes() []*Mailbox {
-	if id.mailbox == nil {
+func (o *owned) mailboxes() []*Mailbox {
+	if o.mailbox == nil {
 		return nil
 	}
-	return append([]*Mailbox{id.mailbox}, id.others...)
+	return append([]*Mailbox{o.mailbox}, o.others...)
 }
 
 // MailboxesFor returns the mailboxes that may send as the address, in the order of the settings, and who authenticates for the first

@@ -56,7 +56,7 @@ func (e FieldError) Error() string { return e.Path + ": " + e.Text }
 type Policy struct {
 	domains    map[string]bool
 	mailboxes  []*Mailbox
-	identities map[string]identity // by address key
+	identities map[string]owned    // by address key
 	patterns   map[string]*Mailbox // by domain: mailboxes "*@domain"
 	plus       bool                // some mailbox has plus addresses
 	routes     []*Route
@@ -67,14 +67,16 @@ type Policy struct {
 // New checks the settings and makes the Policy. It returns all errors it
 // finds, each with its place.
 func New(s Settings) (*Policy, []FieldError) {
+	n := s.addresses()
 	b := builder{p: &Policy{
 		domains:    make(map[string]bool, len(s.Domains)),
-		identities: make(map[string]identity, len(s.Mailboxes)*2),
+		mailboxes:  make([]*Mailbox, 0, len(s.Mailboxes)),
+		identities: make(map[string]owned, n),
 		patterns:   make(map[string]*Mailbox),
-	}, allowOnMicrosoft: s.AllowOnMicrosoft}
+	}, claims: make(map[string]claimed, n), allowOnMicrosoft: s.AllowOnMicrosoft}
 	b.addDomains(s)
-	for i, m := range s.Mailboxes {
-		b.addMailbox(fmt.Sprintf("mailboxes[%d]", i), m)
+	for i := range s.Mailboxes {
+		b.addMailbox(i, &s.Mailboxes[i])
 	}
 	b.addPermissions(s.Permissions)
 	b.addRoutes(s)
@@ -98,9 +100,19 @@ func New(s Settings) (*Policy, []FieldError) {
 	return b.p, nil
 }
 
+// addresses returns how many addresses the mailboxes list.
+func (s *Settings) addresses() int {
+	n := len(s.Mailboxes)
+	for i := range s.Mailboxes {
+		n += len(s.Mailboxes[i].Aliases) + len(s.Mailboxes[i].SendAs)
+	}
+	return n
+}
+
 // builder collects the parts of a Policy and what is wrong with them.
 type builder struct {
 	p                *Policy
+	claims           map[string]claimed // by address key
 	allowOnMicrosoft bool
 	errs             []FieldError
 }
@@ -140,28 +152,31 @@ func onMicrosoft(domain string) bool {
 	return domain == "onmicrosoft.com" || strings.HasSuffix(domain, ".onmicrosoft.com")
 }
 
-func (b *builder) addMailbox(path string, s MailboxSettings) {
+func (b *builder) addMailbox(i int, s *MailboxSettings) {
 	m := &Mailbox{plus: s.PlusAddresses, pool: s.Pool}
 	b.p.plus = b.p.plus || m.plus
 	b.p.mailboxes = append(b.p.mailboxes, m)
 	if domain, ok := CutPattern(s.Address); ok {
-		b.addPattern(path, domain, s, m)
+		b.addPattern(fmt.Sprintf("mailboxes[%d]", i), domain, s, m)
 		return
 	}
 	m.Name = s.Address
-	if a, ok := b.identity(path+".address", s.Address, m, claimOwn); ok {
-		m.Address, m.Name = a, a.String()
+	if a, ok := b.identity(claim{claimOwn, i, 0}, s.Address, m); ok {
+		m.Address = a
+		if name := a.String(); name != m.Name { // else one text is enough
+			m.Name = name
+		}
 	}
-	for i, t := range s.Aliases {
-		b.identity(fmt.Sprintf("%s.aliases[%d]", path, i), t, m, claimAlias)
+	for j, t := range s.Aliases {
+		b.identity(claim{claimAlias, i, j}, t, m)
 	}
-	for i, t := range s.SendAs {
-		b.identity(fmt.Sprintf("%s.send_as[%d]", path, i), t, m, claimSendAs)
+	for j, t := range s.SendAs {
+		b.identity(claim{claimSendAs, i, j}, t, m)
 	}
 }
 
 // addPattern enters a mailbox "*@domain".
-func (b *builder) addPattern(path, domain string, s MailboxSettings, m *Mailbox) {
+func (b *builder) addPattern(path, domain string, s *MailboxSettings, m *Mailbox) {
 	key := asciiDomain(domain)
 	m.Name = WholeDomain(key).String()
 	switch {
@@ -180,36 +195,67 @@ func (b *builder) addPattern(path, domain string, s MailboxSettings, m *Mailbox)
 	}
 }
 
-// claim is why a mailbox may send as an address. An alias belongs to one mailbox; on an address of its own others can have Send As.
-type claim int
+// claimKind is why a mailbox may send as an address. An alias belongs to one mailbox; on an address of its own others can have Send As.
+type claimKind int
 
 const (
-	claimAlias claim = iota
+	claimAlias claimKind = iota
 	claimOwn
 	claimSendAs
 )
 
+// A claim is where a mailbox lists an address.
+type claim struct {
+	kind           claimKind
+	mailbox, entry int // indices; mailbox is permitted where Exchange Online says so
+}
+
+// permitted takes the place of the mailbox in a claim that Exchange Online's permissions make.
+const permitted = -1
+
+// claimed is what an address is claimed as.
+type claimed struct {
+	first claim
+	kind  claimKind // the lowest of all claims: that it is somebody's own has to be known, since it cannot be a second one's
+}
+
+// String returns the place in the configuration.
+func (c claim) String() string {
+	switch c.kind {
+	case claimAlias:
+		return fmt.Sprintf("mailboxes[%d].aliases[%d]", c.mailbox, c.entry)
+	case claimSendAs:
+		return fmt.Sprintf("mailboxes[%d].send_as[%d]", c.mailbox, c.entry)
+	}
+	return fmt.Sprintf("mailboxes[%d].address", c.mailbox)
+}
+
 // identity checks that an address may be an identity and enters it for the mailbox.
-func (b *builder) identity(path, text string, m *Mailbox, c claim) (Address, bool) {
-	a, ok := b.verified(path, text)
-	if !ok {
+func (b *builder) identity(c claim, text string, m *Mailbox) (Address, bool) {
+	a, err := b.verified(text)
+	if err != nil {
+		b.fail(c.String(), "%v", err)
 		return Address{}, false
 	}
-	have, ok := b.p.identities[a.Key()]
-	switch {
-	case !ok:
-		b.p.identities[a.Key()] = identity{addr: a, mailbox: m, path: path, claim: c}
+	key := a.Key()
+	if key == text { // nearly always: then one text is enough
+		key = text
+	}
+	have, ok := b.p.identities[key]
+	if !ok {
+		b.p.identities[key], b.claims[key] = owned{addr: a, mailbox: m}, claimed{c, c.kind}
 		return a, true
+	}
+	switch was := b.claims[key]; {
 	case have.has(m):
-		b.fail(path, "<%s> is listed twice for this mailbox; remove one", a)
-	case c == claimAlias || have.claim == claimAlias || c == claimOwn && have.claim == claimOwn:
-		b.fail(path, "<%s> is claimed at %s too; an address can leave through one mailbox only", a, have.path)
+		b.fail(c.String(), "<%s> is listed twice for this mailbox; remove one", a)
+	case c.kind == claimAlias || was.kind == claimAlias || c.kind == claimOwn && was.kind == claimOwn:
+		b.fail(c.String(), "<%s> is claimed at %s too; an address can leave through one mailbox only", a, was.first)
 	case !m.pool || !have.mailbox.pool:
-		b.fail(path, "<%s> is claimed at %s too; an address can leave through one mailbox only, unless all that list it have pool: true", a, have.path)
+		b.fail(c.String(), "<%s> is claimed at %s too; an address can leave through one mailbox only, unless all that list it have pool: true", a, was.first)
 	default:
 		have.others = append(slices.Clip(have.others), m)
-		have.claim = min(have.claim, c) // that it is somebody's own has to be known: it cannot be a second one's
-		b.p.identities[a.Key()] = have
+		b.p.identities[key], b.claims[key] = have, claimed{was.first, min(was.kind, c.kind)}
 		return a, true
 	}
 	return Address{}, false
@@ -238,30 +284,30 @@ func (b *builder) addPermissions(s *Permissions) {
 }
 
 // permit enters an address that Exchange Online lets the mailbox send as.
-func (b *builder) permit(a Address, m *Mailbox, c claim) {
-	have, taken := b.p.identities[a.Key()]
+func (b *builder) permit(a Address, m *Mailbox, kind claimKind) {
+	key := a.Key()
+	have, taken := b.p.identities[key]
+	was := b.claims[key]
 	switch {
 	case !b.p.domains[asciiDomain(a.Domain)]:
 	case !taken:
-		b.p.identities[a.Key()] = identity{addr: a, mailbox: m, claim: c}
-	case have.path == "" && have.claim == claimSendAs && c == claimSendAs && have.mailbox.pool && m.pool:
+		b.p.identities[key], b.claims[key] = owned{addr: a, mailbox: m}, claimed{claim{kind: kind, mailbox: permitted}, kind}
+	case was.first.mailbox == permitted && was.kind == claimSendAs && kind == claimSendAs && have.mailbox.pool && m.pool:
 		have.others = append(slices.Clip(have.others), m)
-		b.p.identities[a.Key()] = have
+		b.p.identities[key] = have
 	}
 }
 
-// verified reads an address that must lie in a verified domain.
-func (b *builder) verified(path, text string) (Address, bool) {
+// verified reads an address that must lie in a verified domain. The error says what to write instead.
+func (b *builder) verified(text string) (Address, error) {
 	a, err := parseConfigAddress(text)
 	if err != nil {
-		b.fail(path, "%v", err)
-		return Address{}, false
+		return Address{}, err
 	}
 	if d := asciiDomain(a.Domain); !b.p.domains[d] {
-		b.fail(path, "<%s> is not in a verified domain; add %s to tenant.domains if the tenant has it", a, d)
-		return Address{}, false
+		return Address{}, fmt.Errorf("<%s> is not in a verified domain; add %s to tenant.domains if the tenant has it", a, d)
 	}
-	return a, true
+	return a, nil
 }
 
 func (b *builder) client(path string, s ClientSettings) Client {
