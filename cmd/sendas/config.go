@@ -234,6 +234,13 @@ func (c *Config) identityLimits() []milter.IdentityLimit {
 	return list
 }
 
+// withoutLists returns what a milter needs of the configuration once its policy and its limits are made: all but the lists that grow with a site.
+func (c *Config) withoutLists() *Config {
+	rest := *c
+	rest.Mailboxes, rest.Clients, rest.Identities = nil, nil, nil
+	return &rest
+}
+
 // MilterConfig is the service that Postfix asks about incoming mail.
 type MilterConfig struct {
 	Listen       string `yaml:"listen"`        // unix:/path or inet:host:port

@@ -60,7 +60,7 @@ func runMilter(ctx context.Context, o *options) error {
 		metrics.Clients(c.Policy.ClientNames())
 		srv.Use(c.Policy)
 		early.Use(c.Policy)
-		inForce.Store(c)
+		inForce.Store(c.withoutLists())
 		return nil
 	}
 	if err := use(cfg); err != nil {
@@ -144,9 +144,5 @@ func milterSockets(c *Config, log *slog.Logger) (ln, asked net.Listener, err err
 
 // milterStatus describes the milter.
 func milterStatus(t *milter.Tally, q *milter.Quotas, c *Config) *milter.Status {
-	in := milter.StatusInput{Version: version, Started: started}
-	for _, x := range c.Clients {
-		in.Clients = append(in.Clients, x.Name)
-	}
-	return t.Status(in, q)
+	return t.Status(milter.StatusInput{Version: version, Started: started, Clients: c.Policy.ClientNames()}, q)
 }

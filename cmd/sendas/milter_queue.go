@@ -13,7 +13,11 @@ import (
 
 // queueRules returns the ceiling as the milter takes it.
 func queueRules(c *Config) milter.QueueRules {
-	r := milter.QueueRules{Socket: c.Milter.QueueSocket, Wait: c.Milter.QueueCeiling, Policy: c.Policy, Limits: make(map[string]limit.Limits, len(c.Mailboxes))}
+	r := milter.QueueRules{Socket: c.Milter.QueueSocket, Wait: c.Milter.QueueCeiling, Policy: c.Policy}
+	if r.Wait == 0 {
+		return r
+	}
+	r.Limits = make(map[string]limit.Limits, len(c.Mailboxes))
 	for _, m := range c.Mailboxes {
 		r.Limits[m.Address] = m.Limits.Limits()
 	}
