@@ -16,11 +16,11 @@ func TestClientSeries(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	m := NewMetrics(reg)
 	m.Clients([]string{"printers", "sap"})
-	m.answered("sap", askedRefuse, reasonLimit)
+	m.answered("sap", askedRefuse, policy.ReasonClientLimit)
 	m.observe("sap", policy.Accept, policy.ReasonAuthorized, 0)
 	m.observe("sap", policy.Accept, policy.ReasonClient, 0)
 	m.observe("", policy.Reject, policy.ReasonNoClient, 0)
-	m.refused("sap", &overrun{reason: reasonLimit, on: DeferOver})
+	m.refused("sap", &overrun{reason: policy.ReasonClientLimit, on: DeferOver})
 	compare := func(names, want string) {
 		t.Helper()
 		if err := testutil.GatherAndCompare(reg, strings.NewReader(want), strings.Fields(names)...); err != nil {
