@@ -13,6 +13,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/sendas/sendas/internal/serve"
 	"github.com/sendas/sendas/milter"
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
@@ -243,9 +244,9 @@ func (c *Config) withoutLists() *Config {
 
 // MilterConfig is the service that Postfix asks about incoming mail.
 type MilterConfig struct {
-	Listen       string `yaml:"listen"`        // unix:/path or inet:host:port
-	PolicyListen string `yaml:"policy_listen"` // unix:/path or inet:host:port, or empty for none
-	HTTP         string `yaml:"http"`          // host:port, or empty for none
+	Listen       serve.Address `yaml:"listen"`        // unix:/path or inet:host:port
+	PolicyListen serve.Address `yaml:"policy_listen"` // unix:/path or inet:host:port, or empty for none
+	HTTP         string        `yaml:"http"`          // host:port, or empty for none
 
 	Store             string `yaml:"store"` // see StoreConfig
 	StorePasswordFile string `yaml:"store_password_file"`
@@ -257,9 +258,9 @@ type MilterConfig struct {
 
 // TokenConfig is the service that Postfix asks for credentials.
 type TokenConfig struct {
-	Listen string   `yaml:"listen"` // unix:/path
-	HTTP   string   `yaml:"http"`   // host:port, or empty for none
-	Peers  []string `yaml:"peers"`  // users who may ask
+	Listen serve.Address `yaml:"listen"` // unix:/path
+	HTTP   string        `yaml:"http"`   // host:port, or empty for none
+	Peers  []string      `yaml:"peers"`  // users who may ask
 
 	StateDir   string `yaml:"state_dir"`   // where refresh tokens are kept
 	TokenFiles string `yaml:"token_files"` // folder for the files of the sasl-xoauth2 plugin, or empty
@@ -451,12 +452,13 @@ func (c *Config) complete(dir string) {
 	c.Milter.QueueSocket = under(dir, c.Milter.QueueSocket)
 	completeStore(&c.Milter.Store, &c.Milter.StorePasswordFile, dir, "/var/lib/sendas", "milter.db")
 	completeStore(&c.Token.Store, &c.Token.StorePasswordFile, dir, c.Token.StateDir, "token.db")
-	for _, p := range []*string{&c.Milter.Listen, &c.Milter.PolicyListen, &c.Token.Listen} {
-		if file, ok := strings.CutPrefix(*p, "unix:"); ok {
-			*p = "unix:" + under(dir, file)
-		}
+	if c.Milter.PolicyListen == "off" {
+		c.Milter.PolicyListen = ""
 	}
-	for _, p := range []*string{&c.Milter.PolicyListen, &c.Milter.HTTP, &c.Token.HTTP} {
+	for _, p := range []*serve.Address{&c.Milter.Listen, &c.Milter.PolicyListen, &c.Token.Listen} {
+		*p = p.Below(dir)
+	}
+	for _, p := range []*string{&c.Milter.HTTP, &c.Token.HTTP} {
 		if *p == "off" {
 			*p = ""
 		}

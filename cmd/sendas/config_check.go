@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sendas/sendas/internal/serve"
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token"
@@ -348,8 +350,7 @@ func (k *checker) sockets() {
 	if k.c.Milter.PolicyListen != "" {
 		k.listen("milter.policy_listen", k.c.Milter.PolicyListen, true)
 	}
-	addr, inet := strings.CutPrefix(k.c.Milter.PolicyListen, "inet:")
-	if host, _, err := net.SplitHostPort(addr); inet && err == nil && !loopback(host) &&
+	if host, _, err := net.SplitHostPort(k.c.Milter.PolicyListen.HostPort()); err == nil && !loopback(host) &&
 		slices.ContainsFunc(k.c.Clients, func(c ClientConfig) bool { return len(c.Fingerprints) > 0 }) {
 		k.fail("milter.policy_listen", "fingerprints of client certificates come over this socket, and whoever reaches it could claim one; write unix:/path")
 	}
@@ -369,21 +370,20 @@ func (k *checker) sockets() {
 	}
 }
 
-func (k *checker) listen(path, s string, inet bool) {
-	kind, addr, _ := strings.Cut(s, ":")
-	switch {
-	case kind == "unix" && addr != "":
-		if len(addr) > maxSocketPath {
-			k.fail(path, "the socket's path has %d bytes; the system takes %d at most", len(addr), maxSocketPath)
+func (k *checker) listen(path string, a serve.Address, inet bool) {
+	switch kind := a.Kind(); {
+	case a.Path() != "":
+		if n := len(a.Path()); n > maxSocketPath {
+			k.fail(path, "the socket's path has %d bytes; the system takes %d at most", n, maxSocketPath)
 		}
-	case kind == "inet" && inet:
-		k.web(path, addr, "inet:127.0.0.1:8891")
-	case kind == "inet":
+	case kind == serve.KindInet && inet:
+		k.web(path, a.HostPort(), "inet:127.0.0.1:8891")
+	case kind == serve.KindInet:
 		k.fail(path, "credentials go over a unix socket only, which tells who asks; write unix:/path")
 	case inet:
-		k.fail(path, "%q is not a socket; write unix:/path or inet:host:port", clip(s))
+		k.fail(path, "%q is not a socket; write unix:/path or inet:host:port", clip(a.String()))
 	default:
-		k.fail(path, "%q is not a socket; write unix:/path", clip(s))
+		k.fail(path, "%q is not a socket; write unix:/path", clip(a.String()))
 	}
 }
 
@@ -402,10 +402,10 @@ func (k *checker) web(path, s, example string) {
 // distinct checks that no two services listen at the same place.
 func (k *checker) distinct() {
 	taken := make(map[string]string, 5)
+	place := func(a serve.Address) string { return cmp.Or(a.HostPort(), a.String()) }
 	for _, l := range []struct{ path, addr string }{
-		{"milter.listen", strings.TrimPrefix(k.c.Milter.Listen, "inet:")},
-		{"milter.policy_listen", strings.TrimPrefix(k.c.Milter.PolicyListen, "inet:")}, {"milter.http", k.c.Milter.HTTP},
-		{"token.listen", k.c.Token.Listen}, {"token.http", k.c.Token.HTTP},
+		{"milter.listen", place(k.c.Milter.Listen)}, {"milter.policy_listen", place(k.c.Milter.PolicyListen)}, {"milter.http", k.c.Milter.HTTP},
+		{"token.listen", place(k.c.Token.Listen)}, {"token.http", k.c.Token.HTTP},
 	} {
 		if l.addr == "" {
 			continue

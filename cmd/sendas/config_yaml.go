@@ -15,6 +15,7 @@ import (
 	"github.com/goccy/go-yaml/parser"
 	"github.com/goccy/go-yaml/token"
 
+	"github.com/sendas/sendas/internal/serve"
 	"github.com/sendas/sendas/policy/limit"
 )
 
@@ -144,6 +145,10 @@ func (d *decoder) value(path string, n ast.Node, v reflect.Value) {
 	case *string:
 		if s, ok := d.scalar(path, n); ok {
 			*p = s
+		}
+	case *serve.Address:
+		if s, ok := d.scalar(path, n); ok {
+			*p = serve.Address(s)
 		}
 	case *bool:
 		d.boolean(path, n, p)

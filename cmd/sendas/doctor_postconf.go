@@ -3,10 +3,11 @@ package main
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/sendas/sendas/internal/serve"
 )
 
 // A postfixService is one entry of master.cf.
@@ -179,42 +180,19 @@ func (p *postfixSetup) asksFor(tables, name string) bool {
 
 // socketmap returns how the map of that name is written: relative to the queue directory, so that it works chrooted and not.
 func (p *postfixSetup) socketmap(name string) string {
-	return "socketmap:" + p.relative(p.config.Token.Listen) + ":" + name
+	return "socketmap:" + p.relative(p.config.Token.Listen).String() + ":" + name
 }
 
 // relative turns unix:/var/spool/postfix/sendas/milter into unix:sendas/milter.
-func (p *postfixSetup) relative(socket string) string {
-	kind, path, _ := strings.Cut(socket, ":")
-	if rel, err := filepath.Rel(p.queue(), path); kind == "unix" && err == nil && filepath.IsLocal(rel) {
-		return "unix:" + rel
-	}
-	return socket
+func (p *postfixSetup) relative(socket serve.Address) serve.Address {
+	return socket.RelativeTo(p.queue())
 }
 
 func (p *postfixSetup) queue() string { return p.main["queue_directory"] }
 
-// sameSocket tells whether Postfix and the configuration name the same socket.
-func (p *postfixSetup) sameSocket(ref, listen string) bool {
-	kind, path, _ := strings.Cut(ref, ":")
-	if kind == "local" {
-		kind = "unix"
-	}
-	if kind == "unix" && !filepath.IsAbs(path) {
-		path = filepath.Join(p.queue(), path)
-	}
-	want, listenPath, _ := strings.Cut(listen, ":")
-	if kind != "unix" || want != kind {
-		return kind+":"+path == listen
-	}
-	return realPath(path) == realPath(listenPath)
-}
-
-// realPath follows symbolic links as far as there is something.
-func realPath(path string) string {
-	if dir, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
-		return filepath.Join(dir, filepath.Base(path))
-	}
-	return filepath.Clean(path)
+// sameSocket reports whether Postfix and the configuration name the same socket.
+func (p *postfixSetup) sameSocket(ref string, listen serve.Address) bool {
+	return serve.FromPostfix(ref, p.queue()).Same(listen)
 }
 
 // chrooted tells whether a service sees nothing but the queue directory. "-" is the default, which was y before 3.0.

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/sendas/sendas/internal/serve"
 	"github.com/sendas/sendas/policy"
 )
 
@@ -180,7 +181,7 @@ func (p *postfixSetup) checkReference(s section, name string, v *postfixService)
 		if _, err := os.Stat(filepath.Join(p.queue(), m[1])); err == nil {
 			continue // somebody has put it there
 		}
-		mended := strings.ReplaceAll(value, m[1], strings.TrimPrefix(p.relative("unix:"+m[1]), "unix:"))
+		mended := strings.ReplaceAll(value, m[1], p.relative(serve.Unix(m[1])).Path())
 		scope := v
 		if _, own := v.overrides[name]; !own {
 			scope = nil
@@ -297,7 +298,7 @@ func lineWith(table string, forms ...*regexp.Regexp) int {
 // checkFolder sees whether Postfix can enter the folder of the sockets.
 func (p *postfixSetup) checkFolder(s section) {
 	folder := filepath.Join(p.queue(), "sendas")
-	if kind, path, _ := strings.Cut(p.config.Token.Listen, ":"); kind == "unix" {
+	if path := p.config.Token.Listen.Path(); path != "" {
 		folder = filepath.Dir(path)
 	}
 	owner := p.main["mail_owner"]

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/sendas/sendas/internal/serve"
 )
 
 // A postfixLab is a configuration of Postfix's on disk, with a configuration of ours that fits.
@@ -536,8 +538,9 @@ func TestPostfixChroot(t *testing.T) {
 func TestSameSocket(t *testing.T) {
 	p := &postfixSetup{main: map[string]string{"queue_directory": "/var/spool/postfix"}}
 	for _, tc := range []struct {
-		ref, listen string
-		want        bool
+		ref    string
+		listen serve.Address
+		want   bool
 	}{
 		{"unix:sendas/milter", "unix:/var/spool/postfix/sendas/milter", true},
 		{"local:sendas/milter", "unix:/var/spool/postfix/sendas/milter", true},

@@ -303,7 +303,7 @@ func trustBundle() string {
 // fill replaces what stands for names of this site.
 func (p *postfixSetup) fill(s string) string {
 	return strings.NewReplacer(
-		"{milter}", p.milterItem(), "{policy}", p.relative(p.config.Milter.PolicyListen),
+		"{milter}", p.milterItem(), "{policy}", p.relative(p.config.Milter.PolicyListen).String(),
 		"{lease}", p.socketmap("lease"), "{reply}", p.socketmap("reply"), "{recipient}", p.socketmap("recipient"), "{route}", p.socketmap("route"),
 		"{bundle}", cmp.Or(p.config.Tenant.Endpoints.CAFile, trustBundle()), "{own}", p.ownTable(), "{senders}", p.senderTable(), "{nexthop}", postfixNextHop(p.config.Tenant.Endpoints.Submission),
 		"{connections}", strconv.Itoa(p.connections()),

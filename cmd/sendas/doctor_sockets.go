@@ -16,6 +16,7 @@ import (
 
 	protocol "github.com/d--j/go-milter"
 
+	"github.com/sendas/sendas/internal/serve"
 	"github.com/sendas/sendas/milter"
 )
 
@@ -81,13 +82,11 @@ type probeResult struct {
 }
 
 // probe connects to a socket and asks a question that changes nothing.
-func (d *doctor) probe(ctx context.Context, s section, id, key, service, listen string, ask func(net.Conn) (probeResult, error)) {
+func (d *doctor) probe(ctx context.Context, s section, id, key, service string, at serve.Address, ask func(net.Conn) (probeResult, error)) {
 	ctx, cancel := context.WithTimeout(ctx, socketTime)
 	defer cancel()
-	network, addr, _ := strings.Cut(listen, ":")
-	if network == "inet" {
-		network = "tcp"
-	}
+	network, addr := at.Network()
+	listen := at.String()
 	fill := func(fault string) advice {
 		return socketAdvice[fault].with("service", service, "key", key, "time", socketTime.String())
 	}

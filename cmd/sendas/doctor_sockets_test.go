@@ -19,6 +19,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/sendas/sendas/internal/serve"
 	"github.com/sendas/sendas/milter"
 	"github.com/sendas/sendas/token"
 )
@@ -34,7 +35,7 @@ func socketDoctor(t *testing.T) (d *doctor, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.Milter.Listen, c.Milter.PolicyListen, c.Token.Listen = "unix:"+dir+"/milter", "unix:"+dir+"/policy", "unix:"+dir+"/credentials"
+	c.Milter.Listen, c.Milter.PolicyListen, c.Token.Listen = serve.Unix(dir+"/milter"), serve.Unix(dir+"/policy"), serve.Unix(dir+"/credentials")
 	c.Milter.HTTP, c.Token.HTTP = "", ""
 	d.config = c
 	return d, dir

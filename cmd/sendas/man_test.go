@@ -182,12 +182,12 @@ func unitSetting(t *testing.T, unit, key string) string {
 func TestUnitsFitTheProgram(t *testing.T) {
 	d := Default()
 	for _, tc := range []struct{ unit, key, want string }{
-		{"sendas-milter.socket", "ListenStream", strings.TrimPrefix(d.Milter.Listen, "unix:")},
+		{"sendas-milter.socket", "ListenStream", d.Milter.Listen.Path()},
 		{"sendas-milter.socket", "FileDescriptorName", "milter"},
-		{"sendas-policy.socket", "ListenStream", strings.TrimPrefix(d.Milter.PolicyListen, "unix:")},
+		{"sendas-policy.socket", "ListenStream", d.Milter.PolicyListen.Path()},
 		{"sendas-policy.socket", "FileDescriptorName", "policy"},
 		{"sendas-policy.socket", "Service", "sendas-milter.service"},
-		{"sendas-token.socket", "ListenStream", strings.TrimPrefix(d.Token.Listen, "unix:")},
+		{"sendas-token.socket", "ListenStream", d.Token.Listen.Path()},
 		{"sendas-token.socket", "FileDescriptorName", "credentials"},
 		{"sendas-milter.service", "RestartPreventExitStatus", "78 64"},
 		{"sendas-token.service", "RestartPreventExitStatus", "78 64"},

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sendas/sendas/internal/exit"
+	"github.com/sendas/sendas/internal/serve"
 	"github.com/sendas/sendas/milter"
 )
 
@@ -91,7 +92,7 @@ func runMilter(ctx context.Context, o *options) error {
 		go func() { done <- early.Serve(asked) }()
 	}
 	notify(ctx, log)
-	log.Info("milter ready", "version", version, "listen", cfg.Milter.Listen, "policy", cfg.Milter.PolicyListen,
+	log.Info("milter ready", "version", version, "listen", cfg.Milter.Listen.String(), "policy", cfg.Milter.PolicyListen.String(),
 		"clients", len(cfg.Clients), "mailboxes", len(cfg.Mailboxes), "store", cfg.Milter.store().name())
 	select {
 	case err := <-done:
@@ -122,8 +123,8 @@ func stopMilter(srv *milter.Server, early *milter.PolicyServer, ln, asked net.Li
 
 // milterSockets opens the socket of the milter, and that of the policy service unless it is switched off: then it is nil.
 func milterSockets(c *Config, log *slog.Logger) (ln, asked net.Listener, err error) {
-	open := func(name, spec string) (net.Listener, error) {
-		l, err := listen(name, spec)
+	open := func(name string, at serve.Address) (net.Listener, error) {
+		l, err := listen(name, at)
 		if err != nil {
 			return nil, err
 		}

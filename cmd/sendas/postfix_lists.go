@@ -15,7 +15,7 @@ import (
 // milterItem is how a list of milters names that of sendas: with an action of its own where others count on another one, for
 // which "accept" may be right.
 func (p *postfixSetup) milterItem() string {
-	item := p.relative(p.config.Milter.Listen)
+	item := p.relative(p.config.Milter.Listen).String()
 	if p.keepsAction() {
 		return "{ " + item + ", default_action=tempfail }"
 	}

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -22,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/sendas/sendas/internal/exit"
+	"github.com/sendas/sendas/internal/serve"
 )
 
 // stopTime is how long a service finishes what is in flight; systemd's TimeoutStopSec
@@ -39,7 +39,7 @@ func kept(name string) bool {
 
 // listen opens the socket that the configuration names ("unix:/path" or "inet:host:port"), or
 // takes the one of that name from systemd (sd_listen_fds(3)).
-func listen(name, spec string) (net.Listener, error) {
+func listen(name string, at serve.Address) (net.Listener, error) {
 	named, err := activated()
 	if err != nil {
 		return nil, exit.Errorf(exit.Software, "", "taking sockets from systemd: %w", err)
@@ -47,15 +47,14 @@ func listen(name, spec string) (net.Listener, error) {
 	if l := named[name]; len(l) > 0 && l[0] != nil {
 		return l[0], nil
 	}
-	network, addr, _ := strings.Cut(spec, ":")
-	if network == "inet" {
-		l, err := net.Listen("tcp", addr)
-		if err != nil {
-			return nil, exit.Errorf(exit.TempFail, "", "listening on %s: %w", spec, err)
-		}
-		return l, nil
+	if at.Kind() == serve.KindUnix {
+		return listenUnix(at.Path())
 	}
-	return listenUnix(addr)
+	l, err := net.Listen(at.Network())
+	if err != nil {
+		return nil, exit.Errorf(exit.TempFail, "", "listening on %s: %w", at, err)
+	}
+	return l, nil
 }
 
 // listenUnix makes a unix socket that every local user can connect to: who may, is a matter

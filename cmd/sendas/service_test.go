@@ -13,24 +13,25 @@ import (
 	"testing"
 
 	"github.com/sendas/sendas/internal/exit"
+	"github.com/sendas/sendas/internal/serve"
 )
 
 func TestListen(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "s")
-	l, err := listen("milter", "unix:"+path)
+	l, err := listen("milter", serve.Unix(path))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o666 {
 		t.Errorf("socket %v, %v, want mode 0666", fi.Mode(), err)
 	}
-	if _, err := listen("milter", "unix:"+path); err == nil || !strings.Contains(err.Error(), "another process serves") {
+	if _, err := listen("milter", serve.Unix(path)); err == nil || !strings.Contains(err.Error(), "another process serves") {
 		t.Errorf("a socket in use: %v", err)
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false) // as after kill -9
 	l.Close()
-	l, err = listen("milter", "unix:"+path)
+	l, err = listen("milter", serve.Unix(path))
 	if err != nil {
 		t.Fatalf("a socket left over: %v", err)
 	}
@@ -41,7 +42,7 @@ func TestListen(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tcp.Close()
-	_, err = listen("milter", "inet:"+tcp.Addr().String())
+	_, err = listen("milter", serve.Inet(tcp.Addr().String()))
 	var e *exit.Error
 	if !errors.As(err, &e) || e.Code != exit.TempFail || !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("an address in use: %v, want exit code 75", err)
@@ -51,7 +52,7 @@ func TestListen(t *testing.T) {
 	if err := os.WriteFile(file, []byte("mail"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := listen("milter", "unix:"+file); err == nil {
+	if _, err := listen("milter", serve.Unix(file)); err == nil {
 		t.Error("listening on a file that is no socket succeeded")
 	}
 	if b, _ := os.ReadFile(file); string(b) != "mail" {

@@ -94,7 +94,7 @@ func runToken(ctx context.Context, o *options) error {
 	}
 	r.watch(ctx)
 	notify(ctx, log)
-	log.Info("token service ready", "version", version, "listen", cfg.Token.Listen, "mailboxes", len(cfg.Mailboxes), "store", cfg.Token.store().name())
+	log.Info("token service ready", "version", version, "listen", cfg.Token.Listen.String(), "mailboxes", len(cfg.Mailboxes), "store", cfg.Token.store().name())
 	if !kept("credentials") {
 		log.Warn("this process has made its socket itself: a message that is being sent when it is killed can be sent twice",
 			"hint", "start it by systemd, with sendas-token.socket")
