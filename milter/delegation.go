@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/sendas/sendas/internal/serve"
 	"github.com/sendas/sendas/policy"
 )
 
@@ -46,14 +47,7 @@ func (s *PolicyServer) Use(p *policy.Policy) { s.policy.Store(p) }
 
 // Serve accepts connections until the listener is closed; each has a goroutine of its own.
 func (s *PolicyServer) Serve(ln net.Listener) error {
-	for {
-		c, err := ln.Accept()
-		if errors.Is(err, net.ErrClosed) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
+	return serve.Each(ln, s.Log, func(c net.Conn) {
 		s.mu.Lock()
 		if s.conns == nil {
 			s.conns = make(map[net.Conn]struct{})
@@ -61,7 +55,7 @@ func (s *PolicyServer) Serve(ln net.Listener) error {
 		s.conns[c] = struct{}{}
 		s.mu.Unlock()
 		s.wg.Go(func() { s.connection(c) })
-	}
+	})
 }
 
 // Shutdown waits until Postfix has closed all connections or ctx ends, then closes what is left: smtpd(8)

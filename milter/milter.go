@@ -18,6 +18,7 @@ import (
 
 	protocol "github.com/d--j/go-milter"
 
+	"github.com/sendas/sendas/internal/serve"
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
 )
@@ -60,17 +61,7 @@ const (
 // Serve accepts milter connections until the listener is closed. It may be called for
 // several listeners.
 func (s *Server) Serve(ln net.Listener) error {
-	l := &listener{Listener: ln, s: s}
-	for {
-		c, err := l.accept()
-		if errors.Is(err, net.ErrClosed) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		s.session(c)
-	}
+	return serve.Each(ln, s.Log, func(c net.Conn) { s.session(wrap(s.track(c))) })
 }
 
 // session gives a connection a server of the library's of its own, because what Postfix is asked to wait for depends on the limits in
@@ -139,27 +130,19 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return fmt.Errorf("%d SMTP sessions had not ended in time", len(left))
 }
 
-// listener counts connections and gives each its deadlines and its buffers, which the library does not.
-type listener struct {
-	net.Listener
-	s *Server
+// track counts a connection.
+func (s *Server) track(c net.Conn) *conn {
+	k := &conn{Conn: c, s: s}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conns == nil {
+		s.conns = make(map[*conn]struct{})
+	}
+	s.conns[k] = struct{}{}
+	return k
 }
 
-func (l *listener) accept() (*buffered, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	k := &conn{Conn: c, s: l.s}
-	l.s.mu.Lock()
-	defer l.s.mu.Unlock()
-	if l.s.conns == nil {
-		l.s.conns = make(map[*conn]struct{})
-	}
-	l.s.conns[k] = struct{}{}
-	return wrap(k), nil
-}
-
+// conn gives a connection its deadlines.
 type conn struct {
 	net.Conn
 	s    *Server

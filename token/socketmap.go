@@ -2,19 +2,21 @@ package token
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/sendas/sendas/internal/serve"
 )
 
 // Limits of socketmap_table(5), which Postfix keeps to on its side too.
@@ -92,33 +94,25 @@ func (s *SocketmapServer) Serve(ctx context.Context, ln net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { ln.Close(); s.closeAll() })
 	defer stop()
 	defer s.wg.Wait()
-	for {
-		c, err := ln.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			if errors.Is(err, net.ErrClosed) {
-				return fmt.Errorf("accepting look-ups: %w", err)
-			}
-			s.Log.Warn("accepting a look-up", "error", err) // out of descriptors, most likely
-			select {
-			case <-time.After(100 * time.Millisecond):
-			case <-ctx.Done():
-			}
-			continue
-		}
-		if !s.add(c) {
-			c.Close()
-			continue
-		}
-		s.wg.Go(func() {
-			defer s.remove(c)
-			if err := s.talk(ctx, c); err != nil && ctx.Err() == nil {
-				s.Log.Warn("look-up connection closed", "error", err)
-			}
-		})
+	err := serve.Each(ln, s.Log, func(c net.Conn) { s.begin(ctx, c) })
+	if ctx.Err() != nil {
+		return nil
 	}
+	return fmt.Errorf("accepting look-ups: %w", cmp.Or(err, net.ErrClosed))
+}
+
+// begin gives a connection its goroutine.
+func (s *SocketmapServer) begin(ctx context.Context, c net.Conn) {
+	if !s.add(c) {
+		c.Close()
+		return
+	}
+	s.wg.Go(func() {
+		defer s.remove(c)
+		if err := s.talk(ctx, c); err != nil && ctx.Err() == nil {
+			s.Log.Warn("look-up connection closed", "error", err)
+		}
+	})
 }
 
 func (s *SocketmapServer) add(c net.Conn) bool {
@@ -188,36 +182,17 @@ func (s *SocketmapServer) talk(ctx context.Context, c net.Conn) error {
 
 // identify asks the kernel who the peer is, and refuses strangers.
 func (s *SocketmapServer) identify(c net.Conn) (Caller, error) {
-	u, ok := c.(*net.UnixConn)
-	if !ok {
-		return Caller{}, errors.New("the peer of a connection that is no unix socket cannot be known")
-	}
-	raw, err := u.SyscallConn()
+	peer, err := serve.PeerOf(c)
 	if err != nil {
-		return Caller{}, fmt.Errorf("identifying the peer: %w", err)
+		return Caller{}, err
 	}
-	var (
-		cred    *unix.Ucred
-		credErr error
-	)
-	if err := raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return Caller{}, fmt.Errorf("identifying the peer: %w", err)
+	if !slices.Contains(s.Peers, peer.UID) {
+		return Caller{}, fmt.Errorf("user id %d (process %d) may not ask for credentials; token.peers lists who may", peer.UID, peer.PID)
 	}
-	if credErr != nil {
-		return Caller{}, fmt.Errorf("identifying the peer: %w", credErr)
+	if peer.PID <= 0 {
+		peer.PID = -s.nameless.Add(1)
 	}
-	for _, uid := range s.Peers {
-		if uid != cred.Uid {
-			continue
-		}
-		if cred.Pid <= 0 {
-			cred.Pid = -s.nameless.Add(1)
-		}
-		return Caller{PID: cred.Pid, UID: cred.Uid}, nil
-	}
-	return Caller{}, fmt.Errorf("user id %d (process %d) may not ask for credentials; token.peers lists who may", cred.Uid, cred.Pid)
+	return Caller(peer), nil
 }
 
 // answer divides the query "NAME SP KEY" and asks the map.

@@ -7,7 +7,7 @@ import (
 	"os"
 	"slices"
 
-	"golang.org/x/sys/unix"
+	"github.com/sendas/sendas/internal/serve"
 )
 
 // onlyFrom lets root and the users of token.peers connect to a unix socket, as Postfix's daemons do: what they tell of a client (its
@@ -43,28 +43,12 @@ func (l *peerListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		uid, err := peerUser(c)
-		if err == nil && slices.Contains(l.users, uid) {
+		peer, err := serve.PeerOf(c)
+		if err == nil && slices.Contains(l.users, peer.UID) {
 			return c, nil
 		}
-		l.log.Warn("a connection was refused", "socket", l.Addr(), "uid", uid, "error", err,
+		l.log.Warn("a connection was refused", "socket", l.Addr(), "uid", peer.UID, "error", err,
 			"hint", "only Postfix asks here; if it runs as another user, write that one into token.peers")
 		c.Close()
 	}
-}
-
-// peerUser returns the user on the other side (SO_PEERCRED, unix(7)).
-func peerUser(c net.Conn) (uid uint32, err error) {
-	raw, err := c.(*net.UnixConn).SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	cred, errCred := (*unix.Ucred)(nil), error(nil)
-	if err := raw.Control(func(fd uintptr) { cred, errCred = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
-		return 0, err
-	}
-	if errCred != nil {
-		return 0, errCred
-	}
-	return cred.Uid, nil
 }
