@@ -8,7 +8,7 @@ require (
 	github.com/chromedp/cdproto v0.159.0
 	github.com/chromedp/chromedp v0.23.0
 	github.com/coreos/go-systemd/v22 v22.7.0
-	github.com/d--j/go-milter v0.9.1
+	github.com/d--j/go-milter v0.10.2
 	github.com/emersion/go-sasl v0.0.0-20241020182733-b788ff22d5a6
 	github.com/gaissmai/bart v0.30.0
 	github.com/goccy/go-yaml v1.19.2

@@ -74,7 +74,7 @@ func TestManyRecipients(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := opens(act.SMTPReply); i < 500 && got != "" || i >= 500 && got != tc.want {
+			if got := opens(act.SMTPReply); act.StopProcessing() != (i >= 500) || i >= 500 && got != tc.want {
 				t.Fatalf("%s: recipient %d is answered %q", tc.on, i+1, got)
 			}
 		}
@@ -229,10 +229,10 @@ func TestHeldIdentity(t *testing.T) {
 		want                 string // the second message's outcome
 		ofClient, ofIdentity int    // counted
 	}{
-		{plenty, none, DeferOver, HoldOver, "unexpected {Type:3", 1, 1},
-		{none, plenty, HoldOver, DeferOver, "unexpected {Type:3", 1, 1},
+		{plenty, none, DeferOver, HoldOver, "held: identity <hr@contoso.com> may send 1 ", 1, 1},
+		{none, plenty, HoldOver, DeferOver, `held: client "printers" may send 1 `, 1, 1},
 		{none, none, HoldOver, DeferOver, "451 4.7.1 identity", 1, 1},
-		{none, none, HoldOver, HoldOver, "unexpected {Type:3", 1, 1},
+		{none, none, HoldOver, HoldOver, `held: client "printers" may send 1 `, 1, 1},
 	} {
 		s := startWith(t, newQuotas(ClientLimit{tc.client, tc.onClient}, IdentityLimit{"hr@contoso.com", tc.identity, tc.onIdentity}))
 		c, _ := s.dial("10.2.0.9", "")

@@ -3,14 +3,17 @@
 package milter
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -27,10 +30,6 @@ import (
 // the longest silence of an SMTP client, is 300 s.
 const idleTime = 10 * time.Minute
 
-// Actions are what the milter asks Postfix to be allowed to do; "sendas doctor" knows it by them.
-const Actions = protocol.OptAddHeader | protocol.OptChangeHeader | protocol.OptChangeFrom |
-	protocol.OptAddRcptWithArgs | protocol.OptRemoveRcpt | protocol.OptQuarantine
-
 // A Server is the milter. The zero value is not usable: fill in Log and Metrics, call Use.
 type Server struct {
 	Log      *slog.Logger
@@ -42,48 +41,38 @@ type Server struct {
 
 	policy atomic.Pointer[policy.Policy]
 
-	mu     sync.Mutex // guards conns
+	mu     sync.Mutex // guards what follows
 	conns  map[*conn]struct{}
-	closed chan struct{} // of Shutdown: the last connection has gone
+	closed chan struct{}  // of Shutdown: the last connection has gone
+	kinds  map[offer]bool // that the log has mentioned
 }
 
 // Use puts a policy into force for the messages that begin from now on.
 func (s *Server) Use(p *policy.Policy) { s.policy.Store(p) }
 
-// quiet are the steps and replies that no decision needs; the reply to the end of the message remains, and those to MAIL and RCPT where limits
-// have something to say there. Strangers are turned away earlier by the policy service, which costs one request more.
-const (
-	quiet = protocol.OptNoConnect | protocol.OptNoHelo | protocol.OptNoData | protocol.OptNoEOH |
-		protocol.OptNoBody | protocol.OptNoUnknown | protocol.OptNoHeaderReply
-	quieter = quiet | protocol.OptNoMailReply | protocol.OptNoRcptReply
-)
-
 // Serve accepts milter connections until the listener is closed. It may be called for
 // several listeners.
 func (s *Server) Serve(ln net.Listener) error {
-	return serve.Each(ln, s.Log, func(c net.Conn) { s.session(wrap(s.track(c))) })
+	return serve.Each(ln, s.Log, func(c net.Conn) {
+		k := s.track(c)
+		go s.session(wrap(k))
+	})
 }
 
-// session gives a connection a server of the library's of its own, because what Postfix is asked to wait for depends on the limits in
-// force, and because the library forgets all that it knows of a message when one of its recipients is refused: what must
-// outlast that belongs to the connection.
+// session gives a connection a server of the library's of its own, because what its MTA is asked for depends on what that
+// offers, and on the limits in force.
 func (s *Server) session(c *buffered) {
-	t := &transaction{s: s, early: s.Quotas.early()}
-	steps := quieter
-	if t.early {
-		steps = quiet
+	o, err := c.offer()
+	if err != nil {
+		if err != io.EOF && !errors.Is(err, net.ErrClosed) { // one that said nothing looked whether we are there
+			s.Log.Warn("milter connection", "error", err)
+		}
+		c.Close()
+		return
 	}
-	c.ended = t.finish
-	srv := protocol.NewServer(
-		protocol.WithMilter(func() protocol.Milter { return t }),
-		protocol.WithoutDefaultMacros(),
-		protocol.WithAction(Actions),
-		protocol.WithProtocol(steps),
-		protocol.WithMacroRequest(protocol.StageConnect, []string{protocol.MacroClientAddr}),
-		protocol.WithMacroRequest(protocol.StageMail, []string{protocol.MacroClientAddr, protocol.MacroClientPort,
-			protocol.MacroAuthAuthen, protocol.MacroTlsVersion, protocol.MacroCertSubject}),
-		protocol.WithMacroRequest(protocol.StageEOM, []string{protocol.MacroQueueId}),
-	)
+	s.mention(o)
+	t := &transaction{s: s, changes: changes{w: c}, offer: o, early: s.Quotas.early()}
+	srv := protocol.NewServer(append(o.options(t.early), protocol.WithMilter(func() protocol.Milter { return t }))...)
 	_ = srv.Serve(&one{conn: c}) // it has begun a goroutine for the connection, which closes it
 }
 
@@ -174,31 +163,45 @@ func (c *conn) Close() (err error) {
 	return err
 }
 
-// transaction is the message under way on a connection; the next one takes its place. The library runs it in one goroutine. It has
-// no use for Cleanup, which the library also calls after a refused recipient.
+// transaction is the message under way on a connection; the next one takes its place. The library runs it in one goroutine.
 type transaction struct {
 	protocol.NoOpMilter
-	s     *Server
-	early bool // Postfix waits for our replies to MAIL and RCPT
+	s       *Server
+	changes changes
+	offer   offer  // of the MTA
+	told    macros // by the connection and HELO, for an MTA that does not send the macros it is asked for
+	early   bool   // Postfix waits for our replies to MAIL and RCPT
 
 	policy  *policy.Policy // the same for the whole message, whatever is reloaded meanwhile
 	req     policy.Request
-	who     macros  // where early: the library may have forgotten them at the end
-	booking booking // so is this
-	limit   string  // which limit the message, or a recipient of it, is over, in words
-	refused int     // recipients, for a limit
+	who     macros
+	booking booking
+	limit   string // which limit the message, or a recipient of it, is over, in words
+	refused int    // recipients, for a limit
 	over    *overrun
 }
 
+// Connect is not called where the macros tell who the client is.
+func (t *transaction) Connect(_, _ string, port uint16, addr string, _ protocol.Modifier) (*protocol.Response, error) {
+	t.told = macros{addr: addr, port: strconv.Itoa(int(port))}
+	return protocol.RespContinue, nil
+}
+
+// Helo is called where Connect is. The MTA says of a certificate here, and the library forgets it after the first message.
+func (t *transaction) Helo(_ string, m protocol.Modifier) (*protocol.Response, error) {
+	t.told.tls, t.told.subject = m.Get(protocol.MacroTlsVersion), m.Get(protocol.MacroCertSubject)
+	return protocol.RespContinue, nil
+}
+
 // MailFrom begins a message. Where a limit can refuse it before its end, it does so here.
-func (t *transaction) MailFrom(from, _ string, m *protocol.Modifier) (*protocol.Response, error) {
+func (t *transaction) MailFrom(from, _ string, m protocol.Modifier) (*protocol.Response, error) {
 	t.finish()
 	t.policy, t.booking = t.s.policy.Load(), t.s.Quotas.begin()
 	t.req = policy.Request{Sender: from, Rcpts: t.req.Rcpts[:0], Fields: t.req.Fields[:0]}
 	if !t.early {
 		return protocol.RespContinue, nil
 	}
-	t.who = readMacros(m)
+	t.who = t.macros(m)
 	if t.policy.UsesFingerprints() && t.who.tls != "" {
 		return protocol.RespContinue, nil // the policy service hears of the certificate at RCPT: we know the client at the end
 	}
@@ -229,9 +232,14 @@ func (t *transaction) refuseSender(client string, over *overrun, now time.Time) 
 // Connect do not.
 type macros struct{ addr, port, login, subject, tls string }
 
-func readMacros(m *protocol.Modifier) macros {
-	return macros{addr: m.Macros.Get(protocol.MacroClientAddr), port: m.Macros.Get(protocol.MacroClientPort), login: m.Macros.Get(protocol.MacroAuthAuthen),
-		subject: m.Macros.Get(protocol.MacroCertSubject), tls: m.Macros.Get(protocol.MacroTlsVersion)}
+// macros returns what the MTA says by now.
+func (t *transaction) macros(m protocol.Modifier) macros {
+	who := macros{addr: m.Get(protocol.MacroClientAddr), port: m.Get(protocol.MacroClientPort), login: m.Get(protocol.MacroAuthAuthen),
+		subject: cmp.Or(m.Get(protocol.MacroCertSubject), t.told.subject), tls: cmp.Or(m.Get(protocol.MacroTlsVersion), t.told.tls)}
+	if who.addr == "" {
+		who.addr, who.port = t.told.addr, t.told.port
+	}
+	return who
 }
 
 // peer returns who speaks, without the fingerprint of a certificate.
@@ -244,10 +252,8 @@ func (m *macros) peer() policy.Peer {
 }
 
 // peer returns who speaks, at the end of the message.
-func (t *transaction) peer(m *protocol.Modifier) policy.Peer {
-	if !t.early {
-		t.who = readMacros(m)
-	}
+func (t *transaction) peer(m protocol.Modifier) policy.Peer {
+	t.who = t.macros(m)
 	p := t.who.peer()
 	if !t.policy.UsesFingerprints() || t.who.tls == "" {
 		return p
@@ -260,7 +266,7 @@ func (t *transaction) peer(m *protocol.Modifier) policy.Peer {
 
 // RcptTo collects a recipient, unless a limit refuses it: then the message goes on with those that it has. Postfix sends those
 // that it has accepted itself.
-func (t *transaction) RcptTo(to, _ string, _ *protocol.Modifier) (*protocol.Response, error) {
+func (t *transaction) RcptTo(to, _ string, _ protocol.Modifier) (*protocol.Response, error) {
 	if t.booking.places != nil {
 		now := time.Now()
 		if over := t.booking.recipients(1, now); over != nil {
@@ -276,7 +282,7 @@ func (t *transaction) RcptTo(to, _ string, _ *protocol.Modifier) (*protocol.Resp
 }
 
 // Header collects the fields that a decision reads.
-func (t *transaction) Header(name, value string, _ *protocol.Modifier) (*protocol.Response, error) {
+func (t *transaction) Header(name, value string, _ protocol.Modifier) (*protocol.Response, error) {
 	if policy.Wants(name) {
 		t.req.Fields = append(t.req.Fields, policy.Field{Name: name, Value: value})
 	}
@@ -285,15 +291,18 @@ func (t *transaction) Header(name, value string, _ *protocol.Modifier) (*protoco
 
 // EndOfMessage decides and applies the decision. An error makes Postfix do as
 // milter_default_action says, which is to defer: a message never leaves half changed.
-func (t *transaction) EndOfMessage(m *protocol.Modifier) (*protocol.Response, error) {
+func (t *transaction) EndOfMessage(m protocol.Modifier) (*protocol.Response, error) {
 	if t.policy == nil {
 		return nil, errors.New("a message ended that had not begun")
 	}
-	t.req.QueueID, t.req.Now = m.Macros.Get(protocol.MacroQueueId), time.Now()
+	t.req.QueueID, t.req.Now = m.Get(protocol.MacroQueueId), time.Now()
 	t.req.Peer = t.peer(m) // not before: the policy service hears of a certificate at RCPT
 	d := t.policy.Decide(&t.req)
 	defer t.end()
 	defer t.report(&d)
+	if d.Client == nil && t.untold() {
+		return t.lacking(&d, protocol.OptSetMacros)
+	}
 	if d.Reply != nil {
 		return respond(d.Reply)
 	}
@@ -304,7 +313,10 @@ func (t *transaction) EndOfMessage(m *protocol.Modifier) (*protocol.Response, er
 	if full := t.s.Queue.overflow(&d, len(t.req.Rcpts)); full != nil && over == nil { // what is held does not wait
 		return t.defers(&d, full)
 	}
-	if err := t.apply(m, &d); err != nil {
+	if lacks := needs(&d) &^ t.offer.actions; lacks != 0 {
+		return t.lacking(&d, lacks)
+	}
+	if err := t.apply(&d); err != nil {
 		return t.fails(&d, fmt.Errorf("changing message %s: %w", t.req.QueueID, err))
 	}
 	if over == nil { // others may have taken the places of one that took very long, or on another host
@@ -315,7 +327,7 @@ func (t *transaction) EndOfMessage(m *protocol.Modifier) (*protocol.Response, er
 		t.s.Queue.accepted(&d, t.req.QueueID, len(t.req.Rcpts), t.req.Now)
 		return protocol.RespAccept, nil
 	case over.on == HoldOver:
-		return t.hold(m, &d, over)
+		return t.hold(&d, over)
 	}
 	return t.refuse(&d, over)
 }
@@ -337,9 +349,12 @@ func (t *transaction) refuse(d *policy.Decision, over *overrun) (*protocol.Respo
 }
 
 // hold accepts a message that is over its limits, and counts it for none.
-func (t *transaction) hold(m *protocol.Modifier, d *policy.Decision, over *overrun) (*protocol.Response, error) {
+func (t *transaction) hold(d *policy.Decision, over *overrun) (*protocol.Response, error) {
+	if t.offer.actions&protocol.OptQuarantine == 0 {
+		return t.lacking(d, protocol.OptQuarantine)
+	}
 	t.note(d, over)
-	if err := m.Quarantine(t.limit); err != nil {
+	if err := t.changes.hold(t.limit); err != nil {
 		return t.fails(d, fmt.Errorf("holding message %s: %w", t.req.QueueID, err))
 	}
 	return protocol.RespAccept, nil
@@ -360,7 +375,7 @@ func (t *transaction) fails(d *policy.Decision, err error) (*protocol.Response, 
 }
 
 // Abort forgets the message; the next may follow in the same session.
-func (t *transaction) Abort(*protocol.Modifier) error {
+func (t *transaction) Abort(protocol.Modifier) error {
 	t.finish()
 	t.policy, t.req = nil, policy.Request{}
 	return nil
@@ -372,8 +387,10 @@ func (t *transaction) end() {
 	t.limit, t.refused, t.over = "", 0, nil
 }
 
-// finish ends a message that may not have come to its end: the client has begun anew, or gone. It is also called when the
-// connection ends, however it does.
+// Cleanup is called once, when the connection ends, however it does.
+func (t *transaction) Cleanup(protocol.Modifier) { t.finish() }
+
+// finish ends a message that may not have come to its end: the client has begun anew, or gone.
 func (t *transaction) finish() {
 	if t.refused > 0 {
 		t.s.Log.Info("recipients refused", "client", t.booking.client, "addr", t.who.peer().Addr, "login", t.who.login, "asked", t.req.Sender,
@@ -411,14 +428,14 @@ func (t *transaction) report(d *policy.Decision) {
 }
 
 // apply sends the changes to Postfix.
-func (t *transaction) apply(m *protocol.Modifier, d *policy.Decision) error {
+func (t *transaction) apply(d *policy.Decision) error {
 	if d.Sender != "" {
-		if err := m.ChangeFrom(d.Sender, ""); err != nil {
+		if err := t.changes.sender(d.Sender); err != nil {
 			return err
 		}
 	}
 	if d.NoBounce {
-		if err := t.silence(m); err != nil {
+		if err := t.silence(); err != nil {
 			return err
 		}
 	}
@@ -426,11 +443,11 @@ func (t *transaction) apply(m *protocol.Modifier, d *policy.Decision) error {
 		var err error
 		switch c.Op {
 		case policy.Add:
-			err = m.AddHeader(c.Name, c.Value)
+			err = t.changes.addHeader(c.Name, c.Value)
 		case policy.Change:
-			err = m.ChangeHeader(c.Index, c.Name, c.Value)
+			err = t.changes.changeHeader(c.Index, c.Name, c.Value)
 		case policy.Delete:
-			err = m.ChangeHeader(c.Index, c.Name, "")
+			err = t.changes.changeHeader(c.Index, c.Name, "")
 		default:
 			err = fmt.Errorf("no such header operation: %q", c.Op)
 		}
@@ -442,13 +459,13 @@ func (t *transaction) apply(m *protocol.Modifier, d *policy.Decision) error {
 }
 
 // silence enters each recipient anew, so that none causes a bounce (RFC 3461, section 4.1). Postfix passes it on to Microsoft.
-func (t *transaction) silence(m *protocol.Modifier) error {
+func (t *transaction) silence() error {
 	slices.Sort(t.req.Rcpts)
 	for _, to := range slices.Compact(t.req.Rcpts) {
-		if err := m.DeleteRecipient(to); err != nil {
+		if err := t.changes.removeRecipient(to); err != nil {
 			return err
 		}
-		if err := m.AddRecipient(to, "NOTIFY=NEVER"); err != nil {
+		if err := t.changes.addRecipient(to, "NOTIFY=NEVER"); err != nil {
 			return err
 		}
 	}

@@ -172,6 +172,8 @@ func (s *site) send(c *protocol.ClientSession, sender string, header ...string) 
 			list = append(list, "-"+m.Rcpt)
 		case protocol.ActionAddRcpt:
 			list = append(list, "+"+m.Rcpt+" "+m.RcptArgs)
+		case protocol.ActionQuarantine:
+			list = append(list, "held: "+m.Reason)
 		default:
 			list = append(list, fmt.Sprintf("unexpected %+v", m))
 		}

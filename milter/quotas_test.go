@@ -22,7 +22,7 @@ func TestClientLimits(t *testing.T) {
 		{"defer", ClientLimit{limit.Quota{Messages: day(2)}, DeferOver}, `451 4.7.1 client "printers" may send 2 messages `, "action=defer"},
 		{"reject", ClientLimit{limit.Quota{Messages: day(2)}, RejectOver}, `550 5.7.1 client "printers" may send 2 messages `, "action=reject"},
 		{"recipients", ClientLimit{limit.Quota{Recipients: day(2)}, RejectOver}, `550 5.7.1 client "printers" may send `, "recipients refused"},
-		{"hold", ClientLimit{limit.Quota{Messages: day(2)}, HoldOver}, `unexpected {Type:3`, "action=hold"},
+		{"hold", ClientLimit{limit.Quota{Messages: day(2)}, HoldOver}, `held: client "printers" may send 2 messages `, "action=hold"},
 		{"more than enough", ClientLimit{limit.Quota{Messages: day(3)}, RejectOver}, "", "action=accept"},
 	} {
 		q := NewQuotas(limit.NewAdmission())

@@ -12,15 +12,13 @@ import (
 // VSTREAM_BUFSIZE), the size of these buffers. The library reads each packet in two pieces and writes each
 // change in two: that took more time than all the rest.
 //
-// It also looks at each packet before the library does, because go-milter v0.9.1 ends the whole process on one
+// It also looks at each packet before the library does, because go-milter v0.10.2 ends the whole process on one
 // that is cut short, and makes room for 512 MiB when one says so.
 type buffered struct {
 	*conn
 	in   *bufio.Reader
 	out  *bufio.Writer
 	left int // of the packet that is being read
-
-	ended func() // called by the goroutine that reads, before the connection is closed
 }
 
 const bufferSize = 4096
@@ -46,6 +44,22 @@ func (b *buffered) Read(p []byte) (int, error) {
 	n, err := b.in.Read(p[:min(len(p), b.left)])
 	b.left -= n
 	return n, err
+}
+
+// offer looks at the first packet, which the library reads again.
+func (b *buffered) offer() (offer, error) {
+	size, err := b.next()
+	if err != nil {
+		return offer{}, err
+	}
+	if size > bufferSize {
+		return offer{}, fmt.Errorf("a milter connection does not begin with a packet of %d bytes", size)
+	}
+	packet, err := b.in.Peek(size)
+	if err != nil {
+		return offer{}, fmt.Errorf("the connection ended within a packet: %w", err)
+	}
+	return parseOffer(packet[4:])
 }
 
 // next returns the size of the packet that comes next, once it is known to be one.
@@ -88,9 +102,3 @@ func (b *buffered) next() (int, error) {
 }
 
 func (b *buffered) Write(p []byte) (int, error) { return b.out.Write(p) }
-
-// Close is called by the library alone, however the connection has ended.
-func (b *buffered) Close() error {
-	b.ended()
-	return b.conn.Close()
-}

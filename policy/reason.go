@@ -80,6 +80,7 @@ const (
 	ReasonClientLimit     ReasonCode = "client-limit"     // the client is over its limit
 	ReasonIdentityLimit   ReasonCode = "identity-limit"   // the identity is over its limit
 	ReasonQueueCeiling    ReasonCode = "queue-ceiling"    // more waits for the mailbox than can leave in time
+	ReasonOffer           ReasonCode = "milter-offer"     // the MTA does not let a milter do what the decision needs
 	ReasonNotApplied      ReasonCode = "not-applied"      // the changes could not be handed to Postfix
 )
 
@@ -108,6 +109,7 @@ var reasonTable = []struct {
 	{ReasonClientLimit, "client %[1]q is over its limit", "the client is over its limit"},
 	{ReasonIdentityLimit, "<%[1]s> is over its limit", "the identity is over its limit"},
 	{ReasonQueueCeiling, "more waits for mailbox %[1]s than can leave in time", "more waits for the mailbox than can leave in time"},
+	{ReasonOffer, "the mail server does not let sendas change the message as it must", "the mail server does not let sendas change the message as it must"},
 	{ReasonNotApplied, "the changes could not be handed to Postfix", "the changes could not be handed to Postfix"},
 }
 

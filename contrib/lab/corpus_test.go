@@ -16,12 +16,31 @@ const lineLimit = 998
 
 // TestCorpus sends what devices really send through Postfix to Exchange Online, and compares what
 // arrives with what must become of it.
-func TestCorpus(t *testing.T) {
+func TestCorpus(t *testing.T) { sendWholeCorpus(t, SiteConfig{Minute: 500 * time.Millisecond}) }
+
+// TestOlderProtocols: with an older version of the milter protocol every message arrives, or is refused, as with the newest, to the
+// byte; the log says once what Postfix does not offer.
+func TestOlderProtocols(t *testing.T) {
+	for _, version := range []string{"2", "3", "4"} {
+		t.Run(version, func(t *testing.T) {
+			s := sendWholeCorpus(t, SiteConfig{Minute: 500 * time.Millisecond, Postfix: func(_ *Site, main map[string]string) []string {
+				main["milter_protocol"] = version
+				return nil
+			}})
+			if got := strings.Count(s.Milter.Log(), "offers less of the milter protocol than Postfix does; it is served, more slowly\" version="+version); got != 1 {
+				t.Errorf("%d lines in the milter's log name the version, want 1", got)
+			}
+		})
+	}
+}
+
+func sendWholeCorpus(t *testing.T, c SiteConfig) *Site {
+	t.Helper()
 	cases, err := corpus.Load()
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, ctx := startSite(t, SiteConfig{Minute: 500 * time.Millisecond})
+	s, ctx := startSite(t, c)
 	accepted := sendCorpus(t, ctx, s, cases)
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute) // what Exchange Online refuses never comes
 	defer cancel()
@@ -48,6 +67,7 @@ func TestCorpus(t *testing.T) {
 			t.Errorf("%s: arrived, although it was refused", c.Name)
 		}
 	}
+	return s
 }
 
 // sendCorpus sends all messages over several connections, compares the answers, and returns how many

@@ -20,14 +20,14 @@ type filter struct {
 	from string
 }
 
-func (f *filter) Header(name, value string, _ *protocol.Modifier) (*protocol.Response, error) {
+func (f *filter) Header(name, value string, _ protocol.Modifier) (*protocol.Response, error) {
 	if strings.EqualFold(name, "From") {
 		f.from = value
 	}
 	return protocol.RespContinue, nil
 }
 
-func (f *filter) EndOfMessage(m *protocol.Modifier) (*protocol.Response, error) {
+func (f *filter) EndOfMessage(m protocol.Modifier) (*protocol.Response, error) {
 	name, _, ok := strings.Cut(f.from, "<")
 	if !ok {
 		return protocol.RespTempFail, nil
