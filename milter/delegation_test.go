@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/sendas/sendas/internal/logtest"
 	"github.com/sendas/sendas/policy"
 )
 
@@ -83,8 +84,8 @@ func routed(t testing.TB) *policy.Policy {
 }
 
 // desk is a policy server that has been started.
-func newPolicyServer(t testing.TB) (*PolicyServer, *logBuffer) {
-	log := &logBuffer{}
+func newPolicyServer(t testing.TB) (*PolicyServer, *logtest.Buffer) {
+	log := &logtest.Buffer{}
 	s := &PolicyServer{Log: slog.New(slog.NewTextHandler(log, nil)), Metrics: NewMetrics(prometheus.NewRegistry()), Sessions: &Sessions{}}
 	s.Use(routed(t))
 	return s, log

@@ -39,9 +39,9 @@ func newQuotas(l ClientLimit, identities ...IdentityLimit) *Quotas {
 	return q
 }
 
-// counted returns what a key has used of its first limit, and what is reserved.
-func (q *Quotas) counted(key string) (used, reserved int) {
-	for _, u := range q.counters.Usage(key, time.Now()) {
+// countedOf returns what a key has used of its first limit, and what is reserved.
+func countedOf(q *Quotas, key string) (used, reserved int) {
+	for _, u := range q.used(key, time.Now()) {
 		return u.Counted, u.Reserved
 	}
 	return 0, 0
@@ -50,7 +50,7 @@ func (q *Quotas) counted(key string) (used, reserved int) {
 func (s *site) counted(t *testing.T, key string, used, reserved int) {
 	t.Helper()
 	waitFor(t, fmt.Sprintf("%s: %d counted and %d reserved", key, used, reserved), func() bool {
-		u, r := s.Quotas.counted(key)
+		u, r := countedOf(s.Quotas, key)
 		return u == used && r == reserved
 	})
 }
@@ -361,7 +361,7 @@ func TestLimitsReloadedInTheMiddle(t *testing.T) {
 		if _, act, err := c.End(); err != nil || act.Type != protocol.ActionAccept {
 			t.Errorf("%s: %+v, %v", tc.name, act, err)
 		}
-		if used, reserved := q.counted("printers"); used != tc.want || reserved != 0 {
+		if used, reserved := countedOf(q, "printers"); used != tc.want || reserved != 0 {
 			t.Errorf("%s: %d messages counted and %d places still taken, want %d and none", tc.name, used, reserved, tc.want)
 		}
 	}

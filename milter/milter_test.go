@@ -1,7 +1,6 @@
 package milter
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -10,7 +9,6 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -18,25 +16,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/sendas/sendas/internal/logtest"
 	"github.com/sendas/sendas/policy"
 )
-
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
 
 // site is a running milter.
 type site struct {
@@ -44,7 +26,7 @@ type site struct {
 	t    testing.TB
 	ln   net.Listener
 	path string
-	log  *logBuffer
+	log  *logtest.Buffer
 
 	sessions *Sessions
 }
@@ -54,7 +36,7 @@ func start(t testing.TB) *site { t.Helper(); return startWith(t, nil) }
 // startWith starts a milter with limits, nil for none.
 func startWith(t testing.TB, q *Quotas, with ...func(*Server)) *site {
 	t.Helper()
-	s := &site{t: t, path: filepath.Join(t.TempDir(), "milter"), log: &logBuffer{}}
+	s := &site{t: t, path: filepath.Join(t.TempDir(), "milter"), log: &logtest.Buffer{}}
 	s.sessions = &Sessions{}
 	s.Server = &Server{Sessions: s.sessions, Log: slog.New(slog.NewTextHandler(s.log, nil)), Metrics: NewMetrics(prometheus.NewRegistry()), Quotas: q, Tally: new(Tally)}
 	s.Use(rules(t, "scan@contoso.com"))

@@ -6,43 +6,20 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
+	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/sendas/sendas/internal/logtest"
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
 )
-
-// nul writes words with a NUL behind each.
-func nul(words ...string) string { return strings.Join(words, "\x00") + "\x00" }
-
-// waiting is a message as showq(8) tells it, another one each time.
-func waiting(queue, sender string, rcpts int) string {
-	return waitingAs(queue, fmt.Sprintf("4cQX%d", messages.Add(1)), sender, rcpts)
-}
-
-// messages counts those that waiting made.
-var messages atomic.Int64
-
-func waitingAs(queue, id, sender string, rcpts int) string {
-	s := nul("queue_name", queue, "queue_id", id, "time", "1795248000", "size", "1234", "forced_expire", "0", "sender", sender)
-	for i := range rcpts {
-		r := fmt.Sprintf("r%d@example.net", i)
-		s += nul("original_recipient", r, "recipient", r, "log_class", "defer", "reason", "host busy")
-	}
-	return s + "\x00"
-}
-
-const showqHello = "protocol\x00mail_queue_list_protocol\x00\x00"
 
 func TestReadQueue(t *testing.T) {
 	for _, tc := range []struct {
@@ -86,55 +63,12 @@ func FuzzReadQueue(f *testing.F) {
 	})
 }
 
-// showq is a queue that the test fills.
-type showq struct {
-	path string
-	list atomic.Pointer[string]
-	asks atomic.Int64
-}
-
-func startShowq(t *testing.T, list string) *showq {
-	t.Helper()
-	s := &showq{}
-	s.list.Store(&list)
-	s.path = serveShowq(t, func(w io.Writer) {
-		s.asks.Add(1)
-		io.WriteString(w, *s.list.Load())
-	})
-	return s
-}
-
-// serveShowq answers everybody with the messages that write writes, one after the other, and
-// returns the path of the socket.
-func serveShowq(t *testing.T, write func(io.Writer)) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "showq")
-	ln, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ln.Close() })
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			io.WriteString(c, showqHello)
-			write(c)
-			io.WriteString(c, "\x00")
-			c.Close()
-		}
-	}()
-	return path
-}
-
 // newQueue has a ceiling of two messages and ten recipients for scan@contoso.com.
-func newQueue(t *testing.T, socket string) (*Queue, *logBuffer) {
+func newQueue(t *testing.T, socket string) (*Queue, *logtest.Buffer) {
 	t.Helper()
-	log := &logBuffer{}
+	log := &logtest.Buffer{}
 	q := NewQueue(slog.New(slog.NewTextHandler(log, nil)), prometheus.NewRegistry())
-	q.Use(QueueRules{Socket: socket, Wait: time.Minute, Policy: rules(t, "scan@contoso.com"), Limits: map[string]limit.Limits{
+	q.Use(QueueRules{Socket: socket, Wait: time.Minute, Policy: queuePolicy(t), Limits: map[string]limit.Limits{
 		"scan@contoso.com": {Messages: limit.Rate{N: 2, Per: time.Minute}, Recipients: limit.Rate{N: 10, Per: time.Minute}}}})
 	return q, log
 }
@@ -142,7 +76,7 @@ func newQueue(t *testing.T, socket string) (*Queue, *logBuffer) {
 // decision is one on a message that leaves through scan@contoso.com.
 func decision(t *testing.T) *policy.Decision {
 	t.Helper()
-	d := rules(t, "scan@contoso.com").Decide(&policy.Request{Peer: (&macros{addr: "10.2.0.9"}).peer(), Sender: "hr@contoso.com", Now: time.Now(),
+	d := queuePolicy(t).Decide(&policy.Request{Peer: policy.Peer{Addr: netip.MustParseAddr("10.2.0.9")}, Sender: "hr@contoso.com", Now: time.Now(),
 		Fields: []policy.Field{{Name: "From", Value: "hr@contoso.com"}}})
 	if d.Mailbox == nil {
 		t.Fatalf("the message has no mailbox: %+v", d)
@@ -334,7 +268,7 @@ func TestQueueUnreadable(t *testing.T) {
 	if q.overflow(d, 1) == nil {
 		t.Fatal("a full queue takes more")
 	}
-	q.Use(QueueRules{Socket: s.path + "-gone", Wait: time.Minute, Policy: rules(t, "scan@contoso.com"), Limits: q.rules.Load().Limits})
+	q.Use(QueueRules{Socket: s.path + "-gone", Wait: time.Minute, Policy: queuePolicy(t), Limits: q.rules.Load().Limits})
 	for range 3 {
 		q.look(t.Context())
 		if got := q.overflow(d, 1000); got != nil {
@@ -362,7 +296,7 @@ func TestQueueIsNotReadInVain(t *testing.T) {
 	s := startShowq(t, waiting("active", "hr@contoso.com", 10))
 	q, _ := newQueue(t, s.path)
 	q.look(t.Context())
-	q.Use(QueueRules{Socket: s.path, Policy: rules(t, "scan@contoso.com")})
+	q.Use(QueueRules{Socket: s.path, Policy: queuePolicy(t)})
 	q.look(t.Context())
 	if n := s.asks.Load(); n != 1 {
 		t.Errorf("the queue was read %d times, want once, while there was a ceiling", n)
@@ -372,17 +306,16 @@ func TestQueueIsNotReadInVain(t *testing.T) {
 	}
 }
 
-// TestFullQueueInATransaction: the client is told to come again, and nothing is counted.
-func TestFullQueueInATransaction(t *testing.T) {
-	q, _ := newQueue(t, startShowq(t, waiting("active", "hr@contoso.com", 10)).path)
-	q.look(t.Context())
-	s := startWith(t, newQuotas(ClientLimit{limit.Quota{Messages: perDay(5)}, DeferOver}), func(s *Server) { s.Queue = q })
-	c, _ := s.dial("10.2.0.9", "")
-	if got := s.send(c, "<hr@contoso.com>", "From: hr@contoso.com", id, date); !strings.HasPrefix(got, "451 4.3.1 mailbox <scan@contoso.com> would have 11 recipients waiting") {
-		t.Errorf("the message: %q", got)
-	}
-	s.counted(t, "printers", 0, 0)
-	waitFor(t, "the metric", func() bool {
-		return testutil.ToFloat64(s.Metrics.messages.WithLabelValues("printers", "defer", "queue-ceiling")) == 1
+// queuePolicy has a mailbox that may send as another address, and a client that sends through it.
+func queuePolicy(t testing.TB) *policy.Policy {
+	t.Helper()
+	p, errs := policy.New(policy.Settings{
+		Domains:   []string{"contoso.com"},
+		Mailboxes: []policy.MailboxSettings{{Address: "scan@contoso.com", SendAs: []string{"hr@contoso.com"}}},
+		Clients:   []policy.ClientSettings{{Name: "printers", Networks: []string{"10.2.0.0/16"}, From: "scan@contoso.com"}},
 	})
+	if errs != nil {
+		t.Fatal(errs)
+	}
+	return p
 }

@@ -101,6 +101,17 @@ func (q *Quotas) of(client string) (ClientLimit, bool) { return q.inForce().clie
 // Identity returns the limits of an address, for people: those that the milter holds it to.
 func (q *Quotas) Identity(a policy.Address) (IdentityLimit, bool) { return q.inForce().identity(a) }
 
+// identities returns the limits of identities in force, in their order.
+func (q *Quotas) identities() []IdentityLimit {
+	if r := q.inForce(); r != nil {
+		return r.list
+	}
+	return nil
+}
+
+// used returns what was counted under a key, of all limits that it has met.
+func (q *Quotas) used(key string, now time.Time) []limit.Used { return q.counters.Usage(key, now) }
+
 func (r *quotaRules) client(name string) (ClientLimit, bool) {
 	if r == nil {
 		return ClientLimit{}, false

@@ -158,12 +158,12 @@ type Recent struct {
 func (t *Tally) Status(in StatusInput, q *Quotas) *Status {
 	now := time.Now()
 	s := &Status{Version: in.Version, Time: *moment(now), Started: moment(in.Started), Clients: make([]ClientStatus, 0, len(in.Clients)),
-		Identities: q.identities(now), Unknown: t.counts(""), Recent: t.recent(now)}
+		Identities: identitiesOf(q, now), Unknown: t.counts(""), Recent: t.recent(now)}
 	for _, name := range in.Clients {
 		c := ClientStatus{Client: name, Counts: t.counts(name), Limits: []LimitStatus{}}
 		if l, ok := q.of(name); ok {
 			c.OnLimit = string(l.OnLimit)
-			c.Limits, c.Over = q.usage(name, l.Quota, now)
+			c.Limits, c.Over = usageOf(q, name, l.Quota, now)
 		}
 		s.Clients = append(s.Clients, c)
 	}
@@ -218,29 +218,25 @@ func (t *Tally) recent(now time.Time) Recent {
 	return r
 }
 
-// identities tells of the addresses that have limits. What a pattern stands for is left out: strangers choose those addresses.
-func (q *Quotas) identities(now time.Time) []IdentityStatus {
+// identitiesOf tells of the addresses that have limits. What a pattern stands for is left out: strangers choose those addresses.
+func identitiesOf(q *Quotas, now time.Time) []IdentityStatus {
 	list := []IdentityStatus{}
-	r := q.inForce()
-	if r == nil {
-		return list
-	}
-	for _, l := range r.list {
+	for _, l := range q.identities() {
 		p, err := policy.ParsePattern(l.Address)
 		if err != nil || p.Key() == "" {
 			continue
 		}
 		x := IdentityStatus{Identity: l.Address, OnLimit: string(l.OnLimit)}
-		x.Limits, x.Over = q.usage(limit.IdentityKey(p.Key()), l.Quota, now)
+		x.Limits, x.Over = usageOf(q, limit.IdentityKey(p.Key()), l.Quota, now)
 		list = append(list, x)
 	}
 	return list
 }
 
-// usage tells what a key has used of the limits in force, and whether nothing is left of one. Limits that the key has
+// usageOf tells what a key has used of the limits in force, and whether nothing is left of one. Limits that the key has
 // not met yet are unused.
-func (q *Quotas) usage(key string, quota limit.Quota, now time.Time) (list []LimitStatus, over bool) {
-	used := q.counters.Usage(key, now)
+func usageOf(q *Quotas, key string, quota limit.Quota, now time.Time) (list []LimitStatus, over bool) {
+	used := q.used(key, now)
 	add := func(k limit.Kind, rates []limit.Rate) {
 		for _, r := range rates {
 			s := LimitStatus{Kind: k, Limit: r.N, Window: r.Per.Seconds()}

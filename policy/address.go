@@ -285,3 +285,11 @@ func clip(s string) string {
 	}
 	return strings.ToValidUTF8(s[:most], "") + "…"
 }
+
+// OnMicrosoft tells whether the address is at an onmicrosoft.com domain, from which a whole tenant may send to 100 external
+// recipients in a day.
+func (a Address) OnMicrosoft() bool { return onMicrosoft(asciiDomain(a.Domain)) }
+
+func onMicrosoft(domain string) bool {
+	return domain == "onmicrosoft.com" || strings.HasSuffix(domain, ".onmicrosoft.com")
+}

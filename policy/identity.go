@@ -128,10 +128,6 @@ func (p *Policy) External(rcpt string) bool {
 	return !p.domains[asciiDomain(rcpt[strings.LastIndexByte(rcpt, '@')+1:])]
 }
 
-// OnMicrosoft tells whether the address is at an onmicrosoft.com domain, from which a whole tenant may send to 100 external
-// recipients in a day.
-func (a Address) OnMicrosoft() bool { return onMicrosoft(asciiDomain(a.Domain)) }
-
 // MailboxFor returns the mailbox that may send as the address and who authenticates for it, or nil. Of a pool it is the
 // first one; see MailboxesFor.
 func (p *Policy) MailboxFor(a Address) (*Mailbox, Address) {

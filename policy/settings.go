@@ -148,10 +148,6 @@ func (b *builder) addDomains(s Settings) {
 	}
 }
 
-func onMicrosoft(domain string) bool {
-	return domain == "onmicrosoft.com" || strings.HasSuffix(domain, ".onmicrosoft.com")
-}
-
 func (b *builder) addMailbox(i int, s *MailboxSettings) {
 	m := &Mailbox{plus: s.PlusAddresses, pool: s.Pool}
 	b.p.plus = b.p.plus || m.plus

@@ -13,6 +13,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/sendas/sendas/internal/logtest"
 	"github.com/sendas/sendas/policy/limit"
 )
 
@@ -22,7 +23,7 @@ type host struct {
 	t      *testing.T
 	dir    string
 	ledger *limit.Bolt
-	log    *logBuffer
+	log    *logtest.Buffer
 	limits limit.Limits
 }
 
@@ -50,7 +51,7 @@ func (h *host) start() {
 }
 
 func newHost(t *testing.T) *host {
-	h := &host{t: t, dir: t.TempDir(), log: &logBuffer{}, limits: limit.Microsoft()}
+	h := &host{t: t, dir: t.TempDir(), log: &logtest.Buffer{}, limits: limit.Microsoft()}
 	h.start()
 	t.Cleanup(func() { h.ledger.Close() })
 	return h

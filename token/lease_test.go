@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/sendas/sendas/internal/logtest"
 	"github.com/sendas/sendas/policy/limit"
 )
 
@@ -62,13 +63,13 @@ func (d fakeDirectory) RouteTo(rcpt string) string {
 type desk struct {
 	*Leases
 	tokens *fakeTokens
-	log    *logBuffer
+	log    *logtest.Buffer
 	ledger *limit.Memory
 	limits limit.Limits
 }
 
 func newDesk(messages limit.Rate) *desk {
-	d := &desk{tokens: &fakeTokens{}, log: &logBuffer{}, ledger: limit.NewMemory(), limits: limit.Microsoft()}
+	d := &desk{tokens: &fakeTokens{}, log: &logtest.Buffer{}, ledger: limit.NewMemory(), limits: limit.Microsoft()}
 	d.limits.Messages = messages
 	d.Leases = NewLeases(d.ledger, NewMetrics(prometheus.NewRegistry()), slog.New(slog.NewTextHandler(d.log, nil)))
 	m := &MailboxLease{Address: "erp@contoso.com", Label: "erp@contoso.com", Limits: d.limits, Tokens: d.tokens}

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"pgregory.net/rapid"
 
+	"github.com/sendas/sendas/internal/logtest"
 	"github.com/sendas/sendas/policy/limit"
 )
 
@@ -34,12 +35,12 @@ type pool struct {
 	boxes  []*MailboxLease
 	tokens []*fakeTokens
 	ledger *limit.Memory
-	log    *logBuffer
+	log    *logtest.Buffer
 }
 
 // newPool makes a desk of n mailboxes. Each may send as itself, and as pool@ all of them may.
 func newPool(n int, limits limit.Limits) *pool {
-	p := &pool{dir: poolDirectory{}, ledger: limit.NewMemory(), log: &logBuffer{}}
+	p := &pool{dir: poolDirectory{}, ledger: limit.NewMemory(), log: &logtest.Buffer{}}
 	for i := range n {
 		a := boxName(i)
 		p.tokens = append(p.tokens, &fakeTokens{})

@@ -289,3 +289,10 @@ func htmlTitle(body []byte) string {
 func oneLine(s string, limit int) string {
 	return plaintext.Style{MaxRunes: limit, Cut: "…"}.Line(s)
 }
+
+// Advice says what the refusal means and what to do about it, apart; Hint says both in one line.
+func (e *RefusedError) Advice() (meaning, act string) {
+	x := e.explanation()
+	r := strings.NewReplacer("{credential}", e.Credential, "{client_id}", e.ClientID, "{file}", e.fileOr("the file of credential "+e.Credential))
+	return r.Replace(x.meaning), r.Replace(x.act)
+}

@@ -194,13 +194,6 @@ func lookUp(line string, anyCode bool) Explanation {
 	return e
 }
 
-// Advice says what the refusal means and what to do about it, apart; Hint says both in one line.
-func (e *RefusedError) Advice() (meaning, act string) {
-	x := e.explanation()
-	r := strings.NewReplacer("{credential}", e.Credential, "{client_id}", e.ClientID, "{file}", e.fileOr("the file of credential "+e.Credential))
-	return r.Replace(x.meaning), r.Replace(x.act)
-}
-
 // enhancedForm finds an enhanced code where an SMTP code should be (RFC 3463, section 2).
 var enhancedForm = regexp.MustCompile(`^[245]\.[0-9]{1,3}\.[0-9]{1,3}\b`)
 

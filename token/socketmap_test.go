@@ -13,30 +13,14 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/sendas/sendas/internal/logtest"
 )
 
-// logBuffer collects log lines from many goroutines.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // serveSocketmap starts a server with an "echo" map and a "hang" map, and returns how to connect to it.
-func serveSocketmap(t *testing.T, peers []uint32) (dial func() net.Conn, logged *logBuffer, stop func() error) {
+func serveSocketmap(t *testing.T, peers []uint32) (dial func() net.Conn, logged *logtest.Buffer, stop func() error) {
 	t.Helper()
-	logged = &logBuffer{}
+	logged = &logtest.Buffer{}
 	path := filepath.Join(t.TempDir(), "s")
 	ln, err := net.Listen("unix", path)
 	if err != nil {

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/sendas/sendas/internal/logtest"
 )
 
 // rolling is a source whose token changes every hour, 20 minutes before its end, as a Refresher's does.
@@ -96,9 +98,9 @@ func names(t *testing.T, dir string) []string {
 }
 
 // inBubble runs TokenFiles for two mailboxes in a bubble where time stands still.
-func inBubble(t *testing.T, story func(t *testing.T, f *TokenFiles, src *rolling, log *logBuffer)) {
+func inBubble(t *testing.T, story func(t *testing.T, f *TokenFiles, src *rolling, log *logtest.Buffer)) {
 	synctest.Test(t, func(t *testing.T) {
-		log := &logBuffer{}
+		log := &logtest.Buffer{}
 		f := &TokenFiles{Dir: t.TempDir(), Log: slog.New(slog.NewTextHandler(log, nil))}
 		src := &rolling{name: "app", start: time.Now()}
 		ctx, cancel := context.WithCancel(t.Context())
@@ -113,7 +115,7 @@ func inBubble(t *testing.T, story func(t *testing.T, f *TokenFiles, src *rolling
 }
 
 func TestTokenFiles(t *testing.T) {
-	inBubble(t, func(t *testing.T, f *TokenFiles, src *rolling, log *logBuffer) {
+	inBubble(t, func(t *testing.T, f *TokenFiles, src *rolling, log *logtest.Buffer) {
 		time.Sleep(time.Hour + time.Second) // between two rounds
 		if got := names(t, f.Dir); got != nil {
 			t.Errorf("before a configuration there are %q", got)
@@ -162,7 +164,7 @@ func TestTokenFiles(t *testing.T) {
 
 // TestTokenFilesInTrouble: one credential in trouble keeps no other from its file, and its own old file stays.
 func TestTokenFilesInTrouble(t *testing.T) {
-	inBubble(t, func(t *testing.T, f *TokenFiles, src *rolling, log *logBuffer) {
+	inBubble(t, func(t *testing.T, f *TokenFiles, src *rolling, log *logtest.Buffer) {
 		began := time.Now()
 		other := &rolling{name: "other", start: began, block: true}
 		f.Use([]TokenFile{{"scan@contoso.com", "scan@contoso.com", other}, {"erp@contoso.com", "erp@contoso.com", src}})
@@ -191,7 +193,7 @@ func TestTokenFilesInTrouble(t *testing.T) {
 
 // TestTokenFilesLeaveOthersAlone: what sendas did not write is neither replaced nor removed.
 func TestTokenFilesLeaveOthersAlone(t *testing.T) {
-	inBubble(t, func(t *testing.T, f *TokenFiles, src *rolling, log *logBuffer) {
+	inBubble(t, func(t *testing.T, f *TokenFiles, src *rolling, log *logtest.Buffer) {
 		plugins := `{"access_token": "at", "expiry": "0", "refresh_token": "0.AXoA"}` // its own, from "sasl-xoauth2-tool get-token"
 		target := filepath.Join(t.TempDir(), "target")
 		for path, text := range map[string]string{
@@ -223,7 +225,7 @@ func TestTokenFilesLeaveOthersAlone(t *testing.T) {
 
 func TestTokenFileOwner(t *testing.T) {
 	if os.Geteuid() != 0 {
-		inBubble(t, func(t *testing.T, f *TokenFiles, src *rolling, log *logBuffer) {
+		inBubble(t, func(t *testing.T, f *TokenFiles, src *rolling, log *logtest.Buffer) {
 			f.UID = 1 // never ours
 			f.Use([]TokenFile{{"erp@contoso.com", "erp@contoso.com", src}})
 			synctest.Wait()
@@ -244,7 +246,7 @@ func TestTokenFileOwner(t *testing.T) {
 		{"somebody else", 4242, 4343, 5252, 5353, 5252, 5353, 0o600},
 		{"the folder's group reads", 0, 4343, 0, 0, 0, 4343, 0o640},
 	} {
-		inBubble(t, func(t *testing.T, f *TokenFiles, src *rolling, _ *logBuffer) {
+		inBubble(t, func(t *testing.T, f *TokenFiles, src *rolling, _ *logtest.Buffer) {
 			if err := os.Chown(f.Dir, tc.dirUID, tc.dirGID); err != nil {
 				t.Fatal(err)
 			}
@@ -279,7 +281,7 @@ func TestTokenFilesFolder(t *testing.T) {
 		{"a file", func(dir string) error { return errors.Join(os.Remove(dir), os.WriteFile(dir, nil, 0o600)) }, "is no folder"},
 		{"everybody's", func(dir string) error { return os.Chmod(dir, 0o777) }, "is open to every user"},
 	} {
-		inBubble(t, func(t *testing.T, f *TokenFiles, src *rolling, log *logBuffer) {
+		inBubble(t, func(t *testing.T, f *TokenFiles, src *rolling, log *logtest.Buffer) {
 			if err := tc.make(f.Dir); err != nil {
 				t.Fatal(err)
 			}

@@ -6,15 +6,6 @@ import (
 	"time"
 )
 
-// A Kind says what a limit counts.
-type Kind string
-
-// The kinds of limits; they are also words of metrics.
-const (
-	KindMessages   Kind = "messages"
-	KindRecipients Kind = "recipients"
-)
-
 // A Quota is how much one client, or one identity, may submit: all the rates hold at once. The
 // zero value allows everything. Rates are those that [ParseRate] can read.
 type Quota struct {

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	_ "embed"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -50,31 +49,20 @@ const (
 //
 // report hears when the server is away, once, and with nil when it is back. The error never has the password. It may be nil.
 func OpenSharedAdmission(o RedisOptions, hosts int, report func(error)) (*Admission, error) {
-	ro, err := redis.ParseURL(o.URL)
-	if err != nil { // the library's text may hold the password
-		return nil, errors.New("the URL of the store is not right; write redis://HOST:6379/0, rediss://… or unix:///PATH")
-	}
 	if o.Timeout <= 0 {
 		o.Timeout = sharedTimeout
 	}
-	if o.Prefix == "" {
-		o.Prefix = "sendas"
+	client, err := o.client("redis://HOST:6379/0")
+	if err != nil {
+		return nil, err
 	}
-	if o.Password != "" {
-		ro.Password = o.Password
-	}
-	ro.DialTimeout, ro.ReadTimeout, ro.WriteTimeout, ro.PoolTimeout = o.Timeout, o.Timeout, o.Timeout, o.Timeout
-	ro.ContextTimeoutEnabled = true
-	ro.MaxRetries = -1 // a message that may have been counted is not counted again
-	ro.DialerRetries = 1
-	silence()
 	began := time.Now()
 	a := NewAdmission()
 	a.report = report
 	if report == nil {
 		a.report = func(error) {}
 	}
-	a.shared = &sharedCounts{client: redis.NewClient(ro), prefix: o.Prefix + ":{" + o.Tenant + "}:", hosts: max(1, hosts), timeout: o.Timeout,
+	a.shared = &sharedCounts{client: client, prefix: o.keys(), hosts: max(1, hosts), timeout: o.Timeout,
 		mono: func() time.Duration { return time.Since(began) }, owing: make(map[string]*meter)}
 	a.beat(context.Background())
 	return a, nil

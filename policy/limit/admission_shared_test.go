@@ -198,8 +198,13 @@ func TestSharedHangingServer(t *testing.T) {
 	}
 	t.Cleanup(func() { a.shared.client.Close() })
 	a.shared.timeout = 50 * time.Millisecond // from now on: the server must have been found
-	other := newRedis(t, RedisOptions{URL: server.url()})
-	if err := other.client.Do(t.Context(), "CLIENT", "PAUSE", "60000", "ALL").Err(); err != nil {
+	o := RedisOptions{URL: server.url()}
+	other, err := o.client("redis://HOST")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if err := other.Do(t.Context(), "CLIENT", "PAUSE", "60000", "ALL").Err(); err != nil {
 		t.Fatal(err)
 	}
 	if n := takeAll(t, a, Quota{Messages: mustRates(t, "100/h")}, "printers"); n != 50 {

@@ -1,12 +1,9 @@
 package limit
 
 import (
-	"fmt"
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/sendas/sendas/internal/plaintext"
 )
 
 // identityPrefix tells the keys of identities from those of clients.
@@ -15,9 +12,6 @@ const identityPrefix = "identity:"
 // IdentityKey returns the key under which an identity is counted. Addresses that are the same must be written the
 // same way.
 func IdentityKey(address string) string { return identityPrefix + address }
-
-// maxShownName is how many bytes of a name or an address that is too long an SMTP reply shows.
-const maxShownName = 80
 
 // Describe says in one sentence, for an SMTP reply, what stands in the way and until when. It is printable ASCII
 // and no longer than 250 bytes, whatever the key is.
@@ -46,14 +40,6 @@ func rateText(k Kind, r Rate) string {
 	return s
 }
 
-// amount words a number: "1 message", "20 messages".
-func amount(n int, k Kind) string {
-	if n == 1 {
-		return "1 " + strings.TrimSuffix(string(k), "s")
-	}
-	return fmt.Sprintf("%d %s", n, k)
-}
-
 func periodText(d time.Duration) string {
 	switch d {
 	case time.Minute:
@@ -78,20 +64,3 @@ func exactPeriod(d time.Duration) string {
 	}
 	return strconv.FormatFloat(d.Seconds(), 'f', -1, 64) + " s"
 }
-
-// waitText words a wait in the largest unit of which it has two, rounded up: one who waits that long does not come too soon.
-func waitText(d time.Duration) string {
-	up := func(unit time.Duration) int64 { return int64((max(d, 1) + unit - 1) / unit) }
-	switch {
-	case d <= 2*time.Minute:
-		return fmt.Sprintf("%d s", up(time.Second))
-	case d <= 2*time.Hour:
-		return fmt.Sprintf("%d min", up(time.Minute))
-	case d <= 48*time.Hour:
-		return fmt.Sprintf("%d h", up(time.Hour))
-	}
-	return fmt.Sprintf("%d days", up(24*time.Hour))
-}
-
-// shownName is how a name stands in a reply: printable ASCII, without the quotes that we put around it, and short.
-var shownName = plaintext.Style{Exact: true, ASCII: true, Not: `"<>`, Bad: '?', Bytewise: true, MaxBytes: maxShownName + len("..."), Cut: "..."}

@@ -55,16 +55,6 @@ type doubtful struct {
 
 var _ Survivor = (*Redis)(nil)
 
-// RedisOptions is what can be chosen of a [Redis].
-type RedisOptions struct {
-	URL        string        // redis://[USER@]HOST:PORT/DB, rediss:// for TLS, unix://[USER@]/PATH?db=N
-	Password   string        // "": that of the URL, if there is one
-	Prefix     string        // of all keys; "": sendas
-	Tenant     string        // keeps tenants apart that use one server
-	MaxSession time.Duration // when a lease that nobody settles is taken back; 0: the constant MaxSession
-	Timeout    time.Duration // for one answer; 0: 2 s
-}
-
 //go:embed redis.lua
 var redisSource string
 
@@ -72,40 +62,19 @@ var redisScript = redis.NewScript(redisSource)
 
 // NewRedis makes the ledger on a server, without asking whether it is there.
 func NewRedis(o RedisOptions) (*Redis, error) {
-	ro, err := redis.ParseURL(o.URL)
-	if err != nil { // the library's text may hold the password
-		return nil, errors.New("the URL of the store is not right; write redis://:PASSWORD@HOST:6379/0, rediss://… or unix:///PATH")
-	}
-	if o.Timeout <= 0 {
-		o.Timeout = 2 * time.Second
-	}
-	if o.Prefix == "" {
-		o.Prefix = "sendas"
+	client, err := o.client("redis://:PASSWORD@HOST:6379/0")
+	if err != nil {
+		return nil, err
 	}
 	if o.MaxSession <= 0 {
 		o.MaxSession = MaxSession
 	}
-	if o.Password != "" {
-		ro.Password = o.Password
-	}
-	ro.DialTimeout, ro.ReadTimeout, ro.WriteTimeout, ro.PoolTimeout = o.Timeout, o.Timeout, o.Timeout, o.Timeout
-	ro.ContextTimeoutEnabled = true
-	ro.MaxRetries = -1 // a lease that may have been given must not be asked for again
-	ro.DialerRetries = 1
-	silence()
 	began := time.Now()
 	return &Redis{
-		client: redis.NewClient(ro), prefix: o.Prefix + ":{" + o.Tenant + "}:", session: micros(o.MaxSession),
+		client: client, prefix: o.keys(), session: micros(o.MaxSession),
 		mono: func() time.Duration { return time.Since(began) }, groups: make(map[uint64]string),
 	}, nil
 }
-
-// quiet keeps the client library off stderr: all that it would say there comes back as an error.
-type quiet struct{}
-
-func (quiet) Printf(context.Context, string, ...any) {}
-
-var silence = sync.OnceFunc(func() { redis.SetLogger(quiet{}) })
 
 // Close ends the connections.
 func (r *Redis) Close() error { return r.client.Close() }

@@ -3,67 +3,12 @@ package limit
 import (
 	"context"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"pgregory.net/rapid"
 )
-
-// redisServer is a real server on a unix socket.
-type redisServer struct {
-	dir  string
-	args []string
-	cmd  *exec.Cmd
-}
-
-func startRedis(t testing.TB, args ...string) *redisServer {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "sendas-redis") // short: the path of a socket has 108 bytes
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &redisServer{dir: dir, args: args}
-	t.Cleanup(func() { s.kill(); os.RemoveAll(dir) })
-	s.start(t)
-	return s
-}
-
-func (s *redisServer) socket() string { return filepath.Join(s.dir, "s") }
-func (s *redisServer) url() string    { return "unix://" + s.socket() }
-
-func (s *redisServer) start(t testing.TB) {
-	t.Helper()
-	path, err := exec.LookPath("redis-server")
-	if err != nil {
-		t.Fatal("redis-server is needed for this test: apt-get install redis-server")
-	}
-	os.Remove(s.socket())
-	s.cmd = exec.Command(path, append([]string{"--port", "0", "--unixsocket", s.socket(), "--dir", s.dir, "--save", ""}, s.args...)...)
-	if err := s.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	r := newRedis(t, RedisOptions{URL: s.url()})
-	for range 6000 {
-		if r.ping(t.Context()) == nil || strings.Contains(fmt.Sprint(r.ping(t.Context())), "NOAUTH") {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatal("redis-server does not answer within a minute")
-}
-
-// kill ends the server as a crash would.
-func (s *redisServer) kill() {
-	if s.cmd != nil {
-		_ = s.cmd.Process.Kill()
-		_ = s.cmd.Wait()
-		s.cmd = nil
-	}
-}
 
 func newRedis(t testing.TB, o RedisOptions) *Redis {
 	t.Helper()
