@@ -176,7 +176,7 @@ func TestNothingLeaks(t *testing.T) {
 				_ = s.Shutdown(canceled(t))
 			}
 			waitFor(t, fmt.Sprintf("the places of a message that ended after %s by %s", steps[n-1].name, how), func() bool {
-				for _, u := range q.counters.Usage("monitoring", time.Now()) {
+				for _, u := range q.used("monitoring", time.Now()) {
 					if u.Counted != 0 || u.Reserved != 0 {
 						return false
 					}

@@ -61,7 +61,7 @@ func TestWriteAnything(t *testing.T) {
 	long := Address{Local: strings.Repeat("l", 64), Domain: strings.Repeat(strings.Repeat("d", 62)+".", 4) + "de"}
 	for _, unit := range []string{"x", "x ", "xy, ", "ü", "漢", "𐍈", "a ü ", `"`, `\`, "e\u0301", "=?", "日本語 x@y "} {
 		for n := range 140 {
-			for _, a := range []Address{scan, long} {
+			for _, a := range []Address{identityOfTests, long} {
 				name := safeName(strings.Repeat(unit, n), a)
 				value := writeMailbox("From", name, a)
 				if bad := badField("From", value); bad != "" {
@@ -133,8 +133,8 @@ func TestSafeName(t *testing.T) {
 		{"x.scan@contoso.com", "x.scan at contoso.com"},
 		{"scan@contoso.com.evil.example", "scan at contoso.com.evil.example"},
 		{"scan@contoso.com/evil.example", "scan at contoso.com/evil.example"},
-		{"mailto:scan@contoso.com", "mailto:scan at contoso.com"},
-		{"ceo@contoso.com,scan@contoso.com", "ceo at contoso.com,scan at contoso.com"},
+		{"mailto:scan@contoso.com", "mailto:identityOfTests at contoso.com"},
+		{"ceo@contoso.com,scan@contoso.com", "ceo at contoso.com,identityOfTests at contoso.com"},
 		{"scan@contoso.com@evil.example", "scan at contoso.com at evil.example"},
 		{"scan@contoso.com＠evil.example", "scan at contoso.com at evil.example"},
 		// Another sender.
@@ -186,11 +186,11 @@ func TestSafeName(t *testing.T) {
 		{"'" + strings.Repeat("x", 126) + "' y", strings.Repeat("x", 126)},
 		{strings.Repeat("Scanner ", 20), strings.TrimRight(strings.Repeat("Scanner ", 16), " ")},
 	} {
-		got := safeName(tc.in, scan)
+		got := safeName(tc.in, identityOfTests)
 		if got != tc.want {
 			t.Errorf("safeName(%q)\n got  %q\n want %q", tc.in, got, tc.want)
 		}
-		if again := safeName(got, scan); again != got {
+		if again := safeName(got, identityOfTests); again != got {
 			t.Errorf("safeName(%q) = %q, and of that %q", tc.in, got, again)
 		}
 	}
@@ -219,7 +219,7 @@ func TestSpoofedFrom(t *testing.T) {
 			t.Errorf("%q has %d addresses", tc.in, len(list))
 			continue
 		}
-		got := writeMailbox("From", safeName(list[0].name, scan), scan)
+		got := writeMailbox("From", safeName(list[0].name, identityOfTests), identityOfTests)
 		if got != tc.want {
 			t.Errorf("%q leaves as\n %q, want\n %q", tc.in, got, tc.want)
 		}

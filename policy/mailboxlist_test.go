@@ -48,7 +48,7 @@ func TestParseMailboxes(t *testing.T) {
 		{`<scan@contoso.com> (Scanner 3)`, `Scanner 3|scan@contoso.com`},
 		{`Scanner <3> scan@contoso.com`, `Scanner <3>|scan@contoso.com`},
 		{`Scanner <3> <scan@contoso.com> <>`, `Scanner <3>|scan@contoso.com`},
-		{`Scanner 3 < scan @ contoso.com >`, `Scanner 3|scan@contoso.com`},
+		{`Scanner 3 < identityOfTests @ contoso.com >`, `Scanner 3|scan@contoso.com`},
 		{`Scanner 3 <scan>`, `Scanner 3|scan`},
 		{`Scanner 3<scan@contoso.com>`, `Scanner 3|scan@contoso.com`},
 		{`Scanner 3 <mailto:scan@contoso.com>`, `Scanner 3|scan@contoso.com`},
@@ -411,8 +411,8 @@ func TestParseIsBounded(t *testing.T) {
 	for _, head := range []string{"", `"`, "x: <"} {
 		for _, unit := range []string{"<", `"`, "(", `<"\"`, "(@", "=?utf-8?q?", "=?", "a@b(", "a:@;b", "<a@b", "＠.", "\xc4\xd6 ", "\x83\x40", "=?a?b?", "=?utf-8?q?=3D=3F"} {
 			body := head + strings.Repeat(unit, 200_000/len(unit))
-			for _, e := range append(parseMailboxes(body), namedAddress{decodeName(readable(body)), scan}) {
-				if bad := badField("From", writeMailbox("From", safeName(e.name, scan), scan)); bad != "" {
+			for _, e := range append(parseMailboxes(body), namedAddress{decodeName(readable(body)), identityOfTests}) {
+				if bad := badField("From", writeMailbox("From", safeName(e.name, identityOfTests), identityOfTests)); bad != "" {
 					t.Errorf("200 kB of %q: %s", unit, bad)
 				}
 			}
@@ -426,7 +426,7 @@ func BenchmarkParseMailboxes(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				for _, e := range parseMailboxes(tc) {
-					writeMailbox("From", safeName(e.name, scan), scan)
+					writeMailbox("From", safeName(e.name, identityOfTests), identityOfTests)
 				}
 			}
 		})

@@ -207,16 +207,6 @@ func TestReplyRange(t *testing.T) {
 	}
 }
 
-// The two halves of a refusal's hint are those that Hint joins.
-func TestRefusalAdvice(t *testing.T) {
-	for code := range byCode {
-		e := &RefusedError{Credential: "scan", ClientID: testClientID, Codes: []int{code}, File: "/etc/sendas/relay-app"}
-		if meaning, act := e.Advice(); meaning == "" || act == "" || meaning+"; "+act != e.Hint() {
-			t.Errorf("%s: %q and %q, want the two parts of %q", e.Code(), meaning, act, e.Hint())
-		}
-	}
-}
-
 // Whatever a server says, the explanation is one of the table and holds nothing of the server's but codes.
 func FuzzExplain(f *testing.F) {
 	for _, r := range knownReplies {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -77,7 +78,7 @@ func TestStatusOfDesk(t *testing.T) {
 		t.Fatal(err)
 	}
 	now := configStatus{OK: true}
-	service.Config.Handler = muxOf(tokenPages(&site{addr: addr, version: version, state: func() configStatus { return now }}, func(ctx context.Context) *token.Status {
+	service.Config.Handler = serveAll(tokenPages(&site{addr: addr, version: version, state: func() configStatus { return now }}, func(ctx context.Context) *token.Status {
 		return desk.Status(ctx, version, started)
 	}))
 	service.Start()
@@ -138,21 +139,41 @@ func TestPagesOfServices(t *testing.T) {
 		return &site{addr: addr, version: version, state: r.status, other: func() string { return other }}
 	}
 	for name, h := range map[string]http.Handler{
-		"token service": muxOf(tokenPages(of("127.0.0.1:9726", "127.0.0.1:9725"), func(ctx context.Context) *token.Status { return desk.Status(ctx, version, started) })),
-		"milter":        muxOf(milterPages(of("127.0.0.1:9725", "127.0.0.1:9726"), func() *milter.Status { return milterStatus(new(milter.Tally), quotas, c) })),
+		"token service": serveAll(tokenPages(of("127.0.0.1:9726", "127.0.0.1:9725"), func(ctx context.Context) *token.Status { return desk.Status(ctx, version, started) })),
+		"milter":        serveAll(milterPages(of("127.0.0.1:9725", "127.0.0.1:9726"), func() *milter.Status { return milterStatus(new(milter.Tally), quotas, c) })),
 	} {
-		page := ask(t, h, "localhost:9", "/").Body.String()
-		if s := strings.Join(strings.Fields(tags.ReplaceAllString(page, "")), " "); !strings.Contains(s, "sendas "+name) || !strings.Contains(s, "the new configuration is wrong") || !strings.Contains(page, `href="http://localhost:972`) {
+		page := askPage(t, h, "localhost:9", "/").Body.String()
+		if s := strings.Join(strings.Fields(markup.ReplaceAllString(page, "")), " "); !strings.Contains(s, "sendas "+name) || !strings.Contains(s, "the new configuration is wrong") || !strings.Contains(page, `href="http://localhost:972`) {
 			t.Errorf("%s: %s", name, page)
 		}
-		w := ask(t, h, "localhost:9", "/status")
+		w := askPage(t, h, "localhost:9", "/status")
 		for _, want := range []string{`"version": "devel"`, fmt.Sprintf("\"loaded_at\": %q,\n    \"ok\": false", r.status().LoadedAt.Format(time.RFC3339))} {
 			if !strings.Contains(w.Body.String(), want) {
 				t.Errorf("%s: no %s in %s", name, want, w.Body)
 			}
 		}
-		if w := ask(t, h, "localhost:9", "/other"); w.Code != http.StatusNotFound {
+		if w := askPage(t, h, "localhost:9", "/other"); w.Code != http.StatusNotFound {
 			t.Errorf("%s: /other: %d", name, w.Code)
 		}
 	}
 }
+
+// askPage fetches from a handler as a client that calls it by that name.
+func askPage(t *testing.T, h http.Handler, host, path string) *httptest.ResponseRecorder {
+	t.Helper()
+	r := httptest.NewRequest(http.MethodGet, "http://"+host+path, nil)
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w
+}
+
+// serveAll serves pages as the service does.
+func serveAll(pages map[string]http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	for pattern, h := range pages {
+		mux.Handle(pattern, h)
+	}
+	return mux
+}
+
+var markup = regexp.MustCompile(`(?s)<(style|script|svg)[^>]*>.*?</(style|script|svg)>|<[^>]*>`)

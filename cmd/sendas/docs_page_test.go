@@ -58,7 +58,7 @@ func docPages(t *testing.T) []*docPage {
 
 func readPage(t *testing.T, name string) *docPage {
 	t.Helper()
-	p, err := parsePage(name, read(t, filepath.Join(tree, name)))
+	p, err := parsePage(name, readText(t, filepath.Join(tree, name)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -398,7 +398,7 @@ func postconfReads(t *testing.T, main, master string) error {
 	dir := t.TempDir()
 	old := time.Now().Add(-time.Hour) // Postfix waits a second or two for somebody who is perhaps still writing
 	for name, text := range map[string]string{"main.cf": main, "master.cf": master} {
-		write(t, filepath.Join(dir, name), text)
+		writeText(t, filepath.Join(dir, name), text)
 		if err := os.Chtimes(filepath.Join(dir, name), old, old); err != nil {
 			t.Fatal(err)
 		}
@@ -574,7 +574,7 @@ func TestDocsCertificate(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "sh", "-e", "-c", script).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	write(t, filepath.Join(dir, "sendas.yaml"), p.blocks[j].text)
+	writeText(t, filepath.Join(dir, "sendas.yaml"), p.blocks[j].text)
 	if _, err := LoadConfig(filepath.Join(dir, "sendas.yaml"), CheckAll); err != nil {
 		t.Error(err)
 	}
@@ -640,7 +640,7 @@ func TestDocsPaths(t *testing.T) {
 			Dst string `yaml:"dst"`
 		} `yaml:"contents"`
 	}
-	if err := yaml.Unmarshal([]byte(read(t, filepath.Join(tree, "nfpm.yaml"))), &nfpm); err != nil {
+	if err := yaml.Unmarshal([]byte(readText(t, filepath.Join(tree, "nfpm.yaml"))), &nfpm); err != nil {
 		t.Fatal(err)
 	}
 	var list []string
@@ -700,7 +700,7 @@ func TestDocsPowerShell(t *testing.T) {
 			for _, m := range scriptTyped.FindAllStringSubmatch(b.text, -1) {
 				n++
 				known := []string{"WhatIf", "Verbose"} // every cmdlet has them
-				for _, param := range scriptParam.FindAllStringSubmatch(read(t, filepath.Join(tree, "contrib/exchange", m[1])), -1) {
+				for _, param := range scriptParam.FindAllStringSubmatch(readText(t, filepath.Join(tree, "contrib/exchange", m[1])), -1) {
 					known = append(known, param[1])
 				}
 				for _, flag := range scriptFlag.FindAllStringSubmatch(m[2], -1) {
@@ -713,5 +713,21 @@ func TestDocsPowerShell(t *testing.T) {
 	}
 	if n < 2 {
 		t.Errorf("%d commands were found, want more", n)
+	}
+}
+
+func readText(t testing.TB, file string) string {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func writeText(t *testing.T, file, text string) {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -68,7 +68,7 @@ func TestHTTP(t *testing.T) {
 	}
 	addr := l.Addr().String()
 	l.Close()
-	reg, ok, _ := newRegistry(version)
+	reg, ok, _ := newRegistry("devel")
 	ok.Set(1)
 	trouble := errors.New("credential \"relay-app\" has no token")
 	if err := serveHTTP(t.Context(), addr, reg, func() error { return trouble }, nil, log); err != nil {

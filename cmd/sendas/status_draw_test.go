@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -143,7 +144,7 @@ func checkCanvas(t *testing.T, name string, c canvas, lines []string) {
 // compareFile compares with a file, or writes it with -update.
 func compareFile(t *testing.T, path, got string) {
 	t.Helper()
-	if *update {
+	if *updatePictures {
 		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -186,3 +187,5 @@ func TestCut(t *testing.T) {
 		}
 	}
 }
+
+var updatePictures = flag.Bool("update-pictures", false, "write testdata/status anew")

@@ -172,7 +172,7 @@ func TestStatusScripts(t *testing.T) {
 	tokenAt, milterAt, nobody := serve(v.token), serve(v.milter), dead(t)
 	testscript.Run(t, testscript.Params{
 		Dir:           "testdata/script-status",
-		UpdateScripts: *update,
+		UpdateScripts: *updatePictures,
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("TOKEN", tokenAt)
 			e.Setenv("MILTER", milterAt)
