@@ -244,10 +244,32 @@ func shownValue(v string) string {
 	return secretTables.ReplaceAllString(v, "$1:REDACTED")
 }
 
+// knows tells whether this version of Postfix has a parameter of that name. One that only stands in main.cf is called unused.
+func (p *postfixSetup) knows(name string) bool {
+	_, known := p.raw[name]
+	return known && !slices.Contains(p.unused, name)
+}
+
 // set returns the command that gives a parameter its value, in main.cf or for a service.
 func (p *postfixSetup) set(s *postfixService, name, value string) string {
+	return p.setAll(s, []namedValue{{name, value}})
+}
+
+// setAll is set for several parameters at one time.
+func (p *postfixSetup) setAll(s *postfixService, list []namedValue) string {
+	var b strings.Builder
+	b.WriteString(p.command)
 	if s == nil {
-		return fmt.Sprintf("%s -e '%s = %s' && postfix%s reload", p.command, name, value, strings.TrimPrefix(p.command, "postconf"))
+		b.WriteString(" -e")
+	} else {
+		b.WriteString(" -P")
 	}
-	return fmt.Sprintf("%s -P '%s/%s=%s' && postfix%s reload", p.command, s.key(), name, value, strings.TrimPrefix(p.command, "postconf"))
+	for _, v := range list {
+		if s == nil {
+			fmt.Fprintf(&b, " '%s = %s'", v.Name, v.Value)
+		} else { // postconf -P takes no blanks
+			fmt.Fprintf(&b, " '%s/%s=%s'", s.key(), v.Name, strings.ReplaceAll(v.Value, ", ", ","))
+		}
+	}
+	return b.String() + " && postfix" + strings.TrimPrefix(p.command, "postconf") + " reload"
 }

@@ -30,6 +30,7 @@ var postfixAdvice = map[string]advice{
 	"not-smtp":   {means: "the transport of the route {route} runs another program than smtp", do: "make it a copy of smtp, as docs/routes.md shows it"},
 	"leak":       {means: "the transport of the route {route} would offer a mailbox's token to another server", do: "{set}"},
 	"no-cert":    {means: "the connector knows this relay by a certificate, and the transport shows another one or none", do: "{set}"},
+	"lax":        {means: "mail of the route {route} leaves without TLS, or to a server that has not proved whose it is, where somebody stands in between", do: "{set}"},
 	"no-folder":  {means: "the sockets of both services live in this folder", do: "mkdir -p {folder} && chown sendas:sendas {folder} && chmod 0755 {folder}"},
 	"closed":     {means: "the user {user} cannot enter the folder, so Postfix reaches no socket in it", do: "chmod 0755 {folder}"},
 	"no-owner":   {means: "the user as whom Postfix runs does not exist", do: "postconf mail_owner shows the name; reinstall Postfix"},
@@ -216,6 +217,18 @@ func (p *postfixSetup) checkRoutes(s section) {
 		default:
 			s.ok(id, what, "stands in master.cf, and authenticates to nobody")
 		}
+		if r.Type != policy.Submission && v != nil && v.program == "smtp" {
+			p.checkRouteTLS(s, r, v)
+		}
+	}
+}
+
+// checkRouteTLS looks whether a route goes to nobody but Microsoft. What it shows is mail, not a token, so less is a warning.
+func (p *postfixSetup) checkRouteTLS(s section, r *policy.Route, v *postfixService) {
+	level := p.value(v, "smtp_tls_security_level")
+	if !slices.Contains([]string{"secure", "verify", "fingerprint", "dane-only"}, level) {
+		s.warn("route."+r.Name+".tls", "smtp_tls_security_level of "+v.key(), shownValue(level),
+			postfixAdvice["lax"].with("route", r.Name, "set", p.set(v, "smtp_tls_security_level", "secure")))
 	}
 }
 

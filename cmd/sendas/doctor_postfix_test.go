@@ -200,6 +200,8 @@ func TestDoctorSettings(t *testing.T) {
 		{"", "internal_mail_filter_classes = notify, bounce", "", checkOK, ""},
 		{"", "milter_default_action = accept", "", checkFail, "unchanged"},
 		{"", "milter_default_action = reject", "", checkWarn, "lost"},
+		{"", "milter_default_action = shutdown", "", checkOK, ""},
+		{"", "smtpd_milters = { unix:sendas/milter, default_action=shutdown }", "", checkOK, ""},
 		{"", "local_header_rewrite_clients = permit_inet_interfaces", "", checkWarn, "mends"},
 		{"", "remote_header_rewrite_domain = contoso.com", "", checkWarn, "completes"},
 		{"", "resolve_numeric_domain = no", "", checkWarn, "10.2.0.9"},
@@ -232,12 +234,20 @@ func TestDoctorSettings(t *testing.T) {
 		{"", "smtp_sasl_mechanism_filter =", "", checkFail, "password"},
 		{"", "smtp_sasl_mechanism_filter = xoauth2, login", "", checkFail, "password"},
 		{"", "smtp_sasl_mechanism_filter = XOAUTH2", "", checkOK, ""},
-		{"", "smtp_sasl_security_options = noplaintext, noanonymous", "", checkWarn, "without TLS"},
-		{"", "smtp_sasl_tls_security_options = noplaintext", "", checkFail, "no mechanism"},
-		{"", "smtp_sasl_tls_security_options = noplaintext", "smtp_sasl_tls_verified_security_options", checkFail, "no mechanism"},
+		{"", "tls_required_enable = yes", "", checkFail, "-e 'tls_required_enable = no'"},
+		{"", "tls_required_enable = No", "", checkOK, ""},
+		{"", "smtp_tls_per_site = hash:/etc/postfix/tls_per_site", "", checkWarn, "MUST for [smtp.office365.com]:587"},
+		{"", "smtp_sasl_security_options = noplaintext, noanonymous", "", checkOK, ""},
+		{"", "smtp_sasl_security_options = noanonymous", "", checkWarn, "-e 'smtp_sasl_security_options = noanonymous, noplaintext'"},
+		{"", "smtp_sasl_tls_security_options = noplaintext", "", checkOK, ""},
+		{"", "smtp_sasl_tls_security_options = $smtp_sasl_security_options", "", checkOK, ""},
+		{"", "smtp_sasl_tls_security_options = noanonymous", "", checkWarn, "-e 'smtp_sasl_tls_verified_security_options = noanonymous' 'smtp_sasl_tls_security_options = noanonymous, noplaintext'"},
+		{"", "smtp_sasl_tls_verified_security_options = $smtp_sasl_tls_security_options", "", checkFail, "no mechanism"},
+		{"", "smtp_sasl_tls_verified_security_options = noplaintext", "", checkFail, "no mechanism"},
 		{"", "smtp_sender_dependent_authentication = no", "", checkFail, "of the sender"},
 		{"", "smtp_sasl_password_maps = hash:/etc/postfix/sasl_passwd", "shape", checkFail, "socketmap:unix:sendas/credentials:lease"},
 		{"", "smtp_sasl_password_maps = proxy:socketmap:unix:sendas/credentials:lease", "shape", checkFail, ""},
+		{"", "smtp_sasl_password_maps = debug:socketmap:unix:sendas/credentials:lease", "shape", checkFail, ""}, // it logs what it looks up
 		{"", "smtp_sasl_password_maps = static:erp:hunter2, socketmap:unix:sendas/credentials:lease", "", checkFail, "static:REDACTED"},
 		{"", "smtp_sasl_password_maps = socketmap:unix:other/credentials:lease", "", checkFail, ""},
 		{"", "smtp_reply_filter =", "", checkFail, "bounces instead of waiting"},
@@ -379,6 +389,42 @@ func TestDoctorServices(t *testing.T) {
 	d.wantCheck(t, "postfix.smtpd_milters", checkOK)
 }
 
+// What -o of one way says counts as main.cf does.
+func TestDoctorTLSRequired(t *testing.T) {
+	config := strings.Replace(smallConfig, "from: scan@contoso.com}", "from: scan@contoso.com, route: site}", 1) + routesConfig
+	lab := newPostfixLab(t, config)
+	for _, tc := range []struct {
+		main, smtp, site string // tls_required_enable; "" is not set
+		status, siteIs   checkStatus
+	}{
+		{"no", "", "", checkOK, ""},
+		{"yes", "", "", checkFail, ""},
+		{"no", "", "yes", checkOK, checkFail},
+		{"yes", "no", "no", checkOK, checkOK}, // for other mail of the host
+		{"yes", "no", "", checkFail, ""},
+	} {
+		p, d := fakePostfix(t, lab, map[string]string{"tls_required_enable": tc.main})
+		p.services = append(p.services, postfixService{name: "sendas-site", kind: "unix", program: "smtp", overrides: map[string]string{"tls_required_enable": tc.site}})
+		p.transports = nil
+		p.findTransports()
+		for i := range p.services {
+			s := &p.services[i]
+			if s.program == "smtp" && s.name != "sendas-site" && tc.smtp != "" {
+				s.overrides["tls_required_enable"] = tc.smtp
+			}
+			if s.overrides["tls_required_enable"] == "" {
+				delete(s.overrides, "tls_required_enable")
+			}
+		}
+		p.checkSettings(d.section("postfix", "Postfix"))
+		checkReport(t, &d.report)
+		d.wantCheck(t, "postfix.tls_required_enable", tc.status)
+		if tc.siteIs != "" {
+			d.wantCheck(t, "postfix.sendas-site.tls_required_enable", tc.siteIs)
+		}
+	}
+}
+
 func TestDoctorRoutes(t *testing.T) {
 	config := smallConfig + `routes:
   - {name: site, type: connector, endpoint: contoso-com.mail.protection.outlook.com}
@@ -404,9 +450,14 @@ func TestDoctorWithoutMailboxes(t *testing.T) {
 	config := strings.NewReplacer("mailboxes:\n", "mailboxes: []\n", "  - {address: scan@contoso.com, credential: relay-app, send_as: [office@contoso.com]}\n", "",
 		"  - {address: erp@contoso.com, credential: relay-app}\n", "", "from: scan@contoso.com}", "from: scan@contoso.com, route: site}").Replace(smallConfig) + routesConfig
 	in, _, _ := strings.Cut(readmeMain(t), "# out:")
-	d := newPostfixLab(t, config).examine(t, in, usualMaster+"sendas-site unix - - y - - smtp\n")
+	lab := newPostfixLab(t, config)
+	d := lab.examine(t, in, usualMaster+"sendas-site unix - - y - - smtp -o smtp_tls_security_level=secure\n")
 	d.wantGood(t)
 	d.wantCheck(t, "postfix.shape", checkSkip)
+
+	// Nothing of Postfix's own keeps the mail of a route from whoever answers.
+	d = lab.examine(t, in, usualMaster+"sendas-site unix - - y - - smtp\n")
+	d.wantCheck(t, "postfix.route.site.tls", checkWarn, "stands in between", "-P 'sendas-site/unix/smtp_tls_security_level=secure'")
 }
 
 func TestDoctorHeaderTables(t *testing.T) {

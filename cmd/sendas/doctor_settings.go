@@ -17,6 +17,7 @@ const (
 	inMain      place = iota // main.cf alone: programs that master.cf seldom changes
 	inSMTPD                  // every smtpd(8), by main.cf and by -o
 	inTransport              // every transport that asks sendas for a credential
+	inWays                   // every transport by which mail leaves for Microsoft, by main.cf and by -o
 	inQueue                  // main.cf, under a name that begins with the transport's
 )
 
@@ -35,6 +36,7 @@ type settingRow struct {
 	when  func(*postfixSetup) bool
 	means string
 	do    string // "" is the command that writes want
+	first string // a parameter that the command has to write before this one, as its own row wants it
 
 	// why is the comment with which "sendas postfix" writes the row; it writes none that has no such comment.
 	why   string
@@ -70,6 +72,11 @@ var (
 				return checkOK
 			}
 			return ""
+		}
+	}
+	withWord = func(word string) func(string, *postfixSetup) checkStatus {
+		return func(v string, _ *postfixSetup) checkStatus {
+			return okIf(slices.ContainsFunc(postfixList(v), func(w string) bool { return strings.EqualFold(w, word) }))
 		}
 	}
 	onlyWords = func(words ...string) func(string, *postfixSetup) checkStatus {
@@ -151,9 +158,16 @@ var postfixSettings = []settingRow{
 	{name: "smtp_tls_wrappermode", place: inTransport, want: "no", level: checkFail,
 		means: "Microsoft has no implicit TLS (port 465), so no connection succeeds",
 		why:   "Microsoft has STARTTLS alone", write: writeWrong},
+	{name: "tls_required_enable", place: inWays, want: "no", level: checkFail, judge: judgeTLSRequired,
+		when:  func(p *postfixSetup) bool { return p.knows("tls_required_enable") },
+		means: "a message with the header \"TLS-Required: no\" leaves without TLS, or to a server that has not proved whose it is, and so does the token",
+		why:   "no message lowers the security of its way out by a header \"TLS-Required: no\""},
 	{name: "smtp_tls_policy_maps", place: inTransport, want: "", level: checkWarn,
 		means: "a table may lower the security level for Microsoft's server", do: "see that it says secure for {nexthop}, or nothing",
 		why: "no table lowers the level", write: writeOwn},
+	{name: "smtp_tls_per_site", place: inTransport, want: "", level: checkWarn,
+		means: "a table may turn TLS off for Microsoft's server (NONE)", do: "see that it says MUST for {nexthop}, or nothing",
+		why: "nor does an old one", write: writeOwn},
 	{name: "smtp_tls_CAfile", place: inTransport, want: "{bundle}", level: checkFail, judge: judgeTrust, strict: true,
 		means: "Postfix trusts nobody, so it cannot tell Microsoft's server from another and defers all mail; or the file is not there (package ca-certificates)",
 		why:   "whom to trust; unlike smtp_tls_CApath it is read before Postfix locks itself into its queue directory"},
@@ -173,15 +187,16 @@ var postfixSettings = []settingRow{
 	{name: "smtp_sasl_mechanism_filter", place: inTransport, want: "xoauth2", level: checkFail, judge: anyCase("xoauth2"),
 		means: "another mechanism than XOAUTH2 would send the token as if it were a password, which Microsoft refuses",
 		why:   "no other mechanism: it would send the token as if it were a password"},
-	{name: "smtp_sasl_security_options", place: inTransport, want: "noanonymous", level: checkWarn, judge: onlyWords("noanonymous"),
-		means: "this forbids mechanisms that show the password to the server, as XOAUTH2 does; it only counts without TLS",
-		why:   "XOAUTH2 shows the token to the server, as PLAIN shows the password"},
-	{name: "smtp_sasl_tls_security_options", place: inTransport, want: "noanonymous", level: checkFail, judge: onlyWords("noanonymous"),
+	{name: "smtp_sasl_security_options", place: inTransport, want: "noanonymous, noplaintext", level: checkWarn, judge: withWord("noplaintext"),
+		means: "nothing but the security level keeps the token out of a session without TLS",
+		why:   "XOAUTH2 shows the token to the server, as PLAIN shows the password: so never without TLS"},
+	{name: "smtp_sasl_tls_security_options", place: inTransport, want: "noanonymous, noplaintext", level: checkWarn, judge: withWord("noplaintext"),
+		first: "smtp_sasl_tls_verified_security_options",
+		means: "nothing but the security level keeps the token from a server with TLS that has not proved whose it is",
+		why:   "nor to a server with TLS that has not proved whose it is"},
+	{name: "smtp_sasl_tls_verified_security_options", place: inTransport, want: "noanonymous", level: checkFail, judge: onlyWords("noanonymous"),
 		means: "this forbids mechanisms that show the password to the server, as XOAUTH2 does: Postfix finds no mechanism",
-		why:   "the same within TLS"},
-	{name: "smtp_sasl_tls_verified_security_options", place: inTransport, want: "$smtp_sasl_tls_security_options", level: checkFail, judge: onlyWords("noanonymous"),
-		means: "this forbids mechanisms that show the password to the server, as XOAUTH2 does: Postfix finds no mechanism",
-		why:   "and to a server that is known", write: writeWrong},
+		why:   "but to one that has"},
 	{name: "smtp_sender_dependent_authentication", place: inTransport, want: "yes", level: checkFail,
 		means: "Postfix asks for the credential of the server instead of that of the sender, and sendas has none for it",
 		why:   "the credential is that of the sender, not that of the server"},
@@ -332,6 +347,13 @@ func (p *postfixSetup) checkSetting(s section, r *settingRow) {
 				p.compare(s, r, v, r.name, checkWarn)
 			}
 		}
+	case inWays:
+		p.compare(s, r, nil, r.name, r.level)
+		for _, v := range p.ways() {
+			if _, own := v.overrides[r.name]; own {
+				p.compare(s, r, v, r.name, r.level)
+			}
+		}
 	case inTransport:
 		shared := false
 		for _, v := range p.transports {
@@ -379,9 +401,43 @@ func (p *postfixSetup) compare(s section, r *settingRow, v *postfixService, name
 	}
 	a := advice{}
 	if status != checkOK {
-		a = advice{means: p.fill(r.means), do: cmp.Or(p.fill(r.do), p.set(v, name, want))}
+		list := []namedValue{{name, want}}
+		if f := settingNamed(r.first); f != nil {
+			list = slices.Insert(list, 0, namedValue{f.name, p.fill(f.want)})
+		}
+		a = advice{means: p.fill(r.means), do: cmp.Or(p.fill(r.do), p.setAll(v, list))}
 	}
 	s.note(status, id, what, shownValue(value), a)
+}
+
+// settingNamed returns the row of a parameter, nil where there is none.
+func settingNamed(name string) *settingRow {
+	i := slices.IndexFunc(postfixSettings, func(r settingRow) bool { return r.name == name })
+	if i < 0 {
+		return nil
+	}
+	return &postfixSettings[i]
+}
+
+// ways returns the transports by which mail leaves for Microsoft: those that ask for a credential, and those of the other routes.
+func (p *postfixSetup) ways() []*postfixService {
+	list := slices.Clone(p.transports)
+	if p.config.Policy == nil {
+		return list
+	}
+	for _, r := range p.config.Policy.Routes() {
+		if v := p.service(r.Transport, "unix"); v != nil && !slices.Contains(list, v) && (r.Type != policy.Submission || p.submits()) {
+			list = append(list, v)
+		}
+	}
+	return list
+}
+
+// judgeTLSRequired accepts what main.cf says for other mail where each way of ours says no for itself: smtp(8) then obeys its own.
+func judgeTLSRequired(value string, p *postfixSetup) checkStatus {
+	ways := p.ways()
+	open := slices.ContainsFunc(ways, func(v *postfixService) bool { return !strings.EqualFold(v.overrides["tls_required_enable"], "no") })
+	return okIf(strings.EqualFold(value, "no") || len(ways) > 0 && !open)
 }
 
 // milterPlace returns where in a list of milters sendas stands and what is said of it there; -1 is nowhere.
@@ -399,10 +455,14 @@ func judgeMilters(value string, p *postfixSetup) checkStatus {
 	place, options := p.milterPlace(value)
 	lax := slices.ContainsFunc(options, func(o string) bool { // name=value, or { name = value }
 		name, action, ok := strings.Cut(strings.Trim(o, "{ }"), "=")
-		return ok && strings.TrimSpace(name) == "default_action" && strings.TrimSpace(action) != "tempfail"
+		return ok && strings.TrimSpace(name) == "default_action" && !keepsMail(strings.TrimSpace(action))
 	})
 	return okIf(place >= 0 && !lax)
 }
+
+// keepsMail tells whether mail waits at the client with that action of a milter's. Since 3.11, and in later patches of 3.10, shutdown
+// is Postfix's default: it answers 421 where tempfail answers 451, and hangs up.
+func keepsMail(action string) bool { return action == "tempfail" || action == "shutdown" }
 
 // judgeDefaultAction accepts any action where sendas has one of its own in both lists: for a filter of spam another one may be right.
 func judgeDefaultAction(value string, p *postfixSetup) checkStatus {
@@ -412,7 +472,7 @@ func judgeDefaultAction(value string, p *postfixSetup) checkStatus {
 			return strings.Join(strings.Fields(strings.Trim(o, "{ }")), "") == "default_action=tempfail"
 		})
 	}
-	if own("smtpd_milters") && own("non_smtpd_milters") {
+	if own("smtpd_milters") && own("non_smtpd_milters") || keepsMail(value) {
 		return checkOK
 	}
 	return warnIf(value == "reject" || value == "quarantine")

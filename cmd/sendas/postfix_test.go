@@ -2,10 +2,12 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -23,7 +25,9 @@ func shown(t *testing.T, yaml, file string) string {
 	if err := j.show(t.Context(), []string{file}); err != nil {
 		t.Fatal(err)
 	}
-	return strings.ReplaceAll(j.stdout.(*bytes.Buffer).String(), trustBundle(), trustBundles[0])
+	text := strings.ReplaceAll(j.stdout.(*bytes.Buffer).String(), trustBundle(), trustBundles[0])
+	row := settingNamed("tls_required_enable") // the documents say in words what a newer Postfix needs besides
+	return strings.Replace(text, "# "+row.why+"\n"+assignment(row.name, row.want)+"\n", "", 1)
 }
 
 // The snippets of docs/postfix.md are what show prints.
@@ -52,6 +56,105 @@ func TestPostfixByHand(t *testing.T) {
 	}
 	if len(got) > 0 {
 		t.Errorf("docs/by-hand.md lacks what show prints: %q", got)
+	}
+}
+
+// upgraded makes of this host's Postfix one that knows tls_required_enable, as 3.10 does.
+func upgraded(run runner) runner {
+	const name = "tls_required_enable"
+	return func(ctx context.Context, program string, args ...string) (string, string, error) {
+		out, said, err := run(ctx, program, args...)
+		if i := slices.Index(args, "-c"); program == "postconf" && err == nil && i >= 0 {
+			said = strings.ReplaceAll(said, "unused parameter: "+name, "")
+			if rest := strings.Join(slices.Delete(slices.Clone(args), i, i+2), " "); rest == "" || rest == "-x" {
+				data, _ := os.ReadFile(filepath.Join(args[i+1], mainCF))
+				out += name + " = " + cmp.Or(readMainCF(string(data))[name], "yes") + "\n"
+			}
+		}
+		return out, said, err
+	}
+}
+
+// A host enabled sendas before Postfix was upgraded to one that a header can talk out of TLS: the doctor fails, what it says to type
+// mends that, and so does the next enable. What the older one does not know is never written, and disable takes it back.
+func TestPostfixUpgraded(t *testing.T) {
+	j, before := testJob(t)
+	const setting = "tls_required_enable = no\n"
+	has := func() bool {
+		files, err := j.inst.read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Contains(string(files[mainCF]), setting)
+	}
+	do := func(name string, f func(context.Context) error, want bool) {
+		t.Helper()
+		if err := f(t.Context()); err != nil {
+			t.Fatalf("%s: %v\n%s", name, err, j.stderr)
+		}
+		if has() != want {
+			t.Errorf("%s: main.cf has tls_required_enable: %v, want %v", name, !want, want)
+		}
+	}
+	if readSetup(t, j).knows("tls_required_enable") {
+		t.Log("this host's own Postfix knows the parameter; what an older one does is not seen here")
+	} else {
+		do("enable", j.enable, false)
+	}
+	j.run = upgraded(j.run)
+	j.inst.run = j.run
+	d := doctorOf(t, j)
+	if !has() {
+		d.wantCheck(t, "postfix.tls_required_enable", checkFail, "TLS-Required: no", "-e 'tls_required_enable = no'")
+		typeCure(t, d, "postfix.tls_required_enable")
+	}
+	doctorOf(t, j).wantCheck(t, "postfix.tls_required_enable", checkOK)
+	do("enable after the upgrade", j.enable, true)
+	files, _ := j.inst.read()
+	do("enable once more", j.enable, true)
+	if again, _ := j.inst.read(); !again.equal(files) {
+		t.Error("enabling once more has changed something")
+	}
+	doctorOf(t, j).wantCheck(t, "postfix.tls_required_enable", checkOK)
+	do("disable", j.disable, true) // what was typed by hand is the administrator's
+	do("forget", func(context.Context) error { return replaceFile(filepath.Join(j.inst.dir, mainCF), before[mainCF]) }, false)
+	do("enable a new host", j.enable, true)
+	do("disable it", j.disable, false)
+	if after, _ := j.inst.read(); !after.equal(before) {
+		t.Error("main.cf and master.cf are not what they were")
+	}
+}
+
+// readSetup is what postconf says of a job's instance.
+func readSetup(t *testing.T, j *postfixJob) *postfixSetup {
+	t.Helper()
+	c, err := LoadConfig(j.file, SkipFiles)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := readPostfix(t.Context(), j.run, j.inst.dir, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// doctorOf has the doctor look at the settings of a job's instance.
+func doctorOf(t *testing.T, j *postfixJob) *look {
+	t.Helper()
+	d := &look{}
+	readSetup(t, j).checkSettings(d.section("postfix", "Postfix"))
+	checkReport(t, &d.report)
+	return d
+}
+
+// typeCure types the command of postconf that a check says to type.
+func typeCure(t *testing.T, d *look, id string) {
+	t.Helper()
+	i := slices.IndexFunc(d.checks, func(c check) bool { return c.ID == id })
+	command, _, _ := strings.Cut(d.checks[i].Do, " && ")
+	if out, err := exec.CommandContext(t.Context(), "sh", "-c", command).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", command, err, out)
 	}
 }
 

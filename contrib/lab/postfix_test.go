@@ -354,6 +354,7 @@ type upstream struct {
 	tls   *tls.Config
 
 	mu      sync.Mutex // guards all below
+	plain   bool       // no STARTTLS, and AUTH without it
 	replies []string   // to AUTH and to each line after that
 	auths   [][]string // for each session what the client said: AUTH and the lines after it
 	mails   []string   // envelope and data
@@ -393,6 +394,12 @@ func (u *upstream) setReplies(replies ...string) {
 	u.replies = replies
 }
 
+func (u *upstream) isPlain() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.plain
+}
+
 func (u *upstream) seen() (auths [][]string, mails []string) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -414,7 +421,7 @@ func (u *upstream) serve(conn net.Conn) {
 		switch verb, _, _ := strings.Cut(strings.ToUpper(strings.TrimSpace(line)), " "); verb {
 		case "EHLO":
 			extra := "STARTTLS"
-			if secure {
+			if secure || u.isPlain() {
 				extra = "AUTH LOGIN XOAUTH2"
 			}
 			say("250-LO4P302CA0005.outlook.office365.com Hello [127.0.0.1]\r\n250-SIZE 157286400\r\n250-PIPELINING\r\n250-DSN\r\n" +
@@ -590,16 +597,17 @@ func startSubmission(t *testing.T, u *upstream, pluginDir, token string) *Postfi
 		Hosts:         map[string]string{relayName: "127.0.0.1"},
 		SASLPluginDir: pluginDir,
 		Main: map[string]string{
-			"relayhost":                            "[" + relayName + "]:" + u.port,
-			"smtp_tls_security_level":              "secure",
-			"smtp_tls_CAfile":                      u.trust,
-			"smtp_tls_loglevel":                    "1",
-			"smtp_sasl_auth_enable":                "yes",
-			"smtp_sasl_mechanism_filter":           "xoauth2",
-			"smtp_sasl_security_options":           "noanonymous",
-			"smtp_sasl_tls_security_options":       "noanonymous",
-			"smtp_sender_dependent_authentication": "yes",
-			"smtp_sasl_password_maps":              "socketmap:unix:sendas/credentials:lease",
+			"relayhost":                               "[" + relayName + "]:" + u.port,
+			"smtp_tls_security_level":                 "secure",
+			"smtp_tls_CAfile":                         u.trust,
+			"smtp_tls_loglevel":                       "1",
+			"smtp_sasl_auth_enable":                   "yes",
+			"smtp_sasl_mechanism_filter":              "xoauth2",
+			"smtp_sasl_security_options":              "noanonymous, noplaintext",
+			"smtp_sasl_tls_security_options":          "noanonymous, noplaintext",
+			"smtp_sasl_tls_verified_security_options": "noanonymous",
+			"smtp_sender_dependent_authentication":    "yes",
+			"smtp_sasl_password_maps":                 "socketmap:unix:sendas/credentials:lease",
 		},
 	})
 	serveSocketmap(t, p, "credentials", map[string]string{"lease " + mailbox: mailbox + ":" + token})
@@ -751,5 +759,55 @@ func TestUntrustedServer(t *testing.T) {
 	waitLog(t, p, `status=deferred \(Server certificate not (trusted|verified)`)
 	if auths, _ := u.seen(); len(auths) > 0 {
 		t.Errorf("the client said %.60q to a server that it cannot trust", auths)
+	}
+}
+
+// TestLoweredLevel: where something has lowered the security level to "may", the token still goes to nobody who has not proved to be
+// Microsoft's server: noplaintext keeps it. The rows without it show that it is noplaintext.
+func TestLoweredLevel(t *testing.T) {
+	const without, within = "smtp_sasl_security_options=noanonymous", "smtp_sasl_tls_security_options=noanonymous"
+	plugin := pluginDir(t)
+	for _, tc := range []struct {
+		name           string
+		plain, foreign bool
+		setting        string // "" is as it should be
+		heard          bool
+	}{
+		{"without TLS", true, false, "", false},
+		{"without TLS and noplaintext", true, false, without, true},
+		{"to a server that nobody knows", false, true, "", false},
+		{"to a server that nobody knows, without noplaintext", false, true, within, true},
+		{"to a server that nobody asked for proof", false, false, "", false},
+		{"without TLS, allowed within", true, false, within, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			u, token := startUpstream(t, goOn, refused), newToken(t)
+			u.plain = tc.plain
+			if tc.foreign {
+				_, u.trust = makeCertificate(t, relayName)
+			}
+			p := startSubmission(t, u, plugin, token)
+			settings := []string{"smtp_tls_policy_maps=inline:{ {[" + relayName + "]:" + u.port + " = may} }"}
+			if tc.setting != "" {
+				settings = append(settings, tc.setting)
+			}
+			for _, s := range settings {
+				if err := p.Postconf(withPatience(t), s); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := p.Reload(withPatience(t)); err != nil {
+				t.Fatal(err)
+			}
+			id := send(t, p, mailFromMailbox)
+			waitLog(t, p, id+`: to=.* status=deferred`)
+			if auths, _ := u.seen(); len(auths) > 0 != tc.heard {
+				t.Errorf("the server heard %.60q, want a token: %v", auths, tc.heard)
+			}
+			if !tc.heard {
+				waitLog(t, p, `SASL authentication failure: No worthy mechs found`)
+			}
+			wantNoToken(t, p, token)
+		})
 	}
 }
