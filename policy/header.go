@@ -18,13 +18,14 @@ const maxFields = 500
 var wanted = map[string]bool{
 	"from": true, "sender": true, "reply-to": true, "message-id": true, "date": true,
 	"auto-submitted": true, "x-auto-response-suppress": true, "x-original-from": true, "dkim-signature": true,
+	"tls-required": true,
 }
 
 // Wants tells whether a decision depends on fields of that name, whatever its case. Nothing else of
 // a message needs to be kept.
 func Wants(name string) bool {
 	switch len(name) { // spares most fields the lower case
-	case 4, 6, 8, 10, 14, 15, 24:
+	case 4, 6, 8, 10, 12, 14, 15, 24:
 		return wanted[strings.ToLower(name)]
 	}
 	return false
@@ -103,7 +104,21 @@ func (h *header) changes(r *Request, c *Client, id Address) []HeaderChange {
 	if h.sender.IsZero() {
 		list = h.markAutomatic(list)
 	}
+	list = h.dropTLSRequired(list)
 	return h.dropFalseSignatures(list)
+}
+
+// dropTLSRequired deletes each TLS-Required field, whatever it says: with "no" a device asks every server on the way to
+// deliver without TLS or to whoever answers (RFC 8689, section 5), and that is not for a device to decide. Postfix from 3.10
+// on obeys as soon as it has read the field, before a milter can take it out, so on this host tls_required_enable = no
+// guards the token; this keeps the wish from the servers behind it.
+func (h *header) dropTLSRequired(list []HeaderChange) []HeaderChange {
+	for _, f := range slices.Backward(h.other) {
+		if f.key == "tls-required" {
+			list = append(list, HeaderChange{Op: Delete, Name: f.Name, Index: f.index})
+		}
+	}
+	return list
 }
 
 // changeFrom leaves exactly one From field, with the identity, well formed.

@@ -76,7 +76,7 @@ func (m Message) Get(name string) []Field {
 
 // ours are the fields that a relay may change, in lower case. All others have to leave as they came.
 var ours = []string{"from", "sender", "reply-to", "message-id", "date", "auto-submitted", "x-auto-response-suppress",
-	"x-original-from", "dkim-signature"}
+	"x-original-from", "dkim-signature", "tls-required"}
 
 // dropped are the fields that cleanup(8) removes from every message (message_drop_headers).
 var dropped = []string{"bcc", "content-length", "resent-bcc", "return-path"}
