@@ -54,11 +54,11 @@ package:
 	@./packaging/deps $(PACKAGE_DEBS)
 	OUT=build/packages VERSION='$(VERSION)' ./packaging/build
 
-# The life of a package beside Postfix in a throw-away Debian: install, send, upgrade while mail flows, remove, purge. Some
-# minutes, and a mirror of Debian.
+# The life of a package beside Postfix in a throw-away Debian: install, send, upgrade while mail flows, remove, purge; and in a
+# newer one, who gets a token. Some minutes, and a mirror of Debian.
 package-test:
 	@./packaging/deps $(PACKAGE_DEBS)
-	$(GO) test -count=1 -v -tags packagetest -timeout 20m ./packaging/proof
+	$(GO) test -count=1 -v -tags packagetest -timeout 40m ./packaging/proof
 
 demo: deps build
 	$(GO) run ./contrib/lab/cmd/demo

@@ -4,6 +4,7 @@ package proof
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -48,13 +49,14 @@ type debian struct {
 	root string
 }
 
-// newDebian makes one, with Postfix in it, which does not run yet.
-func newDebian(t *testing.T) *debian {
+// newDebian makes one, with Postfix in it, which does not run yet. The suite "" is the version of this host.
+func newDebian(t *testing.T, suite string) *debian {
 	t.Helper()
 	d := &debian{t: t, root: filepath.Join(os.Getenv(inside), "r")}
-	mirror, suite := aptSource(t)
+	mirror, own := aptSource(t)
+	suite = cmp.Or(suite, own)
 	run(t, "debootstrap", "--variant=minbase", "--include=ca-certificates,openssl", suite, d.root, mirror)
-	d.copyApt()
+	d.copyApt(own, suite)
 	run(t, "mount", "-t", "proc", "proc", d.path("/proc"))
 	run(t, "mount", "-t", "tmpfs", "tmpfs", d.path("/run"))
 	run(t, "mount", "--bind", "/dev", d.path("/dev"))
@@ -103,8 +105,8 @@ func aptFiles(t *testing.T) []string {
 	return list
 }
 
-// copyApt gives it this host's way to Debian: mirrors, proxies, certificates and resolvers.
-func (d *debian) copyApt() {
+// copyApt gives it this host's way to Debian: mirrors, of the suite instead of this host's own, proxies, certificates and resolvers.
+func (d *debian) copyApt(own, suite string) {
 	d.t.Helper()
 	os.Remove(d.path("/etc/apt/sources.list"))
 	files := append(aptFiles(d.t), "/etc/resolv.conf", "/etc/hosts", "/etc/ssl/certs/ca-certificates.crt")
@@ -119,7 +121,11 @@ func (d *debian) copyApt() {
 		if err != nil {
 			d.t.Fatal(err)
 		}
-		d.write(f, string(b), 0o644)
+		text := string(b)
+		if strings.Contains(f, "sources") {
+			text = strings.ReplaceAll(text, own, suite)
+		}
+		d.write(f, text, 0o644)
 	}
 }
 

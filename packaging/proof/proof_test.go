@@ -37,7 +37,7 @@ func TestPackage(t *testing.T) {
 	if isolate(t) {
 		return
 	}
-	d := newDebian(t)
+	d := newDebian(t, "")
 	oldDeb, newDeb := build(t, d, oldVersion), build(t, d, newVersion)
 	site := newSite(t, d)
 	site.setUpPostfix()
@@ -267,7 +267,8 @@ func (s *site) stop() {
 // startPostfix starts it as Debian does: chrooted, with the files that this needs.
 func (s *site) startPostfix() {
 	s.t.Helper()
-	said := s.sh("/usr/lib/postfix/configure-instance.sh - && postfix check && postfix start")
+	// Since Debian 13, "postfix start" itself puts into the queue directory what chrooted daemons read.
+	said := s.sh("cd /usr/lib/postfix; grep -q 'internal script' configure-instance.sh || ./configure-instance.sh -; postfix check && postfix start")
 	if strings.Contains(said, "warning") {
 		s.t.Errorf("Postfix says\n%s", said)
 	}
@@ -283,15 +284,16 @@ func (s *site) startPostfix() {
 	})
 }
 
-// sendOne sends the next message and fails the test if it is not taken.
-func (s *site) sendOne(ctx context.Context) {
+// sendOne sends the next message, with more fields, and fails the test if it is not taken.
+func (s *site) sendOne(ctx context.Context, fields string) lab.Result {
 	s.t.Helper()
 	s.sent++
-	data := fmt.Sprintf("From: Scanner <mfp3@floor.local>\r\nTo: <a@fabrikam.com>\r\nMessage-ID: <%d@floor.local>\r\nSubject: scan\r\n\r\nhello\r\n", s.sent)
+	data := fmt.Sprintf("%sFrom: Scanner <mfp3@floor.local>\r\nTo: <a@fabrikam.com>\r\nMessage-ID: <%d@floor.local>\r\nSubject: scan\r\n\r\nhello\r\n", fields, s.sent)
 	res, err := lab.Send(ctx, s.smtp, lab.Mail{XClient: lab.XClient{Addr: "10.2.0.9", Name: "mfp3.local"}, From: "mfp3@floor.local", To: []string{"a@fabrikam.com"}, Data: []byte(data)})
 	if err != nil || !res.Accepted() {
 		s.t.Errorf("message %d was refused: %v, %v", s.sent, res.Verdict(), err)
 	}
+	return res
 }
 
 func (s *site) send(n int) {
@@ -299,7 +301,7 @@ func (s *site) send(n int) {
 	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
 	defer cancel()
 	for range n {
-		s.sendOne(ctx)
+		s.sendOne(ctx, "")
 	}
 }
 
@@ -348,7 +350,7 @@ func (s *site) upgrade(deb string) {
 		ctx, cancel := context.WithTimeout(s.t.Context(), 5*time.Minute)
 		defer cancel()
 		for !stop.Load() {
-			s.sendOne(ctx)
+			s.sendOne(ctx, "")
 			time.Sleep(20 * time.Millisecond)
 		}
 	})
