@@ -150,7 +150,7 @@ func (l *Leases) Adopt(ctx context.Context, j *Journal) error {
 	}
 	l.journal = j
 	known := make(map[uint64]bool, len(entries))
-	ledger, _ := l.ledger.(limit.Survivor)
+	survivor, _ := l.ledger.(limit.Survivor)
 	goOn := 0
 	for pid, e := range entries {
 		if e == nil {
@@ -159,8 +159,8 @@ func (l *Leases) Adopt(ctx context.Context, j *Journal) error {
 		}
 		known[e.Lease] = true
 		s := l.adopted(e)
-		if ledger != nil {
-			ledger.Adopt(s.mailbox, s.lease, s.limits)
+		if survivor != nil {
+			survivor.Adopt(s.mailbox, s.lease, s.limits)
 		}
 		if e.alive(pid) {
 			l.enter(pid, s)
@@ -170,10 +170,10 @@ func (l *Leases) Adopt(ctx context.Context, j *Journal) error {
 		l.settle(ctx, s.mailbox, s.lease, Unseen)
 		l.journaled(j.remove(pid))
 	}
-	if ledger == nil {
+	if survivor == nil {
 		return nil
 	}
-	orphans := ledger.Outstanding()
+	orphans := survivor.Outstanding()
 	orphans = slices.DeleteFunc(orphans, func(o limit.Outstanding) bool { return known[o.Lease] })
 	for _, o := range orphans {
 		l.settle(ctx, o.Mailbox, o.Lease, Unseen)

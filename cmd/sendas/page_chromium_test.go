@@ -248,12 +248,12 @@ func TestPageInChromium(t *testing.T) {
 	if got := eval[string](b, `document.querySelector("header a").href`); got != "http://127.0.0.1:9726/" {
 		t.Errorf("the other service: %s", got)
 	}
-	b.quiet(address(incoming))
+	b.quiet(listensAt(incoming))
 
 	service := &show{view: fictitious()}
 	site := httptest.NewServer(service)
 	defer site.Close()
-	host := address(site)
+	host := listensAt(site)
 	b.run(chromedp.Navigate(site.URL))
 	if got := eval[string](b, "document.title"); got != "(2) sendas token service" {
 		t.Errorf("title %q", got)
@@ -299,7 +299,7 @@ const now = `document.dispatchEvent(new Event("visibilitychange"))`
 // wrong here, so nothing is quiet afterwards.
 func (b *browser) away(t *testing.T, site *httptest.Server, service *show) {
 	t.Helper()
-	host := address(site)
+	host := listensAt(site)
 	site.Close()
 	b.until(now + `; !document.getElementById("away").hidden`)
 	if got := eval[string](b, `document.getElementById("away").innerText`); !strings.HasPrefix(got, "no answer since ") {

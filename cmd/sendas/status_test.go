@@ -37,8 +37,8 @@ milter: {http: "%s"}
 token: {http: "%s"}
 `
 
-// address is what a test server listens on.
-func address(s *httptest.Server) string { return s.Listener.Addr().String() }
+// listensAt is what a test server listens on.
+func listensAt(s *httptest.Server) string { return s.Listener.Addr().String() }
 
 // statusOf returns a command on a configuration with these services; "" is off. It writes to stdout.
 func statusOf(t *testing.T, authority, milterAt, tokenAt string) (c *statusCommand, stdout *bytes.Buffer) {
@@ -98,7 +98,7 @@ func dead(t *testing.T) string {
 func answering(t *testing.T, status int, body string) string {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status); io.WriteString(w, body) }))
 	t.Cleanup(s.Close)
-	return address(s)
+	return listensAt(s)
 }
 
 const smallStatus = `{
@@ -110,7 +110,7 @@ const smallStatus = `{
 `
 
 func TestStatusDown(t *testing.T) {
-	up := address(healthy(t))
+	up := listensAt(healthy(t))
 	for _, tc := range []struct {
 		name          string
 		milter, token string
@@ -143,7 +143,7 @@ func TestStatusDown(t *testing.T) {
 }
 
 func TestStatusJSON(t *testing.T) {
-	up := address(healthy(t))
+	up := listensAt(healthy(t))
 	gone := dead(t)
 	for _, tc := range []struct {
 		name          string
@@ -220,7 +220,7 @@ func TestStatusWatch(t *testing.T) {
 // TestStatusForgery: somebody else listens where the service should, and speaks to the terminal.
 func TestStatusForgery(t *testing.T) {
 	bad := `"\u001b]0;pwned\u0007\u202e\u009b2J"`
-	c, stdout := statusOf(t, "https://login.microsoftonline.com", address(healthy(t)), answering(t, 200, fmt.Sprintf(`{"version": %s, "ledger_error": %s,
+	c, stdout := statusOf(t, "https://login.microsoftonline.com", listensAt(healthy(t)), answering(t, 200, fmt.Sprintf(`{"version": %s, "ledger_error": %s,
 		"credentials": [{"name": %s, "flow": %s, "in_use": true, "refresh": {"result": %s, "error": {"text": %s, "hint": %s}}, "proof": {"kind": %s}, "sign_in": {"error": %s}}],
 		"mailboxes": [{"mailbox": %s, "last_verdict": {"class": %s, "code": %s, "meaning": %s}}]}`, bad, bad, bad, bad, bad, bad, bad, bad, bad, bad, bad, bad, bad)))
 	if err := c.run(t.Context()); err != nil {

@@ -87,7 +87,7 @@ func (x *pseudoTerminal) wait(t *testing.T, what string) string {
 func TestStatusOnceOnTerminal(t *testing.T) {
 	t.Setenv("TERM", "xterm-256color")
 	x := newPseudoTerminal(t, 60, 20)
-	c, _ := statusOf(t, "https://login.microsoftonline.com", address(healthy(t)), answering(t, 200, smallStatus))
+	c, _ := statusOf(t, "https://login.microsoftonline.com", listensAt(healthy(t)), answering(t, 200, smallStatus))
 	c.stdout = x.tty
 	if err := c.run(t.Context()); err != nil {
 		t.Fatal(err)
@@ -166,7 +166,7 @@ func TestStatusScripts(t *testing.T) {
 			jsonHandler(func(context.Context) any { return v }).ServeHTTP(w, r)
 		}))
 		t.Cleanup(s.Close)
-		return address(s)
+		return listensAt(s)
 	}
 	v := fictitious()
 	tokenAt, milterAt, nobody := serve(v.token), serve(v.milter), dead(t)
