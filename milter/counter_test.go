@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/sendas/sendas/milter/quota"
 	"github.com/sendas/sendas/policy"
 )
 
@@ -20,7 +21,7 @@ func TestClientSeries(t *testing.T) {
 	m.observe("sap", policy.Accept, policy.ReasonAuthorized, 0)
 	m.observe("sap", policy.Accept, policy.ReasonClient, 0)
 	m.observe("", policy.Reject, policy.ReasonNoClient, 0)
-	m.refused("sap", &overrun{reason: policy.ReasonClientLimit, on: DeferOver})
+	m.refused("sap", &quota.Overrun{Reason: policy.ReasonClientLimit, On: quota.DeferOver})
 	compare := func(names, want string) {
 		t.Helper()
 		if err := testutil.GatherAndCompare(reg, strings.NewReader(want), strings.Fields(names)...); err != nil {

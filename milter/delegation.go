@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/internal/serve"
+	"github.com/sendas/sendas/milter/quota"
 	"github.com/sendas/sendas/policy"
 )
 
@@ -31,9 +32,9 @@ const (
 type PolicyServer struct {
 	Log      *slog.Logger
 	Metrics  *Metrics
-	Sessions *Sessions // shared with the milter
-	Quotas   *Quotas   // likewise; nil: no limits
-	Tally    *Tally    // likewise; nil: nothing is counted for Status
+	Sessions *Sessions   // shared with the milter
+	Quotas   *quota.Desk // likewise; nil: no limits
+	Tally    *Tally      // likewise; nil: nothing is counted for Status
 
 	policy atomic.Pointer[policy.Policy]
 	wg     sync.WaitGroup
@@ -173,7 +174,7 @@ func (s *PolicyServer) answer(q *query) string {
 		client = f.Client.Name
 	}
 	if f.Reply == nil && q.recipient != "" {
-		if f.Reply = s.Quotas.foresee(client, time.Now()); f.Reply != nil {
+		if f.Reply = s.Quotas.Foresee(client, time.Now()); f.Reply != nil {
 			f.Reasons = append(f.Reasons, policy.Reason{Code: policy.ReasonClientLimit, Subject: client})
 		}
 	}

@@ -10,7 +10,8 @@ import (
 
 	protocol "github.com/d--j/go-milter"
 
-	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/milter/quota"
+	"github.com/sendas/sendas/policy/address"
 	"github.com/sendas/sendas/policy/limit"
 )
 
@@ -33,15 +34,15 @@ func opens(reply string) string {
 func perDay(n int) []limit.Rate { return []limit.Rate{{N: n, Per: 24 * time.Hour}} }
 
 // newQuotas limits the printers.
-func newQuotas(l ClientLimit, identities ...IdentityLimit) *Quotas {
-	q := NewQuotas(limit.NewAdmission())
-	q.Use(map[string]ClientLimit{"printers": l}, identities...)
+func newQuotas(l quota.ClientLimit, identities ...quota.IdentityLimit) *quota.Desk {
+	q := quota.NewDesk(quota.New())
+	q.Use(map[string]quota.ClientLimit{"printers": l}, identities...)
 	return q
 }
 
 // countedOf returns what a key has used of its first limit, and what is reserved.
-func countedOf(q *Quotas, key string) (used, reserved int) {
-	for _, u := range q.used(key, time.Now()) {
+func countedOf(q *quota.Desk, key string) (used, reserved int) {
+	for _, u := range q.Used(key, time.Now()) {
 		return u.Counted, u.Reserved
 	}
 	return 0, 0
@@ -58,13 +59,13 @@ func (s *site) counted(t *testing.T, key string, used, reserved int) {
 // TestManyRecipients: of 600 recipients, the 501st is the first that is refused, and the message goes on with the others.
 func TestManyRecipients(t *testing.T) {
 	for _, tc := range []struct {
-		on   OnLimit
+		on   quota.OnLimit
 		want string
 	}{
-		{DeferOver, `451 4.7.1 client "printers" may send to 500 recipients a day`},
-		{RejectOver, `550 5.7.1 client "printers" may send to 500 recipients a day`},
+		{quota.DeferOver, `451 4.7.1 client "printers" may send to 500 recipients a day`},
+		{quota.RejectOver, `550 5.7.1 client "printers" may send to 500 recipients a day`},
 	} {
-		s := startWith(t, newQuotas(ClientLimit{limit.Quota{Recipients: perDay(500)}, tc.on}))
+		s := startWith(t, newQuotas(quota.ClientLimit{Rates: quota.Rates{Recipients: perDay(500)}, OnLimit: tc.on}))
 		c, _ := s.dial("10.2.0.9", "")
 		if act, err := c.Mail("<hr@contoso.com>", ""); err != nil || act.Type != protocol.ActionContinue {
 			t.Fatalf("MAIL: %+v, %v", act, err)
@@ -111,7 +112,7 @@ func (s *site) finish(c *protocol.ClientSession) *protocol.Action {
 
 // TestRefusedSender: a client over its messages is refused at MAIL, and one that has a place takes it until its message ends.
 func TestRefusedSender(t *testing.T) {
-	s := startWith(t, newQuotas(ClientLimit{limit.Quota{Messages: perDay(1)}, DeferOver}))
+	s := startWith(t, newQuotas(quota.ClientLimit{Rates: quota.Rates{Messages: perDay(1)}, OnLimit: quota.DeferOver}))
 	first, _ := s.dial("10.2.0.9", "")
 	s.begin(first, "<hr@contoso.com>")
 	second, _ := s.dial("10.2.0.10", "")
@@ -152,11 +153,11 @@ func TestNothingLeaks(t *testing.T) {
 		{"the body", func(c *protocol.ClientSession) (*protocol.Action, error) { return c.BodyChunk([]byte("body")) }},
 		{"the end", func(c *protocol.ClientSession) (*protocol.Action, error) { _, act, err := c.End(); return act, err }},
 	}
-	limits := ClientLimit{limit.Quota{Recipients: perDay(1), Messages: perDay(10)}, RejectOver}
+	limits := quota.ClientLimit{Rates: quota.Rates{Recipients: perDay(1), Messages: perDay(10)}, OnLimit: quota.RejectOver}
 	for n := 1; n <= len(steps); n++ {
 		for _, how := range []string{"drop", "reset", "shutdown"} {
-			q := NewQuotas(limit.NewAdmission())
-			q.Use(map[string]ClientLimit{"monitoring": limits}) // which rejects what is not authorised
+			q := quota.NewDesk(quota.New())
+			q.Use(map[string]quota.ClientLimit{"monitoring": limits}) // which rejects what is not authorised
 			s := startWith(t, q)
 			c, _ := s.dial("192.0.2.1", "nagios")
 			for _, step := range steps[:n] {
@@ -176,7 +177,7 @@ func TestNothingLeaks(t *testing.T) {
 				_ = s.Shutdown(canceled(t))
 			}
 			waitFor(t, fmt.Sprintf("the places of a message that ended after %s by %s", steps[n-1].name, how), func() bool {
-				for _, u := range q.used("monitoring", time.Now()) {
+				for _, u := range q.Used("monitoring", time.Now()) {
 					if u.Counted != 0 || u.Reserved != 0 {
 						return false
 					}
@@ -189,10 +190,10 @@ func TestNothingLeaks(t *testing.T) {
 
 // TestIdentityLimits: whoever sends as an identity is counted for it, and a message that is over one limit counts for no other.
 func TestIdentityLimits(t *testing.T) {
-	both := IdentityLimit{"hr@contoso.com", limit.Quota{Messages: perDay(2)}, RejectOver}
-	each := IdentityLimit{"*@Contoso.com", limit.Quota{Messages: perDay(1)}, DeferOver}
+	both := quota.IdentityLimit{Address: "hr@contoso.com", Rates: quota.Rates{Messages: perDay(2)}, OnLimit: quota.RejectOver}
+	each := quota.IdentityLimit{Address: "*@Contoso.com", Rates: quota.Rates{Messages: perDay(1)}, OnLimit: quota.DeferOver}
 	const over = `may send 2 messages a day`
-	s := startWith(t, newQuotas(ClientLimit{limit.Quota{Messages: perDay(3)}, DeferOver}, both, each))
+	s := startWith(t, newQuotas(quota.ClientLimit{Rates: quota.Rates{Messages: perDay(3)}, OnLimit: quota.DeferOver}, both, each))
 	printer, _ := s.dial("10.2.0.9", "")
 	monitor, _ := s.dial("192.0.2.1", "nagios")
 	for i, step := range []struct {
@@ -213,8 +214,8 @@ func TestIdentityLimits(t *testing.T) {
 		}
 	}
 	s.counted(t, "printers", 2, 0)
-	s.counted(t, limit.IdentityKey("hr@contoso.com"), 2, 0)
-	s.counted(t, limit.IdentityKey("scan@contoso.com"), 1, 0)
+	s.counted(t, quota.IdentityKey("hr@contoso.com"), 2, 0)
+	s.counted(t, quota.IdentityKey("scan@contoso.com"), 1, 0)
 	if !strings.Contains(s.log.String(), "reason=identity-limit") {
 		t.Errorf("the log does not tell of the identity's limit:\n%s", s.log)
 	}
@@ -222,19 +223,19 @@ func TestIdentityLimits(t *testing.T) {
 
 // TestHeldIdentity: hold at an identity or a client accepts the message and counts it for none, unless the other one refuses.
 func TestHeldIdentity(t *testing.T) {
-	none, plenty := limit.Quota{Messages: perDay(1)}, limit.Quota{Messages: perDay(9)}
+	none, plenty := quota.Rates{Messages: perDay(1)}, quota.Rates{Messages: perDay(9)}
 	for _, tc := range []struct {
-		client, identity     limit.Quota
-		onClient, onIdentity OnLimit
+		client, identity     quota.Rates
+		onClient, onIdentity quota.OnLimit
 		want                 string // the second message's outcome
 		ofClient, ofIdentity int    // counted
 	}{
-		{plenty, none, DeferOver, HoldOver, "held: identity <hr@contoso.com> may send 1 ", 1, 1},
-		{none, plenty, HoldOver, DeferOver, `held: client "printers" may send 1 `, 1, 1},
-		{none, none, HoldOver, DeferOver, "451 4.7.1 identity", 1, 1},
-		{none, none, HoldOver, HoldOver, `held: client "printers" may send 1 `, 1, 1},
+		{plenty, none, quota.DeferOver, quota.HoldOver, "held: identity <hr@contoso.com> may send 1 ", 1, 1},
+		{none, plenty, quota.HoldOver, quota.DeferOver, `held: client "printers" may send 1 `, 1, 1},
+		{none, none, quota.HoldOver, quota.DeferOver, "451 4.7.1 identity", 1, 1},
+		{none, none, quota.HoldOver, quota.HoldOver, `held: client "printers" may send 1 `, 1, 1},
 	} {
-		s := startWith(t, newQuotas(ClientLimit{tc.client, tc.onClient}, IdentityLimit{"hr@contoso.com", tc.identity, tc.onIdentity}))
+		s := startWith(t, newQuotas(quota.ClientLimit{Rates: tc.client, OnLimit: tc.onClient}, quota.IdentityLimit{Address: "hr@contoso.com", Rates: tc.identity, OnLimit: tc.onIdentity}))
 		c, _ := s.dial("10.2.0.9", "")
 		got := ""
 		for range 2 {
@@ -244,39 +245,39 @@ func TestHeldIdentity(t *testing.T) {
 			t.Errorf("%+v: %q", tc, got)
 		}
 		s.counted(t, "printers", tc.ofClient, 0)
-		s.counted(t, limit.IdentityKey("hr@contoso.com"), tc.ofIdentity, 0)
+		s.counted(t, quota.IdentityKey("hr@contoso.com"), tc.ofIdentity, 0)
 		c.Close()
 	}
 }
 
 // TestFirstIdentityWins: as with clients, the order of the list decides.
 func TestFirstIdentityWins(t *testing.T) {
-	at := func(address string, n int) IdentityLimit {
-		return IdentityLimit{address, limit.Quota{Messages: perDay(n)}, DeferOver}
+	at := func(address string, n int) quota.IdentityLimit {
+		return quota.IdentityLimit{Address: address, Rates: quota.Rates{Messages: perDay(n)}, OnLimit: quota.DeferOver}
 	}
 	for _, tc := range []struct {
-		list    []IdentityLimit
+		list    []quota.IdentityLimit
 		address string
 		want    int // 0: no limits
 	}{
-		{[]IdentityLimit{at("hr@contoso.com", 1), at("*@contoso.com", 2)}, "hr@contoso.com", 1},
-		{[]IdentityLimit{at("hr@contoso.com", 1), at("*@contoso.com", 2)}, "it@contoso.com", 2},
-		{[]IdentityLimit{at("*@contoso.com", 2), at("hr@contoso.com", 1)}, "hr@contoso.com", 2},
-		{[]IdentityLimit{at("hr@contoso.com", 1)}, "it@contoso.com", 0},
-		{[]IdentityLimit{at("*@contoso.com", 2)}, "hr@contoso.de", 0},
-		{[]IdentityLimit{at("*@bücher.example", 2)}, "hr@xn--bcher-kva.example", 2},
-		{[]IdentityLimit{at("hr@contoso.com", 1)}, "", 0},
+		{[]quota.IdentityLimit{at("hr@contoso.com", 1), at("*@contoso.com", 2)}, "hr@contoso.com", 1},
+		{[]quota.IdentityLimit{at("hr@contoso.com", 1), at("*@contoso.com", 2)}, "it@contoso.com", 2},
+		{[]quota.IdentityLimit{at("*@contoso.com", 2), at("hr@contoso.com", 1)}, "hr@contoso.com", 2},
+		{[]quota.IdentityLimit{at("hr@contoso.com", 1)}, "it@contoso.com", 0},
+		{[]quota.IdentityLimit{at("*@contoso.com", 2)}, "hr@contoso.de", 0},
+		{[]quota.IdentityLimit{at("*@bücher.example", 2)}, "hr@xn--bcher-kva.example", 2},
+		{[]quota.IdentityLimit{at("hr@contoso.com", 1)}, "", 0},
 		{nil, "hr@contoso.com", 0},
 	} {
-		q := NewQuotas(limit.NewAdmission())
+		q := quota.NewDesk(quota.New())
 		q.Use(nil, tc.list...)
-		a, err := policy.ParseAddress(tc.address)
+		a, err := address.Parse(tc.address)
 		if err != nil {
 			t.Fatal(err)
 		}
 		got := 0
 		if l, ok := q.Identity(a); ok {
-			got = l.Quota.Messages[0].N
+			got = l.Rates.Messages[0].N
 		}
 		if got != tc.want {
 			t.Errorf("%v: %q has the limit %d, want %d", tc.list, tc.address, got, tc.want)
@@ -286,15 +287,15 @@ func TestFirstIdentityWins(t *testing.T) {
 
 // TestRepliesAreAskedFor: Postfix waits for answers to MAIL and RCPT only where a limit may refuse there.
 func TestRepliesAreAskedFor(t *testing.T) {
-	refuses := ClientLimit{limit.Quota{Messages: perDay(1)}, DeferOver}
-	held := ClientLimit{limit.Quota{Messages: perDay(1)}, HoldOver}
+	refuses := quota.ClientLimit{Rates: quota.Rates{Messages: perDay(1)}, OnLimit: quota.DeferOver}
+	held := quota.ClientLimit{Rates: quota.Rates{Messages: perDay(1)}, OnLimit: quota.HoldOver}
 	for _, tc := range []struct {
 		name string
-		q    *Quotas
+		q    *quota.Desk
 		want bool
 	}{
 		{"no limits at all", nil, false},
-		{"no limits", NewQuotas(limit.NewAdmission()), false},
+		{"no limits", quota.NewDesk(quota.New()), false},
 		{"a client that is refused", newQuotas(refuses), true},
 		{"a client whose mail is held", newQuotas(held), false},
 	} {
@@ -309,7 +310,7 @@ func TestRepliesAreAskedFor(t *testing.T) {
 
 // TestPeekCountsNothingTwice: the policy service is asked at RCPT, when the milter holds the message's place already.
 func TestPeekCountsNothingTwice(t *testing.T) {
-	q := newQuotas(ClientLimit{limit.Quota{Messages: perDay(1), Recipients: perDay(1)}, DeferOver})
+	q := newQuotas(quota.ClientLimit{Rates: quota.Rates{Messages: perDay(1), Recipients: perDay(1)}, OnLimit: quota.DeferOver})
 	s := startWith(t, q)
 	early, _ := newPolicyServer(t)
 	early.Quotas = q
@@ -336,17 +337,17 @@ func TestPeekCountsNothingTwice(t *testing.T) {
 
 // TestLimitsReloadedInTheMiddle: a message ends under the limits it began with, whatever becomes of them, and leaves no place taken.
 func TestLimitsReloadedInTheMiddle(t *testing.T) {
-	day, other := limit.Quota{Messages: perDay(5)}, limit.Quota{Messages: []limit.Rate{{N: 5, Per: time.Hour}}}
+	day, other := quota.Rates{Messages: perDay(5)}, quota.Rates{Messages: []limit.Rate{{N: 5, Per: time.Hour}}}
 	for _, tc := range []struct {
 		name string
-		next map[string]ClientLimit
+		next map[string]quota.ClientLimit
 		want int // counted in the first period in force then
 	}{
 		{"no more limits", nil, 1}, // of the message that began with them
-		{"another period", map[string]ClientLimit{"printers": {other, DeferOver}}, 2},
-		{"hold", map[string]ClientLimit{"printers": {day, HoldOver}}, 2},
+		{"another period", map[string]quota.ClientLimit{"printers": {Rates: other, OnLimit: quota.DeferOver}}, 2},
+		{"hold", map[string]quota.ClientLimit{"printers": {Rates: day, OnLimit: quota.HoldOver}}, 2},
 	} {
-		q := newQuotas(ClientLimit{day, DeferOver})
+		q := newQuotas(quota.ClientLimit{Rates: day, OnLimit: quota.DeferOver})
 		s := startWith(t, q)
 		c, _ := s.dial("10.2.0.9", "")
 		s.begin(c, "<hr@contoso.com>")

@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/sendas/sendas/milter/quota"
 	"github.com/sendas/sendas/policy"
 )
 
@@ -75,8 +76,8 @@ func (m *Metrics) answered(client, action string, reason policy.ReasonCode) {
 }
 
 // refused counts a message that a limit turned away before its end.
-func (m *Metrics) refused(client string, over *overrun) {
-	m.decided(client, over.action(), over.reason)
+func (m *Metrics) refused(client string, over *quota.Overrun) {
+	m.decided(client, over.Action(), over.Reason)
 }
 
 // overStart returns what a client can be over, and what becomes of it.

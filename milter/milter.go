@@ -22,8 +22,9 @@ import (
 	protocol "github.com/d--j/go-milter"
 
 	"github.com/sendas/sendas/internal/serve"
+	"github.com/sendas/sendas/milter/queue"
+	"github.com/sendas/sendas/milter/quota"
 	"github.com/sendas/sendas/policy"
-	"github.com/sendas/sendas/policy/limit"
 )
 
 // idleTime is how long a connection may rest between two commands; Postfix' smtpd_timeout,
@@ -34,10 +35,10 @@ const idleTime = 10 * time.Minute
 type Server struct {
 	Log      *slog.Logger
 	Metrics  *Metrics
-	Sessions *Sessions // shared with the PolicyServer
-	Quotas   *Quotas   // likewise; nil: no limits
-	Tally    *Tally    // likewise; nil: nothing is counted for Status
-	Queue    *Queue    // nil: no ceiling
+	Sessions *Sessions    // shared with the PolicyServer
+	Quotas   *quota.Desk  // likewise; nil: no limits
+	Tally    *Tally       // likewise; nil: nothing is counted for Status
+	Queue    *queue.Watch // nil: no ceiling
 
 	policy atomic.Pointer[policy.Policy]
 
@@ -71,7 +72,7 @@ func (s *Server) session(c *buffered) {
 		return
 	}
 	s.mention(o)
-	t := &transaction{s: s, changes: changes{w: c}, offer: o, early: s.Quotas.early()}
+	t := &transaction{s: s, changes: changes{w: c}, offer: o, early: s.Quotas.Early()}
 	srv := protocol.NewServer(append(o.options(t.early), protocol.WithMilter(func() protocol.Milter { return t }))...)
 	_ = srv.Serve(&one{conn: c}) // it has begun a goroutine for the connection, which closes it
 }
@@ -175,10 +176,10 @@ type transaction struct {
 	policy  *policy.Policy // the same for the whole message, whatever is reloaded meanwhile
 	req     policy.Request
 	who     macros
-	booking booking
+	booking quota.Booking
 	limit   string // which limit the message, or a recipient of it, is over, in words
 	refused int    // recipients, for a limit
-	over    *overrun
+	over    *quota.Overrun
 }
 
 // Connect is not called where the macros tell who the client is.
@@ -196,7 +197,7 @@ func (t *transaction) Helo(_ string, m protocol.Modifier) (*protocol.Response, e
 // MailFrom begins a message. Where a limit can refuse it before its end, it does so here.
 func (t *transaction) MailFrom(from, _ string, m protocol.Modifier) (*protocol.Response, error) {
 	t.finish()
-	t.policy, t.booking = t.s.policy.Load(), t.s.Quotas.begin()
+	t.policy, t.booking = t.s.policy.Load(), t.s.Quotas.Begin()
 	t.req = policy.Request{Sender: from, Rcpts: t.req.Rcpts[:0], Fields: t.req.Fields[:0]}
 	if !t.early {
 		return protocol.RespContinue, nil
@@ -207,11 +208,11 @@ func (t *transaction) MailFrom(from, _ string, m protocol.Modifier) (*protocol.R
 	}
 	peer := t.who.peer()
 	c := t.policy.FindClient(peer)
-	if c == nil || !t.booking.refuses(c.Name) {
+	if c == nil || !t.booking.Refuses(c.Name) {
 		return protocol.RespContinue, nil // it is refused at the end, with the reason; or never
 	}
 	now := time.Now()
-	if over := t.booking.mail(c.Name, now); over != nil {
+	if over := t.booking.Mail(c.Name, now); over != nil {
 		t.req.Peer = peer
 		return t.refuseSender(c.Name, over, now)
 	}
@@ -219,12 +220,12 @@ func (t *transaction) MailFrom(from, _ string, m protocol.Modifier) (*protocol.R
 }
 
 // refuseSender answers MAIL.
-func (t *transaction) refuseSender(client string, over *overrun, now time.Time) (*protocol.Response, error) {
-	reply := over.reply(now)
+func (t *transaction) refuseSender(client string, over *quota.Overrun, now time.Time) (*protocol.Response, error) {
+	reply := over.Reply(now)
 	t.s.Log.Info("sender refused", "client", client, "addr", t.req.Peer.Addr, "login", t.req.Peer.Login, "asked", t.req.Sender,
-		"action", over.action(), "reason", over.reason, "limit", reply.Text)
+		"action", over.Action(), "reason", over.Reason, "limit", reply.Text)
 	t.s.Metrics.refused(client, over)
-	t.s.Tally.message(client, over.action(), over.reason, now)
+	t.s.Tally.message(client, over.Action(), over.Reason, now)
 	return respond(reply)
 }
 
@@ -267,13 +268,13 @@ func (t *transaction) peer(m protocol.Modifier) policy.Peer {
 // RcptTo collects a recipient, unless a limit refuses it: then the message goes on with those that it has. Postfix sends those
 // that it has accepted itself.
 func (t *transaction) RcptTo(to, _ string, _ protocol.Modifier) (*protocol.Response, error) {
-	if t.booking.places != nil {
+	if t.booking.Places != nil {
 		now := time.Now()
-		if over := t.booking.recipients(1, now); over != nil {
-			reply := over.reply(now)
+		if over := t.booking.Recipients(1, now); over != nil {
+			reply := over.Reply(now)
 			t.refused, t.over, t.limit = t.refused+1, over, reply.Text
-			t.s.Metrics.rcpts.WithLabelValues(t.booking.client).Inc()
-			t.s.Tally.recipient(t.booking.client)
+			t.s.Metrics.rcpts.WithLabelValues(t.booking.Client).Inc()
+			t.s.Tally.recipient(t.booking.Client)
 			return respond(reply)
 		}
 	}
@@ -306,11 +307,11 @@ func (t *transaction) EndOfMessage(m protocol.Modifier) (*protocol.Response, err
 	if d.Reply != nil {
 		return respond(d.Reply)
 	}
-	over := t.booking.end(d.Client.Name, d.Identity, len(t.req.Rcpts), t.req.Now)
-	if over != nil && over.on != HoldOver {
+	over := t.booking.End(d.Client.Name, d.Identity, len(t.req.Rcpts), t.req.Now)
+	if over != nil && over.On != quota.HoldOver {
 		return t.refuse(&d, over)
 	}
-	if full := t.s.Queue.overflow(&d, len(t.req.Rcpts)); full != nil && over == nil { // what is held does not wait
+	if full := t.s.Queue.Overflow(&d, len(t.req.Rcpts)); full != nil && over == nil { // what is held does not wait
 		return t.defers(&d, full)
 	}
 	if lacks := needs(&d) &^ t.offer.actions; lacks != 0 {
@@ -320,36 +321,36 @@ func (t *transaction) EndOfMessage(m protocol.Modifier) (*protocol.Response, err
 		return t.fails(&d, fmt.Errorf("changing message %s: %w", t.req.QueueID, err))
 	}
 	if over == nil { // others may have taken the places of one that took very long, or on another host
-		over = t.booking.commit(t.req.Now)
+		over = t.booking.Commit(t.req.Now)
 	}
 	switch {
 	case over == nil:
-		t.s.Queue.accepted(&d, t.req.QueueID, len(t.req.Rcpts), t.req.Now)
+		t.s.Queue.Accepted(&d, t.req.QueueID, len(t.req.Rcpts), t.req.Now)
 		return protocol.RespAccept, nil
-	case over.on == HoldOver:
+	case over.On == quota.HoldOver:
 		return t.hold(&d, over)
 	}
 	return t.refuse(&d, over)
 }
 
 // note enters a limit into the decision.
-func (t *transaction) note(d *policy.Decision, over *overrun) {
-	d.Action, t.limit = over.action(), limit.Describe(over.Refusal, t.req.Now)
+func (t *transaction) note(d *policy.Decision, over *quota.Overrun) {
+	d.Action, t.limit = over.Action(), quota.Describe(over.Refusal, t.req.Now)
 	who := d.Client.Name
-	if over.reason == policy.ReasonIdentityLimit {
+	if over.Reason == policy.ReasonIdentityLimit {
 		who = d.Identity.String()
 	}
-	d.Reasons = append(d.Reasons, policy.Reason{Code: over.reason, Subject: who})
+	d.Reasons = append(d.Reasons, policy.Reason{Code: over.Reason, Subject: who})
 }
 
 // refuse refuses a message for its limits.
-func (t *transaction) refuse(d *policy.Decision, over *overrun) (*protocol.Response, error) {
+func (t *transaction) refuse(d *policy.Decision, over *quota.Overrun) (*protocol.Response, error) {
 	t.note(d, over)
-	return respond(over.reply(t.req.Now))
+	return respond(over.Reply(t.req.Now))
 }
 
 // hold accepts a message that is over its limits, and counts it for none.
-func (t *transaction) hold(d *policy.Decision, over *overrun) (*protocol.Response, error) {
+func (t *transaction) hold(d *policy.Decision, over *quota.Overrun) (*protocol.Response, error) {
 	if t.offer.actions&protocol.OptQuarantine == 0 {
 		return t.lacking(d, protocol.OptQuarantine)
 	}
@@ -383,7 +384,7 @@ func (t *transaction) Abort(protocol.Modifier) error {
 
 // end gives back what a message holds that it has not used.
 func (t *transaction) end() {
-	t.booking.abort()
+	t.booking.Abort()
 	t.limit, t.refused, t.over = "", 0, nil
 }
 
@@ -393,11 +394,11 @@ func (t *transaction) Cleanup(protocol.Modifier) { t.finish() }
 // finish ends a message that may not have come to its end: the client has begun anew, or gone.
 func (t *transaction) finish() {
 	if t.refused > 0 {
-		t.s.Log.Info("recipients refused", "client", t.booking.client, "addr", t.who.peer().Addr, "login", t.who.login, "asked", t.req.Sender,
-			"recipients", len(t.req.Rcpts), "refused", t.refused, "reason", t.over.reason, "limit", t.limit)
+		t.s.Log.Info("recipients refused", "client", t.booking.Client, "addr", t.who.peer().Addr, "login", t.who.login, "asked", t.req.Sender,
+			"recipients", len(t.req.Rcpts), "refused", t.refused, "reason", t.over.Reason, "limit", t.limit)
 		if len(t.req.Rcpts) == 0 {
-			t.s.Metrics.refused(t.booking.client, t.over)
-			t.s.Tally.message(t.booking.client, t.over.action(), t.over.reason, time.Now())
+			t.s.Metrics.refused(t.booking.Client, t.over)
+			t.s.Tally.message(t.booking.Client, t.over.Action(), t.over.Reason, time.Now())
 		}
 	}
 	t.end()

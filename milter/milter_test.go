@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/sendas/sendas/internal/logtest"
+	"github.com/sendas/sendas/milter/quota"
 	"github.com/sendas/sendas/policy"
 )
 
@@ -34,7 +35,7 @@ type site struct {
 func start(t testing.TB) *site { t.Helper(); return startWith(t, nil) }
 
 // startWith starts a milter with limits, nil for none.
-func startWith(t testing.TB, q *Quotas, with ...func(*Server)) *site {
+func startWith(t testing.TB, q *quota.Desk, with ...func(*Server)) *site {
 	t.Helper()
 	s := &site{t: t, path: filepath.Join(t.TempDir(), "milter"), log: &logtest.Buffer{}}
 	s.sessions = &Sessions{}

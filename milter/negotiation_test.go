@@ -11,7 +11,7 @@ import (
 
 	protocol "github.com/d--j/go-milter"
 
-	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/milter/quota"
 )
 
 // oldMTA plays an MTA at the level of packets: it sends each step that it was not asked to leave out and waits for each reply
@@ -224,7 +224,7 @@ func TestOffersWithoutMacros(t *testing.T) {
 
 // TestOffersToHold: a message that cannot be held is deferred.
 func TestOffersToHold(t *testing.T) {
-	one := limit.Quota{Messages: perDay(1)}
+	one := quota.Rates{Messages: perDay(1)}
 	for _, tc := range []struct {
 		actions protocol.OptAction
 		want    string
@@ -232,7 +232,7 @@ func TestOffersToHold(t *testing.T) {
 		{all, `q client "printers" may send 1 message a day; `},
 		{all &^ protocol.OptQuarantine, notAllowed + "hold messages (SMFIF_QUARANTINE)" + hasToAllow},
 	} {
-		m := begin(t, startWith(t, newQuotas(ClientLimit{one, HoldOver})), offer{6, tc.actions, 0x1fffff})
+		m := begin(t, startWith(t, newQuotas(quota.ClientLimit{Rates: one, OnLimit: quota.HoldOver})), offer{6, tc.actions, 0x1fffff})
 		m.open(inet4)
 		if got := m.message(hr, hrFrom, id, date); got != "" {
 			t.Errorf("the first message: %q", got)

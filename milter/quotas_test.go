@@ -6,7 +6,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/milter/quota"
+	"github.com/sendas/sendas/policy/address"
 	"github.com/sendas/sendas/policy/limit"
 )
 
@@ -15,18 +16,18 @@ func TestClientLimits(t *testing.T) {
 	day := func(n int) []limit.Rate { return []limit.Rate{{N: n, Per: 24 * time.Hour}} }
 	for _, tc := range []struct {
 		name  string
-		limit ClientLimit
+		limit quota.ClientLimit
 		want  string // the third message's outcome
 		log   string
 	}{
-		{"defer", ClientLimit{limit.Quota{Messages: day(2)}, DeferOver}, `451 4.7.1 client "printers" may send 2 messages `, "action=defer"},
-		{"reject", ClientLimit{limit.Quota{Messages: day(2)}, RejectOver}, `550 5.7.1 client "printers" may send 2 messages `, "action=reject"},
-		{"recipients", ClientLimit{limit.Quota{Recipients: day(2)}, RejectOver}, `550 5.7.1 client "printers" may send `, "recipients refused"},
-		{"hold", ClientLimit{limit.Quota{Messages: day(2)}, HoldOver}, `held: client "printers" may send 2 messages `, "action=hold"},
-		{"more than enough", ClientLimit{limit.Quota{Messages: day(3)}, RejectOver}, "", "action=accept"},
+		{"defer", quota.ClientLimit{Rates: quota.Rates{Messages: day(2)}, OnLimit: quota.DeferOver}, `451 4.7.1 client "printers" may send 2 messages `, "action=defer"},
+		{"reject", quota.ClientLimit{Rates: quota.Rates{Messages: day(2)}, OnLimit: quota.RejectOver}, `550 5.7.1 client "printers" may send 2 messages `, "action=reject"},
+		{"recipients", quota.ClientLimit{Rates: quota.Rates{Recipients: day(2)}, OnLimit: quota.RejectOver}, `550 5.7.1 client "printers" may send `, "recipients refused"},
+		{"hold", quota.ClientLimit{Rates: quota.Rates{Messages: day(2)}, OnLimit: quota.HoldOver}, `held: client "printers" may send 2 messages `, "action=hold"},
+		{"more than enough", quota.ClientLimit{Rates: quota.Rates{Messages: day(3)}, OnLimit: quota.RejectOver}, "", "action=accept"},
 	} {
-		q := NewQuotas(limit.NewAdmission())
-		q.Use(map[string]ClientLimit{"printers": tc.limit})
+		q := quota.NewDesk(quota.New())
+		q.Use(map[string]quota.ClientLimit{"printers": tc.limit})
 		s := startWith(t, q)
 		got := ""
 		for range 3 {
@@ -54,21 +55,21 @@ func TestClientLimits(t *testing.T) {
 // TestLimitAtRcpt: the policy service says the same before the message comes, and counts nothing itself.
 func TestLimitAtRcpt(t *testing.T) {
 	s, _ := newPolicyServer(t)
-	counters := limit.NewAdmission()
-	s.Quotas = NewQuotas(counters)
+	counters := quota.New()
+	s.Quotas = quota.NewDesk(counters)
 	q, err := readQuery(bufio.NewReader(strings.NewReader(request)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, tc := range []struct {
-		on   OnLimit
+		on   quota.OnLimit
 		want string
 	}{
-		{DeferOver, `451 4.7.1 client "printers" may send 1 message`},
-		{RejectOver, `550 5.7.1 client "printers" may send 1 message`},
-		{HoldOver, "FILTER "},
+		{quota.DeferOver, `451 4.7.1 client "printers" may send 1 message`},
+		{quota.RejectOver, `550 5.7.1 client "printers" may send 1 message`},
+		{quota.HoldOver, "FILTER "},
 	} {
-		s.Quotas.Use(map[string]ClientLimit{"printers": {limit.Quota{Messages: []limit.Rate{{N: 1, Per: time.Hour}}}, tc.on}})
+		s.Quotas.Use(map[string]quota.ClientLimit{"printers": {Rates: quota.Rates{Messages: []limit.Rate{{N: 1, Per: time.Hour}}}, OnLimit: tc.on}})
 		for range 3 {
 			if counters.Keys() == 0 {
 				if got := s.answer(q); !strings.HasPrefix(got, "FILTER ") {
@@ -77,8 +78,8 @@ func TestLimitAtRcpt(t *testing.T) {
 			}
 		}
 		if counters.Keys() == 0 {
-			b := s.Quotas.begin()
-			if over := b.end("printers", policy.Address{}, 1, time.Now()); over != nil || b.commit(time.Now()) != nil {
+			b := s.Quotas.Begin()
+			if over := b.End("printers", address.Spec{}, 1, time.Now()); over != nil || b.Commit(time.Now()) != nil {
 				t.Fatalf("%s: the first message: %v", tc.on, over)
 			}
 		}

@@ -4,7 +4,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sendas/sendas/milter/quota"
 	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/policy/address"
 	"github.com/sendas/sendas/policy/limit"
 )
 
@@ -155,15 +157,15 @@ type Recent struct {
 }
 
 // Status describes the milter at this moment. The tally and the quotas may be nil.
-func (t *Tally) Status(in StatusInput, q *Quotas) *Status {
+func (t *Tally) Status(in StatusInput, q *quota.Desk) *Status {
 	now := time.Now()
 	s := &Status{Version: in.Version, Time: *moment(now), Started: moment(in.Started), Clients: make([]ClientStatus, 0, len(in.Clients)),
 		Identities: identitiesOf(q, now), Unknown: t.counts(""), Recent: t.recent(now)}
 	for _, name := range in.Clients {
 		c := ClientStatus{Client: name, Counts: t.counts(name), Limits: []LimitStatus{}}
-		if l, ok := q.of(name); ok {
+		if l, ok := q.Of(name); ok {
 			c.OnLimit = string(l.OnLimit)
-			c.Limits, c.Over = usageOf(q, name, l.Quota, now)
+			c.Limits, c.Over = usageOf(q, name, l.Rates, now)
 		}
 		s.Clients = append(s.Clients, c)
 	}
@@ -219,15 +221,15 @@ func (t *Tally) recent(now time.Time) Recent {
 }
 
 // identitiesOf tells of the addresses that have limits. What a pattern stands for is left out: strangers choose those addresses.
-func identitiesOf(q *Quotas, now time.Time) []IdentityStatus {
+func identitiesOf(q *quota.Desk, now time.Time) []IdentityStatus {
 	list := []IdentityStatus{}
-	for _, l := range q.identities() {
-		p, err := policy.ParsePattern(l.Address)
+	for _, l := range q.Identities() {
+		p, err := address.ParsePattern(l.Address)
 		if err != nil || p.Key() == "" {
 			continue
 		}
 		x := IdentityStatus{Identity: l.Address, OnLimit: string(l.OnLimit)}
-		x.Limits, x.Over = usageOf(q, limit.IdentityKey(p.Key()), l.Quota, now)
+		x.Limits, x.Over = usageOf(q, quota.IdentityKey(p.Key()), l.Rates, now)
 		list = append(list, x)
 	}
 	return list
@@ -235,8 +237,8 @@ func identitiesOf(q *Quotas, now time.Time) []IdentityStatus {
 
 // usageOf tells what a key has used of the limits in force, and whether nothing is left of one. Limits that the key has
 // not met yet are unused.
-func usageOf(q *Quotas, key string, quota limit.Quota, now time.Time) (list []LimitStatus, over bool) {
-	used := q.used(key, now)
+func usageOf(q *quota.Desk, key string, quota quota.Rates, now time.Time) (list []LimitStatus, over bool) {
+	used := q.Used(key, now)
 	add := func(k limit.Kind, rates []limit.Rate) {
 		for _, r := range rates {
 			s := LimitStatus{Kind: k, Limit: r.N, Window: r.Per.Seconds()}

@@ -8,15 +8,16 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/sendas/sendas/milter/quota"
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
 )
 
 // TestStatus: what the milter decides is counted by client and minute, and strangers' addresses are not kept.
 func TestStatus(t *testing.T) {
-	day := func(n int) limit.Quota { return limit.Quota{Messages: []limit.Rate{{N: n, Per: 24 * time.Hour}}} }
-	quotas := NewQuotas(limit.NewAdmission())
-	quotas.Use(map[string]ClientLimit{"printers": {day(2), DeferOver}}, IdentityLimit{"hr@contoso.com", day(9), HoldOver}, IdentityLimit{"*@contoso.com", day(5), HoldOver})
+	day := func(n int) quota.Rates { return quota.Rates{Messages: []limit.Rate{{N: n, Per: 24 * time.Hour}}} }
+	quotas := quota.NewDesk(quota.New())
+	quotas.Use(map[string]quota.ClientLimit{"printers": {Rates: day(2), OnLimit: quota.DeferOver}}, quota.IdentityLimit{Address: "hr@contoso.com", Rates: day(9), OnLimit: quota.HoldOver}, quota.IdentityLimit{Address: "*@contoso.com", Rates: day(5), OnLimit: quota.HoldOver})
 	s := startWith(t, quotas)
 	for _, m := range []struct{ addr, login, from string }{
 		{"10.2.0.9", "", "stranger@evil.example"}, {"10.2.0.9", "", "hr@contoso.com"}, {"10.2.0.9", "", "hr@contoso.com"}, {"192.0.2.1", "", "x@y.example"}, {"192.0.2.2", "nagios", "z@evil.example"},
@@ -53,9 +54,9 @@ func TestStatus(t *testing.T) {
 
 // TestStatusKeys: programs rely on the names, so none may go.
 func TestStatusKeys(t *testing.T) {
-	q := NewQuotas(limit.NewAdmission())
-	rate := limit.Quota{Recipients: []limit.Rate{{N: 1, Per: time.Hour}}}
-	q.Use(map[string]ClientLimit{"printers": {rate, RejectOver}}, IdentityLimit{"hr@contoso.com", rate, HoldOver})
+	q := quota.NewDesk(quota.New())
+	rate := quota.Rates{Recipients: []limit.Rate{{N: 1, Per: time.Hour}}}
+	q.Use(map[string]quota.ClientLimit{"printers": {Rates: rate, OnLimit: quota.RejectOver}}, quota.IdentityLimit{Address: "hr@contoso.com", Rates: rate, OnLimit: quota.HoldOver})
 	for name, tally := range map[string]*Tally{"none": nil, "some": new(Tally)} {
 		text, err := json.Marshal(tally.Status(StatusInput{Clients: []string{"printers"}}, q))
 		if err != nil {

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/gaissmai/bart"
+
+	"github.com/sendas/sendas/policy/address"
 )
 
 // A Client is a device or application that sends to Postfix. Every kind of condition it lists must
@@ -14,23 +16,23 @@ import (
 type Client struct {
 	Name           string
 	Networks       []netip.Prefix
-	Logins         []string  // SASL logins at Postfix; "*" is any login
-	Subjects       []string  // common names of client certificates that Postfix trusts; lower case
-	Fingerprints   []string  // of client certificates or their public keys; as [fingerprint] writes them
-	Senders        []Pattern // what it may ask for; empty: every identity of its route
-	From           Address   // the identity for senders that are not authorised, without its template; may be zero
+	Logins         []string          // SASL logins at Postfix; "*" is any login
+	Subjects       []string          // common names of client certificates that Postfix trusts; lower case
+	Fingerprints   []string          // of client certificates or their public keys; as [fingerprint] writes them
+	Senders        []address.Pattern // what it may ask for; empty: every identity of its route
+	From           address.Spec      // the identity for senders that are not authorised, without its template; may be zero
 	OnUnauthorized OnUnauthorized
 	Route          *Route
 
 	from        fallback
-	displayName string  // template; "" keeps the name
-	replyTo     Address // zero: the original sender
+	displayName string       // template; "" keeps the name
+	replyTo     address.Spec // zero: the original sender
 	noReplyTo   bool
 }
 
 // maySend tells whether the client may ask for the address at all.
-func (c *Client) maySend(a Address) bool {
-	return len(c.Senders) == 0 || slices.ContainsFunc(c.Senders, func(p Pattern) bool { return p.Match(a) })
+func (c *Client) maySend(a address.Spec) bool {
+	return len(c.Senders) == 0 || slices.ContainsFunc(c.Senders, func(p address.Pattern) bool { return p.Match(a) })
 }
 
 // A Peer is what Postfix knows of the one who speaks to it.
@@ -48,13 +50,13 @@ type Peer struct {
 func (p Peer) String() string {
 	var list []string
 	if p.Login != "" {
-		list = append(list, "login "+quote(clip(p.Login)))
+		list = append(list, "login "+address.Quote(address.Clip(p.Login)))
 	}
 	if p.Subject != "" {
-		list = append(list, "certificate "+quote(clip(p.Subject)))
+		list = append(list, "certificate "+address.Quote(address.Clip(p.Subject)))
 	}
 	if p.Fingerprint != "" {
-		list = append(list, "fingerprint "+clip(p.Fingerprint))
+		list = append(list, "fingerprint "+address.Clip(p.Fingerprint))
 	}
 	more := strings.Join(list, ", ")
 	switch {

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sendas/sendas/policy/address/addresstest"
 	"github.com/sendas/sendas/policy/testdata/corpus"
 )
 
@@ -157,7 +158,7 @@ func checkChanges(t *testing.T, sent, left corpus.Message, d *Decision) {
 // than RFC 2047 allows.
 func checkValue(t *testing.T, c HeaderChange) {
 	t.Helper()
-	if bad := badValue(c.Value); bad != "" {
+	if bad := addresstest.BadValue(c.Value); bad != "" {
 		t.Errorf("%s of %s is %q: %s", c.Op, c.Name, c.Value, bad)
 	}
 	if (c.Value == "") != (c.Op == Delete) {

@@ -4,6 +4,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/sendas/sendas/policy/address"
 )
 
 // A Field is one header field of a message, as it came.
@@ -44,13 +46,13 @@ type HeaderChange struct {
 // A Decision is what the policy says about one message.
 type Decision struct {
 	Action   Action
-	Client   *Client // nil where none matched
-	Asked    Address // the sender that was wanted; may be zero
-	Identity Address // as whom it leaves; zero unless accepted
+	Client   *Client      // nil where none matched
+	Asked    address.Spec // the sender that was wanted; may be zero
+	Identity address.Spec // as whom it leaves; zero unless accepted
 	// Mailbox is the one that the message leaves through, User who authenticates. They are nil and zero where
 	// the message leaves by a connector or directly. Of a pool they are the first one's: which one it will be is not known yet.
 	Mailbox *Mailbox
-	User    Address
+	User    address.Spec
 	Pool    int // how many mailboxes may send as Identity; 0 where none has to
 	// Route is the way out, that of the tenant's own recipients if External says that the others leave another way.
 	// It is nil where no client matched.
@@ -74,7 +76,7 @@ func (d *Decision) Rewritten() bool {
 // may send as the identity; "" where it needs none.
 func (d *Decision) Through() string { return through(d.User, d.Pool) }
 
-func through(user Address, pool int) string {
+func through(user address.Spec, pool int) string {
 	if pool > 1 {
 		return user.String() + " (one of " + strconv.Itoa(pool) + ")"
 	}
@@ -177,7 +179,7 @@ func (p *Policy) route(r *Request, d *Decision) bool {
 	case stranger == "":
 		return true
 	case d.Route.RefuseExternal:
-		stranger = clip(trimAngles(stranger))
+		stranger = address.Clip(trimAngles(stranger))
 		d.refuse(reject("<%s>: route %q of client %q reaches the recipients of this organisation alone", stranger, d.Route.Name, d.Client.Name),
 			Reason{Code: ReasonExternalRefused, Subject: stranger, Object: d.Route.Name})
 		return false
@@ -195,7 +197,7 @@ func (d *Decision) bySubmission() bool { return d.Route.Type == Submission || d.
 
 // authorise answers the two questions apart: may the client ask for it, and does the
 // route allow it.
-func (p *Policy) authorise(c *Client, a Address, d *Decision) (identity, bool) {
+func (p *Policy) authorise(c *Client, a address.Spec, d *Decision) (identity, bool) {
 	if a.IsZero() {
 		d.because(ReasonNotAsked, "", "")
 		return identity{}, false
@@ -219,7 +221,7 @@ func (p *Policy) authorise(c *Client, a Address, d *Decision) (identity, bool) {
 }
 
 // fallback returns the identity that the client has for senders that are not authorised.
-func (p *Policy) fallback(c *Client, asked Address, d *Decision) identity {
+func (p *Policy) fallback(c *Client, asked address.Spec, d *Decision) identity {
 	a := c.from.at(asked)
 	id, ok := p.onRoute(d.Route, a, d.External != nil)
 	if !ok { // a template that came out as an address for which there is no permission

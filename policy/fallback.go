@@ -4,12 +4,14 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/sendas/sendas/policy/address"
 )
 
 // A fallback is a client's from: the identity for senders that are not authorised.
 type fallback struct {
-	base Address // what holds where nothing can be put in
-	tail string  // "+{local}"; "" without template
+	base address.Spec // what holds where nothing can be put in
+	tail string       // "+{local}"; "" without template
 }
 
 // The placeholders of from and display_name.
@@ -25,7 +27,7 @@ const maxTag = 40
 
 // at returns the fallback for the address that was asked for. What could be read in two ways, or
 // be no address at all, is left out.
-func (f *fallback) at(asked Address) Address {
+func (f *fallback) at(asked address.Spec) address.Spec {
 	if f.tail == "" {
 		return f.base
 	}
@@ -33,7 +35,7 @@ func (f *fallback) at(asked Address) Address {
 	if tag == "" || len(tag) > maxTag || strings.Trim(tag, "abcdefghijklmnopqrstuvwxyz0123456789._-") != "" {
 		return f.base
 	}
-	a := Address{Local: f.base.Local + strings.ReplaceAll(f.tail, phLocal, tag), Domain: f.base.Domain}
+	a := address.Spec{Local: f.base.Local + strings.ReplaceAll(f.tail, phLocal, tag), Domain: f.base.Domain}
 	if !sendable(a) {
 		return f.base
 	}
@@ -67,9 +69,9 @@ func (b *builder) fallback(path string, s ClientSettings, c *Client) {
 	case "none":
 		c.noReplyTo = true
 	default:
-		a, err := parseConfigAddress(s.ReplyTo)
+		a, err := address.ParseOwn(s.ReplyTo)
 		if err != nil {
-			b.fail(path+".reply_to", "%q is not a choice; write original, none or an address", clip(s.ReplyTo))
+			b.fail(path+".reply_to", "%q is not a choice; write original, none or an address", address.Clip(s.ReplyTo))
 		}
 		c.replyTo = a
 	}
@@ -80,7 +82,7 @@ func (b *builder) fallback(path string, s ClientSettings, c *Client) {
 func (b *builder) from(path, text string, r *Route) fallback {
 	text, tail, ok := cutTemplate(text)
 	if !ok {
-		b.fail(path, "%q cannot be a sender; a template is an address with +{local} at the end of its local part, as in scan+{local}@contoso.com", clip(text))
+		b.fail(path, "%q cannot be a sender; a template is an address with +{local} at the end of its local part, as in scan+{local}@contoso.com", address.Clip(text))
 		return fallback{}
 	}
 	a, err := b.verified(text)
@@ -100,7 +102,7 @@ func (b *builder) from(path, text string, r *Route) fallback {
 	if tail == "" {
 		return f
 	}
-	probe := Address{Local: a.Local + strings.ReplaceAll(tail, phLocal, "x"), Domain: a.Domain}
+	probe := address.Spec{Local: a.Local + strings.ReplaceAll(tail, phLocal, "x"), Domain: a.Domain}
 	if _, ok := b.p.onRoute(r, probe, r.Type == Direct && !r.RefuseExternal); !ok {
 		b.fail(path, "no mailbox may send as <%s>; write plus_addresses: true at the mailbox if Exchange Online takes them as sender, or %s alone", probe, a)
 	}
@@ -126,8 +128,8 @@ func cutTemplate(text string) (base, tail string, ok bool) {
 
 // displayName checks a template of a display name.
 func (b *builder) displayName(path, s string) {
-	if strings.Map(printable, s) != s || utf8.RuneCountInString(s) > maxName {
-		b.fail(path, "this cannot be a display name; write at most %d printable characters", maxName)
+	if strings.Map(address.Printable, s) != s || utf8.RuneCountInString(s) > address.MaxName {
+		b.fail(path, "this cannot be a display name; write at most %d printable characters", address.MaxName)
 		return
 	}
 	rest := s
@@ -135,12 +137,12 @@ func (b *builder) displayName(path, s string) {
 		rest = strings.ReplaceAll(rest, p, "")
 	}
 	if strings.ContainsAny(rest, "{}") {
-		b.fail(path, "%q has a placeholder that does not exist; there are {name}, {local}, {domain} and {client}", clip(s))
+		b.fail(path, "%q has a placeholder that does not exist; there are {name}, {local}, {domain} and {client}", address.Clip(s))
 	}
 }
 
 // rename applies the client's template to the display name of a message that is rewritten.
-func (c *Client) rename(name string, asked Address) string {
+func (c *Client) rename(name string, asked address.Spec) string {
 	if c.displayName == "" {
 		return name
 	}

@@ -5,15 +5,18 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/sendas/sendas/policy/address"
+	"github.com/sendas/sendas/policy/address/addresstest"
 )
 
 // scan is the identity of the tests.
-var scan = Address{Local: "scan", Domain: "contoso.com"}
+var scan = address.Spec{Local: "scan", Domain: "contoso.com"}
 
 // FuzzFrom holds for any bytes in From: exactly one From leaves, with the identity,
 // strictly parsable, and no text of the stranger becomes a header line of its own.
 func FuzzFrom(f *testing.F) {
-	for _, s := range strangeFroms {
+	for _, s := range addresstest.StrangeFields {
 		f.Add("root@mfp", s)
 	}
 	s := contoso()
@@ -24,20 +27,20 @@ func FuzzFrom(f *testing.F) {
 			t.Fatalf("From %q: %v", from, d.Reply)
 		}
 		value := from
-		parser := mail.AddressParser{WordDecoder: &wordDecoder} // what stays may have any label
+		parser := mail.AddressParser{WordDecoder: &address.WordDecoder} // what stays may have any label
 		for _, c := range d.Changes {
 			if c.Name == "From" {
 				value, parser = c.Value, mail.AddressParser{}
 			}
-			if bad := badValue(c.Value); bad != "" {
+			if bad := addresstest.BadValue(c.Value); bad != "" {
 				t.Fatalf("From %q: %s of %s is %q: %s", from, c.Op, c.Name, c.Value, bad)
 			}
 		}
 		a, err := parser.Parse(strings.NewReplacer("\r", "", "\n", "").Replace(value))
-		if err != nil || !splitAddress(a.Address).Same(d.Identity) {
+		if err != nil || !address.SplitAddress(a.Address).Same(d.Identity) {
 			t.Fatalf("From %q leaves as %q: %v %v, want %s", from, value, a, err, d.Identity)
 		}
-		if safeName(a.Name, d.Identity) != tidyName(a.Name) {
+		if address.SafeName(a.Name, d.Identity) != address.TidyName(a.Name) {
 			t.Fatalf("From %q leaves with the name %q", from, a.Name)
 		}
 	})

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/sendas/sendas/policy/address"
 )
 
 // maxFrom is how many From fields we still repair; a message with more is an attack.
@@ -34,10 +36,10 @@ func Wants(name string) bool {
 // header is what a decision needs to know of a message's header.
 type header struct {
 	from, other []numbered
-	entry       namedAddress // the first address of the From fields
-	entries     int          // addresses in all From fields
-	asked       Address
-	sender      Address // of the envelope
+	entry       address.Named // the first address of the From fields
+	entries     int           // addresses in all From fields
+	asked       address.Spec
+	sender      address.Spec // of the envelope
 }
 
 // numbered is a field with its place among the fields of its name.
@@ -67,7 +69,7 @@ func readHeader(r *Request) header {
 	}
 	if len(h.from) <= maxFrom {
 		for _, f := range h.from {
-			for _, e := range parseMailboxes(f.Value) {
+			for _, e := range address.ParseList(f.Value) {
 				if h.entries++; h.entries == 1 {
 					h.entry = e
 				}
@@ -75,8 +77,8 @@ func readHeader(r *Request) header {
 		}
 	}
 	// An envelope sender that is no address is treated as none: the identity takes its place.
-	h.sender, _ = ParseAddress(r.Sender)
-	h.asked = h.entry.addr
+	h.sender, _ = address.Parse(r.Sender)
+	h.asked = h.entry.Spec
 	if h.asked.IsZero() {
 		h.asked = h.sender
 	}
@@ -84,7 +86,7 @@ func readHeader(r *Request) header {
 }
 
 // changes lists what must change in the header for the message to leave as the identity.
-func (h *header) changes(r *Request, c *Client, id Address) []HeaderChange {
+func (h *header) changes(r *Request, c *Client, id address.Spec) []HeaderChange {
 	var list []HeaderChange
 	rewritten := !h.asked.Same(id)
 	name := h.displayName()
@@ -122,10 +124,10 @@ func (h *header) dropTLSRequired(list []HeaderChange) []HeaderChange {
 }
 
 // changeFrom leaves exactly one From field, with the identity, well formed.
-func (h *header) changeFrom(list []HeaderChange, name string, id Address) []HeaderChange {
-	name = safeName(name, id)
+func (h *header) changeFrom(list []HeaderChange, name string, id address.Spec) []HeaderChange {
+	name = address.SafeName(name, id)
 	if len(h.from) == 0 {
-		return append(list, HeaderChange{Op: Add, Name: "From", Value: writeMailbox("From", name, id)})
+		return append(list, HeaderChange{Op: Add, Name: "From", Value: address.Write("From", name, id)})
 	}
 	for _, f := range slices.Backward(h.from[1:]) {
 		list = append(list, HeaderChange{Op: Delete, Name: f.Name, Index: f.index})
@@ -134,17 +136,17 @@ func (h *header) changeFrom(list []HeaderChange, name string, id Address) []Head
 	if len(h.from) == 1 && h.entries == 1 && wellFormed(first.Value, h.entry, id) {
 		return list
 	}
-	return append(list, HeaderChange{Op: Change, Name: first.Name, Index: 1, Value: writeMailbox(first.Name, name, id)})
+	return append(list, HeaderChange{Op: Change, Name: first.Name, Index: 1, Value: address.Write(first.Name, name, id)})
 }
 
 // displayName returns the name of the sender: of the first address, or of a From that
 // has only a name.
 func (h *header) displayName() string {
 	if h.entries > 0 {
-		return h.entry.name
+		return h.entry.Name
 	}
 	for _, f := range h.from {
-		if name := decodeName(readable(f.Value)); name != "" {
+		if name := address.DecodeName(address.Readable(f.Value)); name != "" {
 			return name
 		}
 	}
@@ -154,8 +156,8 @@ func (h *header) displayName() string {
 // wellFormed tells whether a From field may leave byte for byte: one mailbox in the strict
 // syntax of RFC 5322, in ASCII, with the identity as its address and a display name that
 // pretends nothing.
-func wellFormed(value string, e namedAddress, id Address) bool {
-	if !e.addr.Same(id) || safeName(e.name, id) != e.name {
+func wellFormed(value string, e address.Named, id address.Spec) bool {
+	if !e.Spec.Same(id) || address.SafeName(e.Name, id) != e.Name {
 		return false
 	}
 	for i := range len(value) {
@@ -178,21 +180,21 @@ func wellFormed(value string, e namedAddress, id Address) bool {
 	a, err := strict.Parse(strings.TrimSpace(value))
 	// An encoded word can hold line ends, and whatever else decoding e.name has thrown away.
 	// What still looks like one would be decoded once more by a reader that does so within quotes.
-	return err == nil && splitAddress(a.Address).Same(id) && strings.Map(printable, a.Name) == a.Name && !strings.Contains(a.Name, "=?")
+	return err == nil && address.SplitAddress(a.Address).Same(id) && strings.Map(address.Printable, a.Name) == a.Name && !strings.Contains(a.Name, "=?")
 }
 
 // strict reads addresses by RFC 5322, in every character set that we know.
-var strict = mail.AddressParser{WordDecoder: &wordDecoder}
+var strict = mail.AddressParser{WordDecoder: &address.WordDecoder}
 
 // dropForeignSender deletes Sender fields that name someone else: Exchange Online would read
 // "Sender on behalf of From" and ask for a permission.
-func (h *header) dropForeignSender(list []HeaderChange, id Address) []HeaderChange {
+func (h *header) dropForeignSender(list []HeaderChange, id address.Spec) []HeaderChange {
 	for _, f := range slices.Backward(h.other) {
 		if f.key != "sender" {
 			continue
 		}
 		if f.index == 1 {
-			if e := parseMailboxes(f.Value); len(e) == 1 && wellFormed(f.Value, e[0], id) {
+			if e := address.ParseList(f.Value); len(e) == 1 && wellFormed(f.Value, e[0], id) {
 				continue
 			}
 		}
@@ -209,9 +211,9 @@ func (h *header) replyTo(list []HeaderChange, c *Client) []HeaderChange {
 	}
 	switch {
 	case !c.replyTo.IsZero():
-		return h.set(list, "Reply-To", "reply-to", writeMailbox("Reply-To", "", c.replyTo))
+		return h.set(list, "Reply-To", "reply-to", address.Write("Reply-To", "", c.replyTo))
 	case h.asked.Answerable():
-		return h.set(list, "Reply-To", "reply-to", writeMailbox("Reply-To", safeName(h.entry.name, h.asked), h.asked))
+		return h.set(list, "Reply-To", "reply-to", address.Write("Reply-To", address.SafeName(h.entry.Name, h.asked), h.asked))
 	}
 	return list
 }
@@ -225,9 +227,9 @@ func (h *header) repairReplyTo(list []HeaderChange) []HeaderChange {
 			continue
 		}
 		var good []string
-		for _, e := range parseMailboxes(f.Value) {
-			if e.addr.Valid() && len(good) < maxFrom {
-				good = append(good, writeMailbox(f.Name, safeName(e.name, e.addr), e.addr))
+		for _, e := range address.ParseList(f.Value) {
+			if e.Spec.Valid() && len(good) < maxFrom {
+				good = append(good, address.Write(f.Name, address.SafeName(e.Name, e.Spec), e.Spec))
 			}
 		}
 		if len(good) == 0 {
@@ -241,7 +243,7 @@ func (h *header) repairReplyTo(list []HeaderChange) []HeaderChange {
 
 // wellFormedList tells whether a field holds a strict list of addresses, or groups of them, in ASCII.
 func wellFormedList(value string) bool {
-	if !isASCII(value) || strings.ContainsFunc(value, func(r rune) bool { return r < ' ' && r != '\n' && r != '\t' && r != '\r' }) {
+	if !address.IsASCII(value) || strings.ContainsFunc(value, func(r rune) bool { return r < ' ' && r != '\n' && r != '\t' && r != '\r' }) {
 		return false
 	}
 	list, err := strict.ParseList(strings.NewReplacer("\r", "", "\n", "").Replace(value))
@@ -257,7 +259,7 @@ func (h *header) keepOriginal(list []HeaderChange) []HeaderChange {
 	}
 	var original []string
 	for _, f := range h.from {
-		original = append(original, readable(f.Value))
+		original = append(original, address.Readable(f.Value))
 	}
 	text := strings.TrimSpace(strings.Join(original, ", "))
 	if text == "" {
@@ -266,7 +268,7 @@ func (h *header) keepOriginal(list []HeaderChange) []HeaderChange {
 	if text == "" {
 		return list
 	}
-	return append(list, HeaderChange{Op: Add, Name: "X-Original-From", Value: encodeText("X-Original-From", text)})
+	return append(list, HeaderChange{Op: Add, Name: "X-Original-From", Value: address.EncodeText("X-Original-From", text)})
 }
 
 // has tells whether a field of that name is there and not empty.
@@ -286,13 +288,13 @@ func (h *header) set(list []HeaderChange, name, key, value string) []HeaderChang
 
 // addMissing adds Message-ID and Date (RFC 5322, section 3.6) where a device left them out.
 // Exchange Online returns the Message-ID in its last reply, so it is the handle for a trace.
-func (h *header) addMissing(list []HeaderChange, r *Request, id Address) []HeaderChange {
+func (h *header) addMissing(list []HeaderChange, r *Request, id address.Spec) []HeaderChange {
 	if !h.has("message-id") {
 		unique := strconv.FormatInt(r.Now.UnixNano(), 36)
 		if r.QueueID != "" {
 			unique += "." + r.QueueID
 		}
-		list = h.set(list, "Message-ID", "message-id", "<"+unique+"@"+asciiDomain(id.Domain)+">")
+		list = h.set(list, "Message-ID", "message-id", "<"+unique+"@"+address.ASCIIDomain(id.Domain)+">")
 	}
 	if !h.has("date") {
 		list = h.set(list, "Date", "date", r.Now.Format(time.RFC1123Z))

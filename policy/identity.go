@@ -3,6 +3,8 @@ package policy
 import (
 	"slices"
 	"strings"
+
+	"github.com/sendas/sendas/policy/address"
 )
 
 // A Mailbox is who we authenticate as at Exchange Online.
@@ -10,8 +12,8 @@ type Mailbox struct {
 	// Name is the address, or the pattern "*@contoso.com": then each sender of the domain
 	// authenticates as itself. It is what logs and metrics call the mailbox.
 	Name string
-	// Address is zero for a pattern.
-	Address Address
+	// Spec is zero for a pattern.
+	Address address.Spec
 
 	plus bool // local+tag@domain is a sender too
 	pool bool // other mailboxes may share an address with it
@@ -22,37 +24,37 @@ func (m *Mailbox) Pattern() bool { return m.Address.IsZero() }
 
 // owned is an address and who may send as it. A site has many: what a look-up alone knows stands in identity.
 type owned struct {
-	addr    Address    // as the configuration writes it
-	mailbox *Mailbox   // nil: not by submission
-	others  []*Mailbox // of a pool: those that may send as the address besides mailbox
+	addr    address.Spec // as the configuration writes it
+	mailbox *Mailbox     // nil: not by submission
+	others  []*Mailbox   // of a pool: those that may send as the address besides mailbox
 }
 
 // An identity is an address that some route lets us use.
 type identity struct {
 	owned
-	as Address // who authenticates, where the mailbox is a pattern
+	as address.Spec // who authenticates, where the mailbox is a pattern
 }
 
 // byMailbox finds the mailbox that may send as the address.
-func (p *Policy) byMailbox(a Address) (identity, bool) {
+func (p *Policy) byMailbox(a address.Spec) (identity, bool) {
 	if o, ok := p.identities[a.Key()]; ok {
 		return identity{owned: o}, true
 	}
 	if base, _, ok := strings.Cut(a.Local, "+"); ok && p.plus && sendable(a) {
-		if o, ok := p.identities[(Address{Local: base, Domain: a.Domain}).Key()]; ok && o.withPlus() {
+		if o, ok := p.identities[(address.Spec{Local: base, Domain: a.Domain}).Key()]; ok && o.withPlus() {
 			o.addr = a
 			return identity{owned: o}, true
 		}
 	}
-	if m := p.patterns[asciiDomain(a.Domain)]; m != nil && sendable(a) {
-		return identity{owned: owned{addr: a, mailbox: m}, as: Address{Local: strings.ToLower(a.Local), Domain: asciiDomain(a.Domain)}}, true
+	if m := p.patterns[address.ASCIIDomain(a.Domain)]; m != nil && sendable(a) {
+		return identity{owned: owned{addr: a, mailbox: m}, as: address.Spec{Local: strings.ToLower(a.Local), Domain: address.ASCIIDomain(a.Domain)}}, true
 	}
 	return identity{}, false
 }
 
 // onRoute finds out whether the route lets us use the address. For a direct route, external says whether
 // some recipients leave by submission, which then has to allow it too.
-func (p *Policy) onRoute(r *Route, a Address, external bool) (identity, bool) {
+func (p *Policy) onRoute(r *Route, a address.Spec, external bool) (identity, bool) {
 	if id, ok := p.byMailbox(a); ok || r.Type == Submission || external {
 		return id, ok
 	}
@@ -63,13 +65,13 @@ func (p *Policy) onRoute(r *Route, a Address, external bool) (identity, bool) {
 }
 
 // verifiedSender tells whether the tenant's MX endpoint knows the address as one of ours.
-func (p *Policy) verifiedSender(a Address) bool {
-	return sendable(a) && p.domains[asciiDomain(a.Domain)]
+func (p *Policy) verifiedSender(a address.Spec) bool {
+	return sendable(a) && p.domains[address.ASCIIDomain(a.Domain)]
 }
 
 // sendable tells whether an address that nobody wrote into the configuration may be a sender: nothing
 // that needs quotes, so that no two programs can read it differently.
-func sendable(a Address) bool { return a.Valid() && isDotAtom(a.Local) }
+func sendable(a address.Spec) bool { return a.Valid() && address.IsDotAtom(a.Local) }
 
 // withPlus leaves those mailboxes of an identity that may send as its plus addresses too, and tells whether there are any.
 func (o *owned) withPlus() bool {
@@ -98,14 +100,14 @@ func (o *owned) mailboxes() []*Mailbox {
 // MailboxesFor returns the mailboxes that may send as the address, in the order of the settings, and who authenticates for the first
 // of them. More than one are a pool: each message leaves through the one that can send soonest, and authenticates as that. There are none
 // where nobody may. The slice is the caller's.
-func (p *Policy) MailboxesFor(a Address) ([]*Mailbox, Address) {
+func (p *Policy) MailboxesFor(a address.Spec) ([]*Mailbox, address.Spec) {
 	id, _ := p.byMailbox(a)
 	return id.mailboxes(), id.user()
 }
 
 // A Pool is an address that several mailboxes may send as.
 type Pool struct {
-	Address   Address
+	Address   address.Spec
 	Mailboxes []*Mailbox // in the order of the settings
 }
 
@@ -125,18 +127,18 @@ func (p *Policy) Pools() []Pool {
 // domain, for all that this configuration knows. A domain below a verified one counts as outside. However odd the local part is,
 // the domain alone decides.
 func (p *Policy) External(rcpt string) bool {
-	return !p.domains[asciiDomain(rcpt[strings.LastIndexByte(rcpt, '@')+1:])]
+	return !p.domains[address.ASCIIDomain(rcpt[strings.LastIndexByte(rcpt, '@')+1:])]
 }
 
 // MailboxFor returns the mailbox that may send as the address and who authenticates for it, or nil. Of a pool it is the
 // first one; see MailboxesFor.
-func (p *Policy) MailboxFor(a Address) (*Mailbox, Address) {
+func (p *Policy) MailboxFor(a address.Spec) (*Mailbox, address.Spec) {
 	id, _ := p.byMailbox(a)
 	return id.mailbox, id.user()
 }
 
 // user returns who authenticates, zero where nobody does.
-func (id *identity) user() Address {
+func (id *identity) user() address.Spec {
 	if id.mailbox != nil && !id.mailbox.Pattern() {
 		return id.mailbox.Address
 	}

@@ -11,6 +11,8 @@ import (
 
 	"golang.org/x/text/encoding/unicode"
 	"golang.org/x/text/transform"
+
+	"github.com/sendas/sendas/policy/address"
 )
 
 // What is larger is no export of permissions, but a mistake.
@@ -31,8 +33,8 @@ type Permissions struct {
 // Grants is what one mailbox may send as, besides its primary address. No address is in it
 // twice, the primary address is not in it, and the order is that of the file.
 type Grants struct {
-	Aliases []Address // its other proxy addresses
-	SendAs  []Address // primary addresses of the recipients on which it has Send As
+	Aliases []address.Spec // its other proxy addresses
+	SendAs  []address.Spec // primary addresses of the recipients on which it has Send As
 }
 
 // ReadPermissions reads the CSV file of contrib/exchange, also after a spreadsheet has saved it
@@ -92,25 +94,25 @@ func (b *permissionBuilder) add(r permissionRow) error {
 	case "domain":
 		return b.addDomain(r)
 	case "alias":
-		return b.addGrant(r, func(g *Grants, a Address) { g.Aliases = append(g.Aliases, a) })
+		return b.addGrant(r, func(g *Grants, a address.Spec) { g.Aliases = append(g.Aliases, a) })
 	case "sendas":
-		return b.addGrant(r, func(g *Grants, a Address) { g.SendAs = append(g.SendAs, a) })
+		return b.addGrant(r, func(g *Grants, a address.Spec) { g.SendAs = append(g.SendAs, a) })
 	case "":
 		return r.fail("Kind is empty; write Domain, Alias or SendAs, or remove the line")
 	}
-	return r.fail("Kind is %q; write Domain, Alias or SendAs", clip(r.kind))
+	return r.fail("Kind is %q; write Domain, Alias or SendAs", address.Clip(r.kind))
 }
 
 func (b *permissionBuilder) addDomain(r permissionRow) error {
 	if r.mailbox != "" {
-		return r.fail("Mailbox is %q in a row for a domain; leave it empty", clip(r.mailbox))
+		return r.fail("Mailbox is %q in a row for a domain; leave it empty", address.Clip(r.mailbox))
 	}
 	d := ""
 	if len(r.address) <= maxPermissionValue {
-		d = asciiDomain(r.address)
+		d = address.ASCIIDomain(r.address)
 	}
-	if !validDomain(d) {
-		return r.fail("Address is %q, which is no domain; write a name such as contoso.com, or remove the line", clip(r.address))
+	if !address.ValidDomain(d) {
+		return r.fail("Address is %q, which is no domain; write a name such as contoso.com, or remove the line", address.Clip(r.address))
 	}
 	if b.first("", d) {
 		b.p.Domains = append(b.p.Domains, strings.Clone(d))
@@ -118,7 +120,7 @@ func (b *permissionBuilder) addDomain(r permissionRow) error {
 	return nil
 }
 
-func (b *permissionBuilder) addGrant(r permissionRow, grant func(*Grants, Address)) error {
+func (b *permissionBuilder) addGrant(r permissionRow, grant func(*Grants, address.Spec)) error {
 	m, err := parsePermissionAddress(r.mailbox)
 	if err != nil {
 		return r.fail("Mailbox: %w, or remove the line", err)
@@ -132,7 +134,7 @@ func (b *permissionBuilder) addGrant(r permissionRow, grant func(*Grants, Addres
 		return nil
 	}
 	g := b.p.Mailboxes[key]
-	grant(&g, Address{Local: strings.Clone(a.Local), Domain: strings.Clone(a.Domain)})
+	grant(&g, address.Spec{Local: strings.Clone(a.Local), Domain: strings.Clone(a.Domain)})
 	b.p.Mailboxes[strings.Clone(key)] = g
 	return nil
 }
@@ -149,13 +151,13 @@ func (b *permissionBuilder) first(mailbox, address string) bool {
 
 // parsePermissionAddress keeps long values from the parser, whose work on a domain in Unicode
 // grows with the square of its length, and out of the error.
-func parsePermissionAddress(text string) (Address, error) {
+func parsePermissionAddress(text string) (address.Spec, error) {
 	if len(text) > maxPermissionValue {
-		return Address{}, fmt.Errorf("%q is not an address; write local@domain", clip(text))
+		return address.Spec{}, fmt.Errorf("%q is not an address; write local@domain", address.Clip(text))
 	}
-	a, err := parseConfigAddress(text)
-	if err != nil && clip(text) != text {
-		return Address{}, fmt.Errorf("%q is not an address; write local@domain", clip(text))
+	a, err := address.ParseOwn(text)
+	if err != nil && address.Clip(text) != text {
+		return address.Spec{}, fmt.Errorf("%q is not an address; write local@domain", address.Clip(text))
 	}
 	return a, err
 }

@@ -10,6 +10,8 @@ import (
 	"testing/iotest"
 
 	"golang.org/x/text/encoding/unicode"
+
+	"github.com/sendas/sendas/policy/address"
 )
 
 // export is what contrib/exchange writes.
@@ -180,21 +182,21 @@ func FuzzPermissions(f *testing.F) {
 			out += kind + "," + mailbox + "," + address + "\n"
 		}
 		for _, d := range p.Domains {
-			if !validDomain(d) {
+			if !address.ValidDomain(d) {
 				t.Fatalf("domain %q", d)
 			}
 			note("Domain", "", d, d)
 		}
 		for _, m := range p.keys() {
-			if a := splitAddress(m); !a.Valid() || a.Key() != m {
+			if a := address.SplitAddress(m); !a.Valid() || a.Key() != m {
 				t.Fatalf("mailbox %q", m)
 			}
 			for _, list := range []struct {
 				kind string
-				have []Address
+				have []address.Spec
 			}{{"Alias", p.Mailboxes[m].Aliases}, {"SendAs", p.Mailboxes[m].SendAs}} {
 				for _, a := range list.have {
-					if !a.Valid() || !isDotAtom(a.Local) {
+					if !a.Valid() || !address.IsDotAtom(a.Local) {
 						t.Fatalf("%s %q", list.kind, a)
 					}
 					note(list.kind, m, a.String(), a.Key())

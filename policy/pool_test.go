@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/sendas/sendas/policy/address"
 )
 
 // poolSettings is three mailboxes that may send as billing@, two of which as hr@ too; erp1@ is itself shared.
@@ -126,7 +128,7 @@ func TestPoolPermissions(t *testing.T) {
 		"erp1@contoso.com": grant("all@contoso.com", "hr@contoso.com"),
 		"erp2@contoso.com": grant("all@contoso.com"),
 		"scan@contoso.com": grant("all@contoso.com", "mixed@contoso.com"),
-		"erp3@contoso.com": {Aliases: []Address{mustAddress(t, "all@contoso.com")}, SendAs: []Address{mustAddress(t, "mixed@contoso.com")}},
+		"erp3@contoso.com": {Aliases: []address.Spec{mustAddress(t, "all@contoso.com")}, SendAs: []address.Spec{mustAddress(t, "mixed@contoso.com")}},
 	}}
 	p := mustPolicy(t, s)
 	for _, tc := range []struct{ sender, want string }{

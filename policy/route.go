@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"github.com/sendas/sendas/policy/address"
 )
 
 // A RouteType is one of the three ways in which mail reaches Microsoft 365.
@@ -93,7 +95,7 @@ func (b *builder) changeSubmission(path string, s RouteSettings) {
 func (b *builder) route(path string, s RouteSettings) *Route {
 	r := &Route{Name: s.Name, Type: RouteType(s.Type), Transport: s.Transport}
 	if !plainName(s.Name) || strings.ContainsAny(s.Name, "._") {
-		b.fail(path+".name", "%q is not a name; write letters, digits and - (it stands in master.cf)", clip(s.Name))
+		b.fail(path+".name", "%q is not a name; write letters, digits and - (it stands in master.cf)", address.Clip(s.Name))
 	}
 	switch r.Type {
 	case Connector, Direct:
@@ -102,7 +104,7 @@ func (b *builder) route(path string, s RouteSettings) *Route {
 	case "":
 		b.fail(path+".type", "the type is missing; write connector or direct")
 	default:
-		b.fail(path+".type", "%q is not a type of route; write connector or direct", clip(s.Type))
+		b.fail(path+".type", "%q is not a type of route; write connector or direct", address.Clip(s.Type))
 	}
 	if r.Transport == "" {
 		r.Transport = "sendas-" + s.Name
@@ -115,7 +117,7 @@ func (b *builder) route(path string, s RouteSettings) *Route {
 	case string(Reject):
 		r.RefuseExternal = true
 	default:
-		b.fail(path+".external", "%q is not a choice; write submission or reject", clip(s.External))
+		b.fail(path+".external", "%q is not a choice; write submission or reject", address.Clip(s.External))
 	}
 	if s.External != "" && r.Type == Connector {
 		b.fail(path+".external", "a connector takes every recipient; remove this line")
@@ -125,7 +127,7 @@ func (b *builder) route(path string, s RouteSettings) *Route {
 
 func (b *builder) transport(path, s string) {
 	if !plainName(s) || strings.ContainsRune(s, '.') {
-		b.fail(path+".transport", "%q is not a service of master.cf; write letters, digits, - and _", clip(s))
+		b.fail(path+".transport", "%q is not a service of master.cf; write letters, digits, - and _", address.Clip(s))
 	}
 }
 
@@ -143,8 +145,8 @@ func (b *builder) endpoint(path, s string) string {
 		b.fail(path, "the endpoint is missing; write the tenant's MX host, such as %s", example)
 	case notIP == nil:
 		b.fail(path, "Microsoft's addresses change; write the tenant's MX host, such as %s", example)
-	case !validDomain(asciiDomain(host)) || err != nil || n == 0:
-		b.fail(path, "%q is not a host; write the tenant's MX host, such as %s", clip(s), example)
+	case !address.ValidDomain(address.ASCIIDomain(host)) || err != nil || n == 0:
+		b.fail(path, "%q is not a host; write the tenant's MX host, such as %s", address.Clip(s), example)
 	case n == 587 || n == 465:
 		b.fail(path, "the MX endpoint listens on port 25; port %d is for submission, which is always there", n)
 	}
@@ -178,8 +180,8 @@ func (p *Policy) Routes() []*Route { return p.routes }
 
 // own tells whether a recipient belongs to the tenant: direct send reaches nobody else.
 func (p *Policy) own(rcpt string) bool {
-	a, err := ParseAddress(rcpt)
-	return err == nil && a.Valid() && p.domains[asciiDomain(a.Domain)]
+	a, err := address.Parse(rcpt)
+	return err == nil && a.Valid() && p.domains[address.ASCIIDomain(a.Domain)]
 }
 
 // RouteTo answers transport_maps: the direct route for a recipient of the tenant, nil for any other, whom
@@ -196,7 +198,7 @@ func (p *Policy) RouteTo(rcpt string) *Route {
 // mailbox may send as, the first connector for any other of a verified domain, nil for strangers and
 // the null sender.
 func (p *Policy) RouteFrom(sender string) *Route {
-	a, err := ParseAddress(sender)
+	a, err := address.Parse(sender)
 	if err != nil || a.IsZero() {
 		return nil
 	}

@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/sendas/sendas/policy/address"
 )
 
 const mxHost = "contoso-com.mail.protection.outlook.com"
@@ -113,10 +115,10 @@ func checkFrom(t *testing.T, name string, r *Request, d *Decision) {
 			from = c.Value
 		}
 	}
-	if a, _ := ParseAddress(sender); !a.Same(d.Identity) {
+	if a, _ := address.Parse(sender); !a.Same(d.Identity) {
 		t.Errorf("%s: the envelope leaves as %s, the identity is %s", name, sender, d.Identity)
 	}
-	if list := parseMailboxes(from); len(list) != 1 || !list[0].addr.Same(d.Identity) {
+	if list := address.ParseList(from); len(list) != 1 || !list[0].Spec.Same(d.Identity) {
 		t.Errorf("%s: From is %q, the identity is %s", name, from, d.Identity)
 	}
 }
@@ -276,9 +278,9 @@ func TestPermissions(t *testing.T) {
 	}
 }
 
-func mustAddress(t *testing.T, s string) Address {
+func mustAddress(t *testing.T, s string) address.Spec {
 	t.Helper()
-	a, err := ParseAddress(s)
+	a, err := address.Parse(s)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/sendas/sendas/policy/address"
 )
 
 // Settings is what a Policy is made of, as the configuration has it.
@@ -124,11 +126,11 @@ func (b *builder) fail(path, format string, args ...any) {
 func (b *builder) addDomains(s Settings) {
 	for i, d := range s.Domains {
 		path := fmt.Sprintf("tenant.domains[%d]", i)
-		key := asciiDomain(d)
+		key := address.ASCIIDomain(d)
 		switch {
-		case !validDomain(key):
+		case !address.ValidDomain(key):
 			b.fail(path, "%q is not a domain; write a name such as contoso.com", d)
-		case onMicrosoft(key) && !b.allowOnMicrosoft:
+		case address.OnMicrosoft(key) && !b.allowOnMicrosoft:
 			b.fail(path, "Microsoft lets a whole tenant send to only 100 external recipients a day from *.onmicrosoft.com; "+
 				"use a domain of your own, or write allow_onmicrosoft: true under tenant")
 		default:
@@ -138,7 +140,7 @@ func (b *builder) addDomains(s Settings) {
 	if s.Permissions != nil {
 		for _, d := range s.Permissions.Domains {
 			// Every tenant has its onmicrosoft.com domain among the accepted ones; that nobody asked for it here is no error.
-			if key := asciiDomain(d); validDomain(key) && (!onMicrosoft(key) || b.allowOnMicrosoft) {
+			if key := address.ASCIIDomain(d); address.ValidDomain(key) && (!address.OnMicrosoft(key) || b.allowOnMicrosoft) {
 				b.p.domains[key] = true
 			}
 		}
@@ -152,7 +154,7 @@ func (b *builder) addMailbox(i int, s *MailboxSettings) {
 	m := &Mailbox{plus: s.PlusAddresses, pool: s.Pool}
 	b.p.plus = b.p.plus || m.plus
 	b.p.mailboxes = append(b.p.mailboxes, m)
-	if domain, ok := CutPattern(s.Address); ok {
+	if domain, ok := address.CutPattern(s.Address); ok {
 		b.addPattern(fmt.Sprintf("mailboxes[%d]", i), domain, s, m)
 		return
 	}
@@ -173,11 +175,11 @@ func (b *builder) addMailbox(i int, s *MailboxSettings) {
 
 // addPattern enters a mailbox "*@domain".
 func (b *builder) addPattern(path, domain string, s *MailboxSettings, m *Mailbox) {
-	key := asciiDomain(domain)
-	m.Name = WholeDomain(key).String()
+	key := address.ASCIIDomain(domain)
+	m.Name = address.WholeDomain(key).String()
 	switch {
 	case !b.p.domains[key]:
-		b.fail(path+".address", "%s is not a verified domain; add it to tenant.domains if the tenant has it", clip(domain))
+		b.fail(path+".address", "%s is not a verified domain; add it to tenant.domains if the tenant has it", address.Clip(domain))
 	case b.p.patterns[key] != nil:
 		b.fail(path+".address", "%s is listed twice; remove one", m.Name)
 	case len(s.Aliases)+len(s.SendAs) > 0:
@@ -227,11 +229,11 @@ func (c claim) String() string {
 }
 
 // identity checks that an address may be an identity and enters it for the mailbox.
-func (b *builder) identity(c claim, text string, m *Mailbox) (Address, bool) {
+func (b *builder) identity(c claim, text string, m *Mailbox) (address.Spec, bool) {
 	a, err := b.verified(text)
 	if err != nil {
 		b.fail(c.String(), "%v", err)
-		return Address{}, false
+		return address.Spec{}, false
 	}
 	key := a.Key()
 	if key == text { // nearly always: then one text is enough
@@ -254,7 +256,7 @@ func (b *builder) identity(c claim, text string, m *Mailbox) (Address, bool) {
 		b.p.identities[key], b.claims[key] = have, claimed{was.first, min(was.kind, c.kind)}
 		return a, true
 	}
-	return Address{}, false
+	return address.Spec{}, false
 }
 
 // addPermissions enters the aliases and Send As addresses that Exchange Online reports for the
@@ -280,12 +282,12 @@ func (b *builder) addPermissions(s *Permissions) {
 }
 
 // permit enters an address that Exchange Online lets the mailbox send as.
-func (b *builder) permit(a Address, m *Mailbox, kind claimKind) {
+func (b *builder) permit(a address.Spec, m *Mailbox, kind claimKind) {
 	key := a.Key()
 	have, taken := b.p.identities[key]
 	was := b.claims[key]
 	switch {
-	case !b.p.domains[asciiDomain(a.Domain)]:
+	case !b.p.domains[address.ASCIIDomain(a.Domain)]:
 	case !taken:
 		b.p.identities[key], b.claims[key] = owned{addr: a, mailbox: m}, claimed{claim{kind: kind, mailbox: permitted}, kind}
 	case was.first.mailbox == permitted && was.kind == claimSendAs && kind == claimSendAs && have.mailbox.pool && m.pool:
@@ -295,13 +297,13 @@ func (b *builder) permit(a Address, m *Mailbox, kind claimKind) {
 }
 
 // verified reads an address that must lie in a verified domain. The error says what to write instead.
-func (b *builder) verified(text string) (Address, error) {
-	a, err := parseConfigAddress(text)
+func (b *builder) verified(text string) (address.Spec, error) {
+	a, err := address.ParseOwn(text)
 	if err != nil {
-		return Address{}, err
+		return address.Spec{}, err
 	}
-	if d := asciiDomain(a.Domain); !b.p.domains[d] {
-		return Address{}, fmt.Errorf("<%s> is not in a verified domain; add %s to tenant.domains if the tenant has it", a, d)
+	if d := address.ASCIIDomain(a.Domain); !b.p.domains[d] {
+		return address.Spec{}, fmt.Errorf("<%s> is not in a verified domain; add %s to tenant.domains if the tenant has it", a, d)
 	}
 	return a, nil
 }
@@ -316,7 +318,7 @@ func (b *builder) client(path string, s ClientSettings) Client {
 	}
 	b.conditions(path, s, &c)
 	for i, t := range s.Senders {
-		q, err := ParsePattern(t)
+		q, err := address.ParsePattern(t)
 		if err != nil {
 			b.fail(fmt.Sprintf("%s.senders[%d]", path, i), "%v", err)
 			continue
@@ -324,7 +326,7 @@ func (b *builder) client(path string, s ClientSettings) Client {
 		c.Senders = append(c.Senders, q)
 	}
 	if c.Route = b.p.Route(s.Route); c.Route == nil {
-		b.fail(path+".route", "there is no route %q under routes:", clip(s.Route))
+		b.fail(path+".route", "there is no route %q under routes:", address.Clip(s.Route))
 	} else if c.Route.Type == Submission && len(b.p.mailboxes) == 0 {
 		b.fail(path+".route", "mail of client %q leaves by submission, which needs a mailbox; list one under mailboxes:, or write route: with a connector", s.Name)
 	}
@@ -354,7 +356,7 @@ func (b *builder) conditions(path string, s ClientSettings, c *Client) {
 		f := fingerprint(t)
 		if f == "" {
 			b.fail(fmt.Sprintf("%s.cert_fingerprints[%d]", path, i), "%q is not a fingerprint; write SHA-256 in hexadecimal, "+
-				"as Postfix logs it with smtpd_tls_fingerprint_digest = sha256", clip(t))
+				"as Postfix logs it with smtpd_tls_fingerprint_digest = sha256", address.Clip(t))
 		}
 		c.Fingerprints = append(c.Fingerprints, f)
 	}
@@ -406,7 +408,7 @@ func (p *Policy) ClientNames() []string {
 
 // Verified tells whether a host name is a verified domain or lies below one; it may begin with "*.".
 func (p *Policy) Verified(name string) bool {
-	d := asciiDomain(strings.TrimPrefix(name, "*."))
+	d := address.ASCIIDomain(strings.TrimPrefix(name, "*."))
 	for ok := d != ""; ok; _, d, ok = strings.Cut(d, ".") {
 		if p.domains[d] {
 			return true

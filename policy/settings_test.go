@@ -3,6 +3,8 @@ package policy
 import (
 	"strings"
 	"testing"
+
+	"github.com/sendas/sendas/policy/address"
 )
 
 // TestWrongSettings holds the sentence for each thing that can be wrong.
@@ -90,7 +92,7 @@ func TestPatterns(t *testing.T) {
 		{"*@bücher.example", "a@xn--bcher-kva.example", true}, {"*@xn--bcher-kva.example", "a@bücher.example", true},
 		{"a@contoso.com", "A@contoso.com", true}, {"a@contoso.com", "b@contoso.com", false},
 	} {
-		p, err := ParsePattern(tc.pattern)
+		p, err := address.ParsePattern(tc.pattern)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -12,7 +12,10 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/policy/address"
 	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/lease"
 )
 
 // A Setup is one configuration, as the service works by it. It does not change.
@@ -20,9 +23,9 @@ type Setup struct {
 	Credentials []Credential // all that the configuration has, by name
 	Mailboxes   []Mailbox    // in the order of the configuration
 	Policy      *policy.Policy
-	Groups      []GroupInput // what mailboxes may send together
-	Vault       *Vault       // of the users that have signed in
-	TokenFiles  string       // the folder of token files; "" keeps none
+	Groups      []lease.GroupInput // what mailboxes may send together
+	Vault       *entra.Vault       // of the users that have signed in
+	TokenFiles  string             // the folder of token files; "" keeps none
 }
 
 // A Credential is a way to get access tokens.
@@ -32,7 +35,7 @@ type Credential struct {
 	// Key is all that makes two credentials the same: a refresher survives a new configuration
 	// that does not change it.
 	Key    string
-	Source func() (Source, error) // is called when a mailbox begins to use it
+	Source func() (entra.Source, error) // is called when a mailbox begins to use it
 	Proof  Proof
 	SignIn bool // a user signs in
 }
@@ -57,7 +60,7 @@ func (p *Proof) ends() time.Time {
 	if p.Kind != ProofCertificate {
 		return p.Expires
 	}
-	at, _ := CheckCertificate(p.CertificateFile, p.KeyFile) // what is wrong with it, the last attempt says
+	at, _ := entra.CheckCertificate(p.CertificateFile, p.KeyFile) // what is wrong with it, the last attempt says
 	return at
 }
 
@@ -67,41 +70,41 @@ type Mailbox struct {
 	Senders    []string // as whom it may send: its own address first
 	Credential string   // the name of one
 	Limits     limit.Limits
-	MinLife    time.Duration // see [MailboxLease]
+	MinLife    time.Duration // see [Mailbox]
 }
 
 // pattern reports whether each sender of a domain is a mailbox of its own.
 func (m *Mailbox) pattern() bool {
-	_, ok := policy.CutPattern(m.Address)
+	_, ok := address.CutPattern(m.Address)
 	return ok
 }
 
-// A Desk runs one refresher for each credential in use, and gives [Leases] the directory of the
+// A Desk runs one refresher for each credential in use, and gives [Lessor] the directory of the
 // mailboxes. All methods are safe for concurrent use.
 type Desk struct {
 	ctx     context.Context
-	leases  *Leases
-	metrics *Metrics
+	leases  *lease.Lessor
+	metrics *lease.Metrics
 	log     *slog.Logger
 
-	mu      sync.Mutex             // guards what follows
-	files   map[string]*TokenFiles // by folder: all that were kept since the start
-	running map[string]*running    // by credential
-	setup   *Setup                 // the one in force
+	mu      sync.Mutex          // guards what follows
+	files   map[string]*Files   // by folder: all that were kept since the start
+	running map[string]*running // by credential
+	setup   *Setup              // the one in force
 
 	wg sync.WaitGroup
 }
 
 // running is a credential at work.
 type running struct {
-	refresher *Refresher
+	refresher *entra.Refresher
 	key       string // Credential.Key
 	stop      context.CancelFunc
 }
 
 // NewDesk makes a desk whose refreshers run until ctx ends. Call Use before the first look-up.
-func NewDesk(ctx context.Context, l *Leases, m *Metrics, log *slog.Logger) *Desk {
-	return &Desk{ctx: ctx, leases: l, metrics: m, log: log, files: make(map[string]*TokenFiles), running: make(map[string]*running)}
+func NewDesk(ctx context.Context, l *lease.Lessor, m *lease.Metrics, log *slog.Logger) *Desk {
+	return &Desk{ctx: ctx, leases: l, metrics: m, log: log, files: make(map[string]*Files), running: make(map[string]*running)}
 }
 
 // Use puts a configuration into force: unchanged credentials keep their token, new ones start,
@@ -113,11 +116,11 @@ func (d *Desk) Use(s *Setup) error {
 	if err != nil {
 		return err
 	}
-	var files []TokenFile
+	var files []File
 	for i := range s.Mailboxes {
 		m := &s.Mailboxes[i]
 		d.metrics.Mailbox(m.Address)
-		file := TokenFile{Mailbox: m.Address, User: m.Address, Tokens: next[m.Credential].refresher}
+		file := File{Mailbox: m.Address, User: m.Address, Tokens: next[m.Credential].refresher}
 		if m.pattern() {
 			file.User = "" // the password map says who
 		}
@@ -125,7 +128,7 @@ func (d *Desk) Use(s *Setup) error {
 	}
 	stopExcept(next, d.running)
 	d.running, d.setup = next, s
-	d.leases.Use(NewDirectory(s, func(credential string) Tokens { return next[credential].refresher }))
+	d.leases.Use(NewDirectory(s, func(credential string) lease.Tokens { return next[credential].refresher }))
 	d.keepFilesLocked(s.TokenFiles, files)
 	return nil
 }
@@ -153,7 +156,7 @@ func (d *Desk) startAllLocked(s *Setup) (map[string]*running, error) {
 }
 
 // startLocked returns a credential at work: the one that is there already, if it is the same.
-func (d *Desk) startLocked(c *Credential, vault *Vault) (*running, error) {
+func (d *Desk) startLocked(c *Credential, vault *entra.Vault) (*running, error) {
 	if r := d.running[c.Name]; r != nil && r.key == c.Key {
 		r.refresher.Wake() // an administrator who reloads has perhaps just mended the secret
 		return r, nil
@@ -164,8 +167,8 @@ func (d *Desk) startLocked(c *Credential, vault *Vault) (*running, error) {
 	}
 	ctx, cancel := context.WithCancel(d.ctx)
 	r := &running{key: c.Key, stop: cancel}
-	r.refresher = NewRefresher(c.Name, src, RefresherOptions{Log: d.log, Observe: d.metrics.Observe(c.Name)})
-	if user, ok := src.(*Delegated); ok {
+	r.refresher = entra.NewRefresher(c.Name, src, entra.RefresherOptions{Log: d.log, Observe: d.metrics.Observe(c.Name)})
+	if user, ok := src.(*entra.Delegated); ok {
 		user.Log = d.log
 		d.wg.Go(func() { vault.Watch(ctx, c.Name, r.refresher.Wake) }) // "sendas login" need not tell us
 	}
@@ -184,9 +187,9 @@ func stopExcept(keep, list map[string]*running) {
 
 // keepFilesLocked keeps the token files in dir from now on, and takes those away that it kept
 // elsewhere. One folder has one keeper for good: two would take each other's files away.
-func (d *Desk) keepFilesLocked(dir string, list []TokenFile) {
+func (d *Desk) keepFilesLocked(dir string, list []File) {
 	if dir != "" && d.files[dir] == nil {
-		f := &TokenFiles{Dir: dir, Log: d.log}
+		f := &Files{Dir: dir, Log: d.log}
 		d.files[dir] = f
 		d.wg.Go(func() { f.Run(d.ctx) })
 	}
@@ -220,14 +223,14 @@ func (d *Desk) Ready() error {
 func (d *Desk) Wait() { d.wg.Wait() }
 
 // Status describes the service at this moment. version is the program's, started when it began.
-func (d *Desk) Status(ctx context.Context, version string, started time.Time) *Status {
+func (d *Desk) Status(ctx context.Context, version string, started time.Time) *lease.Status {
 	d.mu.Lock()
 	s, running := d.setup, maps.Clone(d.running)
 	d.mu.Unlock()
-	in := StatusInput{Version: version, Started: started, Groups: s.Groups}
+	in := lease.StatusInput{Version: version, Started: started, Groups: s.Groups}
 	for i := range s.Credentials {
 		c := &s.Credentials[i]
-		x := CredentialInput{Name: c.Name, Flow: c.Flow, Proof: c.Proof.Kind, ProofEnds: c.Proof.ends()}
+		x := lease.CredentialInput{Name: c.Name, Flow: c.Flow, Proof: c.Proof.Kind, ProofEnds: c.Proof.ends()}
 		if r := running[c.Name]; r != nil {
 			state := r.refresher.State()
 			x.State = &state
@@ -239,10 +242,10 @@ func (d *Desk) Status(ctx context.Context, version string, started time.Time) *S
 	}
 	for i := range s.Mailboxes {
 		m := &s.Mailboxes[i]
-		in.Mailboxes = append(in.Mailboxes, MailboxInput{Label: m.Address, Pattern: m.pattern(), Credential: m.Credential, Limits: m.Limits})
+		in.Mailboxes = append(in.Mailboxes, lease.MailboxInput{Label: m.Address, Pattern: m.pattern(), Credential: m.Credential, Limits: m.Limits})
 	}
 	for _, p := range s.Policy.Pools() {
-		x := PoolStatus{Address: p.Address.String()}
+		x := lease.PoolStatus{Address: p.Address.String()}
 		for _, m := range p.Mailboxes {
 			x.Members = append(x.Members, m.Name)
 		}
@@ -252,13 +255,13 @@ func (d *Desk) Status(ctx context.Context, version string, started time.Time) *S
 }
 
 // signedIn looks up who has signed in.
-func signedIn(v *Vault, credential string) *SignedIn {
+func signedIn(v *entra.Vault, credential string) *lease.SignedIn {
 	g, err := v.Load(credential)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return &SignedIn{}
+		return &lease.SignedIn{}
 	case err != nil:
-		return &SignedIn{Err: err}
+		return &lease.SignedIn{Err: err}
 	}
-	return &SignedIn{User: g.User, Since: g.SignedIn, Used: g.Refreshed}
+	return &lease.SignedIn{User: g.User, Since: g.SignedIn, Used: g.Refreshed}
 }

@@ -5,36 +5,38 @@ import (
 	"strings"
 
 	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/policy/address"
 	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/token/lease"
 )
 
 // A directory is the [Directory] of one configuration.
 type directory struct {
 	*Queues
 	policy *policy.Policy
-	byName map[string]*MailboxLease // by policy.Mailbox.Name
-	groups bool                     // there are limits that mailboxes have together
+	byName map[string]*lease.Mailbox // by policy.Mailbox.Name
+	groups bool                      // there are limits that mailboxes have together
 }
 
 // NewDirectory makes the directory of a configuration. tokens returns who gives the tokens of a
 // credential; it is asked at once, for each mailbox.
-func NewDirectory(s *Setup, tokens func(credential string) Tokens) Directory {
-	d := &directory{Queues: NewQueues(s.Policy, s.Mailboxes), policy: s.Policy, byName: make(map[string]*MailboxLease, len(s.Mailboxes)), groups: len(s.Groups) > 0}
+func NewDirectory(s *Setup, tokens func(credential string) lease.Tokens) lease.Directory {
+	d := &directory{Queues: NewQueues(s.Policy, s.Mailboxes), policy: s.Policy, byName: make(map[string]*lease.Mailbox, len(s.Mailboxes)), groups: len(s.Groups) > 0}
 	for i := range s.Mailboxes {
 		m := &s.Mailboxes[i]
-		d.byName[m.Address] = &MailboxLease{Address: m.Address, Label: m.Address, Limits: m.Limits, Tokens: tokens(m.Credential), MinLife: m.MinLife}
+		d.byName[m.Address] = &lease.Mailbox{Address: m.Address, Label: m.Address, Limits: m.Limits, Tokens: tokens(m.Credential), MinLife: m.MinLife}
 	}
 	return d
 }
 
 // Mailboxes implements [Directory].
-func (d *directory) Mailboxes(sender string) []*MailboxLease {
-	a, err := policy.ParseAddress(sender)
+func (d *directory) Mailboxes(sender string) []*lease.Mailbox {
+	a, err := address.Parse(sender)
 	if err != nil {
 		return nil
 	}
 	mailboxes, user := d.policy.MailboxesFor(a)
-	list := make([]*MailboxLease, len(mailboxes))
+	list := make([]*lease.Mailbox, len(mailboxes))
 	onMicrosoft := a.OnMicrosoft() && d.groups
 	for i, m := range mailboxes {
 		list[i] = d.byName[m.Name]
@@ -46,7 +48,7 @@ func (d *directory) Mailboxes(sender string) []*MailboxLease {
 			own.Address = user.String()
 		}
 		if onMicrosoft {
-			own.Limits.Group, own.Limits.GroupRecipients = GroupOnMicrosoft, limit.MOERA()
+			own.Limits.Group, own.Limits.GroupRecipients = lease.GroupOnMicrosoft, limit.MOERA()
 		}
 		list[i] = &own
 	}
@@ -101,7 +103,7 @@ func NewQueues(p *policy.Policy, mailboxes []Mailbox) *Queues {
 		m := &mailboxes[i]
 		n := 0
 		for _, s := range m.Senders {
-			a, err := policy.ParseAddress(s)
+			a, err := address.Parse(s)
 			if owners, _ := p.MailboxesFor(a); err != nil || len(owners) != 1 { // those of a pool wait elsewhere
 				continue
 			}
@@ -133,7 +135,7 @@ func (q *Queues) RouteFrom(sender string) string {
 	if r == nil || r.Type != policy.Submission {
 		return destination(r)
 	}
-	a, _ := policy.ParseAddress(sender) // the policy could, too
+	a, _ := address.Parse(sender) // the policy could, too
 	mailboxes, user := q.policy.MailboxesFor(a)
 	i := q.of(mailboxes[0].Name, a)
 	switch {
@@ -152,7 +154,7 @@ func (q *Queues) PatternHop(pattern, nextHop string) string {
 }
 
 // of returns the number of a sender's queue among those of its mailbox.
-func (q *Queues) of(mailbox string, sender policy.Address) int {
+func (q *Queues) of(mailbox string, sender address.Spec) int {
 	place, listed := q.places[sender.Key()]
 	if !listed { // an address with a tag, or from tenant.permissions_file
 		place = hash(sender.Key())

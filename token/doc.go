@@ -1,20 +1,8 @@
-// Package token gets access tokens from Microsoft Entra, keeps them fresh, and
-// hands Postfix's smtp(8) the right to send one message now.
+// Package token is the token service put together: the [Desk] runs one refresher for each credential
+// in use and knows the mailboxes; the directory says which mailbox may send as whom, and in which
+// queue of Postfix's its mail waits ([Queues]); [Files] keeps token files for the plugin
+// sasl-xoauth2, where a site prefers that.
 //
-// It has two halves. This one faces Microsoft: a [Source] asks Entra for one
-// token ([ClientCredentials] with a client secret, a certificate or another
-// issuer's token; [ManagedIdentity]; [Delegated] for a user who signed in), and a
-// [Refresher] decorates a Source so that a token is always in memory, asked for
-// ahead of time, once, by one goroutine. The other half faces Postfix and asks
-// a Source for the token that goes into a lease.
-//
-// What goes wrong comes back as one of three types, so that callers decide by
-// type and never by reading texts:
-//
-//   - [FileError]: the secret or certificate file cannot be used; nothing was sent.
-//   - [RefusedError]: Microsoft answered with an OAuth error; it keeps the code.
-//   - [UnreachableError]: no answer, or one that is not Microsoft's; try later.
-//
-// Secrets have the type [Secret], which does not print, and no error of this
-// package holds a secret, a client assertion or a token.
+// Its rooms are entra (access tokens), lease (the right to send now), ledger (what each mailbox has
+// sent) and sasl (the plugin by which smtp(8) says the token to Microsoft).
 package token

@@ -10,13 +10,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sendas/sendas/internal/exit"
-	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/milter/quota"
 )
 
 // An admissionStore is what the milter counts, and where it keeps that.
 type admissionStore struct {
-	counts *limit.Admission
-	file   *limit.AdmissionFile // nil for none
+	counts *quota.Counts
+	file   *quota.File // nil for none
 	log    *slog.Logger
 
 	stop context.CancelFunc
@@ -38,7 +38,7 @@ func openAdmission(c *Config, reg prometheus.Registerer, log *slog.Logger) (*adm
 	case store.file() != "":
 		err = s.openFile(store.file(), up)
 	default:
-		s.counts = limit.NewAdmission()
+		s.counts = quota.New()
 	}
 	if err != nil {
 		return nil, err
@@ -51,7 +51,7 @@ func openAdmission(c *Config, reg prometheus.Registerer, log *slog.Logger) (*adm
 
 // openFile opens the file of this host.
 func (s *admissionStore) openFile(file string, up prometheus.Gauge) error {
-	f, err := limit.OpenAdmissionFile(file)
+	f, err := quota.OpenFile(file)
 	if dir := filepath.Dir(file); errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {
 		return exit.Errorf(exit.Config, "the folder "+dir+" has to be there and to belong to the user of the milter (install -d -m 0700 -o sendas "+dir+"), or write milter.store: memory:",
 			"milter.store: %w", err)
@@ -62,7 +62,7 @@ func (s *admissionStore) openFile(file string, up prometheus.Gauge) error {
 	if f.Replaced != nil {
 		s.log.Error("what clients had submitted is forgotten: the file was damaged", "file", file, "aside", file+".damaged", "error", f.Replaced)
 	}
-	counts, err := limit.OpenAdmission(context.Background(), f, func(err error) {
+	counts, err := quota.Open(context.Background(), f, func(err error) {
 		if err == nil {
 			up.Set(1)
 			s.log.Info("what clients submit is saved again", "file", file)
@@ -84,7 +84,7 @@ func (s *admissionStore) openShared(c *Config, store *StoreConfig, up prometheus
 	if err != nil {
 		return err
 	}
-	counts, err := limit.OpenSharedAdmission(o, store.Hosts, func(err error) {
+	counts, err := quota.OpenShared(o, store.Hosts, func(err error) {
 		if err != nil {
 			up.Set(0)
 			s.log.Error("the store of the limits is away: this host keeps to its share of them", "store", store.name(), "hosts", store.Hosts, "error", err)

@@ -17,8 +17,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sendas/sendas/milter"
+	"github.com/sendas/sendas/milter/quota"
 	"github.com/sendas/sendas/policy"
-	"github.com/sendas/sendas/policy/limit"
 )
 
 // BenchmarkLoadConfig loads 10,000 mailboxes and 10,000 clients with 50,000 networks.
@@ -93,7 +93,7 @@ func BenchmarkConfigMemory(b *testing.B) {
 	if err := os.WriteFile(file, siteConfig(n), 0o600); err != nil {
 		b.Fatal(err)
 	}
-	series, quotas := milter.NewMetrics(prometheus.NewRegistry()), milter.NewQuotas(limit.NewAdmission())
+	series, quotas := milter.NewMetrics(prometheus.NewRegistry()), quota.NewDesk(quota.New())
 	var inForce *Config
 	load := func() {
 		c, err := LoadConfig(file, CheckOwn)

@@ -14,8 +14,9 @@ import (
 	"unicode/utf8"
 
 	"github.com/sendas/sendas/internal/serve"
-	"github.com/sendas/sendas/milter"
+	"github.com/sendas/sendas/milter/quota"
 	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/policy/address"
 	"github.com/sendas/sendas/policy/limit"
 )
 
@@ -120,7 +121,7 @@ func (m *MailboxConfig) senders() []string {
 
 // Pattern reports whether each sender of a domain is a mailbox of its own.
 func (m *MailboxConfig) Pattern() bool {
-	_, ok := policy.CutPattern(m.Address)
+	_, ok := address.CutPattern(m.Address)
 	return ok
 }
 
@@ -198,7 +199,7 @@ type ClientLimits struct {
 }
 
 // setDefaults keeps an application that can try again from losing mail; a device that cannot has "hold".
-func (c *ClientConfig) setDefaults() { c.OnLimit = string(milter.DeferOver) }
+func (c *ClientConfig) setDefaults() { c.OnLimit = string(quota.DeferOver) }
 
 // policy returns the client as package policy wants it.
 func (c *ClientConfig) policy() policy.ClientSettings {
@@ -207,11 +208,11 @@ func (c *ClientConfig) policy() policy.ClientSettings {
 }
 
 // clientLimits returns the limits of all clients that have some.
-func (c *Config) clientLimits() map[string]milter.ClientLimit {
-	m := make(map[string]milter.ClientLimit)
+func (c *Config) clientLimits() map[string]quota.ClientLimit {
+	m := make(map[string]quota.ClientLimit)
 	for _, x := range c.Clients {
 		if len(x.Limits.Messages)+len(x.Limits.Recipients) > 0 {
-			m[x.Name] = milter.ClientLimit{Quota: limit.Quota(x.Limits), OnLimit: milter.OnLimit(x.OnLimit)}
+			m[x.Name] = quota.ClientLimit{Rates: quota.Rates(x.Limits), OnLimit: quota.OnLimit(x.OnLimit)}
 		}
 	}
 	return m
@@ -224,13 +225,13 @@ type IdentityConfig struct {
 	OnLimit string       `yaml:"on_limit"`
 }
 
-func (i *IdentityConfig) setDefaults() { i.OnLimit = string(milter.DeferOver) }
+func (i *IdentityConfig) setDefaults() { i.OnLimit = string(quota.DeferOver) }
 
 // identityLimits returns the limits of identities.
-func (c *Config) identityLimits() []milter.IdentityLimit {
-	list := make([]milter.IdentityLimit, len(c.Identities))
+func (c *Config) identityLimits() []quota.IdentityLimit {
+	list := make([]quota.IdentityLimit, len(c.Identities))
 	for i, x := range c.Identities {
-		list[i] = milter.IdentityLimit{Address: x.Address, Quota: limit.Quota(x.Limits), OnLimit: milter.OnLimit(x.OnLimit)}
+		list[i] = quota.IdentityLimit{Address: x.Address, Rates: quota.Rates(x.Limits), OnLimit: quota.OnLimit(x.OnLimit)}
 	}
 	return list
 }

@@ -14,9 +14,11 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/internal/serve"
+	"github.com/sendas/sendas/milter/quota"
 	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/policy/address"
 	"github.com/sendas/sendas/policy/limit"
-	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/entra"
 )
 
 // maxSocketPath is what fits into sun_path with its closing NUL (unix(7)).
@@ -134,8 +136,8 @@ func (k *checker) endpoints() {
 	if !k.files {
 		return
 	}
-	_, err := token.NewHTTPClient(token.HTTPOptions{CAFile: e.CAFile, Proxy: e.Proxy})
-	if _, ok := errors.AsType[*token.ProxyError](err); err != nil && !ok { // HTTPS_PROXY of this shell is not the service's
+	_, err := entra.NewHTTPClient(entra.HTTPOptions{CAFile: e.CAFile, Proxy: e.Proxy})
+	if _, ok := errors.AsType[*entra.ProxyError](err); err != nil && !ok { // HTTPS_PROXY of this shell is not the service's
 		k.fail("tenant.endpoints.ca_file", "%v", err)
 	}
 }
@@ -187,7 +189,7 @@ func (k *checker) credentials() {
 			}
 			k.only(path, r, "federated", "client_id", "token_file")
 			if k.files && r.TokenFile != "" {
-				k.file(path+".token_file", token.CheckFederatedTokenFile(r.TokenFile))
+				k.file(path+".token_file", entra.CheckFederatedTokenFile(r.TokenFile))
 			}
 		case flowManagedIdentity:
 			k.managedIdentity(path, r)
@@ -215,7 +217,7 @@ func (k *checker) clientID(path string, r CredentialConfig) {
 
 // user checks who has to sign in.
 func (k *checker) user(path string, r CredentialConfig) {
-	switch a, err := policy.ParseAddress(r.User); {
+	switch a, err := address.Parse(r.User); {
 	case r.User == "":
 		k.fail(path, "the user is missing; write user: with the address of the mailbox's user, who signs in with \"sendas login\"")
 	case err != nil || !a.Valid():
@@ -273,16 +275,16 @@ func (k *checker) proof(path string, r CredentialConfig) {
 	case r.ClientSecretFile != "" && r.KeyFile != "":
 		k.fail(path+".key_file", "a key belongs to a certificate; remove key_file:, or write certificate_file: in place of client_secret_file:")
 	case k.files && r.ClientSecretFile != "":
-		k.file(path+".client_secret_file", token.CheckSecretFile(r.ClientSecretFile))
+		k.file(path+".client_secret_file", entra.CheckSecretFile(r.ClientSecretFile))
 	case k.files:
-		_, err := token.CheckCertificate(r.CertificateFile, r.KeyFile)
+		_, err := entra.CheckCertificate(r.CertificateFile, r.KeyFile)
 		k.file(path+".certificate_file", err)
 	}
 }
 
 // file reports what is wrong with a file. One that systemd hands to the service is not there for anybody else.
 func (k *checker) file(path string, err error) {
-	if err != nil && !errors.Is(err, token.ErrNoCredentials) {
+	if err != nil && !errors.Is(err, entra.ErrNoCredentials) {
 		k.fail(path, "%v", err)
 	}
 }
@@ -318,7 +320,7 @@ func (k *checker) mailboxes() {
 func (k *checker) clientLimits() {
 	for i, c := range k.c.Clients {
 		path := "clients[" + strconv.Itoa(i) + "]"
-		if err := limit.Quota(c.Limits).Check(); err != nil {
+		if err := quota.Rates(c.Limits).Check(); err != nil {
 			k.fail(path+".limits", "%v", err)
 		}
 		k.onLimit(path, c.OnLimit)

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/policy/address"
 )
 
 // authority signs certificates for connectors.
@@ -172,7 +173,7 @@ func TestPermissionsFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, _ := policy.ParseAddress("shared@contoso.com")
+	a, _ := address.Parse("shared@contoso.com")
 	if m, _ := c.Policy.MailboxFor(a); m == nil || m.Name != "erp@contoso.com" {
 		t.Errorf("shared@contoso.com leaves through %v", m)
 	}

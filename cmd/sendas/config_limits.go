@@ -6,9 +6,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sendas/sendas/milter"
-	"github.com/sendas/sendas/policy"
-	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/milter/quota"
+	"github.com/sendas/sendas/policy/address"
 )
 
 // identities checks the limits of sender addresses.
@@ -26,7 +25,7 @@ func (k *checker) identities() {
 		if len(x.Limits.Messages)+len(x.Limits.Recipients) == 0 {
 			k.fail(path+".limits", "an identity is listed for its limits alone; write limits: {messages: 100/h}, or remove the entry")
 		}
-		if err := limit.Quota(x.Limits).Check(); err != nil {
+		if err := quota.Rates(x.Limits).Check(); err != nil {
 			k.fail(path+".limits", "%v", err)
 		}
 		k.onLimit(path, x.OnLimit)
@@ -35,14 +34,14 @@ func (k *checker) identities() {
 
 // onLimit checks what happens to mail over a limit.
 func (k *checker) onLimit(path, action string) {
-	if !slices.Contains([]milter.OnLimit{milter.DeferOver, milter.RejectOver, milter.HoldOver}, milter.OnLimit(action)) {
+	if !slices.Contains([]quota.OnLimit{quota.DeferOver, quota.RejectOver, quota.HoldOver}, quota.OnLimit(action)) {
 		k.fail(path+".on_limit", "%q is not an action; write defer, reject or hold", clip(action))
 	}
 }
 
 // identity checks an address or "*@domain", and returns it in the form in which such are compared, "" where it is wrong.
 func (k *checker) identity(path, text string) string {
-	p, err := policy.ParsePattern(text)
+	p, err := address.ParsePattern(text)
 	_, domain, ok := strings.Cut(p.String(), "@")
 	if err != nil || !ok {
 		k.fail(path, "%q is neither an address nor all those of a domain; write billing@contoso.com or \"*@contoso.com\"", clip(text))

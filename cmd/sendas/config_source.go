@@ -8,18 +8,18 @@ import (
 	"strings"
 
 	"github.com/sendas/sendas/internal/exit"
-	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/entra"
 )
 
 // vault returns where refresh tokens are kept.
-func (c *Config) vault() *token.Vault {
-	return &token.Vault{Dir: filepath.Join(c.Token.StateDir, "grants")}
+func (c *Config) vault() *entra.Vault {
+	return &entra.Vault{Dir: filepath.Join(c.Token.StateDir, "grants")}
 }
 
 // client returns the client for requests to Entra.
 func (c *Config) client() (*http.Client, error) {
 	e := c.Tenant.Endpoints
-	client, err := token.NewHTTPClient(token.HTTPOptions{CAFile: e.CAFile, Proxy: e.Proxy})
+	client, err := entra.NewHTTPClient(entra.HTTPOptions{CAFile: e.CAFile, Proxy: e.Proxy})
 	if err != nil {
 		return nil, exit.Errorf(exit.Config, "", "the way to Entra: %w", err)
 	}
@@ -27,22 +27,22 @@ func (c *Config) client() (*http.Client, error) {
 }
 
 // source makes the source of tokens that a credential stands for.
-func (c *Config) source(name string, client *http.Client, vault *token.Vault) (token.Source, error) {
+func (c *Config) source(name string, client *http.Client, vault *entra.Vault) (entra.Source, error) {
 	cc, e := c.Credentials[name], c.Tenant.Endpoints
 	switch cc.Flow {
 	case flowClientCredentials:
-		return &token.ClientCredentials{
+		return &entra.ClientCredentials{
 			Credential: name, ClientID: cc.ClientID, Scope: e.Scope, TokenURL: tokenURL(e.Authority, c.Tenant.ID), Client: client,
 			SecretFile: cc.ClientSecretFile, CertificateFile: cc.CertificateFile, KeyFile: cc.KeyFile,
 		}, nil
 	case flowFederated:
 		return c.federated(name, client)
 	case flowManagedIdentity:
-		return &token.ManagedIdentity{
+		return &entra.ManagedIdentity{
 			Credential: name, Resource: strings.TrimSuffix(e.Scope, "/.default"), ClientID: cc.ClientID, ObjectID: cc.ObjectID, ResourceID: cc.ResourceID,
 		}, nil
 	case flowDeviceCode, flowAuthorizationCode:
-		return &token.Delegated{
+		return &entra.Delegated{
 			Credential: name, ClientID: cc.ClientID, Scope: e.DelegatedScope, TokenURL: tokenURL(e.Authority, c.Tenant.ID), Client: client, Vault: vault, User: cc.User,
 			SecretFile: cc.ClientSecretFile, CertificateFile: cc.CertificateFile, KeyFile: cc.KeyFile,
 		}, nil
@@ -52,10 +52,10 @@ func (c *Config) source(name string, client *http.Client, vault *token.Vault) (t
 
 // federated makes the source of a federated credential. What the configuration leaves empty, the platform has put into
 // the environment (Azure's workload identity).
-func (c *Config) federated(name string, client *http.Client) (token.Source, error) {
-	cc, env := c.Credentials[name], token.FederatedFromEnvironment(os.Getenv)
+func (c *Config) federated(name string, client *http.Client) (entra.Source, error) {
+	cc, env := c.Credentials[name], entra.FederatedFromEnvironment(os.Getenv)
 	// The tenant and its cloud are those of the configuration: the identities are checked against them.
-	s := &token.ClientCredentials{
+	s := &entra.ClientCredentials{
 		Credential: name, ClientID: cc.ClientID, Scope: c.Tenant.Endpoints.Scope, Client: client,
 		TokenURL: tokenURL(c.Tenant.Endpoints.Authority, c.Tenant.ID), FederatedTokenFile: cc.TokenFile,
 	}

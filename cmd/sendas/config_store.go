@@ -7,7 +7,8 @@ import (
 
 	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/policy/limit"
-	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/ledger"
 )
 
 // A storeOwner is the service that keeps something in a store. Whoever has to do something about the store is told its names.
@@ -95,7 +96,7 @@ func (k *checker) store(s StoreConfig) {
 	case !s.shared() && s.Hosts > 1:
 		k.fail(section+".hosts", "several hosts can only share a Redis or Valkey; write store: redis://HOST:6379/0")
 	case s.shared() && k.files && s.PasswordFile != "":
-		_, err := token.ReadPassword(s.PasswordFile, s.owner.unit)
+		_, err := entra.ReadPassword(s.PasswordFile, s.owner.unit)
 		k.file(section+".store_password_file", err)
 	}
 	if s.Hosts < 1 || s.Hosts > maxHosts {
@@ -107,12 +108,12 @@ func (k *checker) store(s StoreConfig) {
 }
 
 // redis says how to reach the store, which is a shared one.
-func (s *StoreConfig) redis(c *Config) (limit.RedisOptions, error) {
-	o := limit.RedisOptions{URL: s.Store, Tenant: strings.ToLower(c.Tenant.ID)}
+func (s *StoreConfig) redis(c *Config) (limit.Redis, error) {
+	o := limit.Redis{URL: s.Store, Tenant: strings.ToLower(c.Tenant.ID)}
 	if s.PasswordFile == "" {
 		return o, nil
 	}
-	password, err := token.ReadPassword(s.PasswordFile, s.owner.unit)
+	password, err := entra.ReadPassword(s.PasswordFile, s.owner.unit)
 	if err != nil {
 		return o, exit.Errorf(exit.Config, "the user of the service has to be able to read it, and nobody else", "%s.store_password_file: %w", s.owner.section, err)
 	}
@@ -151,12 +152,12 @@ func (k *checker) storeURL(path, s string) {
 }
 
 // ledger makes the client of the store that hosts share.
-func (s *StoreConfig) ledger(c *Config) (*limit.Redis, error) {
+func (s *StoreConfig) ledger(c *Config) (*ledger.Redis, error) {
 	o, err := s.redis(c)
 	if err != nil {
 		return nil, err
 	}
-	r, err := limit.NewRedis(o)
+	r, err := ledger.NewRedis(o)
 	if err != nil {
 		return nil, exit.Errorf(exit.Config, "", "token.store: %w", err)
 	}

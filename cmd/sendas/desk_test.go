@@ -18,8 +18,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/milter"
-	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/milter/quota"
 	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/lease"
+	"github.com/sendas/sendas/token/ledger"
 )
 
 const deskYAML = `tenant:
@@ -70,25 +72,25 @@ func TestStatusOfDesk(t *testing.T) {
 	}
 
 	log := slog.New(slog.DiscardHandler)
-	metrics := token.NewMetrics(prometheus.NewRegistry())
+	metrics := lease.NewMetrics(prometheus.NewRegistry())
 	ctx, cancel := context.WithCancel(t.Context())
-	leases := token.NewLeases(limit.NewMemory(), metrics, log)
+	leases := lease.NewLessor(ledger.NewMemory(), metrics, log)
 	desk := token.NewDesk(ctx, leases, metrics, log)
 	if err := useSetup(desk, c); err != nil {
 		t.Fatal(err)
 	}
 	now := configStatus{OK: true}
-	service.Config.Handler = serveAll(tokenPages(&site{addr: addr, version: version, state: func() configStatus { return now }}, func(ctx context.Context) *token.Status {
+	service.Config.Handler = serveAll(tokenPages(&site{addr: addr, version: version, state: func() configStatus { return now }}, func(ctx context.Context) *lease.Status {
 		return desk.Status(ctx, version, started)
 	}))
 	service.Start()
 	defer service.Close()
 	defer func() { cancel(); desk.Wait() }()
-	if got := leases.Lease(t.Context(), token.Caller{PID: -1}, "erp@contoso.com"); got.Status != token.OK {
+	if got := leases.Lease(t.Context(), lease.Caller{PID: -1}, "erp@contoso.com"); got.Status != lease.OK {
 		t.Fatalf("look-up: %+v", got)
 	}
-	leases.Reply(t.Context(), token.Caller{PID: -1}, "535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Mailbox.")
-	leases.Lease(t.Context(), token.Caller{PID: -2}, "alice@contoso.de")
+	leases.Reply(t.Context(), lease.Caller{PID: -1}, "535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Mailbox.")
+	leases.Lease(t.Context(), lease.Caller{PID: -2}, "alice@contoso.de")
 	var stdout, stderr bytes.Buffer
 	if code := run([]string{"status", "-c", file}, &stdout, &stderr); code != exit.OK {
 		t.Fatalf("exit code %d: %s", code, &stderr)
@@ -121,9 +123,9 @@ func TestPagesOfServices(t *testing.T) {
 	}
 	c.Tenant.Endpoints.CAFile = ""
 	log := slog.New(slog.DiscardHandler)
-	metrics := token.NewMetrics(prometheus.NewRegistry())
+	metrics := lease.NewMetrics(prometheus.NewRegistry())
 	ctx, cancel := context.WithCancel(t.Context())
-	desk := token.NewDesk(ctx, token.NewLeases(limit.NewMemory(), metrics, log), metrics, log)
+	desk := token.NewDesk(ctx, lease.NewLessor(ledger.NewMemory(), metrics, log), metrics, log)
 	cancel() // nothing is asked of Entra
 	if err := useSetup(desk, c); err != nil {
 		t.Fatal(err)
@@ -133,13 +135,13 @@ func TestPagesOfServices(t *testing.T) {
 	r := &reloader{ok: ok, at: at}
 	r.loaded()
 	r.failed()
-	quotas := milter.NewQuotas(limit.NewAdmission())
+	quotas := quota.NewDesk(quota.New())
 	quotas.Use(c.clientLimits())
 	of := func(addr, other string) *site {
 		return &site{addr: addr, version: version, state: r.status, other: func() string { return other }}
 	}
 	for name, h := range map[string]http.Handler{
-		"token service": serveAll(tokenPages(of("127.0.0.1:9726", "127.0.0.1:9725"), func(ctx context.Context) *token.Status { return desk.Status(ctx, version, started) })),
+		"token service": serveAll(tokenPages(of("127.0.0.1:9726", "127.0.0.1:9725"), func(ctx context.Context) *lease.Status { return desk.Status(ctx, version, started) })),
 		"milter":        serveAll(milterPages(of("127.0.0.1:9725", "127.0.0.1:9726"), func() *milter.Status { return milterStatus(new(milter.Tally), quotas, c) })),
 	} {
 		page := askPage(t, h, "localhost:9", "/").Body.String()

@@ -21,6 +21,7 @@ import (
 	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/token/ledger"
 )
 
 // The tests of this file hold the documentation against the program: what a page tells to type or to write has to exist.
@@ -591,9 +592,9 @@ func TestDocsLimits(t *testing.T) {
 		fmt.Sprintf("| connections | %d per mailbox |", m.Connections),
 		fmt.Sprintf("(1 licence: %s; 100: %s)", thousands(limit.TERRL(1).N), thousands(limit.TERRL(100).N)),
 		fmt.Sprintf("| senders at onmicrosoft.com | %d external recipients", limit.MOERA().N),
-		fmt.Sprintf("Postfix divides: %d in one delivery", limit.MaxDelivery),
-		fmt.Sprintf("room for %d more recipients", limit.MaxDelivery),
-		fmt.Sprintf("the last %d of %s may stay unused", limit.MaxDelivery-1, thousands(m.Recipients.N)),
+		fmt.Sprintf("Postfix divides: %d in one delivery", ledger.MaxDelivery),
+		fmt.Sprintf("room for %d more recipients", ledger.MaxDelivery),
+		fmt.Sprintf("the last %d of %s may stay unused", ledger.MaxDelivery-1, thousands(m.Recipients.N)),
 		fmt.Sprintf("(%d − %d) ÷ hosts messages a minute, so %d each of two", m.Messages.N, m.Connections, share/2),
 	} {
 		if !strings.Contains(text, want) {

@@ -15,8 +15,8 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/internal/exit"
-	"github.com/sendas/sendas/policy"
-	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/policy/address"
+	"github.com/sendas/sendas/token/entra"
 )
 
 // doctorFlags say what to look at.
@@ -35,7 +35,7 @@ type world struct {
 	dial     func(ctx context.Context, network, addr string) (net.Conn, error)
 	resolver resolver
 	client   func(*Config) (*http.Client, error) // for Entra
-	source   func(c *Config, name string, client *http.Client, vault *token.Vault) (token.Source, error)
+	source   func(c *Config, name string, client *http.Client, vault *entra.Vault) (entra.Source, error)
 	now      func() time.Time
 	saslDirs []string // patterns of the folders in which Cyrus SASL looks for plugins
 	hostname func() (string, error)
@@ -58,13 +58,13 @@ type doctor struct {
 	config *Config // nil where it cannot be used at all
 
 	postfix *postfixSetup           // nil where Postfix was not found
-	tokens  map[string]*token.Token // by credential
+	tokens  map[string]*entra.Token // by credential
 	reached bool                    // the way to the submission server was walked once
 	blocked bool                    // it cannot be walked
 }
 
 func newDoctor(q *doctorFlags, w *world) *doctor {
-	d := &doctor{doctorFlags: q, world: w, tokens: make(map[string]*token.Token)}
+	d := &doctor{doctorFlags: q, world: w, tokens: make(map[string]*entra.Token)}
 	if !q.json {
 		d.show = func(c *check) { c.print(q.stdout) }
 	}
@@ -225,7 +225,7 @@ type patient struct {
 // patients returns the mailboxes to look at. The error is one of usage.
 func (d *doctor) patients() ([]patient, error) {
 	if d.sendTo != "" {
-		if a, err := policy.ParseAddress(d.sendTo); err != nil || !a.Valid() {
+		if a, err := address.Parse(d.sendTo); err != nil || !a.Valid() {
 			return nil, exit.Errorf(exit.Usage, "for example: sendas doctor scan@contoso.com --send-to me@contoso.com", "--send-to: %q is no address", clip(d.sendTo))
 		}
 	}
@@ -247,7 +247,7 @@ func (d *doctor) patients() ([]patient, error) {
 
 // onePatient finds the mailbox that the user named, by any address that it may send as.
 func (d *doctor) onePatient() ([]patient, error) {
-	a, err := policy.ParseAddress(d.mailbox)
+	a, err := address.Parse(d.mailbox)
 	if err != nil || !a.Valid() {
 		return nil, exit.Errorf(exit.Usage, "for example: sendas doctor scan@contoso.com", "%q is no address", clip(d.mailbox))
 	}

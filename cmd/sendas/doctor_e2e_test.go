@@ -22,7 +22,7 @@ import (
 	"github.com/sendas/sendas/contrib/exosim/smtp"
 	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/milter"
-	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/lease"
 )
 
 const (
@@ -115,7 +115,7 @@ func (c *clinic) serve(t *testing.T) {
 	early.Use(cfg.Policy)
 	go srv.Serve(listenOn(t, filepath.Join(sockets, "milter")))
 	go early.Serve(listenOn(t, filepath.Join(sockets, "policy")))
-	go (&token.SocketmapServer{Peers: []uint32{uint32(os.Geteuid()) + 1}, Log: log}).Serve(t.Context(), listenOn(t, filepath.Join(sockets, "credentials")))
+	go (&lease.SocketmapServer{Peers: []uint32{uint32(os.Geteuid()) + 1}, Log: log}).Serve(t.Context(), listenOn(t, filepath.Join(sockets, "credentials")))
 }
 
 // visit runs the doctor there, and looks for secrets in all that it says.

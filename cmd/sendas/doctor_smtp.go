@@ -21,8 +21,9 @@ import (
 	"github.com/emersion/go-sasl"
 
 	"github.com/sendas/sendas/internal/xoauth2"
-	"github.com/sendas/sendas/policy"
-	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/policy/address"
+	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/lease"
 )
 
 // How long the server may take. Refusals are held back for 5 s and more (tar-pit), verdicts on messages for some seconds.
@@ -139,7 +140,7 @@ type smtpReply struct {
 
 // replyFault explains a reply that is not the wanted one.
 func (d *doctor) replyFault(r smtpReply, mailbox string) error {
-	e := token.Explain(r.text)
+	e := lease.Explain(r.text)
 	if e.Meaning == "" {
 		return &smtpFault{found: r.text, advice: smtpAdvice["not-smtp"].with("port", "587")}
 	}
@@ -357,7 +358,7 @@ func (d *doctor) checkMailboxes(ctx context.Context, patients []patient) {
 		}
 		own := s.of(p.label)
 		if p.user == "" {
-			domain, _ := policy.CutPattern(p.label)
+			domain, _ := address.CutPattern(p.label)
 			own.skip("auth", "AUTH", "it stands for many mailboxes; name one of them: sendas doctor user@%s", domain)
 			continue
 		}
@@ -479,7 +480,7 @@ const maxAuthLine = 12288
 var longRun = regexp.MustCompile(`[A-Za-z0-9+/=_-]{48,}`)
 
 // authenticate shows the token as the SASL plugin of smtp(8) does: after the server's 334, so that no line that may be repeated in an error has it.
-func (k *smtpTalk) authenticate(user string, access token.Secret) error {
+func (k *smtpTalk) authenticate(user string, access entra.Secret) error {
 	client := xoauth2.NewClient(user, string(access))
 	mechanism, initial, err := client.Start()
 	if err != nil {
@@ -544,7 +545,7 @@ func (k *smtpTalk) trySenders(s section, p patient) {
 
 // wireAddress writes an address as it goes over the wire without SMTPUTF8.
 func wireAddress(s string) string {
-	a, err := policy.ParseAddress(s)
+	a, err := address.Parse(s)
 	if err != nil {
 		return s
 	}

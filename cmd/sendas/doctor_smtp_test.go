@@ -25,7 +25,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/entra"
 )
 
 // A testCA makes certificates for servers.
@@ -192,7 +192,7 @@ func smtpDoctor(t *testing.T, caFile string, w *world, q doctorFlags) (*doctor, 
 	q.stdout = &out
 	d := newDoctor(&q, w)
 	d.config = c
-	d.tokens["relay-app"] = &token.Token{Access: theToken, Expires: time.Now().Add(time.Hour)}
+	d.tokens["relay-app"] = &entra.Token{Access: theToken, Expires: time.Now().Add(time.Hour)}
 	d.hide(theToken)
 	return d, &out
 }

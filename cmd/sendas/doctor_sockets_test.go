@@ -21,7 +21,7 @@ import (
 
 	"github.com/sendas/sendas/internal/serve"
 	"github.com/sendas/sendas/milter"
-	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/lease"
 )
 
 // socketDoctor is a doctor whose services have their sockets below a folder.
@@ -62,11 +62,11 @@ func TestDoctorSockets(t *testing.T) {
 	go srv.Serve(listenOn(t, dir+"/milter"))
 	go early.Serve(listenOn(t, dir+"/policy"))
 	questions := make(chan string, 10)
-	maps := map[string]token.Map{"transport": func(_ context.Context, _ token.Caller, key string) token.Result {
+	maps := map[string]lease.Map{"transport": func(_ context.Context, _ lease.Caller, key string) lease.Result {
 		questions <- key
-		return token.Result{Status: token.NotFound}
+		return lease.Result{Status: lease.NotFound}
 	}}
-	go (&token.SocketmapServer{Maps: maps, Peers: []uint32{uint32(os.Geteuid()) + 1}, Log: log}).Serve(t.Context(), listenOn(t, dir+"/credentials"))
+	go (&lease.SocketmapServer{Maps: maps, Peers: []uint32{uint32(os.Geteuid()) + 1}, Log: log}).Serve(t.Context(), listenOn(t, dir+"/credentials"))
 	d.checkSockets(t.Context())
 	checkReport(t, &d.report)
 	d.wantCheck(t, "sockets.milter", checkOK, "the milter of sendas")
@@ -78,7 +78,7 @@ func TestDoctorSockets(t *testing.T) {
 	// A user who may ask asks for nothing but the way of the null sender.
 	d, dir = socketDoctor(t)
 	d.config.Milter.PolicyListen = ""
-	go (&token.SocketmapServer{Maps: maps, Peers: []uint32{uint32(os.Geteuid())}, Log: log}).Serve(t.Context(), listenOn(t, dir+"/credentials"))
+	go (&lease.SocketmapServer{Maps: maps, Peers: []uint32{uint32(os.Geteuid())}, Log: log}).Serve(t.Context(), listenOn(t, dir+"/credentials"))
 	d.checkSockets(t.Context())
 	checkReport(t, &d.report)
 	want := checkOK

@@ -17,7 +17,7 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/internal/exit"
-	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/entra"
 )
 
 // emptyWorld is a machine without Postfix, on a network where nobody answers.
@@ -267,9 +267,9 @@ func TestDoctorSPF(t *testing.T) {
 }
 
 // fakeSource is a token.Source.
-type fakeSource func() (*token.Token, error)
+type fakeSource func() (*entra.Token, error)
 
-func (f fakeSource) Token(context.Context) (*token.Token, error) { return f() }
+func (f fakeSource) Token(context.Context) (*entra.Token, error) { return f() }
 
 // find returns the check of that id.
 func (d *doctor) find(t *testing.T, id string) check {

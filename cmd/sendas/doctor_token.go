@@ -14,14 +14,15 @@ import (
 	"sync"
 	"time"
 
-	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/lease"
 )
 
 const (
 	// endsSoon is when a certificate or secret should be renewed.
 	endsSoon = 30 * 24 * time.Hour
 	// idleSoon is when an unused sign-in is in danger.
-	idleSoon = token.MaxIdle - 14*24*time.Hour
+	idleSoon = lease.MaxIdle - 14*24*time.Hour
 	// Clocks that differ by minutes make Entra refuse a signed proof (AADSTS700024).
 	skewNoted = time.Minute
 	skewWrong = 5 * time.Minute
@@ -86,7 +87,7 @@ func (d *doctor) checkCredential(ctx context.Context, s section, name string, cc
 // checkProof looks at the files that prove who we are.
 func (d *doctor) checkProof(s section, cc CredentialConfig) {
 	if cc.CertificateFile != "" {
-		end, err := token.CheckCertificate(cc.CertificateFile, cc.KeyFile)
+		end, err := entra.CheckCertificate(cc.CertificateFile, cc.KeyFile)
 		if d.checkFile(s, "certificate", cc.CertificateFile, err) {
 			d.checkEnd(s, "certificate_end", "certificate "+cc.CertificateFile, end, cc.CertificateFile)
 		}
@@ -95,20 +96,20 @@ func (d *doctor) checkProof(s section, cc CredentialConfig) {
 		}
 	}
 	if cc.ClientSecretFile != "" {
-		d.checkFile(s, "secret", cc.ClientSecretFile, token.CheckSecretFile(cc.ClientSecretFile))
+		d.checkFile(s, "secret", cc.ClientSecretFile, entra.CheckSecretFile(cc.ClientSecretFile))
 	}
 	if end, err := time.Parse(time.DateOnly, cc.SecretExpires); err == nil {
 		d.checkEnd(s, "secret_end", "client secret (secret_expires)", end, cc.ClientSecretFile)
 	}
 	if cc.TokenFile != "" {
-		d.checkFile(s, "token_file", cc.TokenFile, token.CheckFederatedTokenFile(cc.TokenFile))
+		d.checkFile(s, "token_file", cc.TokenFile, entra.CheckFederatedTokenFile(cc.TokenFile))
 	}
 }
 
 // checkFile notes how a file stands that err tells about, and whether the service may read it.
 func (d *doctor) checkFile(s section, id, file string, err error) bool {
 	switch {
-	case errors.Is(err, token.ErrNoCredentials):
+	case errors.Is(err, entra.ErrNoCredentials):
 		s.skip(id, file, "systemd hands it to the service alone, so it cannot be looked at from here")
 		return false
 	case err != nil:
@@ -151,10 +152,10 @@ func (d *doctor) checkEnd(s section, id, what string, end time.Time, file string
 
 // fileFault says what is wrong with a file, or with what is set about one, and what to do.
 func fileFault(err error) (problem, act string) {
-	if e, ok := errors.AsType[*token.FileError](err); ok {
+	if e, ok := errors.AsType[*entra.FileError](err); ok {
 		return e.Found(), cmp.Or(e.Act, "see to the file "+e.Path)
 	}
-	if e, ok := errors.AsType[*token.ProxyError](err); ok {
+	if e, ok := errors.AsType[*entra.ProxyError](err); ok {
 		return e.Setting + " " + e.Problem, e.Act
 	}
 	return err.Error(), "see to the file"
@@ -184,9 +185,9 @@ func (d *doctor) checkGrant(s section, name string) bool {
 	}
 	idle := d.now().Sub(used)
 	found := fmt.Sprintf("%s signed in on %s; the refresh token was last used %d days ago, of %d", cmp.Or(g.User, "somebody"), g.SignedIn.UTC().Format(time.DateOnly),
-		int(idle.Hours()/24), int(token.MaxIdle.Hours()/24))
+		int(idle.Hours()/24), int(lease.MaxIdle.Hours()/24))
 	switch {
-	case idle > token.MaxIdle:
+	case idle > lease.MaxIdle:
 		s.fail("grant", "sign-in", found, tokenAdvice["void"].with("credential", name))
 	case idle > idleSoon:
 		s.warn("grant", "sign-in", found, tokenAdvice["idle"])
@@ -234,23 +235,23 @@ func (d *doctor) fetch(ctx context.Context, s section, name string, cc Credentia
 
 // explainTokenError says what an error of a token.Source means.
 func explainTokenError(err error) (found string, a advice, passes bool) {
-	if e, ok := errors.AsType[*token.FileError](err); ok {
+	if e, ok := errors.AsType[*entra.FileError](err); ok {
 		problem, act := fileFault(e)
 		return fmt.Sprintf("file %s %s", e.Path, problem), tokenAdvice["file"].with("act", act), false
 	}
-	if e, ok := errors.AsType[*token.RefusedError](err); ok {
+	if e, ok := errors.AsType[*entra.RefusedError](err); ok {
 		meaning, act := e.Advice()
 		return err.Error(), tokenAdvice["refused"].with("meaning", meaning, "act", act), e.Temporary()
 	}
-	if e, ok := errors.AsType[*token.UnreachableError](err); ok {
+	if e, ok := errors.AsType[*entra.UnreachableError](err); ok {
 		return err.Error(), tokenAdvice["unreachable"].with("act", e.Hint()), e.Temporary()
 	}
 	return err.Error(), tokenAdvice["unknown"], false
 }
 
 // checkClaims decodes a token and judges what it says. It is nobody's business but Exchange Online's to verify it.
-func (d *doctor) checkClaims(s section, t *token.Token, cc CredentialConfig) {
-	claims, err := token.ParseClaims(t.Access)
+func (d *doctor) checkClaims(s section, t *entra.Token, cc CredentialConfig) {
+	claims, err := entra.ParseClaims(t.Access)
 	if err != nil {
 		s.skip("claims", "token", "is opaque, so nothing can be read in it")
 		return
@@ -269,9 +270,9 @@ func (d *doctor) checkClaims(s section, t *token.Token, cc CredentialConfig) {
 }
 
 // expected is what a token of the credential should say.
-func (d *doctor) expected(cc CredentialConfig) token.Expected {
+func (d *doctor) expected(cc CredentialConfig) entra.Expected {
 	e := d.config.Tenant.Endpoints
-	want := token.Expected{ClientID: cc.ClientID, ObjectID: cc.ObjectID, AppOnly: !cc.Delegated(), User: cc.User, Now: d.now(),
+	want := entra.Expected{ClientID: cc.ClientID, ObjectID: cc.ObjectID, AppOnly: !cc.Delegated(), User: cc.User, Now: d.now(),
 		Audiences: []string{strings.TrimSuffix(e.Scope, "/.default"), strings.TrimSuffix(e.DelegatedScope, "/SMTP.Send")}}
 	if guidForm.MatchString(d.config.Tenant.ID) {
 		want.TenantID = d.config.Tenant.ID

@@ -21,21 +21,21 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/entra"
 )
 
 // jwtOf makes a token that says so; nobody has signed it.
-func jwtOf(t *testing.T, claims map[string]any) token.Secret {
+func jwtOf(t *testing.T, claims map[string]any) entra.Secret {
 	t.Helper()
 	b, err := json.Marshal(claims)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return token.Secret("eyJ0eXAiOiJKV1QiLCJhbGciOiJSUzI1NiJ9." + base64.RawURLEncoding.EncodeToString(b) + ".c2lnbmF0dXJl")
+	return entra.Secret("eyJ0eXAiOiJKV1QiLCJhbGciOiJSUzI1NiJ9." + base64.RawURLEncoding.EncodeToString(b) + ".c2lnbmF0dXJl")
 }
 
 // tokenDoctor is a doctor with one credential, whose source answers as told.
-func tokenDoctor(t *testing.T, credential string, get func() (*token.Token, error)) (*doctor, *bytes.Buffer) {
+func tokenDoctor(t *testing.T, credential string, get func() (*entra.Token, error)) (*doctor, *bytes.Buffer) {
 	t.Helper()
 	yaml := strings.Replace(smallConfig, "    flow: client_credentials\n    client_id: 5f2c0d3e-0000-4000-8000-000000000001\n    client_secret_file: relay-app.secret\n", credential, 1)
 	dir := t.TempDir()
@@ -46,7 +46,7 @@ func tokenDoctor(t *testing.T, credential string, get func() (*token.Token, erro
 	}
 	var out bytes.Buffer
 	w := emptyWorld()
-	w.source = func(*Config, string, *http.Client, *token.Vault) (token.Source, error) { return fakeSource(get), nil }
+	w.source = func(*Config, string, *http.Client, *entra.Vault) (entra.Source, error) { return fakeSource(get), nil }
 	d := newDoctor(&doctorFlags{stdout: &out}, w)
 	d.config = c
 	return d, &out
@@ -87,8 +87,8 @@ func TestDoctorToken(t *testing.T) {
 			claims[tc.claim] = tc.value
 		}
 		access := jwtOf(t, claims)
-		d, out := tokenDoctor(t, secretCredential, func() (*token.Token, error) {
-			return &token.Token{Access: access, Expires: now.Add(time.Hour)}, nil
+		d, out := tokenDoctor(t, secretCredential, func() (*entra.Token, error) {
+			return &entra.Token{Access: access, Expires: now.Add(time.Hour)}, nil
 		})
 		d.checkRelayApp(t)
 		d.wantCheck(t, "credential.relay-app.token", checkOK, "fresh")
@@ -104,8 +104,8 @@ func TestDoctorToken(t *testing.T) {
 }
 
 func TestDoctorOpaqueToken(t *testing.T) {
-	d, _ := tokenDoctor(t, secretCredential, func() (*token.Token, error) {
-		return &token.Token{Access: "EwBAAl3BAAUFFpUAo7J3Ve0bjLBWZWCclRC3EoAA", Expires: time.Now().Add(time.Hour)}, nil
+	d, _ := tokenDoctor(t, secretCredential, func() (*entra.Token, error) {
+		return &entra.Token{Access: "EwBAAl3BAAUFFpUAo7J3Ve0bjLBWZWCclRC3EoAA", Expires: time.Now().Add(time.Hour)}, nil
 	})
 	d.checkRelayApp(t)
 	d.wantCheck(t, "credential.relay-app.claims", checkSkip, "opaque")
@@ -118,15 +118,15 @@ func TestDoctorTokenErrors(t *testing.T) {
 		words  string
 		passes bool
 	}{
-		{&token.RefusedError{Credential: "relay-app", What: "client credentials", File: "/x.secret", Status: 401, OAuth: "invalid_client", Codes: []int{7000215}, Description: "Invalid client secret provided."},
+		{&entra.RefusedError{Credential: "relay-app", What: "client credentials", File: "/x.secret", Status: 401, OAuth: "invalid_client", Codes: []int{7000215}, Description: "Invalid client secret provided."},
 			"AADSTS7000215", "often its ID was copied instead of its Value | make a new secret in the app registration (Certificates & secrets) and write its Value into /x.secret", false},
-		{&token.RefusedError{Credential: "relay-app", What: "client credentials", Status: 400, OAuth: "temporarily_unavailable", Codes: []int{90033}}, "AADSTS90033", "busy", true},
-		{fmt.Errorf("x: %w", &token.UnreachableError{Credential: "relay-app", Host: "login.microsoftonline.com", Status: 503, Problem: "answered with HTTP 503"}), "HTTP 503", "tries again", true},
-		{&token.FileError{Path: "/x.secret", Problem: "is open to every user of this machine (mode 0644)", Act: `type "chmod o= /x.secret"`}, "mode 0644", `who it is | type "chmod o= /x.secret"`, false},
-		{&token.FileError{Path: "/x.secret", Problem: "is odd"}, "is odd", "see to the file /x.secret", false},
+		{&entra.RefusedError{Credential: "relay-app", What: "client credentials", Status: 400, OAuth: "temporarily_unavailable", Codes: []int{90033}}, "AADSTS90033", "busy", true},
+		{fmt.Errorf("x: %w", &entra.UnreachableError{Credential: "relay-app", Host: "login.microsoftonline.com", Status: 503, Problem: "answered with HTTP 503"}), "HTTP 503", "tries again", true},
+		{&entra.FileError{Path: "/x.secret", Problem: "is open to every user of this machine (mode 0644)", Act: `type "chmod o= /x.secret"`}, "mode 0644", `who it is | type "chmod o= /x.secret"`, false},
+		{&entra.FileError{Path: "/x.secret", Problem: "is odd"}, "is odd", "see to the file /x.secret", false},
 		{errors.New("strange"), "strange", "sendas status", false},
 	} {
-		d, _ := tokenDoctor(t, secretCredential, func() (*token.Token, error) { return nil, tc.err })
+		d, _ := tokenDoctor(t, secretCredential, func() (*entra.Token, error) { return nil, tc.err })
 		d.checkRelayApp(t)
 		d.wantCheck(t, "credential.relay-app.token", checkFail, tc.found, tc.words)
 		if c := d.find(t, "credential.relay-app.token"); c.passes != tc.passes {
@@ -136,7 +136,7 @@ func TestDoctorTokenErrors(t *testing.T) {
 }
 
 func TestDoctorFiles(t *testing.T) {
-	noToken := func() (*token.Token, error) { return nil, errors.New("not asked") }
+	noToken := func() (*entra.Token, error) { return nil, errors.New("not asked") }
 	for _, tc := range []struct {
 		credential string
 		mode       os.FileMode
@@ -166,7 +166,7 @@ func TestDoctorFiles(t *testing.T) {
 
 // The end of a certificate comes from the file, as package token reads it.
 func TestDoctorCertificate(t *testing.T) {
-	d, _ := tokenDoctor(t, strings.Replace(secretCredential, "client_secret_file: relay-app.secret", "certificate_file: app.pem\n    key_file: app.key", 1), func() (*token.Token, error) { return nil, errors.New("not asked") })
+	d, _ := tokenDoctor(t, strings.Replace(secretCredential, "client_secret_file: relay-app.secret", "certificate_file: app.pem\n    key_file: app.key", 1), func() (*entra.Token, error) { return nil, errors.New("not asked") })
 	dir := filepath.Dir(d.config.Token.StateDir)
 	cert, key := rsaPair(t, time.Now().Add(10*24*time.Hour+time.Hour))
 	writeFile(t, filepath.Join(dir, "app.pem"), cert, 0o644)
@@ -179,7 +179,7 @@ func TestDoctorCertificate(t *testing.T) {
 
 // What is wrong with a file and what to do about it are told apart, whatever a parser says: its texts have colons of their own.
 func TestDoctorDamagedKey(t *testing.T) {
-	d, _ := tokenDoctor(t, strings.Replace(secretCredential, "client_secret_file: relay-app.secret", "certificate_file: app.pem\n    key_file: app.key", 1), func() (*token.Token, error) { return nil, errors.New("not asked") })
+	d, _ := tokenDoctor(t, strings.Replace(secretCredential, "client_secret_file: relay-app.secret", "certificate_file: app.pem\n    key_file: app.key", 1), func() (*entra.Token, error) { return nil, errors.New("not asked") })
 	dir := filepath.Dir(d.config.Token.StateDir)
 	cert, key := rsaPair(t, time.Now().Add(time.Hour))
 	writeFile(t, filepath.Join(dir, "app.pem"), cert, 0o644)
@@ -193,10 +193,10 @@ func TestDoctorDamagedKey(t *testing.T) {
 		err         error
 		found, does string
 	}{
-		{&token.FileError{Path: "/x", Problem: "has a damaged private key (asn1: structure error: tags don't match)", Act: "copy it again"}, "has a damaged private key (asn1: structure error: tags don't match)", "copy it again"},
-		{&token.FileError{Path: "/x", Problem: "cannot be read", Cause: "input/output error"}, "cannot be read: input/output error", "see to the file /x"},
-		{&token.FileError{Path: "/x", Problem: "cannot be written", Cause: "no space left on device", Act: "make room there"}, "cannot be written: no space left on device", "make room there"},
-		{fmt.Errorf("x: %w", &token.ProxyError{Setting: "HTTPS_PROXY", Problem: "is odd", Act: "write another one"}), "HTTPS_PROXY is odd", "write another one"},
+		{&entra.FileError{Path: "/x", Problem: "has a damaged private key (asn1: structure error: tags don't match)", Act: "copy it again"}, "has a damaged private key (asn1: structure error: tags don't match)", "copy it again"},
+		{&entra.FileError{Path: "/x", Problem: "cannot be read", Cause: "input/output error"}, "cannot be read: input/output error", "see to the file /x"},
+		{&entra.FileError{Path: "/x", Problem: "cannot be written", Cause: "no space left on device", Act: "make room there"}, "cannot be written: no space left on device", "make room there"},
+		{fmt.Errorf("x: %w", &entra.ProxyError{Setting: "HTTPS_PROXY", Problem: "is odd", Act: "write another one"}), "HTTPS_PROXY is odd", "write another one"},
 		{errors.New("loading: no certificates"), "loading: no certificates", "see to the file"},
 	} {
 		if found, does := fileFault(tc.err); found != tc.found || does != tc.does {
@@ -221,12 +221,12 @@ func TestDoctorGrant(t *testing.T) {
 		{91 * day, checkFail, "sendas login relay-app", true},
 	} {
 		asked := false
-		d, out := tokenDoctor(t, userCredential, func() (*token.Token, error) { asked = true; return nil, errors.New("no") })
+		d, out := tokenDoctor(t, userCredential, func() (*entra.Token, error) { asked = true; return nil, errors.New("no") })
 		if tc.idle >= 0 {
 			if err := os.MkdirAll(d.config.Token.StateDir, 0o700); err != nil {
 				t.Fatal(err)
 			}
-			g := &token.StoredGrant{Refresh: "0.AXkA-refresh", User: "scan@contoso.com", SignedIn: time.Now().Add(-200 * day), Refreshed: time.Now().Add(-tc.idle)}
+			g := &entra.StoredGrant{Refresh: "0.AXkA-refresh", User: "scan@contoso.com", SignedIn: time.Now().Add(-200 * day), Refreshed: time.Now().Add(-tc.idle)}
 			if err := d.config.vault().Save("relay-app", g); err != nil {
 				t.Fatal(err)
 			}
@@ -244,7 +244,7 @@ func TestDoctorGrant(t *testing.T) {
 }
 
 func TestDoctorDamagedGrant(t *testing.T) {
-	d, _ := tokenDoctor(t, userCredential, func() (*token.Token, error) { return nil, errors.New("no") })
+	d, _ := tokenDoctor(t, userCredential, func() (*entra.Token, error) { return nil, errors.New("no") })
 	writeFile(t, d.config.vault().Path("relay-app"), "{", 0o600)
 	d.checkRelayApp(t)
 	d.wantCheck(t, "credential.relay-app.grant", checkFail, "sendas login")
@@ -254,14 +254,14 @@ func TestDoctorDamagedGrant(t *testing.T) {
 type unsavedSource struct{ fakeSource }
 
 func (unsavedSource) Unsaved() error {
-	return &token.FileError{Path: "/x", Problem: "cannot be written", Act: "type \"df /x\""}
+	return &entra.FileError{Path: "/x", Problem: "cannot be written", Act: "type \"df /x\""}
 }
 
 func TestDoctorUnsaved(t *testing.T) {
 	d, _ := tokenDoctor(t, secretCredential, nil)
-	d.world.source = func(*Config, string, *http.Client, *token.Vault) (token.Source, error) {
-		return unsavedSource{func() (*token.Token, error) {
-			return &token.Token{Access: theToken, Expires: time.Now().Add(time.Hour)}, nil
+	d.world.source = func(*Config, string, *http.Client, *entra.Vault) (entra.Source, error) {
+		return unsavedSource{func() (*entra.Token, error) {
+			return &entra.Token{Access: theToken, Expires: time.Now().Add(time.Hour)}, nil
 		}}, nil
 	}
 	d.checkRelayApp(t)
@@ -269,7 +269,7 @@ func TestDoctorUnsaved(t *testing.T) {
 }
 
 func TestDoctorCredentialsInUse(t *testing.T) {
-	d, _ := tokenDoctor(t, secretCredential, func() (*token.Token, error) { return nil, errors.New("no") })
+	d, _ := tokenDoctor(t, secretCredential, func() (*entra.Token, error) { return nil, errors.New("no") })
 	d.config.Credentials["spare"] = d.config.Credentials["relay-app"]
 	d.checkRelayApp(t)
 	d.wantCheck(t, "credential.spare.used", checkWarn, "not used")
@@ -291,8 +291,8 @@ func TestDoctorClock(t *testing.T) {
 		}))
 		d, _ := tokenDoctor(t, secretCredential, nil)
 		d.now = func() time.Time { return now.Add(tc.ahead + time.Second/2) }
-		d.world.source = func(_ *Config, _ string, client *http.Client, _ *token.Vault) (token.Source, error) {
-			return fakeSource(func() (*token.Token, error) {
+		d.world.source = func(_ *Config, _ string, client *http.Client, _ *entra.Vault) (entra.Source, error) {
+			return fakeSource(func() (*entra.Token, error) {
 				resp, err := client.Get(srv.URL)
 				if err != nil {
 					return nil, err
@@ -311,7 +311,7 @@ func TestDoctorClock(t *testing.T) {
 // What cannot even begin is said too.
 func TestDoctorNoSource(t *testing.T) {
 	d, _ := tokenDoctor(t, secretCredential, nil)
-	d.world.source = func(*Config, string, *http.Client, *token.Vault) (token.Source, error) {
+	d.world.source = func(*Config, string, *http.Client, *entra.Vault) (entra.Source, error) {
 		return nil, errors.New("no such flow")
 	}
 	d.checkRelayApp(t)
@@ -326,14 +326,14 @@ func TestDoctorNoSource(t *testing.T) {
 // A token is asked for with an end.
 func TestDoctorTokenInTime(t *testing.T) {
 	d, _ := tokenDoctor(t, secretCredential, nil)
-	d.world.source = func(*Config, string, *http.Client, *token.Vault) (token.Source, error) { return deadlineSource{t}, nil }
+	d.world.source = func(*Config, string, *http.Client, *entra.Vault) (entra.Source, error) { return deadlineSource{t}, nil }
 	d.checkRelayApp(t)
 	d.wantCheck(t, "credential.relay-app.token", checkFail)
 }
 
 type deadlineSource struct{ t *testing.T }
 
-func (s deadlineSource) Token(ctx context.Context) (*token.Token, error) {
+func (s deadlineSource) Token(ctx context.Context) (*entra.Token, error) {
 	if at, ok := ctx.Deadline(); !ok || time.Until(at) > 2*time.Minute {
 		s.t.Error("the request has no end")
 	}

@@ -4,19 +4,19 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/sendas/sendas/milter"
+	"github.com/sendas/sendas/milter/quota"
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
 )
 
 // answerLimit tells whose limits hold for a message. Its JSON keys are stable.
 type answerLimit struct {
-	Client     string         `json:"client"`     // "" where it is an identity's
-	Identity   string         `json:"identity"`   // the address; "" where it is a client's
-	Entry      string         `json:"entry"`      // of identities: that matches, such as "*@contoso.com"
-	Messages   []string       `json:"messages"`   // rates
-	Recipients []string       `json:"recipients"` // rates
-	OnLimit    milter.OnLimit `json:"on_limit"`
+	Client     string        `json:"client"`     // "" where it is an identity's
+	Identity   string        `json:"identity"`   // the address; "" where it is a client's
+	Entry      string        `json:"entry"`      // of identities: that matches, such as "*@contoso.com"
+	Messages   []string      `json:"messages"`   // rates
+	Recipients []string      `json:"recipients"` // rates
+	OnLimit    quota.OnLimit `json:"on_limit"`
 }
 
 // limitsFor returns the limits that a message counts for, by the code of the milter. What has been used of them, the running milter knows.
@@ -25,14 +25,14 @@ func limitsFor(c *Config, d *policy.Decision) []answerLimit {
 	if d.Action != policy.Accept {
 		return list
 	}
-	q := milter.NewQuotas(limit.NewAdmission())
+	q := quota.NewDesk(quota.New())
 	q.Use(c.clientLimits(), c.identityLimits()...)
 	if l, ok := c.clientLimits()[d.Client.Name]; ok {
-		list = append(list, answerLimit{Client: d.Client.Name, Messages: rateTexts(l.Quota.Messages), Recipients: rateTexts(l.Quota.Recipients), OnLimit: l.OnLimit})
+		list = append(list, answerLimit{Client: d.Client.Name, Messages: rateTexts(l.Rates.Messages), Recipients: rateTexts(l.Rates.Recipients), OnLimit: l.OnLimit})
 	}
 	if l, ok := q.Identity(d.Identity); ok {
-		list = append(list, answerLimit{Identity: d.Identity.Key(), Entry: l.Address, Messages: rateTexts(l.Quota.Messages),
-			Recipients: rateTexts(l.Quota.Recipients), OnLimit: l.OnLimit})
+		list = append(list, answerLimit{Identity: d.Identity.Key(), Entry: l.Address, Messages: rateTexts(l.Rates.Messages),
+			Recipients: rateTexts(l.Rates.Recipients), OnLimit: l.OnLimit})
 	}
 	return list
 }

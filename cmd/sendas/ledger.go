@@ -10,13 +10,13 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/internal/exit"
-	"github.com/sendas/sendas/policy/limit"
-	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/lease"
+	"github.com/sendas/sendas/token/ledger"
 )
 
 // A tokenStore is the ledger of the token service with what has to be closed after it.
 type tokenStore struct {
-	limit.Ledger
+	ledger.Store
 	close []io.Closer // in this order
 }
 
@@ -40,14 +40,14 @@ func openLedger(c *Config, log *slog.Logger, onChange func(shared bool)) (*token
 		if err != nil {
 			return nil, err
 		}
-		return &tokenStore{Ledger: b, close: []io.Closer{b}}, nil
+		return &tokenStore{Store: b, close: []io.Closer{b}}, nil
 	}
 	log.Warn("the ledger is in memory: what was sent is forgotten when the service ends, and Microsoft's limits may be crossed after it")
-	return &tokenStore{Ledger: limit.NewMemory()}, nil
+	return &tokenStore{Store: ledger.NewMemory()}, nil
 }
 
-func openBolt(file string, log *slog.Logger) (*limit.Bolt, error) {
-	b, err := limit.OpenBolt(file, limit.BoltOptions{Log: log})
+func openBolt(file string, log *slog.Logger) (*ledger.Bolt, error) {
+	b, err := ledger.OpenBolt(file, ledger.BoltOptions{Log: log})
 	if err == nil {
 		return b, nil
 	}
@@ -70,7 +70,7 @@ func openShared(c *Config, s *StoreConfig, log *slog.Logger, onChange func(bool)
 	}
 	// Of its own share no lease is adopted: what the store is told afterwards would not hold it.
 	for _, o := range own.Outstanding() {
-		if err := own.Settle(context.Background(), o.Mailbox, o.Lease, token.Unseen, time.Now()); err != nil {
+		if err := own.Settle(context.Background(), o.Mailbox, o.Lease, lease.Unseen, time.Now()); err != nil {
 			return nil, exit.Errorf(exit.TempFail, "", "settling what was under way: %w", errors.Join(err, own.Close(), primary.Close()))
 		}
 	}
@@ -78,10 +78,10 @@ func openShared(c *Config, s *StoreConfig, log *slog.Logger, onChange func(bool)
 	if err != nil {
 		return nil, errors.Join(err, own.Close(), primary.Close())
 	}
-	shared, err := limit.NewShared(primary, s.Hosts, own, limit.SharedOptions{Host: s.Host, Diary: diary, Log: log, OnChange: onChange})
+	shared, err := ledger.NewShared(primary, s.Hosts, own, ledger.SharedOptions{Host: s.Host, Diary: diary, Log: log, OnChange: onChange})
 	if err != nil {
 		return nil, exit.Errorf(exit.Config, "write a name for this host under token.host", "token.store: %w",
 			errors.Join(err, diary.Close(), own.Close(), primary.Close()))
 	}
-	return &tokenStore{Ledger: shared, close: []io.Closer{shared, diary, own, primary}}, nil
+	return &tokenStore{Store: shared, close: []io.Closer{shared, diary, own, primary}}, nil
 }

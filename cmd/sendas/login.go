@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sendas/sendas/internal/exit"
-	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/entra"
 )
 
 func cmdLogin(o *options) *cobra.Command {
@@ -61,8 +61,8 @@ type login struct {
 	name   string // of the credential
 	flow   string
 	user   string // who has to sign in
-	vault  *token.Vault
-	signIn *token.SignIn
+	vault  *entra.Vault
+	signIn *entra.SignIn
 }
 
 // newLogin prepares a sign-in, and finds out all that would be a pity to hear only after it.
@@ -87,7 +87,7 @@ func newLogin(o *options, name string) (*login, error) {
 		return nil, err
 	}
 	e := c.Tenant.Endpoints
-	l.signIn = &token.SignIn{
+	l.signIn = &entra.SignIn{
 		Credential: name, Authority: e.Authority, Tenant: c.Tenant.ID, ClientID: cc.ClientID, Scopes: []string{e.DelegatedScope}, User: cc.User,
 		SecretFile: cc.ClientSecretFile, CertificateFile: cc.CertificateFile, KeyFile: cc.KeyFile, Client: client,
 	}
@@ -125,7 +125,7 @@ func (l *login) run(ctx context.Context, browser bool) error {
 		return err
 	}
 	now := time.Now()
-	err = l.vault.Save(l.name, &token.StoredGrant{
+	err = l.vault.Save(l.name, &entra.StoredGrant{
 		Refresh: g.Refresh, ClientID: l.signIn.ClientID, Tenant: l.c.Tenant.ID, User: who, Scope: l.signIn.Scopes[0], SignedIn: now, Refreshed: now,
 	})
 	if err != nil {
@@ -142,10 +142,10 @@ func (l *login) say(format string, args ...any) {
 }
 
 // byCode signs in with a code that is typed on any device.
-func (l *login) byCode(ctx context.Context) (*token.Grant, error) {
+func (l *login) byCode(ctx context.Context) (*entra.Grant, error) {
 	done := make(chan struct{})
 	var counting sync.WaitGroup
-	g, err := l.signIn.DeviceCode(ctx, func(p token.DevicePrompt) {
+	g, err := l.signIn.DeviceCode(ctx, func(p entra.DevicePrompt) {
 		l.say("open   %s   on any device", p.URL)
 		l.say("enter  %s", p.Code)
 		l.say("the code is good for %v, until %s", time.Until(p.Expires).Round(time.Minute), p.Expires.Format("15:04:05 MST"))
@@ -185,7 +185,7 @@ func terminal(w io.Writer) bool {
 }
 
 // byBrowser signs in with a browser that comes back to this machine.
-func (l *login) byBrowser(ctx context.Context) (*token.Grant, error) {
+func (l *login) byBrowser(ctx context.Context) (*entra.Grant, error) {
 	return l.signIn.Browser(ctx, func(address string) {
 		l.say("open this address in a browser on this machine:")
 		fmt.Fprintln(l.o.stderr, address)
@@ -235,9 +235,9 @@ func (l *login) explain(err error) error {
 	}](err); ok {
 		hint = h.Hint()
 	}
-	refused, _ := errors.AsType[*token.RefusedError](err)
-	_, ours := errors.AsType[*token.SignInError](err)
-	_, unreachable := errors.AsType[*token.UnreachableError](err)
+	refused, _ := errors.AsType[*entra.RefusedError](err)
+	_, ours := errors.AsType[*entra.SignInError](err)
+	_, unreachable := errors.AsType[*entra.UnreachableError](err)
 	switch {
 	case errors.Is(err, context.Canceled):
 		return exit.Errorf(exit.TempFail, "", "interrupted; nothing was stored")
@@ -254,8 +254,8 @@ var userRefusals = []string{"authorization_declined", "expired_token", "bad_veri
 
 // check looks at who has signed in, and for what. It returns the user's name, or "" where the token does not tell: then
 // the sign-in is stored all the same, because a token is opaque by contract.
-func (l *login) check(access token.Secret) (string, error) {
-	claims, err := token.ParseClaims(access)
+func (l *login) check(access entra.Secret) (string, error) {
+	claims, err := entra.ParseClaims(access)
 	if err != nil || claims.User == "" {
 		l.say("warning: the token does not tell who signed in; if that was not %s, type \"sendas login %s\" again", l.user, l.name)
 		return "", nil

@@ -21,7 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sendas/sendas/internal/exit"
-	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/entra"
 )
 
 const (
@@ -129,8 +129,8 @@ func newTestLogin(t *testing.T, e *loginEntra, change ...string) *testLogin {
 	return l
 }
 
-func (l *testLogin) vault() *token.Vault {
-	return &token.Vault{Dir: filepath.Join(l.dir, "state", "grants")}
+func (l *testLogin) vault() *entra.Vault {
+	return &entra.Vault{Dir: filepath.Join(l.dir, "state", "grants")}
 }
 
 // login types the command and returns its exit code and what it says.
@@ -162,7 +162,7 @@ $`)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := token.StoredGrant{
+	want := entra.StoredGrant{
 		Refresh: loginRefresh, ClientID: loginClient, Tenant: loginTenant, User: "Scan@contoso.com", Scope: "https://outlook.office.com/SMTP.Send",
 		SignedIn: g.SignedIn, Refreshed: g.SignedIn,
 	}
@@ -250,7 +250,7 @@ func TestLoginRefusals(t *testing.T) {
 
 func TestLoginKeepsTheOldGrant(t *testing.T) {
 	l := newTestLogin(t, &loginEntra{claims: userClaims(map[string]any{"upn": "admin@contoso.com"})})
-	old := &token.StoredGrant{Refresh: "old"}
+	old := &entra.StoredGrant{Refresh: "old"}
 	if err := l.vault().Save("scan", old); err != nil {
 		t.Fatal(err)
 	}

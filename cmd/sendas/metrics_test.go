@@ -20,8 +20,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/sendas/sendas/milter"
+	"github.com/sendas/sendas/milter/queue"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/lease"
+	"github.com/sendas/sendas/token/ledger"
 )
 
 // seriesDoc is what people are told of a series.
@@ -101,23 +104,23 @@ func serviceSeries(t *testing.T, reg *prometheus.Registry) map[string]seriesDoc 
 func tokenFigures(t *testing.T) *prometheus.Registry {
 	t.Helper()
 	reg, _, _ := newRegistry(version)
-	m := token.NewMetrics(reg)
+	m := lease.NewMetrics(reg)
 	m.Mailbox("erp@contoso.com")
 	m.Observe("relay-app")
 	m.Shared(true)
-	leases := token.NewLeases(limit.NewMemory(), m, slog.New(slog.DiscardHandler))
+	leases := lease.NewLessor(ledger.NewMemory(), m, slog.New(slog.DiscardHandler))
 	now := time.Now()
-	usage := &token.UsageStatus{Used: 1, Left: 29, Limit: 30, Window: 60}
-	proof := func(kind string) *token.ProofStatus { return &token.ProofStatus{Kind: kind, Ends: &now} }
-	state := &token.Status{
-		Groups:    []token.GroupStatus{{Name: token.GroupExternal, Recipients: usage}},
-		Mailboxes: []token.MailboxStatus{{Mailbox: "erp@contoso.com", Messages: usage, Recipients: usage}},
-		Credentials: []token.CredentialStatus{
-			{Name: "relay-app", InUse: true, Proof: proof(token.ProofSecret), Refresh: token.RefreshStatus{LastSuccess: &now}},
-			{Name: "other-app", InUse: true, Proof: proof(token.ProofCertificate), SignIn: &token.SignInStatus{}},
+	usage := &lease.UsageStatus{Used: 1, Left: 29, Limit: 30, Window: 60}
+	proof := func(kind string) *lease.ProofStatus { return &lease.ProofStatus{Kind: kind, Ends: &now} }
+	state := &lease.Status{
+		Groups:    []lease.GroupStatus{{Name: lease.GroupExternal, Recipients: usage}},
+		Mailboxes: []lease.MailboxStatus{{Mailbox: "erp@contoso.com", Messages: usage, Recipients: usage}},
+		Credentials: []lease.CredentialStatus{
+			{Name: "relay-app", InUse: true, Proof: proof(token.ProofSecret), Refresh: lease.RefreshStatus{LastSuccess: &now}},
+			{Name: "other-app", InUse: true, Proof: proof(token.ProofCertificate), SignIn: &lease.SignInStatus{}},
 		},
 	}
-	reg.MustRegister(token.NewCollector(leases, func(context.Context) *token.Status { return state }))
+	reg.MustRegister(lease.NewCollector(leases, func(context.Context) *lease.Status { return state }))
 	return reg
 }
 
@@ -143,8 +146,8 @@ func milterFigures(t *testing.T) *prometheus.Registry {
 // startQueue looks for a queue that is not there, until its series are.
 func startQueue(t *testing.T, log *slog.Logger, reg *prometheus.Registry) {
 	t.Helper()
-	q := milter.NewQueue(log, reg)
-	q.Use(milter.QueueRules{Socket: filepath.Join(t.TempDir(), "showq"), Wait: time.Hour})
+	q := queue.New(log, reg)
+	q.Use(queue.Rules{Socket: filepath.Join(t.TempDir(), "showq"), Wait: time.Hour})
 	go q.Run(t.Context())
 	for range 12000 {
 		if n, err := testutil.GatherAndCount(reg, "sendas_queue_view_up"); err != nil || n > 0 {

@@ -15,6 +15,8 @@ import (
 	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/internal/serve"
 	"github.com/sendas/sendas/milter"
+	"github.com/sendas/sendas/milter/queue"
+	"github.com/sendas/sendas/milter/quota"
 )
 
 func cmdMilter(o *options) *cobra.Command {
@@ -47,7 +49,7 @@ func runMilter(ctx context.Context, o *options) error {
 		return err
 	}
 	defer counts.close() // after the last message has ended
-	quotas, queue := milter.NewQuotas(counts.counts), milter.NewQueue(log, reg)
+	quotas, queue := quota.NewDesk(counts.counts), queue.New(log, reg)
 	tally := new(milter.Tally)
 	srv := &milter.Server{Log: log, Metrics: metrics, Sessions: sessions, Quotas: quotas, Tally: tally, Queue: queue}
 	early := &milter.PolicyServer{Log: log, Metrics: metrics, Sessions: sessions, Quotas: quotas, Tally: tally}
@@ -144,6 +146,6 @@ func milterSockets(c *Config, log *slog.Logger) (ln, asked net.Listener, err err
 }
 
 // milterStatus describes the milter.
-func milterStatus(t *milter.Tally, q *milter.Quotas, c *Config) *milter.Status {
+func milterStatus(t *milter.Tally, q *quota.Desk, c *Config) *milter.Status {
 	return t.Status(milter.StatusInput{Version: version, Started: started, Clients: c.Policy.ClientNames()}, q)
 }

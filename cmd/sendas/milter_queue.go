@@ -6,14 +6,14 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/sendas/sendas/milter"
+	"github.com/sendas/sendas/milter/queue"
 	"github.com/sendas/sendas/policy/limit"
-	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/lease"
 )
 
 // queueRules returns the ceiling as the milter takes it.
-func queueRules(c *Config) milter.QueueRules {
-	r := milter.QueueRules{Socket: c.Milter.QueueSocket, Wait: c.Milter.QueueCeiling, Policy: c.Policy}
+func queueRules(c *Config) queue.Rules {
+	r := queue.Rules{Socket: c.Milter.QueueSocket, Wait: c.Milter.QueueCeiling, Policy: c.Policy}
 	if r.Wait == 0 {
 		return r
 	}
@@ -31,7 +31,7 @@ func queueRules(c *Config) milter.QueueRules {
 // recipientsLeft asks the token service at that address what each mailbox can still send today; nil when it does not answer.
 func recipientsLeft(ctx context.Context, client *http.Client, addr string) map[string]int {
 	body, err := fetchPage(ctx, client, addr, "/status")
-	var s token.Status
+	var s lease.Status
 	if err != nil || json.Unmarshal(body, &s) != nil {
 		return nil
 	}

@@ -8,17 +8,17 @@ import (
 	"net/http/httptest"
 	"testing"
 
-	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/lease"
 )
 
 // TestRecipientsLeft: what the token service tells of the day; nothing where it does not answer, or tells of another window.
 func TestRecipientsLeft(t *testing.T) {
-	day := func(left int) *token.UsageStatus {
-		return &token.UsageStatus{Left: left, Limit: 10_000, Window: 86_400}
+	day := func(left int) *lease.UsageStatus {
+		return &lease.UsageStatus{Left: left, Limit: 10_000, Window: 86_400}
 	}
-	status := token.Status{Mailboxes: []token.MailboxStatus{
+	status := lease.Status{Mailboxes: []lease.MailboxStatus{
 		{Mailbox: "erp@contoso.com", Recipients: day(7)}, {Mailbox: "scan@contoso.com", Recipients: day(0)},
-		{Mailbox: "hr@contoso.com", Recipients: &token.UsageStatus{Left: 3, Limit: 10, Window: 3_600}}, {Mailbox: "*@contoso.com", Pattern: true},
+		{Mailbox: "hr@contoso.com", Recipients: &lease.UsageStatus{Left: 3, Limit: 10, Window: 3_600}}, {Mailbox: "*@contoso.com", Pattern: true},
 	}}
 	answers := true
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -14,6 +14,8 @@ import (
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/lease"
 )
 
 // pageRows is how many mailboxes or clients the page shows at first.
@@ -107,7 +109,7 @@ func configNotes(c *configStatus, now time.Time) []pageNote {
 }
 
 // tokenPage makes the page of the token service.
-func tokenPage(s *token.Status, c *configStatus, all bool) *pageView {
+func tokenPage(s *lease.Status, c *configStatus, all bool) *pageView {
 	v := &pageView{Service: "token service", State: serviceState(s.Time, s.Started), Title: "sendas token service", Notices: configNotes(c, s.Time)}
 	if s.Stopping {
 		v.Notices = append(v.Notices, pageNote{warm, "the service is stopping: it gives no more leases, and mail waits in Postfix's queue"})
@@ -146,7 +148,7 @@ func groupName(name string) string {
 	return name
 }
 
-func groupLimit(u *token.UsageStatus) limitView {
+func groupLimit(u *lease.UsageStatus) limitView {
 	const kind = "recipients outside"
 	if u == nil {
 		return limitView{Kind: kind, Used: "not known"}
@@ -155,7 +157,7 @@ func groupLimit(u *token.UsageStatus) limitView {
 }
 
 // troubles counts mailboxes and credentials that cannot send.
-func troubles(s *token.Status) int {
+func troubles(s *lease.Status) int {
 	n := 0
 	for i := range s.Mailboxes {
 		if s.Mailboxes[i].PausedUntil != nil {
@@ -184,7 +186,7 @@ func moreWords(n int, what string) string {
 	return fmt.Sprintf("%d more %s with less to do", n, what)
 }
 
-func mailboxesHead(s *token.Status) string {
+func mailboxesHead(s *lease.Status) string {
 	out, waiting := 0, 0
 	for i := range s.Mailboxes {
 		out, waiting = out+s.Mailboxes[i].Leases, waiting+s.Mailboxes[i].Waiting
@@ -207,10 +209,10 @@ func firstOf[T any](list []T, n int) ([]T, int) {
 }
 
 // mailboxesInOrder returns mailboxes in the order of the configuration or, where there is not room for all, those with most to do first.
-func mailboxesInOrder(list []token.MailboxStatus, crowded bool) []*token.MailboxStatus {
+func mailboxesInOrder(list []lease.MailboxStatus, crowded bool) []*lease.MailboxStatus {
 	sorted := pointers(list)
 	if crowded {
-		slices.SortStableFunc(sorted, func(a, b *token.MailboxStatus) int {
+		slices.SortStableFunc(sorted, func(a, b *lease.MailboxStatus) int {
 			return cmp.Or(cmpBool(b.PausedUntil != nil, a.PausedUntil != nil), cmp.Compare(b.Waiting, a.Waiting),
 				cmp.Compare(mailboxShare(b), mailboxShare(a)), cmp.Compare(b.Leases, a.Leases))
 		})
@@ -238,9 +240,9 @@ func cmpBool(a, b bool) int {
 }
 
 // mailboxShare is how much of the limit that is used most is used.
-func mailboxShare(m *token.MailboxStatus) float64 {
+func mailboxShare(m *lease.MailboxStatus) float64 {
 	share := 0.0
-	for _, u := range []*token.UsageStatus{m.Messages, m.Recipients} {
+	for _, u := range []*lease.UsageStatus{m.Messages, m.Recipients} {
 		if u != nil && u.Limit > 0 {
 			share = max(share, float64(u.Used)/float64(u.Limit))
 		}
@@ -274,7 +276,7 @@ func sum(counts map[policy.Action]uint64) (n uint64) {
 	return n
 }
 
-func mailboxViewOf(m *token.MailboxStatus, now time.Time) mailboxView {
+func mailboxViewOf(m *lease.MailboxStatus, now time.Time) mailboxView {
 	v := mailboxView{Name: m.Mailbox, Under: "by " + m.Credential, Messages: mailboxLimit("messages", m, m.Messages),
 		Recipients: mailboxLimit("recipients", m, m.Recipients), Leases: connectionWords(m), Answer: "no answer yet", AnswerClass: "soft"}
 	v.Waiting, v.WaitingClass = waitingWords(m, now)
@@ -295,7 +297,7 @@ func mailboxViewOf(m *token.MailboxStatus, now time.Time) mailboxView {
 }
 
 // connectionWords words the leases that are out, and how many may be.
-func connectionWords(m *token.MailboxStatus) string {
+func connectionWords(m *lease.MailboxStatus) string {
 	switch {
 	case m.Pattern: // the limit is each sender's own
 		return plural(m.Leases, "connection")
@@ -306,7 +308,7 @@ func connectionWords(m *token.MailboxStatus) string {
 }
 
 // waitingWords words the look-ups that wait, with their level.
-func waitingWords(m *token.MailboxStatus, now time.Time) (words, level string) {
+func waitingWords(m *lease.MailboxStatus, now time.Time) (words, level string) {
 	if m.Waiting == 0 {
 		return "nobody waits", "soft"
 	}
@@ -327,17 +329,17 @@ func clock(t, now time.Time) string {
 }
 
 // answerLevel tells temporary answers, after which Postfix tries again, from those that need somebody.
-func answerLevel(c token.ReplyClass) string {
+func answerLevel(c lease.ReplyClass) string {
 	switch c {
-	case token.ClassAccepted:
+	case lease.ClassAccepted:
 		return calm
-	case token.ClassConcurrency, token.ClassBusy, token.ClassTemporary:
+	case lease.ClassConcurrency, lease.ClassBusy, lease.ClassTemporary:
 		return warm
 	}
 	return hot
 }
 
-func mailboxLimit(kind string, m *token.MailboxStatus, u *token.UsageStatus) limitView {
+func mailboxLimit(kind string, m *lease.MailboxStatus, u *lease.UsageStatus) limitView {
 	if u == nil {
 		return limitView{Kind: kind, Used: usageWords(m, u)}
 	}
@@ -363,7 +365,7 @@ func usedLevel(used, most int) string {
 }
 
 // credentialFacts words one credential, for the terminal and the page.
-func credentialFacts(c *token.CredentialStatus, now time.Time) (list []pageFact) {
+func credentialFacts(c *lease.CredentialStatus, now time.Time) (list []pageFact) {
 	add := func(label, level, text string) { list = append(list, pageFact{label, level, text}) }
 	if c.InUse {
 		level := calm
@@ -386,7 +388,7 @@ func credentialFacts(c *token.CredentialStatus, now time.Time) (list []pageFact)
 	} else {
 		add("token", calm, "none: no mailbox uses this credential")
 	}
-	if skew := time.Duration(c.Skew * float64(time.Second)); skew.Abs() > token.MaxSkew {
+	if skew := time.Duration(c.Skew * float64(time.Second)); skew.Abs() > entra.MaxSkew {
 		add("clock", warm, skewWords(skew))
 	}
 	if p := c.Proof; p != nil {
@@ -405,7 +407,7 @@ func credentialFacts(c *token.CredentialStatus, now time.Time) (list []pageFact)
 // soon is when the end of a certificate, a secret or a sign-in is near: time to get a new one approved.
 const soon = 30 * 24 * time.Hour
 
-func proofLevel(p *token.ProofStatus, now time.Time) string {
+func proofLevel(p *lease.ProofStatus, now time.Time) string {
 	switch {
 	case p.Ends == nil:
 		return calm
@@ -417,7 +419,7 @@ func proofLevel(p *token.ProofStatus, now time.Time) string {
 	return calm
 }
 
-func signInLevel(s *token.SignInStatus) string {
+func signInLevel(s *lease.SignInStatus) string {
 	switch {
 	case s.Error != "" || s.Since == nil:
 		return hot
@@ -532,7 +534,7 @@ type site struct {
 }
 
 // tokenPages is what the token service shows.
-func tokenPages(at *site, status func(context.Context) *token.Status) map[string]http.Handler {
+func tokenPages(at *site, status func(context.Context) *lease.Status) map[string]http.Handler {
 	answer := func(ctx context.Context) *tokenReport {
 		c := at.state()
 		return &tokenReport{Status: status(ctx), Config: &c}

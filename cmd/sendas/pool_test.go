@@ -7,6 +7,7 @@ import (
 
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/lease"
 )
 
 const poolYAML = `tenant:
@@ -42,7 +43,7 @@ func TestPoolDirectory(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d := token.NewDirectory(setup, func(string) token.Tokens { return nil })
+		d := token.NewDirectory(setup, func(string) lease.Tokens { return nil })
 		queues := map[string]string{}
 		for _, tc := range []struct{ sender, want, queue, group string }{
 			{"billing@contoso.com", "erp1@contoso.com erp2@contoso.com", "1 and 2", "external"},

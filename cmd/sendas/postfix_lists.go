@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/policy/address"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token"
 )
@@ -189,7 +190,7 @@ func (p *postfixSetup) senderDomains(d *token.Queues) []string {
 	var list []string
 	for _, domain := range p.config.Policy.Domains() {
 		r := p.config.Policy.Routes()[0]
-		all := policy.WholeDomain(domain).String()
+		all := address.WholeDomain(domain).String()
 		pattern := slices.ContainsFunc(p.config.Mailboxes, func(m MailboxConfig) bool { return m.Address == all })
 		if !pattern && !p.own {
 			continue
@@ -218,7 +219,7 @@ func sendersOf(c *Config) []string {
 	known := make(map[string]bool) // an address of a pool stands at several mailboxes
 	for i := range c.Mailboxes {
 		for _, a := range c.Mailboxes[i].senders() {
-			if _, pattern := policy.CutPattern(a); pattern {
+			if _, pattern := address.CutPattern(a); pattern {
 				continue
 			}
 			if key := strings.ToLower(a); !known[key] {

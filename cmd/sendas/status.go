@@ -19,11 +19,13 @@ import (
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/lease"
 )
 
 // tokenReport is what the token service answers to /status. Its JSON keys are stable.
 type tokenReport struct {
-	*token.Status
+	*lease.Status
 	Config *configStatus `json:"config"`
 }
 
@@ -249,13 +251,13 @@ func tidyText(s string) string {
 // resultWords words the results of a refresh.
 var resultWords = map[string]string{
 	"":                      "none yet",
-	token.ResultOK:          "succeeded",
-	token.ResultRefused:     "refused by Microsoft",
-	token.ResultUnreachable: "no answer from Microsoft",
-	token.ResultConfig:      "not sent",
+	entra.ResultOK:          "succeeded",
+	entra.ResultRefused:     "refused by Microsoft",
+	entra.ResultUnreachable: "no answer from Microsoft",
+	entra.ResultConfig:      "not sent",
 }
 
-func writeCredential(w io.Writer, c *token.CredentialStatus, now time.Time) {
+func writeCredential(w io.Writer, c *lease.CredentialStatus, now time.Time) {
 	fmt.Fprintf(w, "\ncredential %s (%s)\n", c.Name, c.Flow)
 	for _, f := range credentialFacts(c, now) {
 		fmt.Fprintf(w, "  %-13s %s\n", f.Label, f.Text)
@@ -271,7 +273,7 @@ func skewWords(skew time.Duration) string {
 	return fmt.Sprintf("%s %s Entra's: \"timedatectl\" shows it", spanWords(skew.Abs()), what)
 }
 
-func tokenWords(t *token.TokenStatus, now time.Time) string {
+func tokenWords(t *lease.TokenStatus, now time.Time) string {
 	switch {
 	case t.Live:
 		return fmt.Sprintf("live, got %s, ends %s", whenWords(t.Received, now), whenWords(t.Expires, now))
@@ -282,7 +284,7 @@ func tokenWords(t *token.TokenStatus, now time.Time) string {
 }
 
 // endWords tells when a proof ends, on a day of UTC, as certificates and the configuration have it.
-func endWords(p *token.ProofStatus, now time.Time) string {
+func endWords(p *lease.ProofStatus, now time.Time) string {
 	switch {
 	case p.Ends != nil && p.Ends.Before(now):
 		return "ENDED on " + p.Ends.UTC().Format(time.DateOnly)
@@ -296,7 +298,7 @@ func endWords(p *token.ProofStatus, now time.Time) string {
 	return "a token of another issuer, who renews it"
 }
 
-func signInWords(credential string, s *token.SignInStatus, now time.Time) string {
+func signInWords(credential string, s *lease.SignInStatus, now time.Time) string {
 	switch {
 	case s.Error != "":
 		return "not known: " + s.Error
@@ -311,11 +313,11 @@ func signInWords(credential string, s *token.SignInStatus, now time.Time) string
 }
 
 // groupWords says whose recipients a group counts.
-var groupWords = map[string]string{token.GroupExternal: "the tenant", token.GroupOnMicrosoft: "onmicrosoft.com senders"}
+var groupWords = map[string]string{lease.GroupExternal: "the tenant", lease.GroupOnMicrosoft: "onmicrosoft.com senders"}
 
 // writeMailboxes prints the table of mailboxes, and below it why some are paused, and what the last verdicts
 // mean that were not "accepted".
-func writeMailboxes(w io.Writer, s *token.Status) {
+func writeMailboxes(w io.Writer, s *lease.Status) {
 	fmt.Fprintln(w)
 	if s.LedgerError != nil {
 		fmt.Fprintf(w, "what was used is not known: %s\n", *s.LedgerError)
@@ -390,7 +392,7 @@ func clientLimitWords(list []milter.LimitStatus, over string) string {
 	return strings.Join(words, "; ")
 }
 
-func leaseWords(m *token.MailboxStatus) string {
+func leaseWords(m *lease.MailboxStatus) string {
 	switch {
 	case m.Pattern: // the limit is each sender's own
 		return fmt.Sprint(m.Leases)
@@ -400,21 +402,21 @@ func leaseWords(m *token.MailboxStatus) string {
 	return fmt.Sprintf("%d of %d", m.Leases, m.Connections)
 }
 
-func waitWords(m *token.MailboxStatus, now time.Time) string {
+func waitWords(m *lease.MailboxStatus, now time.Time) string {
 	if m.Next == nil || m.PausedUntil != nil {
 		return fmt.Sprint(m.Waiting)
 	}
 	return fmt.Sprintf("%d, next %s", m.Waiting, whenWords(m.Next, now))
 }
 
-func lastVerdictWords(v *token.Verdict, now time.Time) string {
+func lastVerdictWords(v *lease.Verdict, now time.Time) string {
 	if v == nil {
 		return "none yet"
 	}
 	return fmt.Sprintf("%s (%s), %s", v.Class, v.Code, whenWords(&v.Time, now))
 }
 
-func usageWords(m *token.MailboxStatus, u *token.UsageStatus) string {
+func usageWords(m *lease.MailboxStatus, u *lease.UsageStatus) string {
 	switch {
 	case m.Pattern:
 		return "each sender's own"

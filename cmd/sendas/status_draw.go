@@ -12,7 +12,8 @@ import (
 
 	"github.com/sendas/sendas/milter"
 	"github.com/sendas/sendas/policy"
-	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/lease"
 )
 
 // A canvas is what a picture is drawn on.
@@ -131,9 +132,9 @@ func (p *panel) fit(c canvas, lines int) []string {
 }
 
 // credentialPanel has a line for each credential, and below it what is wrong.
-func credentialPanel(c canvas, list []token.CredentialStatus, now time.Time) panel {
+func credentialPanel(c canvas, list []lease.CredentialStatus, now time.Time) panel {
 	sorted := pointers(list)
-	slices.SortStableFunc(sorted, func(a, b *token.CredentialStatus) int { // first those that need somebody
+	slices.SortStableFunc(sorted, func(a, b *lease.CredentialStatus) int { // first those that need somebody
 		return cmpBool(a.Token.Live || !a.InUse, b.Token.Live || !b.InUse)
 	})
 	t := table{c: c, columns: []column{{head: "credential", keep: 9}, {head: "token", keep: 8}, {head: "last refresh", keep: 5}, {head: "proof", keep: 6}}}
@@ -143,7 +144,7 @@ func credentialPanel(c canvas, list []token.CredentialStatus, now time.Time) pan
 	return panel{head: t.head(), rows: t.lines(), what: "credentials", share: 4}
 }
 
-func credentialCells(x *token.CredentialStatus, now time.Time) []tableCell {
+func credentialCells(x *lease.CredentialStatus, now time.Time) []tableCell {
 	cells := []tableCell{{text: x.Name}, {text: "not in use"}, {}, {}}
 	if x.InUse {
 		cells[1] = tableCell{text: "NONE", level: hot}
@@ -170,25 +171,25 @@ func credentialCells(x *token.CredentialStatus, now time.Time) []tableCell {
 }
 
 // credentialTrouble says why there is no new token.
-func credentialTrouble(x *token.CredentialStatus, now time.Time) (notes []pageNote) {
+func credentialTrouble(x *lease.CredentialStatus, now time.Time) (notes []pageNote) {
 	if e := x.Refresh.Error; x.InUse && e != nil {
 		notes = append(notes, pageNote{warm, e.Text})
 		if e.Hint != "" {
 			notes = append(notes, pageNote{calm, "hint: " + e.Hint})
 		}
 	}
-	if skew := time.Duration(x.Skew * float64(time.Second)); skew.Abs() > token.MaxSkew {
+	if skew := time.Duration(x.Skew * float64(time.Second)); skew.Abs() > entra.MaxSkew {
 		notes = append(notes, pageNote{warm, "clock: " + skewWords(skew)})
 	}
 	return notes
 }
 
 // mailboxPanel has a line for each mailbox, and below it why it is paused and what its last answer means.
-func mailboxPanel(c canvas, s *token.Status, crowded bool) panel {
+func mailboxPanel(c canvas, s *lease.Status, crowded bool) panel {
 	t := table{c: c, columns: []column{{head: "mailbox", keep: 9}, {head: "messages", keep: 8, bar: true}, {head: "recipients", keep: 6, bar: true},
 		{head: "leases", keep: 5}, {head: "waiting", keep: 7}, {head: "last answer", keep: 4}}}
 	for _, g := range s.Groups {
-		t.add([]tableCell{{text: groupName(g.Name)}, {text: "together"}, usedCell(&token.MailboxStatus{}, g.Recipients), {}, {}, {}}, nil)
+		t.add([]tableCell{{text: groupName(g.Name)}, {text: "together"}, usedCell(&lease.MailboxStatus{}, g.Recipients), {}, {}, {}}, nil)
 	}
 	shown, more := firstOf(mailboxesInOrder(s.Mailboxes, crowded), c.rows)
 	for _, m := range shown {
@@ -200,7 +201,7 @@ func mailboxPanel(c canvas, s *token.Status, crowded bool) panel {
 }
 
 // leaseCell is the leases that are out, and how many may be: fewer after a 432.
-func leaseCell(m *token.MailboxStatus) tableCell {
+func leaseCell(m *lease.MailboxStatus) tableCell {
 	switch {
 	case m.Pattern:
 		return tableCell{text: fmt.Sprint(m.Leases)}
@@ -210,14 +211,14 @@ func leaseCell(m *token.MailboxStatus) tableCell {
 	return tableCell{text: fmt.Sprintf("%d/%d", m.Leases, m.InForce)}
 }
 
-func waitingCell(m *token.MailboxStatus) tableCell {
+func waitingCell(m *lease.MailboxStatus) tableCell {
 	if m.Waiting == 0 {
 		return tableCell{text: "0"}
 	}
 	return tableCell{text: fmt.Sprint(m.Waiting), level: warm}
 }
 
-func answerCell(m *token.MailboxStatus, now time.Time) tableCell {
+func answerCell(m *lease.MailboxStatus, now time.Time) tableCell {
 	if m.LastVerdict == nil {
 		return tableCell{text: "none yet"}
 	}
@@ -225,7 +226,7 @@ func answerCell(m *token.MailboxStatus, now time.Time) tableCell {
 }
 
 // usedCell is a bar with its figures.
-func usedCell(m *token.MailboxStatus, u *token.UsageStatus) tableCell {
+func usedCell(m *lease.MailboxStatus, u *lease.UsageStatus) tableCell {
 	switch {
 	case m.Pattern:
 		return tableCell{text: "per sender"}

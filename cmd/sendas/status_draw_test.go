@@ -14,41 +14,42 @@ import (
 	"github.com/sendas/sendas/milter"
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
-	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/lease"
 )
 
 // fictitious is a view of a site where all kinds of things happen.
 func fictitious() *statusView {
 	now := time.Date(2026, 11, 21, 13, 7, 2, 0, time.UTC)
 	at := func(d time.Duration) *time.Time { t := now.Add(d); return &t }
-	usage := func(used, n int, window time.Duration) *token.UsageStatus {
-		return &token.UsageStatus{Used: used, Left: max(0, n-used), Limit: n, Window: window.Seconds()}
+	usage := func(used, n int, window time.Duration) *lease.UsageStatus {
+		return &lease.UsageStatus{Used: used, Left: max(0, n-used), Limit: n, Window: window.Seconds()}
 	}
-	mailbox := func(name string, messages, recipients int) token.MailboxStatus {
-		return token.MailboxStatus{Mailbox: name, Credential: "relay-app", Connections: 3, InForce: 3,
+	mailbox := func(name string, messages, recipients int) lease.MailboxStatus {
+		return lease.MailboxStatus{Mailbox: name, Credential: "relay-app", Connections: 3, InForce: 3,
 			Messages: usage(messages, 30, time.Minute), Recipients: usage(recipients, 10000, 24*time.Hour)}
 	}
 	erp, scan, hr, bulk := mailbox("erp@contoso.com", 30, 8412), mailbox("scan@contoso.com", 4, 212), mailbox("hr@contoso.com", 0, 0), mailbox("newsletter@contoso.com", 1, 10000)
 	erp.Leases, erp.InForce, erp.Waiting, erp.Next = 2, 2, 14, at(3*time.Second)
-	erp.LastVerdict = &token.Verdict{Class: token.ClassAccepted, Code: "250", Time: *at(-2 * time.Second)}
+	erp.LastVerdict = &lease.Verdict{Class: lease.ClassAccepted, Code: "250", Time: *at(-2 * time.Second)}
 	scan.Leases = 1
-	scan.LastVerdict = &token.Verdict{Class: token.ClassConcurrency, Code: "432", Time: *at(-40 * time.Second), Meaning: "Exchange Online saw more than three deliveries of this mailbox at one time"}
+	scan.LastVerdict = &lease.Verdict{Class: lease.ClassConcurrency, Code: "432", Time: *at(-40 * time.Second), Meaning: "Exchange Online saw more than three deliveries of this mailbox at one time"}
 	bulk.PausedUntil, bulk.Next, bulk.PauseReason = at(80*time.Minute), at(80*time.Minute), "its recipients of the day are used up"
-	bulk.LastVerdict = &token.Verdict{Class: token.ClassQuota, Code: "554", Time: *at(-time.Minute), Meaning: "the recipients of 24 hours are used up; its mail waits in the queue"}
-	hr.Denied = []token.Denial{{Sender: "ceo@contoso.com", Count: 2, Last: *at(-5 * time.Minute)}}
-	status := &token.Status{Version: "1.2.0", Time: now, Started: at(-26 * time.Hour),
-		Pools:  []token.PoolStatus{{Address: "info@contoso.com", Members: []string{"erp@contoso.com", "scan@contoso.com"}}},
-		Groups: []token.GroupStatus{{Name: token.GroupExternal, Recipients: usage(1650, 2000, 24*time.Hour)}},
-		Credentials: []token.CredentialStatus{
-			{Name: "relay-app", Flow: "client_credentials", InUse: true, Token: token.TokenStatus{Live: true, Received: at(-17 * time.Minute), Expires: at(43 * time.Minute)},
-				Refresh: token.RefreshStatus{Result: token.ResultOK, LastAttempt: at(-17 * time.Minute), LastSuccess: at(-17 * time.Minute), NextAttempt: at(28 * time.Minute)},
-				Proof:   &token.ProofStatus{Kind: "certificate", Ends: at(12 * 24 * time.Hour)}},
-			{Name: "front-desk", Flow: "device_code", InUse: true, Token: token.TokenStatus{Received: at(-3 * time.Hour), Expires: at(-2 * time.Hour)},
-				Refresh: token.RefreshStatus{Result: token.ResultRefused, LastAttempt: at(-50 * time.Second), NextAttempt: at(4 * time.Minute),
-					Error: &token.RefreshError{Code: "AADSTS700082", Text: `Microsoft refused the refresh token of "front-desk" (AADSTS700082)`, Hint: `it lay unused too long; sign in again with "sendas login front-desk"`}},
-				SignIn: &token.SignInStatus{User: "desk@contoso.com", Since: at(-100 * 24 * time.Hour), IdleDays: 91, MaxDays: 90}},
+	bulk.LastVerdict = &lease.Verdict{Class: lease.ClassQuota, Code: "554", Time: *at(-time.Minute), Meaning: "the recipients of 24 hours are used up; its mail waits in the queue"}
+	hr.Denied = []lease.Denial{{Sender: "ceo@contoso.com", Count: 2, Last: *at(-5 * time.Minute)}}
+	status := &lease.Status{Version: "1.2.0", Time: now, Started: at(-26 * time.Hour),
+		Pools:  []lease.PoolStatus{{Address: "info@contoso.com", Members: []string{"erp@contoso.com", "scan@contoso.com"}}},
+		Groups: []lease.GroupStatus{{Name: lease.GroupExternal, Recipients: usage(1650, 2000, 24*time.Hour)}},
+		Credentials: []lease.CredentialStatus{
+			{Name: "relay-app", Flow: "client_credentials", InUse: true, Token: lease.TokenStatus{Live: true, Received: at(-17 * time.Minute), Expires: at(43 * time.Minute)},
+				Refresh: lease.RefreshStatus{Result: entra.ResultOK, LastAttempt: at(-17 * time.Minute), LastSuccess: at(-17 * time.Minute), NextAttempt: at(28 * time.Minute)},
+				Proof:   &lease.ProofStatus{Kind: "certificate", Ends: at(12 * 24 * time.Hour)}},
+			{Name: "front-desk", Flow: "device_code", InUse: true, Token: lease.TokenStatus{Received: at(-3 * time.Hour), Expires: at(-2 * time.Hour)},
+				Refresh: lease.RefreshStatus{Result: entra.ResultRefused, LastAttempt: at(-50 * time.Second), NextAttempt: at(4 * time.Minute),
+					Error: &lease.RefreshError{Code: "AADSTS700082", Text: `Microsoft refused the refresh token of "front-desk" (AADSTS700082)`, Hint: `it lay unused too long; sign in again with "sendas login front-desk"`}},
+				SignIn: &lease.SignInStatus{User: "desk@contoso.com", Since: at(-100 * 24 * time.Hour), IdleDays: 91, MaxDays: 90}},
 		},
-		Mailboxes: []token.MailboxStatus{erp, scan, hr, bulk, {Mailbox: "*@contoso.de", Pattern: true, Credential: "front-desk", Leases: 1}}}
+		Mailboxes: []lease.MailboxStatus{erp, scan, hr, bulk, {Mailbox: "*@contoso.de", Pattern: true, Credential: "front-desk", Leases: 1}}}
 	counts := func(accepted, deferred, rejected uint64) milter.Counts {
 		return milter.Counts{Messages: map[policy.Action]uint64{policy.Accept: accepted, policy.Defer: deferred, policy.Reject: rejected, "hold": 0}, LastMessage: at(-2 * time.Second)}
 	}
@@ -73,8 +74,8 @@ func fictitious() *statusView {
 // crowd adds so many quiet mailboxes.
 func (v *statusView) crowd(n int) *statusView {
 	for i := range n {
-		v.token.Mailboxes = append(v.token.Mailboxes, token.MailboxStatus{Mailbox: fmt.Sprintf("box%04d@contoso.com", i), Credential: "relay-app", Connections: 3, InForce: 3,
-			Messages: &token.UsageStatus{Used: i % 7, Left: 30 - i%7, Limit: 30, Window: 60}, Recipients: &token.UsageStatus{Used: i, Left: 10000 - i, Limit: 10000, Window: 86400}})
+		v.token.Mailboxes = append(v.token.Mailboxes, lease.MailboxStatus{Mailbox: fmt.Sprintf("box%04d@contoso.com", i), Credential: "relay-app", Connections: 3, InForce: 3,
+			Messages: &lease.UsageStatus{Used: i % 7, Left: 30 - i%7, Limit: 30, Window: 60}, Recipients: &lease.UsageStatus{Used: i, Left: 10000 - i, Limit: 10000, Window: 86400}})
 	}
 	return v
 }

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sendas/sendas/internal/exit"
-	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/lease"
 )
 
 const statusConfig = `tenant:
@@ -257,26 +257,26 @@ func TestCredentialWords(t *testing.T) {
 	at := func(d time.Duration) *time.Time { t := now.Add(d); return &t }
 	for _, tc := range []struct {
 		name string
-		in   token.CredentialStatus
+		in   lease.CredentialStatus
 		want string
 	}{
-		{"never had a token", token.CredentialStatus{Name: "scan", Flow: "device_code", InUse: true,
-			Refresh: token.RefreshStatus{NextAttempt: at(0)}, SignIn: &token.SignInStatus{MaxDays: 90}},
+		{"never had a token", lease.CredentialStatus{Name: "scan", Flow: "device_code", InUse: true,
+			Refresh: lease.RefreshStatus{NextAttempt: at(0)}, SignIn: &lease.SignInStatus{MaxDays: 90}},
 			"\ncredential scan (device_code)\n  token         none; mail waits in the queue\n  last refresh  none yet\n  next refresh  now\n" +
 				"  signed in     nobody; type \"sendas login scan\"\n"},
-		{"a refused refresh token", token.CredentialStatus{Name: "scan", Flow: "device_code", InUse: true,
-			Token: token.TokenStatus{Received: at(-3 * time.Hour), Expires: at(-2 * time.Hour)},
-			Refresh: token.RefreshStatus{Result: "refused", LastAttempt: at(-time.Minute), NextAttempt: at(4 * time.Minute),
-				Error: &token.RefreshError{Code: "AADSTS700082", Text: `Microsoft refused the refresh token of "scan" (AADSTS700082)`, Hint: `the refresh token lay unused too long; sign in again with "sendas login scan"`}},
-			SignIn: &token.SignInStatus{User: "scan@contoso.com", Since: at(-100 * 24 * time.Hour), IdleDays: 91, MaxDays: 90}},
+		{"a refused refresh token", lease.CredentialStatus{Name: "scan", Flow: "device_code", InUse: true,
+			Token: lease.TokenStatus{Received: at(-3 * time.Hour), Expires: at(-2 * time.Hour)},
+			Refresh: lease.RefreshStatus{Result: "refused", LastAttempt: at(-time.Minute), NextAttempt: at(4 * time.Minute),
+				Error: &lease.RefreshError{Code: "AADSTS700082", Text: `Microsoft refused the refresh token of "scan" (AADSTS700082)`, Hint: `the refresh token lay unused too long; sign in again with "sendas login scan"`}},
+			SignIn: &lease.SignInStatus{User: "scan@contoso.com", Since: at(-100 * 24 * time.Hour), IdleDays: 91, MaxDays: 90}},
 			"\ncredential scan (device_code)\n  token         none: the last one ended 2 h 0 min ago; mail waits in the queue\n  last refresh  refused by Microsoft, 60 s ago\n" +
 				"                Microsoft refused the refresh token of \"scan\" (AADSTS700082)\n  hint          the refresh token lay unused too long; sign in again with \"sendas login scan\"\n" +
 				"  next refresh  in 4 min\n  signed in     scan@contoso.com since 2026-08-13; idle for 91 of at most 90 days\n"},
-		{"a wrong clock", token.CredentialStatus{Name: "app", Flow: "managed_identity", Skew: -3600},
+		{"a wrong clock", lease.CredentialStatus{Name: "app", Flow: "managed_identity", Skew: -3600},
 			"\ncredential app (managed_identity)\n  token         none: no mailbox uses this credential\n  clock         60 min behind Entra's: \"timedatectl\" shows it\n"},
-		{"an ended certificate", token.CredentialStatus{Name: "app", Flow: "client_credentials", Proof: &token.ProofStatus{Kind: "certificate", Ends: &ended}},
+		{"an ended certificate", lease.CredentialStatus{Name: "app", Flow: "client_credentials", Proof: &lease.ProofStatus{Kind: "certificate", Ends: &ended}},
 			"\ncredential app (client_credentials)\n  token         none: no mailbox uses this credential\n  certificate   ENDED on 2026-11-19\n"},
-		{"a federated one", token.CredentialStatus{Name: "pod", Flow: "federated", Proof: &token.ProofStatus{Kind: "federated_token"}},
+		{"a federated one", lease.CredentialStatus{Name: "pod", Flow: "federated", Proof: &lease.ProofStatus{Kind: "federated_token"}},
 			"\ncredential pod (federated)\n  token         none: no mailbox uses this credential\n  proof         a token of another issuer, who renews it\n"},
 	} {
 		var b strings.Builder
@@ -290,16 +290,16 @@ func TestCredentialWords(t *testing.T) {
 func TestMailboxWords(t *testing.T) {
 	now := time.Date(2026, 11, 21, 8, 0, 0, 0, time.UTC)
 	at := func(d time.Duration) *time.Time { t := now.Add(d); return &t }
-	usage := func(used, n int, window float64) *token.UsageStatus {
-		return &token.UsageStatus{Used: used, Left: max(0, n-used), Limit: n, Window: window}
+	usage := func(used, n int, window float64) *lease.UsageStatus {
+		return &lease.UsageStatus{Used: used, Left: max(0, n-used), Limit: n, Window: window}
 	}
 	broken := "connection refused"
 	var b strings.Builder
-	writeMailboxes(&b, &token.Status{Time: now, LedgerError: &broken, Mailboxes: []token.MailboxStatus{
+	writeMailboxes(&b, &lease.Status{Time: now, LedgerError: &broken, Mailboxes: []lease.MailboxStatus{
 		{Mailbox: "erp@contoso.com", Credential: "app", Leases: 2, Connections: 3, InForce: 2, Waiting: 4, Next: at(2 * time.Second),
-			Messages: usage(30, 30, 60), Recipients: usage(512, 10000, 86400), LastVerdict: &token.Verdict{Class: token.ClassAccepted, Code: "250", Time: now.Add(-3 * time.Second)}},
+			Messages: usage(30, 30, 60), Recipients: usage(512, 10000, 86400), LastVerdict: &lease.Verdict{Class: lease.ClassAccepted, Code: "250", Time: now.Add(-3 * time.Second)}},
 		{Mailbox: "scan@contoso.com", Credential: "app", Connections: 3, InForce: 3, Next: at(time.Hour), PausedUntil: at(time.Hour), PauseReason: "its recipients are used up",
-			LastVerdict: &token.Verdict{Class: token.ClassQuota, Code: "554", Meaning: "its mail waits", Time: now}},
+			LastVerdict: &lease.Verdict{Class: lease.ClassQuota, Code: "554", Meaning: "its mail waits", Time: now}},
 	}})
 	want := `
 what was used is not known: connection refused

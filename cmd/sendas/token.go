@@ -18,6 +18,8 @@ import (
 	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/lease"
 )
 
 func cmdToken(o *options) *cobra.Command {
@@ -50,7 +52,7 @@ func runToken(ctx context.Context, o *options) error {
 		return err
 	}
 	reg, ok, at := newRegistry(version)
-	metrics := token.NewMetrics(reg)
+	metrics := lease.NewMetrics(reg)
 	store, err := openLedger(cfg, log, metrics.Shared)
 	if err != nil {
 		return err
@@ -60,7 +62,7 @@ func runToken(ctx context.Context, o *options) error {
 			log.Error("closing the ledger", "error", err)
 		}
 	}()
-	leases := token.NewLeases(store.Ledger, metrics, log)
+	leases := lease.NewLessor(store.Store, metrics, log)
 	desk := token.NewDesk(ctx, leases, metrics, log)
 	var inForce atomic.Pointer[Config]
 	use := func(c *Config) error {
@@ -79,8 +81,8 @@ func runToken(ctx context.Context, o *options) error {
 	if err := takeOver(ctx, leases, cfg); err != nil {
 		return err
 	}
-	status := func(ctx context.Context) *token.Status { return desk.Status(ctx, version, started) }
-	reg.MustRegister(token.NewCollector(leases, status))
+	status := func(ctx context.Context) *lease.Status { return desk.Status(ctx, version, started) }
+	reg.MustRegister(lease.NewCollector(leases, status))
 	ln, err := listen("credentials", cfg.Token.Listen)
 	if err != nil {
 		return err
@@ -99,7 +101,7 @@ func runToken(ctx context.Context, o *options) error {
 		log.Warn("this process has made its socket itself: a message that is being sent when it is killed can be sent twice",
 			"hint", "start it by systemd, with sendas-token.socket")
 	}
-	srv := &token.SocketmapServer{Maps: leases.Maps(), Peers: peers, Log: log, Metrics: metrics}
+	srv := &lease.SocketmapServer{Maps: leases.Maps(), Peers: peers, Log: log, Metrics: metrics}
 	if err := serveLookups(ctx, srv, ln, leases, log); err != nil {
 		return exit.Errorf(exit.Software, "", "serving look-ups: %w", err)
 	}
@@ -109,9 +111,9 @@ func runToken(ctx context.Context, o *options) error {
 }
 
 // takeOver goes on with the deliveries that were under way when the former process ended.
-func takeOver(ctx context.Context, leases *token.Leases, c *Config) error {
+func takeOver(ctx context.Context, leases *lease.Lessor, c *Config) error {
 	hint := "the folder " + c.Token.StateDir + " has to belong to the user of the token service (install -d -m 0700 -o sendas-token " + c.Token.StateDir + ")"
-	journal, err := token.OpenJournal(filepath.Join(c.Token.StateDir, "sessions"))
+	journal, err := lease.OpenJournal(filepath.Join(c.Token.StateDir, "sessions"))
 	if err == nil {
 		err = leases.Adopt(ctx, journal)
 	}
@@ -123,7 +125,7 @@ func takeOver(ctx context.Context, leases *token.Leases, c *Config) error {
 
 // serveLookups serves until ctx ends. The server outlives the signal: what is being delivered is watched to its end, since without
 // systemd's socket smtp(8) could not ask anybody about the verdict until the next process is there.
-func serveLookups(ctx context.Context, srv *token.SocketmapServer, ln net.Listener, leases *token.Leases, log *slog.Logger) error {
+func serveLookups(ctx context.Context, srv *lease.SocketmapServer, ln net.Listener, leases *lease.Lessor, log *slog.Logger) error {
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	go leases.Run(serving)
@@ -190,7 +192,7 @@ func newSetup(c *Config) (*token.Setup, error) {
 		s.Credentials = append(s.Credentials, token.Credential{
 			Name: name, Flow: cc.Flow, Proof: proofOf(&cc), SignIn: cc.Delegated(),
 			Key:    fmt.Sprintf("%s %+v %s %+v %s", name, cc, c.Tenant.ID, c.Tenant.Endpoints, c.Token.StateDir),
-			Source: func() (token.Source, error) { return c.source(name, client, s.Vault) },
+			Source: func() (entra.Source, error) { return c.source(name, client, s.Vault) },
 		})
 	}
 	for i := range c.Mailboxes {
@@ -205,7 +207,7 @@ func newSetup(c *Config) (*token.Setup, error) {
 // minLife is the life that a token must have left for the submission host: High Volume Email refuses others.
 func minLife(c *Config) time.Duration {
 	if strings.HasPrefix(c.Tenant.Endpoints.Submission, "smtp-hve.") {
-		return token.MinLife
+		return entra.MinLife
 	}
 	return 0
 }
@@ -225,14 +227,14 @@ func proofOf(c *CredentialConfig) token.Proof {
 }
 
 // groupsOf returns the limits that hold for the whole tenant.
-func groupsOf(c *Config) []token.GroupInput {
+func groupsOf(c *Config) []lease.GroupInput {
 	if !c.Tenant.limitsExternal() {
 		return nil
 	}
 	external, _ := c.Tenant.externalRate() // checked
-	list := []token.GroupInput{{Name: token.GroupExternal, Recipients: external}}
+	list := []lease.GroupInput{{Name: lease.GroupExternal, Recipients: external}}
 	if c.Tenant.AllowOnMicrosoft {
-		list = append(list, token.GroupInput{Name: token.GroupOnMicrosoft, Recipients: limit.MOERA()})
+		list = append(list, lease.GroupInput{Name: lease.GroupOnMicrosoft, Recipients: limit.MOERA()})
 	}
 	return list
 }
@@ -241,7 +243,7 @@ func groupsOf(c *Config) []token.GroupInput {
 func mailboxLimits(c *Config, m *MailboxConfig) limit.Limits {
 	l := m.Limits.Limits()
 	if c.Tenant.limitsExternal() {
-		l.Group = token.GroupExternal
+		l.Group = lease.GroupExternal
 		l.GroupRecipients, _ = c.Tenant.externalRate() // checked
 	}
 	return l

@@ -11,16 +11,16 @@ import (
 
 	"github.com/sendas/sendas/contrib/exosim"
 	"github.com/sendas/sendas/contrib/exosim/directory"
-	"github.com/sendas/sendas/contrib/exosim/entra"
-	"github.com/sendas/sendas/token"
+	microsoft "github.com/sendas/sendas/contrib/exosim/entra"
+	"github.com/sendas/sendas/token/entra"
 )
 
 // entraSite is the simulated Entra with the two kinds of credential that a relay has.
 type entraSite struct {
 	*exosim.Server
-	app  *token.ClientCredentials
-	user *token.Delegated
-	sign *token.SignIn
+	app  *entra.ClientCredentials
+	user *entra.Delegated
+	sign *entra.SignIn
 }
 
 func newEntra(t *testing.T) *entraSite {
@@ -40,35 +40,35 @@ func newEntra(t *testing.T) *entraSite {
 			},
 			Mailboxes: []directory.Mailbox{{Address: "scan@contoso.com"}},
 		},
-		EntraConfig: exosim.EntraConfig{DeviceFlow: entra.DeviceFlow{Interval: time.Second, ApproveAs: "scan@contoso.com"}},
+		EntraConfig: exosim.EntraConfig{DeviceFlow: microsoft.DeviceFlow{Interval: time.Second, ApproveAs: "scan@contoso.com"}},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
-	client, err := token.NewHTTPClient(token.HTTPOptions{CAFile: ca})
+	client, err := entra.NewHTTPClient(entra.HTTPOptions{CAFile: ca})
 	if err != nil {
 		t.Fatal(err)
 	}
 	const scope = "https://outlook.office.com/SMTP.Send"
 	return &entraSite{Server: s,
-		app: &token.ClientCredentials{Credential: "relay-app", ClientID: clientID, Scope: "https://outlook.office365.com/.default",
+		app: &entra.ClientCredentials{Credential: "relay-app", ClientID: clientID, Scope: "https://outlook.office365.com/.default",
 			TokenURL: s.TokenURL(), SecretFile: secret, Client: client},
-		user: &token.Delegated{Credential: "scan-user", ClientID: userApp, Scope: scope, TokenURL: s.TokenURL(), Client: client,
-			Vault: &token.Vault{Dir: filepath.Join(dir, "grants")}},
-		sign: &token.SignIn{Credential: "scan-user", Authority: s.Authority(), Tenant: "contoso.onmicrosoft.com", ClientID: userApp, Scopes: []string{scope}, Client: client},
+		user: &entra.Delegated{Credential: "scan-user", ClientID: userApp, Scope: scope, TokenURL: s.TokenURL(), Client: client,
+			Vault: &entra.Vault{Dir: filepath.Join(dir, "grants")}},
+		sign: &entra.SignIn{Credential: "scan-user", Authority: s.Authority(), Tenant: "contoso.onmicrosoft.com", ClientID: userApp, Scopes: []string{scope}, Client: client},
 	}
 }
 
 // login signs the user in and stores the grant.
 func (e *entraSite) login(ctx context.Context, t *testing.T) {
 	t.Helper()
-	g, err := e.sign.DeviceCode(ctx, func(token.DevicePrompt) {})
+	g, err := e.sign.DeviceCode(ctx, func(entra.DevicePrompt) {})
 	if err != nil {
 		t.Fatal(err)
 	}
 	now := time.Now()
-	err = e.user.Vault.Save("scan-user", &token.StoredGrant{Refresh: g.Refresh, ClientID: userApp, User: "scan@contoso.com", SignedIn: now, Refreshed: now})
+	err = e.user.Vault.Save("scan-user", &entra.StoredGrant{Refresh: g.Refresh, ClientID: userApp, User: "scan@contoso.com", SignedIn: now, Refreshed: now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,32 +94,32 @@ func TestEntraTroubles(t *testing.T) {
 	defer cancel()
 	e.login(ctx, t)
 	refuse := func(grant, code string) func() error { return func() error { return e.RefuseGrant(grant, code) } }
-	fault := func(f entra.Faults) func() error {
+	fault := func(f microsoft.Faults) func() error {
 		return func() error { return e.SetFaults(exosim.Faults{EntraFaults: f}) }
 	}
 	for _, tc := range []struct {
 		name    string
-		source  token.Source
+		source  entra.Source
 		trouble func() error
 		want    []string // nil: a token comes
 	}{
-		{"app", e.app, fault(entra.Faults{}), nil},
-		{"user", e.user, fault(entra.Faults{}), nil},
-		{"no connection", e.app, fault(entra.Faults{Refuse: true}), []string{"gave no answer", "connection refused", "check firewall, route and proxy"}},
-		{"connection ends", e.user, fault(entra.Faults{Down: true}), []string{"gave no answer"}},
-		{"too many requests", e.app, fault(entra.Faults{Status: 429, Retry: 7}), []string{"HTTP 429", "Microsoft asks for fewer requests; sendas waits by itself"}},
-		{"out of order", e.app, fault(entra.Faults{Status: 503}), []string{"HTTP 503", "sendas tries again by itself"}},
-		{"a web page instead", e.app, fault(entra.Faults{Status: 200}), []string{"something that is not the JSON of a token"}},
-		{"cut off", e.app, fault(entra.Faults{Truncated: true}), []string{"an answer that is cut off"}},
-		{"life as a text", e.app, fault(entra.Faults{StringExpiry: true}), nil},
-		{"another type of content", e.user, fault(entra.Faults{ContentType: "text/plain"}), []string{"answered with an answer without a token"}},
-		{"another secret", e.app, refuse(entra.GrantClientCredentials, "AADSTS7000215"), []string{"AADSTS7000215", "the client secret is wrong; often its ID was copied instead of its Value", "relay-app.secret"}},
-		{"secret over", e.app, refuse(entra.GrantClientCredentials, "AADSTS7000222"), []string{"the client secret has expired", "write its Value into"}},
-		{"app unknown", e.app, refuse(entra.GrantClientCredentials, "AADSTS700016"), []string{"the tenant has no app with the id " + clientID}},
-		{"blocked by policy", e.user, refuse(entra.GrantRefreshToken, "AADSTS53003"), []string{"AADSTS53003", "a Conditional Access or security policy of the tenant blocks the sign-in"}},
-		{"unused too long", e.user, refuse(entra.GrantRefreshToken, "AADSTS700082"), []string{"the refresh token lay unused too long", `sign in again with "sendas login scan-user"`}},
-		{"second factor", e.user, refuse(entra.GrantRefreshToken, "AADSTS50076"), []string{"must sign in with a second factor", `"sendas login scan-user"`}},
-		{"a loop, says Entra", e.app, refuse(entra.GrantClientCredentials, "AADSTS50196"), []string{"took it for a loop", "sendas waits by itself"}},
+		{"app", e.app, fault(microsoft.Faults{}), nil},
+		{"user", e.user, fault(microsoft.Faults{}), nil},
+		{"no connection", e.app, fault(microsoft.Faults{Refuse: true}), []string{"gave no answer", "connection refused", "check firewall, route and proxy"}},
+		{"connection ends", e.user, fault(microsoft.Faults{Down: true}), []string{"gave no answer"}},
+		{"too many requests", e.app, fault(microsoft.Faults{Status: 429, Retry: 7}), []string{"HTTP 429", "Microsoft asks for fewer requests; sendas waits by itself"}},
+		{"out of order", e.app, fault(microsoft.Faults{Status: 503}), []string{"HTTP 503", "sendas tries again by itself"}},
+		{"a web page instead", e.app, fault(microsoft.Faults{Status: 200}), []string{"something that is not the JSON of a token"}},
+		{"cut off", e.app, fault(microsoft.Faults{Truncated: true}), []string{"an answer that is cut off"}},
+		{"life as a text", e.app, fault(microsoft.Faults{StringExpiry: true}), nil},
+		{"another type of content", e.user, fault(microsoft.Faults{ContentType: "text/plain"}), []string{"answered with an answer without a token"}},
+		{"another secret", e.app, refuse(microsoft.GrantClientCredentials, "AADSTS7000215"), []string{"AADSTS7000215", "the client secret is wrong; often its ID was copied instead of its Value", "relay-app.secret"}},
+		{"secret over", e.app, refuse(microsoft.GrantClientCredentials, "AADSTS7000222"), []string{"the client secret has expired", "write its Value into"}},
+		{"app unknown", e.app, refuse(microsoft.GrantClientCredentials, "AADSTS700016"), []string{"the tenant has no app with the id " + clientID}},
+		{"blocked by policy", e.user, refuse(microsoft.GrantRefreshToken, "AADSTS53003"), []string{"AADSTS53003", "a Conditional Access or security policy of the tenant blocks the sign-in"}},
+		{"unused too long", e.user, refuse(microsoft.GrantRefreshToken, "AADSTS700082"), []string{"the refresh token lay unused too long", `sign in again with "sendas login scan-user"`}},
+		{"second factor", e.user, refuse(microsoft.GrantRefreshToken, "AADSTS50076"), []string{"must sign in with a second factor", `"sendas login scan-user"`}},
+		{"a loop, says Entra", e.app, refuse(microsoft.GrantClientCredentials, "AADSTS50196"), []string{"took it for a loop", "sendas waits by itself"}},
 		{"revoked", e.user, func() error { return e.RevokeUser("scan@contoso.com") }, []string{"AADSTS50173", "the grant was revoked", `sign in again with "sendas login scan-user"`}},
 	} {
 		if err := tc.trouble(); err != nil {
@@ -130,7 +130,7 @@ func TestEntraTroubles(t *testing.T) {
 		if tc.want == nil && err != nil || tc.want != nil && err == nil {
 			t.Errorf("%s: error %v", tc.name, err)
 		}
-		if err == nil && (tok.Access == "" || time.Until(tok.Expires) < token.MinLife) {
+		if err == nil && (tok.Access == "" || time.Until(tok.Expires) < entra.MinLife) {
 			t.Errorf("%s: a token until %v", tc.name, tok.Expires)
 		}
 		for _, want := range tc.want {
@@ -143,7 +143,7 @@ func TestEntraTroubles(t *testing.T) {
 				t.Errorf("%s: the error shows a secret: %s", tc.name, said(err))
 			}
 		}
-		for _, grant := range []string{entra.GrantClientCredentials, entra.GrantRefreshToken} {
+		for _, grant := range []string{microsoft.GrantClientCredentials, microsoft.GrantRefreshToken} {
 			if err := errors.Join(e.SetFaults(exosim.Faults{}), e.RefuseGrant(grant, "")); err != nil {
 				t.Fatal(err)
 			}
@@ -154,7 +154,7 @@ func TestEntraTroubles(t *testing.T) {
 // TestSlowEntra: an answer that takes longer than anybody waits is given up, and said.
 func TestSlowEntra(t *testing.T) {
 	e := newEntra(t)
-	if err := e.SetFaults(exosim.Faults{EntraFaults: entra.Faults{Delay: 30 * time.Second}}); err != nil {
+	if err := e.SetFaults(exosim.Faults{EntraFaults: microsoft.Faults{Delay: 30 * time.Second}}); err != nil {
 		t.Fatal(err)
 	}
 	began := time.Now()
@@ -173,15 +173,15 @@ func TestSignInTroubles(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for _, tc := range []struct{ name, grant, code, want string }{
-		{"declined", entra.GrantDeviceCode, "authorization_declined", "somebody declined the sign-in in the browser"},
-		{"too late", entra.GrantDeviceCode, "AADSTS70019", "the code was not entered in time"},
-		{"no public client", entra.GrantDeviceStart, "AADSTS7000218", `set "Allow public client flows" to Yes`},
-		{"tenant unknown", entra.GrantDeviceStart, "AADSTS90002", "Microsoft knows no such tenant in this cloud"},
+		{"declined", microsoft.GrantDeviceCode, "authorization_declined", "somebody declined the sign-in in the browser"},
+		{"too late", microsoft.GrantDeviceCode, "AADSTS70019", "the code was not entered in time"},
+		{"no public client", microsoft.GrantDeviceStart, "AADSTS7000218", `set "Allow public client flows" to Yes`},
+		{"tenant unknown", microsoft.GrantDeviceStart, "AADSTS90002", "Microsoft knows no such tenant in this cloud"},
 	} {
 		if err := e.RefuseGrant(tc.grant, tc.code); err != nil {
 			t.Fatal(err)
 		}
-		_, err := e.sign.DeviceCode(ctx, func(token.DevicePrompt) {})
+		_, err := e.sign.DeviceCode(ctx, func(entra.DevicePrompt) {})
 		if text := said(err); !strings.Contains(text, tc.want) {
 			t.Errorf("%s: %s\nlacks %q", tc.name, text, tc.want)
 		}

@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/lease"
 )
 
 // manyRecipients is one message of SAP's to recipients of every kind.
@@ -32,12 +32,12 @@ type recorder struct {
 	list []string
 }
 
-func (r *recorder) note(what string) token.Map {
-	return func(_ context.Context, _ token.Caller, key string) token.Result {
+func (r *recorder) note(what string) lease.Map {
+	return func(_ context.Context, _ lease.Caller, key string) lease.Result {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.list = append(r.list, what+" "+key)
-		return token.Result{Status: token.NotFound}
+		return lease.Result{Status: lease.NotFound}
 	}
 }
 
@@ -67,7 +67,7 @@ func record(t *testing.T, s *Site) *recorder {
 		t.Fatal(err)
 	}
 	r := &recorder{}
-	srv := &token.SocketmapServer{Maps: map[string]token.Map{"recipient": r.note("key"), "reply": r.note("reply")}, Peers: []uint32{uint32(uid)},
+	srv := &lease.SocketmapServer{Maps: map[string]lease.Map{"recipient": r.note("key"), "reply": r.note("reply")}, Peers: []uint32{uint32(uid)},
 		Log: slog.New(slog.DiscardHandler)}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -139,14 +139,14 @@ func externalSite(limit string, maps bool) SiteConfig {
 }
 
 // external returns what the token service has counted.
-func (s *Site) external(ctx context.Context, t *testing.T) token.UsageStatus {
+func (s *Site) external(ctx context.Context, t *testing.T) lease.UsageStatus {
 	t.Helper()
 	text, err := get(ctx, "http://"+s.TokenHTTP()+"/status")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var st token.Status
-	if err := json.Unmarshal([]byte(text), &st); err != nil || len(st.Groups) != 1 || st.Groups[0].Name != token.GroupExternal {
+	var st lease.Status
+	if err := json.Unmarshal([]byte(text), &st); err != nil || len(st.Groups) != 1 || st.Groups[0].Name != lease.GroupExternal {
 		t.Fatalf("%v, groups %+v", err, st.Groups)
 	}
 	return *st.Groups[0].Recipients

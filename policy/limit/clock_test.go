@@ -19,18 +19,18 @@ func TestClockWithoutMonotonicReading(t *testing.T) {
 		{"set back and goes on", []time.Duration{0, time.Hour, 0, time.Minute}, time.Hour + time.Minute},
 		{"parts of a microsecond are not lost", []time.Duration{0, 700, 1400, 2100, 2800}, 2 * time.Microsecond},
 	} {
-		var c clock
-		first := c.read(epoch)
+		var c Clock
+		first := c.Read(epoch)
 		for _, w := range tc.walls {
-			c.read(epoch.Add(w))
+			c.Read(epoch.Add(w))
 		}
-		if got := (c.now - first).duration(); got != tc.want {
+		if got := (c.Now - first).Duration(); got != tc.want {
 			t.Errorf("%s: %v went by, want %v", tc.name, got, tc.want)
 		}
 	}
 }
 
-// An Admission counts in nanoseconds by the same clock.
+// An Counts counts in nanoseconds by the same clock.
 func TestClockInNanoseconds(t *testing.T) {
 	for _, tc := range []struct {
 		name  string
@@ -42,12 +42,12 @@ func TestClockInNanoseconds(t *testing.T) {
 		{"saved under a clock that was ahead", epoch.Add(time.Hour).UnixNano(), epoch.Add(time.Hour).UnixNano()},
 		{"saved with parts of a microsecond", epoch.Add(time.Hour + 1).UnixNano(), epoch.Add(time.Hour + 1).UnixNano()},
 	} {
-		var c clock
-		c.startAt(tc.saved)
-		if got := c.nanos(epoch); got != tc.want {
+		var c Clock
+		c.StartAt(tc.saved)
+		if got := c.Nanos(epoch); got != tc.want {
 			t.Errorf("%s: %d, want %d", tc.name, got, tc.want)
 		}
-		if got, want := c.wall(tc.want+int64(time.Minute)), epoch.Add(time.Minute); !got.Equal(want) {
+		if got, want := c.Wall(tc.want+int64(time.Minute)), epoch.Add(time.Minute); !got.Equal(want) {
 			t.Errorf("%s: in a minute callers call it %v, want %v", tc.name, got, want)
 		}
 	}
@@ -56,13 +56,13 @@ func TestClockInNanoseconds(t *testing.T) {
 // With a monotonic reading the wall does not matter. Time.Add moves both, so the second moment is made
 // of the first one's monotonic reading.
 func TestClockWithMonotonicReading(t *testing.T) {
-	var c clock
+	var c Clock
 	now := time.Now()
-	first := c.read(now)
+	first := c.Read(now)
 	for _, d := range []time.Duration{time.Second, -time.Hour, 2 * time.Second} {
-		c.read(now.Add(d))
+		c.Read(now.Add(d))
 	}
-	if got := (c.now - first).duration(); got != 2*time.Second {
+	if got := (c.Now - first).Duration(); got != 2*time.Second {
 		t.Errorf("%v went by, want 2s: a late call is no clock that was set back", got)
 	}
 }

@@ -1,20 +1,5 @@
-// Package limit keeps the ledger: what each mailbox has sent in the sliding
-// windows that Microsoft watches, and when it may send again.
-//
-// The algorithm is the type account, once in Go and once in Lua (redis.lua) for the store
-// that several hosts share; both pass the same tests. Nothing in it reads a clock: every call is told the time, so that a
-// test can let a day pass in a moment, and so that a shared store can use its own.
-//
-// # How exact it is
-//
-// A message holds its place from its lease until its verdict is Messages.Per old, so there are never more than Messages.N in any
-// period, whenever in between Microsoft counted them. Recipients are counted in buckets, 96 to the
-// window: each is forgotten at most Recipients.Per/96 (15 minutes of a day) late, never early. A lease holds room for
-// [MaxDelivery] recipients until it is settled.
-//
-// # Time
-//
-// Ledger time never goes back, and within one process it goes on as the monotonic clock does. A wall clock that is set
-// forward opens nothing. One that is set back closes nothing: ledger time goes on from where it was.
-// The time in which a machine was suspended counts as no time: windows end later by that much.
+// Package limit has what the limits of mailboxes and those of clients have in common: "so many in a
+// period" ([Rate], [Kind]), what Microsoft allows a mailbox ([Limits]), the one clock that never goes
+// back ([Clock]), and how to reach a server that hosts share ([Redis]). It counts nothing itself: see
+// token/ledger and milter/quota.
 package limit

@@ -17,16 +17,16 @@ const (
 	KindRecipients Kind = "recipients"
 )
 
-// amount words a number: "1 message", "20 messages".
-func amount(n int, k Kind) string {
+// Amount words a number: "1 message", "20 messages".
+func Amount(n int, k Kind) string {
 	if n == 1 {
 		return "1 " + strings.TrimSuffix(string(k), "s")
 	}
 	return fmt.Sprintf("%d %s", n, k)
 }
 
-// waitText words a wait in the largest unit of which it has two, rounded up: one who waits that long does not come too soon.
-func waitText(d time.Duration) string {
+// WaitText words a wait in the largest unit of which it has two, rounded up: one who waits that long does not come too soon.
+func WaitText(d time.Duration) string {
 	up := func(unit time.Duration) int64 { return int64((max(d, 1) + unit - 1) / unit) }
 	switch {
 	case d <= 2*time.Minute:
@@ -42,5 +42,5 @@ func waitText(d time.Duration) string {
 // maxShownName is how many bytes of a name or an address that is too long an SMTP reply shows.
 const maxShownName = 80
 
-// shownName is how a name stands in a reply: printable ASCII, without the quotes that we put around it, and short.
-var shownName = plaintext.Style{Exact: true, ASCII: true, Not: `"<>`, Bad: '?', Bytewise: true, MaxBytes: maxShownName + len("..."), Cut: "..."}
+// ShownName is how a name stands in a reply: printable ASCII, without the quotes that we put around it, and short.
+var ShownName = plaintext.Style{Exact: true, ASCII: true, Not: `"<>`, Bad: '?', Bytewise: true, MaxBytes: maxShownName + len("..."), Cut: "..."}

@@ -66,8 +66,8 @@ type Limits struct {
 	GroupRecipients Rate // Outcome.GroupRecipients of all mailboxes of the group
 }
 
-// grouped tells whether a limit for the whole group is in force.
-func (l Limits) grouped() bool { return l.Group != "" && l.GroupRecipients.N > 0 }
+// Grouped tells whether a limit for the whole group is in force.
+func (l Limits) Grouped() bool { return l.Group != "" && l.GroupRecipients.N > 0 }
 
 // Microsoft returns the limits of Exchange Online for one mailbox ("Exchange Online
 // limits", and "Improvements in SMTP client submission").

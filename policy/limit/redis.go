@@ -1,348 +1,52 @@
 package limit
 
 import (
+	"cmp"
 	"context"
-	"crypto/rand"
-	_ "embed"
-	"encoding/binary"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"strconv"
 	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 )
 
-// Redis is a Ledger that several hosts share: Redis from 5, or Valkey. Each call is one round trip, to one script that
-// the server runs as a whole; time is the server's, so that hosts need not agree about it. A server clock that
-// is set, forward or back, moves nothing: see the head of redis.lua.
-//
-// The server must not evict keys (maxmemory-policy noeviction), and should write to disk (appendonly yes). When it has lost its
-// data nonetheless, all of it or the latest (it is back at an older snapshot), the first host to ask that had used it before says so, and every mailbox counts as having used up all its windows
-// at that moment, unless all hosts have booked anew what they had sent ([Shared] does that). Who knows better sets the field "lost" of the key that
-// ends in :clock to 0. A server that forgets while all hosts restart cannot be told from a new one.
-//
-// Keys start with the prefix and, as a hash tag, the tenant, so that they share a slot of a cluster. Those of mailboxes expire;
-// the one that keeps the clock stays.
+// Redis say how to reach a Redis or Valkey.
 type Redis struct {
-	client  *redis.Client
-	prefix  string
-	session instant
-
-	host    string // set by NewShared: membership
-	hosts   int
-	silence time.Duration
-	reserve int
-
-	server func() instant       // instead of the server's TIME, in tests
-	mono   func() time.Duration // a clock that nobody sets
-
-	mu     sync.Mutex // guards what follows
-	epoch  string     // of the data, as last seen
-	seen   instant    // ledger time of the last answer
-	seenAt time.Duration
-	groups map[uint64]string // of leases out: Settle is not told
-	doubt  []doubtful
+	URL        string        // redis://[USER@]HOST:PORT/DB, rediss:// for TLS, unix://[USER@]/PATH?db=N
+	Password   string        // "": that of the URL, if there is one
+	Prefix     string        // of all keys; "": sendas
+	Tenant     string        // keeps tenants apart that use one server
+	MaxSession time.Duration // of a ledger: when a lease that nobody settles is taken back; 0: its own choice
+	Timeout    time.Duration // for one answer; 0: 2 s
 }
 
-// doubtful is a lease that the server may have given without our having heard of it.
-type doubtful struct {
-	mailbox, group string
-	id             uint64
+// Client makes a client, without asking whether the server is there. example is what a URL looks
+// like. Nothing is sent twice: what the server may have done must not be asked for again.
+func (o *Redis) Client(example string) (*redis.Client, error) {
+	ro, err := redis.ParseURL(o.URL)
+	if err != nil { // the library's text may hold the password
+		return nil, errors.New("the URL of the store is not right; write " + example + ", rediss://… or unix:///PATH")
+	}
+	if o.Timeout <= 0 {
+		o.Timeout = 2 * time.Second
+	}
+	if o.Password != "" {
+		ro.Password = o.Password
+	}
+	ro.DialTimeout, ro.ReadTimeout, ro.WriteTimeout, ro.PoolTimeout = o.Timeout, o.Timeout, o.Timeout, o.Timeout
+	ro.ContextTimeoutEnabled = true
+	ro.MaxRetries = -1
+	ro.DialerRetries = 1
+	silence()
+	return redis.NewClient(ro), nil
 }
 
-var _ Survivor = (*Redis)(nil)
+// Keys returns what all keys begin with. The braces keep them on one node of a cluster.
+func (o *Redis) Keys() string { return cmp.Or(o.Prefix, "sendas") + ":{" + o.Tenant + "}:" }
 
-//go:embed redis.lua
-var redisSource string
+// quiet keeps the client library off stderr: all that it would say there comes back as an error.
+type quiet struct{}
 
-var redisScript = redis.NewScript(redisSource)
+func (quiet) Printf(context.Context, string, ...any) {}
 
-// NewRedis makes the ledger on a server, without asking whether it is there.
-func NewRedis(o RedisOptions) (*Redis, error) {
-	client, err := o.client("redis://:PASSWORD@HOST:6379/0")
-	if err != nil {
-		return nil, err
-	}
-	if o.MaxSession <= 0 {
-		o.MaxSession = MaxSession
-	}
-	began := time.Now()
-	return &Redis{
-		client: client, prefix: o.keys(), session: micros(o.MaxSession),
-		mono: func() time.Duration { return time.Since(began) }, groups: make(map[uint64]string),
-	}, nil
-}
-
-// Close ends the connections.
-func (r *Redis) Close() error { return r.client.Close() }
-
-// The requests and answers of redis.lua.
-type (
-	redisRate struct {
-		N     int     `json:"n"`
-		Per   instant `json:"per"`
-		Share int     `json:"share"` // what each host may use on its own
-	}
-	redisLimits struct {
-		Messages    redisRate  `json:"messages"`
-		Recipients  redisRate  `json:"recipients"`
-		Connections int        `json:"connections"`
-		Group       *redisRate `json:"group,omitempty"`
-	}
-	redisOutcome struct {
-		Submitted   bool `json:"submitted"`
-		Concurrency bool `json:"concurrency"`
-		Recipients  int  `json:"recipients"`
-		Group       int  `json:"group"`
-	}
-	redisRequest struct {
-		Op      string        `json:"op"`
-		Now     instant       `json:"now,omitempty"`
-		Bound   instant       `json:"bound,omitempty"`
-		Seen    instant       `json:"seen,omitempty"` // of the last answer
-		Session instant       `json:"session"`
-		Epoch   string        `json:"epoch"`
-		Fresh   string        `json:"fresh"`
-		Host    string        `json:"host,omitempty"`
-		Hosts   int           `json:"hosts,omitempty"`
-		Silence instant       `json:"silence,omitempty"`
-		ID      string        `json:"id,omitempty"`
-		Limits  *redisLimits  `json:"limits,omitempty"`
-		Grouped bool          `json:"grouped"`
-		Outcome *redisOutcome `json:"outcome,omitempty"`
-		Pause   instant       `json:"pause"`
-		Class   PauseClass    `json:"class"`
-		Reason  string        `json:"reason"`
-
-		// of join and book; the times are ages
-		Remembers bool                  `json:"remembers"`
-		Open      map[string][3]instant `json:"open,omitempty"`
-		Done      []instant             `json:"done,omitempty"`
-		Sent      [][2]instant          `json:"sent,omitempty"`
-		GroupSent [][2]instant          `json:"groupSent,omitempty"`
-	}
-	redisAnswer struct {
-		Now        string     `json:"now"`
-		Epoch      string     `json:"epoch"`
-		Rejoin     bool       `json:"rejoin"`
-		Lost       bool       `json:"lost"` // the wait is for what the server has lost
-		Lease      bool       `json:"lease"`
-		Wait       instant    `json:"wait"`
-		Cause      Cause      `json:"cause"`
-		Class      PauseClass `json:"class"`
-		Reason     string     `json:"reason"`
-		Messages   int        `json:"messages"`
-		Recipients int        `json:"recipients"`
-		Leases     int        `json:"leases"`
-		Group      int        `json:"group"`
-		Shrunk     int        `json:"shrunk"`
-		Next       instant    `json:"next"`
-		Paused     instant    `json:"paused"`
-	}
-)
-
-// errRejoin says that the server does not know this host as a member, so it may be counting on less than all.
-var errRejoin = errors.New("this host has to join the shared ledger again")
-
-// run sends one request.
-func (r *Redis) run(ctx context.Context, mailbox, group string, q redisRequest) (redisAnswer, error) {
-	sent := r.prepare(&q)
-	body, err := json.Marshal(q)
-	if err != nil {
-		return redisAnswer{}, err
-	}
-	keys := []string{r.prefix + "clock", r.prefix + "mailbox:" + mailbox, r.prefix + "group:" + group}
-	text, err := redisScript.Run(ctx, r.client, keys, body).Text()
-	if err != nil {
-		return redisAnswer{}, fmt.Errorf("the shared ledger does not answer: %w", err)
-	}
-	var a redisAnswer
-	if err := json.Unmarshal([]byte(text), &a); err != nil {
-		return redisAnswer{}, fmt.Errorf("the shared ledger answers something else: %w", err)
-	}
-	now, err := strconv.ParseInt(a.Now, 10, 64)
-	if err != nil {
-		return redisAnswer{}, fmt.Errorf("the shared ledger answers something else: %w", err)
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.epoch, r.seen, r.seenAt = a.Epoch, max(r.seen, instant(now)), sent
-	if a.Rejoin {
-		return a, errRejoin
-	}
-	return a, nil
-}
-
-// prepare fills in what every request needs, and returns when it was sent.
-func (r *Redis) prepare(q *redisRequest) time.Duration {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	sent := r.mono()
-	q.Session, q.Epoch, q.Fresh = r.session, r.epoch, rand.Text()
-	q.Host, q.Hosts, q.Silence = r.host, r.hosts, micros(r.silence)
-	if r.server != nil {
-		q.Now = r.server()
-	}
-	if r.seen != 0 {
-		q.Bound, q.Seen = r.seen+micros(sent-r.seenAt), r.seen
-	}
-	return sent
-}
-
-// limits words limits for the script.
-func (r *Redis) limits(l Limits) *redisLimits {
-	rate := func(x Rate) redisRate {
-		return redisRate{N: x.N, Per: micros(x.Per), Share: spare(x, r.hosts, r.reserve)}
-	}
-	out := &redisLimits{Messages: rate(l.Messages), Recipients: rate(l.Recipients), Connections: l.Connections}
-	if l.grouped() {
-		g := rate(l.GroupRecipients)
-		out.Group = &g
-	}
-	return out
-}
-
-// newID returns the name of a new lease: random, so that one of a server that has lost its data is never taken for
-// another, and exact as a number of Lua.
-func newID() uint64 {
-	var b [8]byte
-	_, _ = rand.Read(b[:]) // never fails
-	return binary.BigEndian.Uint64(b[:])>>11 | 1
-}
-
-func idText(id uint64) string { return strconv.FormatUint(id, 10) }
-
-// Take implements [Ledger]. The time of the caller does not matter. After an error the server may have given the lease; it is given
-// back with the next call that succeeds, or expires.
-func (r *Redis) Take(ctx context.Context, mailbox string, l Limits, _ time.Time) (Answer, error) {
-	if err := r.clear(ctx); err != nil {
-		return Answer{}, err
-	}
-	id, group := newID(), groupName(l)
-	a, err := r.run(ctx, mailbox, group, redisRequest{Op: "take", ID: idText(id), Limits: r.limits(l)})
-	if err != nil {
-		if !errors.Is(err, errRejoin) {
-			r.doubts(doubtful{mailbox, group, id})
-		}
-		return Answer{}, err
-	}
-	if !a.Lease {
-		if a.Lost {
-			a.Reason = "the shared ledger has lost its data, and not all hosts have told it anew what they had sent"
-		}
-		return Answer{Wait: a.Wait.duration(), Cause: a.Cause, Reason: a.Reason}, nil
-	}
-	r.remember(id, group)
-	return Answer{Lease: id}, nil
-}
-
-func (r *Redis) remember(id uint64, group string) {
-	if group == "" {
-		return
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.groups[id] = group
-}
-
-// maxDoubts bounds the leases to be given back; those beyond it expire.
-const maxDoubts = 10_000
-
-func (r *Redis) doubts(d ...doubtful) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if len(r.doubt) < maxDoubts {
-		r.doubt = append(r.doubt, d...)
-	}
-}
-
-// clear gives back the leases that are in doubt.
-func (r *Redis) clear(ctx context.Context) error {
-	r.mu.Lock()
-	list := r.doubt
-	r.doubt = nil
-	r.mu.Unlock()
-	for i, d := range list {
-		if _, err := r.run(ctx, d.mailbox, d.group, settleRequest(d.id, d.group, Outcome{})); err != nil {
-			r.doubts(list[i:]...)
-			return err
-		}
-	}
-	return nil
-}
-
-func settleRequest(id uint64, group string, o Outcome) redisRequest {
-	return redisRequest{Op: "settle", ID: idText(id), Grouped: group != "",
-		Outcome: &redisOutcome{Submitted: o.Submitted, Concurrency: o.Concurrency, Recipients: o.Recipients, Group: o.GroupRecipients}}
-}
-
-// Settle implements [Ledger]. After an error it may be called again.
-func (r *Redis) Settle(ctx context.Context, mailbox string, lease uint64, o Outcome, _ time.Time) error {
-	r.mu.Lock()
-	group := r.groups[lease]
-	r.mu.Unlock()
-	if _, err := r.run(ctx, mailbox, group, settleRequest(lease, group, o)); err != nil {
-		return err
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.groups, lease)
-	return nil
-}
-
-// Outstanding implements [Survivor]. The server does not know whose leases are whose.
-func (r *Redis) Outstanding() []Outstanding { return nil }
-
-// Adopt implements [Survivor].
-func (r *Redis) Adopt(_ string, lease uint64, l Limits) { r.remember(lease, groupName(l)) }
-
-// Pause implements [Ledger].
-func (r *Redis) Pause(ctx context.Context, mailbox string, p Pause, now time.Time) error {
-	q := redisRequest{Op: "pause", Class: p.Class, Reason: p.Reason}
-	if !p.Until.IsZero() {
-		q.Pause = max(0, micros(p.Until.Sub(now)))
-	}
-	_, err := r.run(ctx, mailbox, "", q)
-	return err
-}
-
-// Usage implements [Ledger].
-func (r *Redis) Usage(ctx context.Context, mailbox string, l Limits, now time.Time) (Usage, error) {
-	a, err := r.run(ctx, mailbox, groupName(l), redisRequest{Op: "usage", Limits: r.limits(l)})
-	if err != nil {
-		return Usage{}, err
-	}
-	u := Usage{Messages: a.Messages, Recipients: a.Recipients, Leases: a.Leases, GroupRecipients: a.Group, Shrunk: a.Shrunk}
-	if a.Next > 0 {
-		u.Next = now.Add(a.Next.duration())
-	}
-	if a.Paused > 0 {
-		u.PausedUntil, u.PauseClass, u.PauseReason = now.Add(a.Paused.duration()), a.Class.known(), a.Reason
-	}
-	return u, nil
-}
-
-// ping tells whether the server is there, and changes nothing.
-func (r *Redis) ping(ctx context.Context) error { return r.client.Ping(ctx).Err() }
-
-// beat tells the server that this host is there. It returns errRejoin when the host is no member.
-func (r *Redis) beat(ctx context.Context) error {
-	_, err := r.run(ctx, "", "", redisRequest{Op: "beat"})
-	return err
-}
-
-// join makes this host a member. A host that remembers has booked all that it did since it was last seen.
-func (r *Redis) join(ctx context.Context, remembers bool) error {
-	_, err := r.run(ctx, "", "", redisRequest{Op: "join", Remembers: remembers})
-	return err
-}
-
-// dataEpoch names the data that the server had when it last answered.
-func (r *Redis) dataEpoch() string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.epoch
-}
+var silence = sync.OnceFunc(func() { redis.SetLogger(quiet{}) })

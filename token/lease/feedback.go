@@ -1,0 +1,112 @@
+package lease
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/ledger"
+)
+
+// How long a mailbox rests after a reply that says "not now", in periods of its message limit (a minute).
+const (
+	// restAfterQuota is for a full mailbox and for the day's recipients: whoever mends it needs minutes, and when the
+	// day's window opens is known to Microsoft alone. The delivery after it is the probe.
+	restAfterQuota = 15
+	// restAfterAuth is for a refused AUTH, as long as there is no other token. Microsoft's own permission changes take up to
+	// two hours to act.
+	restAfterAuth = 5
+)
+
+// authRefusal is an AUTH that failed.
+type authRefusal struct {
+	access entra.Secret // with that token
+	until  time.Time
+	reason string
+}
+
+// resting tells whether AUTH would fail again, because it just did with the same token.
+func (l *Lessor) resting(m *Mailbox, t *entra.Token) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r, ok := l.refusals[m.Address]
+	if !ok {
+		return nil
+	}
+	if r.access != t.Access || !time.Now().Before(r.until) {
+		delete(l.refusals, m.Address)
+		return nil
+	}
+	return fmt.Errorf("mailbox %s rests for %v: Exchange Online refused AUTH, %s", m.Address, time.Until(r.until).Round(time.Second), r.reason)
+}
+
+// refused handles a token or mailbox that the server did not take: the token is thrown away, so that one more try
+// is made with a fresh one, and with the same one the mailbox rests.
+//
+// Where the mailbox comes from a pattern, it is perhaps the mailbox that does not exist: a token that was good for another
+// one stays, or a client could take everybody's token away by making up senders. Nor is a token to blame where SMTP
+// AUTH is switched off.
+//
+// A temporary answer says nothing of either.
+func (l *Lessor) refused(s *session, why Explanation) {
+	if strings.HasPrefix(why.Code, "4") {
+		return
+	}
+	rest := time.Minute
+	if m := l.member(s.sender, s.mailbox); m != nil {
+		rest = m.Limits.Messages.Per
+	}
+	l.mu.Lock()
+	good := s.made && l.proven[s.tokens] == s.access || why.Class == ClassAuthOff
+	if !good {
+		delete(l.proven, s.tokens)
+	}
+	l.forgetRefusalsLocked(time.Now())
+	l.refusals[s.mailbox] = authRefusal{access: s.access, until: time.Now().Add(restAfterAuth * rest), reason: why.Meaning}
+	l.mu.Unlock()
+	if !good {
+		s.tokens.Discard(s.access)
+	}
+}
+
+// forgetRefusalsLocked drops what is over; l.mu is held. With a pattern, strangers choose the
+// names.
+func (l *Lessor) forgetRefusalsLocked(now time.Time) {
+	for name, r := range l.refusals {
+		if !now.Before(r.until) {
+			delete(l.refusals, name)
+		}
+	}
+}
+
+// rest pauses a mailbox for which Microsoft said that nothing will leave for a while.
+func (l *Lessor) rest(s *session, why Explanation) {
+	if why.Pause == "" {
+		return
+	}
+	m := l.member(s.sender, s.mailbox)
+	if m == nil {
+		return
+	}
+	now := time.Now()
+	until := now.Add(restAfterQuota * m.Limits.Messages.Per)
+	p := ledger.Pause{Until: until, Class: why.Pause, Reason: why.Meaning}
+	if err := l.ledger.Pause(context.Background(), s.mailbox, p, now); err != nil {
+		l.metrics.ledgerFailed(context.Background(), opPause)
+		l.log.Error("pausing a mailbox", "mailbox", s.mailbox, "error", err)
+		return
+	}
+	l.log.Warn("mailbox paused", "mailbox", s.mailbox, "until", until.Round(time.Second), "reason", why.Meaning)
+}
+
+// outcome says what to book. A message is counted from DATA on, also when its verdict was
+// a refusal or never came: Microsoft may have counted it.
+func (s *session) outcome(class ReplyClass) ledger.Outcome {
+	o := ledger.Outcome{Submitted: s.stage >= atData, Concurrency: class == ClassConcurrency}
+	if class == ClassAccepted || class == "" && o.Submitted { // "": the verdict was not seen
+		o.Recipients, o.GroupRecipients = s.accepted, s.envelope.external
+	}
+	return o
+}

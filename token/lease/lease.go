@@ -1,0 +1,440 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/ledger"
+)
+
+const (
+	// maxWait bounds a look-up: Postfix gives up after 100 s, and a process that waits holds
+	// a connection open.
+	maxWait = 55 * time.Second
+	// maxSession is when a lease whose session nobody saw end is taken back. Postfix waits at
+	// most smtp_data_done_timeout (600 s) for a verdict.
+	maxSession = 15 * time.Minute
+	// sweepEvery is how often sessions whose process has gone are looked for.
+	sweepEvery = time.Second
+)
+
+// Tokens gives the token of one credential; [Refresher] is one.
+type Tokens interface {
+	entra.Source
+	// Discard tells that a server refused the token.
+	Discard(access entra.Secret)
+}
+
+// A Mailbox is how a mailbox may be used.
+type Mailbox struct {
+	Address string // the user= of XOAUTH2, and the ledger's key
+	Label   string // what the configuration calls it: the address, or a pattern that holds for many
+	Limits  limit.Limits
+	Tokens  Tokens
+	// MinLife is the life that a token must have left where the submission host refuses others: High Volume Email
+	// answers "501 5.5.127 … Token will expire soon error" below ten minutes. 0 is any.
+	MinLife time.Duration
+}
+
+// made tells whether the address was made from a pattern: whether there is such a mailbox, nobody
+// has said.
+func (m *Mailbox) made() bool { return m.Address != m.Label }
+
+// Directory knows the configuration. It must be safe for
+// concurrent use and not change; a new configuration is a new Directory.
+type Directory interface {
+	// Mailboxes returns the mailboxes for the envelope sender, none when none may send as it. More than one are a pool: any
+	// of them will do.
+	Mailboxes(sender string) []*Mailbox
+	// External tells whether a recipient counts for Microsoft's limits on external recipients. It must not wait for anything.
+	External(rcpt string) bool
+	// RouteFrom returns transport and next-hop of the way out for an envelope sender, RouteTo those for a recipient.
+	// They return "" where Postfix's own settings decide.
+	RouteFrom(sender string) string
+	RouteTo(rcpt string) string
+}
+
+// Lessor answers the look-ups of smtp(8): the map "lease" gives the right to submit one
+// message as one mailbox, together with the token; the map "reply" watches what became
+// of it. All methods are safe for concurrent use.
+type Lessor struct {
+	ledger  ledger.Store
+	log     *slog.Logger
+	metrics *Metrics
+	dir     atomic.Pointer[Directory]
+
+	journal     *Journal    // nil: none; set by Adopt
+	unjournaled atomic.Bool // the journal cannot be written
+
+	draining chan struct{} // closed: no more leases
+	drain    sync.Once
+
+	mu       sync.Mutex // guards what follows
+	sessions map[int32]*session
+	lines    map[string]*line        // by mailbox
+	arrived  uint64                  // look-ups so far
+	served   map[string]uint64       // by mailbox of a pool: the last look-up that got a lease of it
+	proven   map[Tokens]entra.Secret // the token with which the last AUTH succeeded
+	verdicts map[string]Verdict      // the last of each mailbox, by label; see Status
+	denied   denials
+	refusals map[string]authRefusal // by mailbox
+}
+
+// NewLessor makes the lease desk on a ledger. Call Use before the first look-up, and Run.
+func NewLessor(ledger ledger.Store, m *Metrics, log *slog.Logger) *Lessor {
+	return &Lessor{ledger: ledger, log: log, metrics: m, draining: make(chan struct{}),
+		sessions: make(map[int32]*session), lines: make(map[string]*line), served: make(map[string]uint64), proven: make(map[Tokens]entra.Secret), refusals: make(map[string]authRefusal),
+		verdicts: make(map[string]Verdict), denied: make(denials)}
+}
+
+// Drain gives no more leases, and waits until all that are out have come back, or until ctx
+// ends. Look-ups for a lease stay unanswered from now on, while replies are watched to the end: smtp(8) that
+// cannot ask about the verdict of a message that Exchange Online has accepted would
+// send it again.
+func (l *Lessor) Drain(ctx context.Context) error {
+	l.drain.Do(func() { close(l.draining) })
+	t := time.NewTicker(20 * time.Millisecond)
+	defer t.Stop()
+	for n := l.Sessions(); n > 0; n = l.Sessions() {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%d deliveries had not ended in time; Postfix may send their messages again", n)
+		}
+	}
+	return nil
+}
+
+// Use puts a directory into force.
+func (l *Lessor) Use(d Directory) { l.dir.Store(&d) }
+
+// Maps returns the socketmap names and what answers them.
+func (l *Lessor) Maps() map[string]Map {
+	return map[string]Map{"lease": l.Lease, "reply": l.Reply, "transport": l.Transport, "route": l.Route, "recipient": l.Recipient}
+}
+
+// Transport answers the map "transport" (sender_dependent_default_transport_maps): the key is the envelope
+// sender, "<>" for none. smtpd(8) asks with "<>" for every recipient, so that one must never fail.
+func (l *Lessor) Transport(_ context.Context, _ Caller, key string) Result {
+	return found((*l.dir.Load()).RouteFrom(key))
+}
+
+// Route answers the map "route" (transport_maps): the key is a recipient, then its domain
+// and wider patterns, of which only the first is of use.
+func (l *Lessor) Route(_ context.Context, _ Caller, key string) Result {
+	if strings.LastIndexByte(key, '@') <= 0 {
+		return Result{Status: NotFound}
+	}
+	return found((*l.dir.Load()).RouteTo(key))
+}
+
+func found(value string) Result {
+	if value == "" {
+		return Result{Status: NotFound}
+	}
+	return Result{Status: OK, Value: value}
+}
+
+// Run takes back the leases of sessions that ended unseen, until ctx ends.
+func (l *Lessor) Run(ctx context.Context) {
+	t := time.NewTicker(sweepEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-t.C:
+			l.sweep(ctx, now)
+		}
+	}
+}
+
+// Lease answers the map "lease" (smtp_sasl_password_maps). The key is the envelope sender;
+// smtp(8) then also asks for the server's name, which is nobody's key here.
+func (l *Lessor) Lease(ctx context.Context, c Caller, key string) Result {
+	began := time.Now()
+	if strings.LastIndexByte(key, '@') <= 0 { // a host, a next-hop, or "@domain"
+		if !l.without(c.PID) { // no address was asked for: the null sender
+			l.end(ctx, c.PID, "")
+			l.enter(c.PID, &session{began: began})
+		}
+		return Result{Status: NotFound}
+	}
+	l.end(ctx, c.PID, "")
+	mailboxes := (*l.dir.Load()).Mailboxes(key)
+	if len(mailboxes) == 0 {
+		l.enter(c.PID, &session{sender: key, began: began})
+		l.metrics.lookups.WithLabelValues("", "unknown-sender").Inc()
+		l.log.Warn("no mailbox may send as the envelope sender; its mail waits in the queue",
+			"sender", key, "hint", "did the message pass the milter? else list the sender under send_as: of a mailbox")
+		return Result{Status: NotFound}
+	}
+	waiting, cancel := context.WithTimeout(ctx, maxWait)
+	defer cancel()
+	s, m, err := l.grant(waiting, mailboxes)
+	if errors.Is(err, errDraining) {
+		<-ctx.Done() // the server stops: the next process answers
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			return Result{Status: Temp, Value: "the token service is stopping"} // never sent
+		}
+		l.metrics.lookups.WithLabelValues(m.Label, "deferred").Inc()
+		l.log.Warn("look-up deferred", "mailbox", m.Address, "sender", key, "error", err)
+		return Result{Status: Temp, Value: brief(m.Address, err)}
+	}
+	s.sender, s.began, s.waited = key, began, time.Since(began)
+	if l.journal != nil {
+		s.born = processBorn(c.PID)
+	}
+	l.enter(c.PID, s)
+	l.metrics.lookups.WithLabelValues(s.label, "ok").Inc()
+	l.metrics.waits.WithLabelValues(s.label).Observe(s.waited.Seconds())
+	return Result{Status: OK, Value: s.mailbox + ":" + string(s.access)}
+}
+
+// errDraining ends a wait because the service stops.
+var errDraining = errors.New("the token service is stopping")
+
+// tooLong words a wait that a look-up cannot sit out.
+func tooLong(m *Mailbox, a ledger.Answer) *waitError {
+	what := map[ledger.Cause]string{
+		ledger.CauseMessages:    "its " + m.Limits.Messages.String() + " messages are used up",
+		ledger.CauseRecipients:  "its " + m.Limits.Recipients.String() + " recipients are used up",
+		ledger.CauseConnections: fmt.Sprintf("its %d connections are in use", m.Limits.Connections),
+		ledger.CausePaused:      fmt.Sprintf("it rests for %v, %s", a.Wait.Round(time.Second), a.Reason),
+		ledger.CauseGroup:       groupUsedUp(m.Limits),
+	}
+	if a.Reason != "" && a.Cause != ledger.CausePaused { // the ledger knows better
+		return &waitError{m.Address, a.Reason}
+	}
+	return &waitError{m.Address, what[a.Cause]}
+}
+
+// A waitError says why a mailbox cannot send now.
+type waitError struct{ mailbox, why string }
+
+func (e *waitError) Error() string { return "mailbox " + e.inList() }
+
+// inList says the same behind words about mailboxes.
+func (e *waitError) inList() string { return e.mailbox + " cannot send now: " + e.why }
+
+// without tells whether the process's session is one that got no credential for its sender.
+func (l *Lessor) without(pid int32) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.sessions[pid]
+	return s != nil && s.mailbox == ""
+}
+
+func (l *Lessor) enter(pid int32, s *session) {
+	l.mu.Lock()
+	l.sessions[pid] = s
+	now := *s
+	l.mu.Unlock()
+	l.note(pid, &now)
+}
+
+// note keeps the state of a session that has a lease in the journal.
+func (l *Lessor) note(pid int32, s *session) {
+	if l.journal != nil && s.lease != 0 {
+		l.journaled(l.journal.save(pid, s))
+	}
+}
+
+// Reply answers the map "reply" (smtp_reply_filter): it sees each line the server sends. It leaves
+// all of them as they are but for two: a permanent code that only means "later", and
+// the refusal of a sender for whom there was no credential, which must not bounce.
+// A reply that said yes is never changed.
+func (l *Lessor) Reply(ctx context.Context, c Caller, line string) Result {
+	banner := strings.HasPrefix(line, "220") && !strings.HasPrefix(line, "220 2.0.0")
+	l.mu.Lock()
+	s := l.sessions[c.PID]
+	if s == nil || s.stage == atVerdict {
+		l.mu.Unlock()
+		return Result{Status: NotFound}
+	}
+	if banner { // the session before it ended unseen
+		l.mu.Unlock()
+		l.end(ctx, c.PID, "")
+		return Result{Status: NotFound}
+	}
+	x := lookUp(line, false)
+	if s.mailbox == "" {
+		l.mu.Unlock()
+		return l.withoutCredential(s, line, x)
+	}
+	before := *s
+	e := s.reply(line, x)
+	now := *s
+	if e.authenticated {
+		l.proven[s.tokens] = s.access
+		l.metrics.auth.WithLabelValues(s.label, resultAuthOK).Inc()
+	}
+	l.mu.Unlock()
+	if now.stage != before.stage || now.accepted != before.accepted {
+		l.note(c.PID, &now)
+	}
+	if e.refused {
+		l.metrics.auth.WithLabelValues(s.label, string(x.Class)).Inc()
+		l.refused(s, x)
+	}
+	if e.verdict {
+		l.verdict(c.PID, s, line, x)
+	}
+	if e.later != "" {
+		text := strings.TrimSpace(strings.TrimLeft(line[3:], "- 0123456789."))
+		return Result{Status: OK, Value: likeLine(e.later+text, line)}
+	}
+	return Result{Status: NotFound}
+}
+
+// withoutCredential handles the session of a sender that no mailbox may send as: Microsoft's
+// permanent refusal at MAIL FROM becomes a temporary one, so that the message waits
+// for the administrator instead of bouncing.
+func (l *Lessor) withoutCredential(s *session, line string, x Explanation) Result {
+	if x.Class != ClassNoAuth {
+		return Result{Status: NotFound}
+	}
+	return Result{Status: OK, Value: likeLine(entra.OneLine("450 4.7.1 sendas: no mailbox may send as <"+s.sender+">: "+line, entra.MaxText), line)}
+}
+
+// likeLine makes a replacement of one line of a reply continue or end the reply as that line
+// did (RFC 5321, section 4.2.1); else smtp(8) would take the rest for the next reply.
+func likeLine(text, line string) string {
+	if len(line) > 3 && line[3] == '-' {
+		return text[:3] + "-" + text[4:]
+	}
+	return text
+}
+
+// verdict books what became of the message, by the reply and what it means.
+func (l *Lessor) verdict(pid int32, s *session, line string, x Explanation) {
+	l.metrics.verdict(s.label, code(line), x.Class)
+	l.noteVerdict(s, x)
+	attrs := s.attrs(pid, x.Class, entra.OneLine(withoutToken(line), entra.MaxText))
+	if x.Class == ClassAccepted {
+		l.log.Info("delivery", attrs...)
+	} else {
+		l.log.Warn("delivery", append(attrs, "hint", x.Hint())...)
+	}
+	l.rest(s, x)
+	l.end(context.Background(), pid, x.Class)
+}
+
+// ClassUnseen is the class of a delivery in the log whose verdict never came: its recipients were all refused, or the
+// connection broke.
+const ClassUnseen ReplyClass = "unseen"
+
+// unseen writes the log line of a delivery without a verdict.
+func (l *Lessor) unseen(pid int32, s *session, submitted bool) {
+	attrs := s.attrs(pid, ClassUnseen, "")
+	if submitted {
+		l.log.Warn("delivery", append(attrs, "hint", "the connection broke after the message; Postfix sends it again, though Exchange Online may have it")...)
+		return
+	}
+	l.log.Info("delivery", attrs...)
+}
+
+// attrs are what the one log line of every delivery tells. Beside Postfix's own "postfix/smtp[PID]: QUEUEID: …" it is found by pid.
+func (s *session) attrs(pid int32, class ReplyClass, reply string) []any {
+	return []any{"pid", pid, "mailbox", s.mailbox, "sender", s.sender, "recipients", s.accepted, "class", class, "reply", reply,
+		"waited", s.waited.Round(time.Millisecond), "took", time.Since(s.began).Round(time.Millisecond)}
+}
+
+// tokenForm finds what could be a token, or what AUTH is made of: no reply of Exchange Online has so long a word.
+var tokenForm = regexp.MustCompile(`[A-Za-z0-9._~+/=-]{100,}`)
+
+// withoutToken hides a token that the server repeats, in an error about a command for instance, whole or in part.
+func withoutToken(line string) string { return tokenForm.ReplaceAllString(line, entra.Redacted) }
+
+// end closes the session of a process, if it has one, and gives its lease back.
+// class is that of the verdict, "" without one.
+func (l *Lessor) end(ctx context.Context, pid int32, class ReplyClass) {
+	l.mu.Lock()
+	s := l.sessions[pid]
+	delete(l.sessions, pid)
+	if s == nil || s.lease == 0 || s.stage == atVerdict {
+		l.mu.Unlock()
+		return
+	}
+	o := s.outcome(class)
+	if class == "" {
+		l.metrics.unseen(s.label, o.Submitted)
+	}
+	s.stage = atVerdict
+	l.mu.Unlock()
+	if class == "" {
+		l.unseen(pid, s, o.Submitted)
+	}
+	l.settle(context.WithoutCancel(ctx), s.mailbox, s.lease, o)
+	if l.journal != nil {
+		l.journaled(l.journal.remove(pid))
+	}
+}
+
+// settle returns a lease to the ledger and wakes the first who waits for one.
+func (l *Lessor) settle(ctx context.Context, mailbox string, lease uint64, o ledger.Outcome) {
+	if err := l.ledger.Settle(ctx, mailbox, lease, o, time.Now()); err != nil {
+		l.metrics.ledgerFailed(ctx, opSettle)
+		l.log.Error("booking a delivery", "mailbox", mailbox, "error", err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if n := l.lines[mailbox]; n != nil {
+		n.back++
+		n.wakeFirstLocked()
+	}
+}
+
+// sweep ends the sessions whose process has gone (kill(2) with signal 0), and those that
+// nobody saw end in all the time that Postfix could wait.
+func (l *Lessor) sweep(ctx context.Context, now time.Time) {
+	type lost struct {
+		pid int32
+		s   *session
+	}
+	var list []lost
+	l.mu.Lock()
+	for pid, s := range l.sessions {
+		if now.Sub(s.began) > maxSession || pid > 0 && errors.Is(unix.Kill(int(pid), 0), unix.ESRCH) {
+			list = append(list, lost{pid, s})
+		}
+	}
+	l.mu.Unlock()
+	for _, x := range list {
+		l.end(ctx, x.pid, "")
+	}
+}
+
+// Sessions returns how many leases are out, for tests and status.
+func (l *Lessor) Sessions() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := 0
+	for _, s := range l.sessions {
+		if s.lease != 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// code returns the SMTP code of a reply line as a label, never anything else.
+func code(line string) string {
+	if len(line) < 3 || strings.Trim(line[:3], "0123456789") != "" {
+		return "none"
+	}
+	return line[:3]
+}

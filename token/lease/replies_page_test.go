@@ -1,0 +1,74 @@
+package lease
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/sendas/sendas/token/pagetest"
+)
+
+// TestTroubleshootingPageOfReplies: the table of replies is the one that sendas explains them with.
+func TestTroubleshootingPageOfReplies(t *testing.T) {
+	pagetest.Check(t, map[string][]string{"replies": pageReplies()})
+}
+
+// pageReplies are the replies by code. The rows of one code are in the order in which sendas looks for them: the first that fits counts.
+func pageReplies() []string {
+	rows := pagetest.Head("reply", "with the words", "what it means", "what to do", "what Postfix does")
+	sorted := slices.Clone(replyRows)
+	slices.SortStableFunc(sorted, func(a, b replyRow) int { return slices.Compare(replyOrder(a), replyOrder(b)) })
+	for _, r := range sorted {
+		keyword := ""
+		if r.keyword != "" {
+			keyword = "`" + r.keyword + "`"
+		}
+		rows = append(rows, pagetest.Row(replyName(r), keyword, pagetest.Words.Replace(r.meaning), pagetest.Words.Replace(r.act), postfixDoes(r)))
+	}
+	return rows
+}
+
+// replyOrder is by SMTP's code and the numbers of the enhanced one. What is for any code comes after what is for one.
+func replyOrder(r replyRow) []int {
+	const last = 1 << 20
+	code, _ := strconv.Atoi(r.code)
+	if len(r.code) == 1 {
+		code += last
+	}
+	order := []int{code}
+	if r.enhanced == "" {
+		return append(order, last)
+	}
+	low, _, _ := strings.Cut(r.enhanced, "-")
+	for part := range strings.SplitSeq(low, ".") {
+		n, _ := strconv.Atoi(part)
+		order = append(order, n)
+	}
+	return order
+}
+
+func replyName(r replyRow) string {
+	if len(r.code) == 1 {
+		return "any other " + r.code + "xx"
+	}
+	return strings.TrimSpace(r.code + " " + r.enhanced)
+}
+
+// answersAUTH are the enhanced codes of refusals of AUTH besides 535. Postfix takes all of those for temporary
+// (smtp_sasl_auth_soft_bounce, as smtp_sasl_glue.c applies it).
+var answersAUTH = []string{"5.7.30", "5.5.124", "5.5.127", "5.7.4"}
+
+// postfixDoes says what becomes of the message.
+func postfixDoes(r replyRow) string {
+	switch {
+	case r.later != "":
+		return fmt.Sprintf("keeps it: sendas makes %s of the code", strings.TrimSpace(r.later))
+	case r.class == ClassNoAuth:
+		return "keeps it: sendas makes 450 4.7.1 of the code"
+	case r.code[0] == '4', r.code == "535", slices.Contains(answersAUTH, r.enhanced):
+		return "keeps it"
+	}
+	return "returns it to its sender"
+}

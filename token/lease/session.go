@@ -1,0 +1,100 @@
+package lease
+
+import (
+	"strings"
+	"time"
+
+	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/token/entra"
+)
+
+// stage is how far an SMTP session has come, as its replies tell.
+type stage int
+
+const (
+	atAuth    stage = iota // the credential was given; AUTH is not answered
+	atMail                 // AUTH succeeded
+	atRcpt                 // MAIL was accepted
+	atData                 // DATA was accepted: from here Microsoft may count the message
+	atVerdict              // the end of DATA, or the session, was answered
+)
+
+// session is one SMTP session of one smtp(8) process, from the look-up of its credential on.
+// Its replies arrive in the order in which the server sent them, pipelined or not.
+type session struct {
+	mailbox  string // "" in a session that got no credential
+	label    string // the mailbox in metrics
+	made     bool   // the mailbox comes from a pattern
+	tokens   Tokens // where access came from
+	sender   string
+	lease    uint64
+	limits   limit.Limits // under which the lease was given
+	born     string       // the smtp(8) process, see processBorn
+	access   entra.Secret
+	began    time.Time
+	waited   time.Duration
+	stage    stage
+	accepted int // recipients
+	envelope envelope
+	later    string // of an earlier line of the reply that is coming in
+}
+
+// event is what a reply line means for the session.
+type event struct {
+	later   string // the beginning of a text that replaces the reply's own
+	verdict bool   // the session's fate is known
+	refused bool   // AUTH was refused
+	// authenticated: AUTH succeeded
+	authenticated bool
+}
+
+// reply takes one reply line and what it means. Only the last line of a reply moves the session on
+// (RFC 5321, section 4.2.1).
+func (s *session) reply(line string, x Explanation) event {
+	class, later := x.Class, x.later
+	if later == "" && class != ClassAccepted {
+		later = s.later // all lines of a reply have the same code
+	}
+	e := event{later: later}
+	if len(line) > 3 && line[3] == '-' {
+		s.later = later
+		return e
+	}
+	s.later = ""
+	if class == ClassUnreadable && !strings.HasPrefix(line, "3") {
+		return e
+	}
+	positive := class == ClassAccepted
+	switch s.stage {
+	case atAuth:
+		switch {
+		case strings.HasPrefix(line, "235"):
+			s.stage, e.authenticated = atMail, true
+		case strings.HasPrefix(line, "334"): // a challenge; the verdict on AUTH follows
+		case !positive:
+			e.refused, e.verdict = true, true
+		}
+	case atMail:
+		if positive {
+			s.stage = atRcpt
+		} else {
+			e.verdict = true
+		}
+	case atRcpt:
+		switch {
+		case strings.HasPrefix(line, "354"):
+			s.stage = atData
+			s.envelope.complete(s.accepted)
+		case positive:
+			s.accepted++
+			s.envelope.reply(true)
+		case class == ClassBusy && strings.HasPrefix(line, "421"): // the server leaves
+			e.verdict = true
+		default:
+			s.envelope.reply(false)
+		}
+	case atData:
+		e.verdict = true
+	}
+	return e
+}

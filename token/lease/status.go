@@ -1,0 +1,351 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/ledger"
+)
+
+// MaxIdle is how long a refresh token may lie unused before Entra forgets it ("Refresh tokens in the
+// Microsoft identity platform": 90 days). Each use begins it anew.
+const MaxIdle = 90 * 24 * time.Hour
+
+// StatusInput is what the composition of the program knows and [Lessor] does not.
+type StatusInput struct {
+	Version     string    // of the program
+	Started     time.Time // zero when not known
+	Credentials []CredentialInput
+	Mailboxes   []MailboxInput
+	Pools       []PoolStatus
+	Groups      []GroupInput
+}
+
+// CredentialInput is one credential of the configuration.
+type CredentialInput struct {
+	Name  string
+	Flow  string                // as in the configuration
+	State *entra.RefresherState // nil where nothing uses the credential
+
+	Proof     string    // what proves who we are: "secret", "certificate", …; "" for nothing of ours
+	ProofEnds time.Time // zero when it is not known, as for secrets
+
+	SignIn *SignedIn // nil but for a signed-in user
+}
+
+// SignedIn is what is known of a user's sign-in.
+type SignedIn struct {
+	User  string    // "" while nobody has signed in
+	Since time.Time // when they signed in
+	Used  time.Time // when the refresh token was last used; zero: at the sign-in
+	Err   error     // why what is stored cannot be read; it must not hold a secret
+}
+
+// MailboxInput is one mailbox of the configuration.
+type MailboxInput struct {
+	Label      string // an address, or a pattern such as "*@contoso.com"
+	Pattern    bool   // each sender has limits of their own
+	Credential string
+	Limits     limit.Limits
+}
+
+// PoolStatus is one address that several mailboxes may send as.
+type PoolStatus struct {
+	Address string   `json:"address"`
+	Members []string `json:"members"` // labels of mailboxes
+}
+
+// GroupInput is one limit that mailboxes have together.
+type GroupInput struct {
+	Name       string // GroupExternal or GroupOnMicrosoft
+	Recipients limit.Rate
+}
+
+// GroupStatus is what was used of a limit that mailboxes have together.
+type GroupStatus struct {
+	Name       string       `json:"name"`
+	Recipients *UsageStatus `json:"recipients"`
+}
+
+// Status is what the token service shows of itself. Its JSON keys are stable: later versions add to
+// them only. Moments are in UTC; null is "never" or "not known". It holds no secret, and of addresses only
+// those of the configuration.
+type Status struct {
+	Version     string             `json:"version"`
+	Time        time.Time          `json:"time"` // of this answer
+	Started     *time.Time         `json:"started"`
+	Stopping    bool               `json:"stopping"`     // no more leases are given
+	LedgerError *string            `json:"ledger_error"` // why usage is not known
+	Credentials []CredentialStatus `json:"credentials"`
+	Mailboxes   []MailboxStatus    `json:"mailboxes"`
+	Pools       []PoolStatus       `json:"pools,omitempty"`
+	Groups      []GroupStatus      `json:"groups,omitempty"`
+}
+
+// CredentialStatus is the state of one credential.
+type CredentialStatus struct {
+	Name    string        `json:"name"`
+	Flow    string        `json:"flow"`
+	InUse   bool          `json:"in_use"` // some mailbox names it
+	Token   TokenStatus   `json:"token"`
+	Refresh RefreshStatus `json:"refresh"`
+	Skew    float64       `json:"clock_skew_seconds"` // how far this clock was ahead of Entra's at the last success
+	Proof   *ProofStatus  `json:"proof"`              // null where we hold none, as for a managed identity
+	SignIn  *SignInStatus `json:"sign_in"`            // null but for a signed-in user
+}
+
+// TokenStatus is the state of the access token in memory.
+type TokenStatus struct {
+	Live     bool       `json:"live"`
+	Received *time.Time `json:"received"`
+	Expires  *time.Time `json:"expires"` // also when it is past
+}
+
+// RefreshStatus tells of the requests for an access token.
+type RefreshStatus struct {
+	Result      string            `json:"result"` // of the last attempt: one of Results, or "" before the first
+	LastAttempt *time.Time        `json:"last_attempt"`
+	LastSuccess *time.Time        `json:"last_success"`
+	NextAttempt *time.Time        `json:"next_attempt"`
+	Error       *RefreshError     `json:"error"`    // of the last attempt; null when it succeeded
+	Attempts    map[string]uint64 `json:"attempts"` // by result, since the start
+}
+
+// RefreshError says why an attempt failed.
+type RefreshError struct {
+	Code string `json:"code"` // "AADSTS7000215", or the OAuth error; "" where Microsoft said nothing
+	Text string `json:"text"` // what happened
+	Hint string `json:"hint"` // what it means and what to do; "" where the text says it
+}
+
+// ProofStatus is what proves to Entra who we are.
+type ProofStatus struct {
+	Kind string     `json:"kind"`
+	Ends *time.Time `json:"ends"`
+}
+
+// SignInStatus is the sign-in of a user.
+type SignInStatus struct {
+	User     string     `json:"user"` // "" while nobody has signed in
+	Since    *time.Time `json:"since"`
+	LastUsed *time.Time `json:"last_used"`
+	IdleDays int        `json:"idle_days"` // whole days since then
+	MaxDays  int        `json:"max_idle_days"`
+	Error    string     `json:"error"` // why what is stored cannot be read
+}
+
+// MailboxStatus is the state of one mailbox, or of all that a pattern stands for.
+type MailboxStatus struct {
+	Mailbox     string            `json:"mailbox"`
+	Pattern     bool              `json:"pattern"`
+	Credential  string            `json:"credential"`
+	Leases      int               `json:"leases"`               // out now
+	Connections int               `json:"connections"`          // how many may be, by the configuration
+	InForce     int               `json:"connections_in_force"` // how many may be now: fewer after a 432
+	Waiting     int               `json:"waiting"`              // look-ups that wait for a lease
+	Next        *time.Time        `json:"next_lease"`           // null: at once, or as soon as one comes back
+	PausedUntil *time.Time        `json:"paused_until"`
+	PauseClass  ledger.PauseClass `json:"pause_class"`  // "": not paused
+	PauseReason string            `json:"pause_reason"` // the class in words
+	Messages    *UsageStatus      `json:"messages"`     // null for a pattern, and where the ledger cannot tell
+	Recipients  *UsageStatus      `json:"recipients"`   // likewise
+	LastVerdict *Verdict          `json:"last_verdict"`
+	Denied      []Denial          `json:"send_as_denied"` // senders whose last message was returned for want of permission
+}
+
+// UsageStatus is what was used of one limit in its window.
+type UsageStatus struct {
+	Used   int     `json:"used"`
+	Left   int     `json:"left"`
+	Limit  int     `json:"limit"`
+	Window float64 `json:"window_seconds"`
+}
+
+// Verdict is how Exchange Online answered a delivery.
+type Verdict struct {
+	Class   ReplyClass `json:"class"`
+	Code    string     `json:"code"`    // SMTP's
+	Meaning string     `json:"meaning"` // "" for accepted mail
+	Time    time.Time  `json:"time"`
+}
+
+// noteVerdict keeps the last verdict of a mailbox for Status.
+func (l *Lessor) noteVerdict(s *session, x Explanation) {
+	now := time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.verdicts[s.label] = Verdict{Class: x.Class, Code: x.Code, Meaning: x.Hint(), Time: *moment(now)}
+	l.denied.note(s, x.Class, now)
+}
+
+// Status describes the service at this moment. Where the ledger cannot tell what was used, the rest is told
+// all the same.
+func (l *Lessor) Status(ctx context.Context, in StatusInput) *Status {
+	now := time.Now()
+	s := &Status{Version: in.Version, Time: *moment(now), Started: moment(in.Started), Stopping: l.stopping(),
+		Credentials: make([]CredentialStatus, 0, len(in.Credentials)), Mailboxes: make([]MailboxStatus, 0, len(in.Mailboxes))}
+	for i := range in.Credentials {
+		s.Credentials = append(s.Credentials, in.Credentials[i].status(now))
+	}
+	leases, waiting, verdicts := l.counts()
+	for _, m := range in.Mailboxes {
+		t := MailboxStatus{Mailbox: m.Label, Pattern: m.Pattern, Credential: m.Credential, Connections: m.Limits.Connections,
+			InForce: m.Limits.Connections, Leases: leases[m.Label], Waiting: waiting[m.Label]}
+		if v, ok := verdicts[m.Label]; ok {
+			t.LastVerdict = &v
+		}
+		t.Denied = l.deniedTo(m.Label)
+		if !m.Pattern && s.LedgerError == nil { // once it fails it is not asked for each mailbox in turn
+			s.LedgerError = t.use(ctx, l.ledger, m, now)
+		}
+		s.Mailboxes = append(s.Mailboxes, t)
+	}
+	s.Pools = in.Pools
+	for _, g := range in.Groups {
+		if s.LedgerError == nil {
+			s.LedgerError = s.group(ctx, l.ledger, g, now)
+		}
+	}
+	return s
+}
+
+// group adds what is used of a limit that mailboxes have together, or returns what is wrong with the ledger.
+func (s *Status) group(ctx context.Context, ledger ledger.Store, g GroupInput, now time.Time) *string {
+	limits := limit.Microsoft()
+	limits.Group, limits.GroupRecipients = g.Name, g.Recipients
+	u, err := ledger.Usage(ctx, "", limits, now) // of no mailbox in particular
+	if err != nil {
+		text := entra.OneLine(err.Error(), entra.MaxText)
+		return &text
+	}
+	s.Groups = append(s.Groups, GroupStatus{g.Name, usageOf(u.GroupRecipients, g.Recipients)})
+	return nil
+}
+
+// use fills in what the ledger knows, or returns what is wrong with it.
+func (t *MailboxStatus) use(ctx context.Context, ledger ledger.Store, m MailboxInput, now time.Time) *string {
+	u, err := ledger.Usage(ctx, m.Label, m.Limits, now)
+	if err != nil {
+		text := entra.OneLine(err.Error(), entra.MaxText)
+		return &text
+	}
+	t.InForce = u.Connections(m.Limits)
+	t.Next, t.PausedUntil = moment(u.Next), moment(u.PausedUntil)
+	t.PauseClass, t.PauseReason = u.PauseClass, entra.OneLine(u.PauseReason, entra.MaxText)
+	t.Messages, t.Recipients = usageOf(u.Messages, m.Limits.Messages), usageOf(u.Recipients, m.Limits.Recipients)
+	return nil
+}
+
+// usageOf words one limit. More may be used than is allowed after a limit was lowered.
+func usageOf(used int, r limit.Rate) *UsageStatus {
+	return &UsageStatus{Used: used, Left: max(0, r.N-used), Limit: r.N, Window: r.Per.Seconds()}
+}
+
+// counts returns leases out, waiting look-ups and last verdicts, by label.
+func (l *Lessor) counts() (leases, waiting map[string]int, verdicts map[string]Verdict) {
+	leases, waiting, verdicts = make(map[string]int), make(map[string]int), make(map[string]Verdict)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.sessions {
+		if s.lease != 0 {
+			leases[s.label]++
+		}
+	}
+	for _, n := range l.lines {
+		waiting[n.label] += len(n.lookups)
+	}
+	for label, v := range l.verdicts {
+		verdicts[label] = v
+	}
+	return leases, waiting, verdicts
+}
+
+func (l *Lessor) deniedTo(label string) []Denial {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.denied.of(label)
+}
+
+// stopping tells whether Drain was called.
+func (l *Lessor) stopping() bool {
+	select {
+	case <-l.draining:
+		return true
+	default:
+		return false
+	}
+}
+
+// status describes one credential.
+func (c *CredentialInput) status(now time.Time) CredentialStatus {
+	s := CredentialStatus{Name: c.Name, Flow: c.Flow, InUse: c.State != nil, Refresh: RefreshStatus{Attempts: make(map[string]uint64, len(entra.Results))}}
+	for _, r := range entra.Results {
+		s.Refresh.Attempts[r] = 0
+	}
+	if c.State != nil {
+		s.Token, s.Refresh, s.Skew = tokenStatus(c.State), refreshStatus(c.State), c.State.Skew.Seconds()
+	}
+	if c.Proof != "" {
+		s.Proof = &ProofStatus{Kind: c.Proof, Ends: moment(c.ProofEnds)}
+	}
+	if c.SignIn != nil {
+		s.SignIn = c.SignIn.status(now)
+	}
+	return s
+}
+
+func tokenStatus(r *entra.RefresherState) TokenStatus {
+	t := TokenStatus{Live: r.Have, Expires: moment(r.Expires)}
+	if t.Expires != nil {
+		t.Received = moment(r.LastSuccess)
+	}
+	return t
+}
+
+func refreshStatus(r *entra.RefresherState) RefreshStatus {
+	s := RefreshStatus{LastAttempt: moment(r.LastAttempt), LastSuccess: moment(r.LastSuccess), NextAttempt: moment(r.NextAttempt), Attempts: r.Attempts}
+	switch {
+	case r.LastErr != nil:
+		s.Result, _ = entra.ResultOf(r.LastErr)
+		s.Error = refreshError(r.LastErr)
+	case !r.LastSuccess.IsZero():
+		s.Result = entra.ResultOK
+	}
+	return s
+}
+
+// refreshError words a failure as the log does.
+func refreshError(err error) *RefreshError {
+	e := &RefreshError{Text: entra.OneLine(err.Error(), 2*entra.MaxText)}
+	if r, ok := errors.AsType[*entra.RefusedError](err); ok {
+		e.Code = r.Code()
+	}
+	var h interface{ Hint() string }
+	if errors.As(err, &h) {
+		e.Hint = h.Hint()
+	}
+	return e
+}
+
+func (u *SignedIn) status(now time.Time) *SignInStatus {
+	s := &SignInStatus{User: u.User, Since: moment(u.Since), LastUsed: moment(entra.LaterOf(u.Since, u.Used)), MaxDays: int(MaxIdle.Hours() / 24)}
+	if s.LastUsed != nil {
+		s.IdleDays = int(max(0, now.Sub(*s.LastUsed)).Hours() / 24)
+	}
+	if u.Err != nil {
+		s.Error = entra.OneLine(u.Err.Error(), entra.MaxText)
+	}
+	return s
+}
+
+// moment makes null of a time that never was, and drops what nobody reads: the monotonic clock and parts of a second.
+func moment(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.Round(0).UTC().Truncate(time.Second)
+	return &t
+}
