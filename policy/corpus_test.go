@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/policy/address/addresstest"
-	"github.com/sendas/sendas/policy/testdata/corpus"
+	"github.com/sendas/sendas/policy/corpus"
 )
 
 // corpusSite is the site that the corpus is written for; contrib/lab has the same as a configuration file.

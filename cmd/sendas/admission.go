@@ -9,6 +9,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/sendas/sendas/cmd/internal/config"
 	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/milter/quota"
 )
@@ -24,19 +25,19 @@ type admissionStore struct {
 }
 
 // openAdmission opens what milter.store says, and keeps it up to date until it is closed.
-func openAdmission(c *Config, reg prometheus.Registerer, log *slog.Logger) (*admissionStore, error) {
+func openAdmission(c *config.Site, reg prometheus.Registerer, log *slog.Logger) (*admissionStore, error) {
 	up := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "sendas_limit_store_up", Help: "1 while the store of the milter's limits works; 0: this host counts alone, or its file cannot be written.",
 	})
 	reg.MustRegister(up)
 	up.Set(1)
-	s, store := &admissionStore{log: log, done: make(chan error, 1)}, c.Milter.store()
+	s, store := &admissionStore{log: log, done: make(chan error, 1)}, c.Milter.StoreOf()
 	var err error
 	switch {
-	case store.shared():
+	case store.Shared():
 		err = s.openShared(c, &store, up)
-	case store.file() != "":
-		err = s.openFile(store.file(), up)
+	case store.File() != "":
+		err = s.openFile(store.File(), up)
 	default:
 		s.counts = quota.New()
 	}
@@ -79,19 +80,19 @@ func (s *admissionStore) openFile(file string, up prometheus.Gauge) error {
 }
 
 // openShared connects to the store that hosts share. It need not be there.
-func (s *admissionStore) openShared(c *Config, store *StoreConfig, up prometheus.Gauge) error {
-	o, err := store.redis(c)
+func (s *admissionStore) openShared(c *config.Site, store *config.Store, up prometheus.Gauge) error {
+	o, err := store.Redis(c)
 	if err != nil {
 		return err
 	}
 	counts, err := quota.OpenShared(o, store.Hosts, func(err error) {
 		if err != nil {
 			up.Set(0)
-			s.log.Error("the store of the limits is away: this host keeps to its share of them", "store", store.name(), "hosts", store.Hosts, "error", err)
+			s.log.Error("the store of the limits is away: this host keeps to its share of them", "store", store.Name(), "hosts", store.Hosts, "error", err)
 			return
 		}
 		up.Set(1)
-		s.log.Info("the hosts share the limits", "store", store.name(), "hosts", store.Hosts)
+		s.log.Info("the hosts share the limits", "store", store.Name(), "hosts", store.Hosts)
 	})
 	if err != nil {
 		return exit.Errorf(exit.Config, "", "milter.store: %w", err)

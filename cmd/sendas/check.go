@@ -7,6 +7,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sendas/sendas/cmd/internal/config"
+	"github.com/sendas/sendas/cmd/internal/dns"
 	"github.com/sendas/sendas/internal/exit"
 )
 
@@ -26,7 +28,7 @@ something has to be changed.`,
 		Example: "  sendas check --config ./sendas.yaml\n  sendas check --dns",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := LoadConfig(o.config, CheckAll)
+			c, err := config.Load(o.config, config.CheckAll)
 			if err != nil {
 				return err
 			}
@@ -43,7 +45,7 @@ something has to be changed.`,
 	return c
 }
 
-func checkDomains(ctx context.Context, o *options, c *Config, server string) error {
+func checkDomains(ctx context.Context, o *options, c *config.Site, server string) error {
 	r := net.DefaultResolver
 	if server != "" {
 		if _, _, err := net.SplitHostPort(server); err != nil {
@@ -53,9 +55,9 @@ func checkDomains(ctx context.Context, o *options, c *Config, server string) err
 			return (&net.Dialer{}).DialContext(ctx, network, server)
 		}}
 	}
-	ctx, cancel := context.WithTimeout(ctx, dnsTime)
+	ctx, cancel := context.WithTimeout(ctx, dns.Time)
 	defer cancel()
-	ok, err := checkDNS(ctx, o.stdout, r, dnsPlanOf(c))
+	ok, err := dns.Check(ctx, o.stdout, r, dns.PlanOf(c))
 	if err == nil && !ok {
 		err = exit.Errorf(exit.Failed, "", "DNS has to be changed; what to publish stands above")
 	}

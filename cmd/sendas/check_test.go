@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/sendas/sendas/cmd/internal/config/configtest"
+	"github.com/sendas/sendas/cmd/internal/dns/dnstest"
 	"github.com/sendas/sendas/internal/exit"
 )
 
@@ -14,10 +16,10 @@ import (
 func TestCheckDomains(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "sendas.yaml")
-	writeFile(t, file, smallConfig+"routes:\n  - {name: site, type: connector, endpoint: contoso-com.mail.protection.outlook.com, addresses: [203.0.113.7]}\n"+
+	configtest.WriteFile(t, file, configtest.SmallConfig+"routes:\n  - {name: site, type: connector, endpoint: contoso-com.mail.protection.outlook.com, addresses: [203.0.113.7]}\n"+
 		"  - {name: submission, transport: sendas}\n", 0o644)
-	writeFile(t, dir+"/relay-app.secret", "0123456789\n", 0o600)
-	dial := dnsServer(t, map[string][]string{
+	configtest.WriteFile(t, dir+"/relay-app.secret", "0123456789\n", 0o600)
+	dial := dnstest.Server(t, map[string][]string{
 		"contoso.com.":                {"v=spf1 include:spf.protection.outlook.com -all"},
 		"spf.protection.outlook.com.": {"v=spf1 ip4:40.92.0.0/15 -all"},
 	})

@@ -16,6 +16,10 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/sendas/sendas/cmd/internal/config"
+	"github.com/sendas/sendas/cmd/internal/config/configtest"
+	"github.com/sendas/sendas/cmd/internal/service"
+	"github.com/sendas/sendas/cmd/internal/status"
 	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/milter"
 	"github.com/sendas/sendas/milter/quota"
@@ -44,8 +48,8 @@ token: {http: "%s"}
 func deskConfig(t *testing.T, authority, milterAt, tokenAt string) string {
 	t.Helper()
 	dir := t.TempDir()
-	writeFile(t, filepath.Join(dir, "app.secret"), "hunter2-the-secret\n", 0o600)
-	return writeFile(t, filepath.Join(dir, "sendas.yaml"), fmt.Sprintf(deskYAML, authority, milterAt, tokenAt), 0o600)
+	configtest.WriteFile(t, filepath.Join(dir, "app.secret"), "hunter2-the-secret\n", 0o600)
+	return configtest.WriteFile(t, filepath.Join(dir, "sendas.yaml"), fmt.Sprintf(deskYAML, authority, milterAt, tokenAt), 0o600)
 }
 
 // TestStatusOfDesk: from Entra's answer to what a person reads.
@@ -61,12 +65,12 @@ func TestStatusOfDesk(t *testing.T) {
 		}
 	}))
 	defer milterService.Close()
-	service := httptest.NewUnstartedServer(nil)
-	addr := service.Listener.Addr().String()
+	server := httptest.NewUnstartedServer(nil)
+	addr := server.Listener.Addr().String()
 	file := deskConfig(t, entra.URL, milterService.Listener.Addr().String(), addr)
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: entra.Certificate().Raw})
-	writeFile(t, filepath.Join(filepath.Dir(file), "authority.pem"), string(ca), 0o644)
-	c, err := LoadConfig(file, SkipFiles)
+	configtest.WriteFile(t, filepath.Join(filepath.Dir(file), "authority.pem"), string(ca), 0o644)
+	c, err := config.Load(file, config.SkipFiles)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,12 +83,12 @@ func TestStatusOfDesk(t *testing.T) {
 	if err := useSetup(desk, c); err != nil {
 		t.Fatal(err)
 	}
-	now := configStatus{OK: true}
-	service.Config.Handler = serveAll(tokenPages(&site{addr: addr, version: version, state: func() configStatus { return now }}, func(ctx context.Context) *lease.Status {
+	now := service.Config{OK: true}
+	server.Config.Handler = serveAll(status.TokenPages(&status.Site{Addr: addr, Version: version, State: func() service.Config { return now }}, func(ctx context.Context) *lease.Status {
 		return desk.Status(ctx, version, started)
 	}))
-	service.Start()
-	defer service.Close()
+	server.Start()
+	defer server.Close()
 	defer func() { cancel(); desk.Wait() }()
 	if got := leases.Lease(t.Context(), lease.Caller{PID: -1}, "erp@contoso.com"); got.Status != lease.OK {
 		t.Fatalf("look-up: %+v", got)
@@ -115,9 +119,9 @@ func TestStatusOfDesk(t *testing.T) {
 	}
 }
 
-// TestPagesOfServices: the pages and /status of both services, as serveHTTP serves them.
+// TestPagesOfServices: the pages and /status of both services, as ServeHTTP serves them.
 func TestPagesOfServices(t *testing.T) {
-	c, err := LoadConfig(deskConfig(t, "https://login.microsoftonline.com", "127.0.0.1:9725", "127.0.0.1:9726"), SkipFiles)
+	c, err := config.Load(deskConfig(t, "https://login.microsoftonline.com", "127.0.0.1:9725", "127.0.0.1:9726"), config.SkipFiles)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,25 +135,25 @@ func TestPagesOfServices(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer desk.Wait()
-	_, ok, at := newRegistry(version)
-	r := &reloader{ok: ok, at: at}
-	r.loaded()
-	r.failed()
+	_, ok, at := service.NewRegistry(version)
+	r := &service.Reloader{Ok: ok, At: at}
+	r.Loaded()
+	r.Failed()
 	quotas := quota.NewDesk(quota.New())
-	quotas.Use(c.clientLimits())
-	of := func(addr, other string) *site {
-		return &site{addr: addr, version: version, state: r.status, other: func() string { return other }}
+	quotas.Use(c.ClientQuotas())
+	of := func(addr, other string) *status.Site {
+		return &status.Site{Addr: addr, Version: version, State: r.Config, Other: func() string { return other }}
 	}
 	for name, h := range map[string]http.Handler{
-		"token service": serveAll(tokenPages(of("127.0.0.1:9726", "127.0.0.1:9725"), func(ctx context.Context) *lease.Status { return desk.Status(ctx, version, started) })),
-		"milter":        serveAll(milterPages(of("127.0.0.1:9725", "127.0.0.1:9726"), func() *milter.Status { return milterStatus(new(milter.Tally), quotas, c) })),
+		"token service": serveAll(status.TokenPages(of("127.0.0.1:9726", "127.0.0.1:9725"), func(ctx context.Context) *lease.Status { return desk.Status(ctx, version, started) })),
+		"milter":        serveAll(status.MilterPages(of("127.0.0.1:9725", "127.0.0.1:9726"), func() *milter.Status { return milterStatus(new(milter.Tally), quotas, c) })),
 	} {
 		page := askPage(t, h, "localhost:9", "/").Body.String()
 		if s := strings.Join(strings.Fields(markup.ReplaceAllString(page, "")), " "); !strings.Contains(s, "sendas "+name) || !strings.Contains(s, "the new configuration is wrong") || !strings.Contains(page, `href="http://localhost:972`) {
 			t.Errorf("%s: %s", name, page)
 		}
 		w := askPage(t, h, "localhost:9", "/status")
-		for _, want := range []string{`"version": "devel"`, fmt.Sprintf("\"loaded_at\": %q,\n    \"ok\": false", r.status().LoadedAt.Format(time.RFC3339))} {
+		for _, want := range []string{`"version": "devel"`, fmt.Sprintf("\"loaded_at\": %q,\n    \"ok\": false", r.Config().LoadedAt.Format(time.RFC3339))} {
 			if !strings.Contains(w.Body.String(), want) {
 				t.Errorf("%s: no %s in %s", name, want, w.Body)
 			}

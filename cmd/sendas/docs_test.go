@@ -18,6 +18,7 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
 
+	"github.com/sendas/sendas/cmd/internal/config"
 	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
@@ -91,14 +92,14 @@ func loadSnippet(dir, text string) error {
 	if err != nil {
 		return err
 	}
-	_, err = LoadConfig(file, SkipFiles)
+	_, err = config.Load(file, config.SkipFiles)
 	return err
 }
 
 // writeSnippet writes a configuration, or a part of one, which docBase completes, into dir, and returns the file. What
 // a snippet says goes first; where it has mailboxes or clients, there are no others.
 func writeSnippet(dir, text string) (string, error) {
-	if p := checkText([]byte(text)); p != nil {
+	if p := config.CheckText([]byte(text)); p != nil {
 		return "", errors.New(p.Text)
 	}
 	var base, own map[string]any
@@ -466,7 +467,7 @@ func (p *docPage) anchors() map[string]bool {
 // TestDocsLinks follows every link from one page to another, or to a file of the source.
 func TestDocsLinks(t *testing.T) {
 	pages := docPages(t)
-	for _, name := range []string{"CHANGELOG.md", "contrib/README.md", "contrib/exchange/README.md", "contrib/exosim/README.md", "contrib/sasl/README.md"} {
+	for _, name := range []string{"CHANGELOG.md", "contrib/README.md", "contrib/exchange/README.md", "contrib/exosim/README.md", "token/sasl/README.md"} {
 		pages = append(pages, readPage(t, name))
 	}
 	n := 0
@@ -576,7 +577,7 @@ func TestDocsCertificate(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	writeText(t, filepath.Join(dir, "sendas.yaml"), p.blocks[j].text)
-	if _, err := LoadConfig(filepath.Join(dir, "sendas.yaml"), CheckAll); err != nil {
+	if _, err := config.Load(filepath.Join(dir, "sendas.yaml"), config.CheckAll); err != nil {
 		t.Error(err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sendas/sendas/cmd/internal/config"
 	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/policy"
 )
@@ -59,7 +60,7 @@ func explain(o *options, q *question) error {
 	if err != nil {
 		return err
 	}
-	cfg, err := LoadConfig(o.config, SkipFiles)
+	cfg, err := config.Load(o.config, config.SkipFiles)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/sendas/sendas/cmd/internal/config"
 	"github.com/sendas/sendas/milter/quota"
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
@@ -20,14 +21,14 @@ type answerLimit struct {
 }
 
 // limitsFor returns the limits that a message counts for, by the code of the milter. What has been used of them, the running milter knows.
-func limitsFor(c *Config, d *policy.Decision) []answerLimit {
+func limitsFor(c *config.Site, d *policy.Decision) []answerLimit {
 	list := []answerLimit{}
 	if d.Action != policy.Accept {
 		return list
 	}
 	q := quota.NewDesk(quota.New())
-	q.Use(c.clientLimits(), c.identityLimits()...)
-	if l, ok := c.clientLimits()[d.Client.Name]; ok {
+	q.Use(c.ClientQuotas(), c.IdentityQuotas()...)
+	if l, ok := c.ClientQuotas()[d.Client.Name]; ok {
 		list = append(list, answerLimit{Client: d.Client.Name, Messages: rateTexts(l.Rates.Messages), Recipients: rateTexts(l.Rates.Recipients), OnLimit: l.OnLimit})
 	}
 	if l, ok := q.Identity(d.Identity); ok {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/sendas/sendas/cmd/internal/config"
 	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/token/lease"
 	"github.com/sendas/sendas/token/ledger"
@@ -30,13 +31,13 @@ func (s *tokenStore) Close() error {
 }
 
 // openLedger opens the ledger that the configuration names. onChange is told whether the shared one is in use.
-func openLedger(c *Config, log *slog.Logger, onChange func(shared bool)) (*tokenStore, error) {
-	s := c.Token.store()
+func openLedger(c *config.Site, log *slog.Logger, onChange func(shared bool)) (*tokenStore, error) {
+	s := c.Token.StoreOf()
 	switch {
-	case s.shared():
+	case s.Shared():
 		return openShared(c, &s, log, onChange)
-	case s.file() != "":
-		b, err := openBolt(s.file(), log)
+	case s.File() != "":
+		b, err := openBolt(s.File(), log)
 		if err != nil {
 			return nil, err
 		}
@@ -59,8 +60,8 @@ func openBolt(file string, log *slog.Logger) (*ledger.Bolt, error) {
 }
 
 // openShared opens the ledger that hosts share, with this host's own share of it in a file.
-func openShared(c *Config, s *StoreConfig, log *slog.Logger, onChange func(bool)) (*tokenStore, error) {
-	primary, err := s.ledger(c)
+func openShared(c *config.Site, s *config.Store, log *slog.Logger, onChange func(bool)) (*tokenStore, error) {
+	primary, err := s.Ledger(c)
 	if err != nil {
 		return nil, err
 	}

@@ -18,6 +18,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/sendas/sendas/cmd/internal/config"
+	"github.com/sendas/sendas/cmd/internal/service"
 	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/token/entra"
 )
@@ -47,7 +49,7 @@ one as it was.`,
 			if err != nil {
 				return err
 			}
-			return l.run(cmd.Context(), browser || l.flow == flowAuthorizationCode)
+			return l.run(cmd.Context(), browser || l.flow == config.FlowAuthorizationCode)
 		},
 	}
 	c.Flags().BoolVar(&browser, "browser", false, "sign in with a browser that reaches this machine as localhost")
@@ -57,7 +59,7 @@ one as it was.`,
 // login is one sign-in.
 type login struct {
 	o      *options
-	c      *Config
+	c      *config.Site
 	name   string // of the credential
 	flow   string
 	user   string // who has to sign in
@@ -67,7 +69,7 @@ type login struct {
 
 // newLogin prepares a sign-in, and finds out all that would be a pity to hear only after it.
 func newLogin(o *options, name string) (*login, error) {
-	c, err := LoadConfig(o.config, SkipFiles)
+	c, err := config.Load(o.config, config.SkipFiles)
 	if err != nil {
 		return nil, err
 	}
@@ -78,11 +80,11 @@ func newLogin(o *options, name string) (*login, error) {
 	case !cc.Delegated():
 		return nil, exit.Errorf(exit.Usage, signInNames(c), "credential %q has the flow %s: it gets its tokens as an app, and nobody signs in for it", name, cc.Flow)
 	}
-	l := &login{o: o, c: c, name: name, flow: cc.Flow, user: cc.User, vault: c.vault()}
+	l := &login{o: o, c: c, name: name, flow: cc.Flow, user: cc.User, vault: c.Vault()}
 	if err := l.vault.Check(name); err != nil {
 		return nil, exit.Errorf(exit.Config, "", "the sign-in could not be stored: %w", err)
 	}
-	client, err := c.client()
+	client, err := c.Client()
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +97,7 @@ func newLogin(o *options, name string) (*login, error) {
 }
 
 // signInNames says which credentials the command is for.
-func signInNames(c *Config) string {
+func signInNames(c *config.Site) string {
 	var names []string
 	for name, cc := range c.Credentials {
 		if cc.Delegated() {
@@ -263,7 +265,7 @@ func (l *login) check(access entra.Secret) (string, error) {
 	permission := path.Base(l.signIn.Scopes[0])
 	again := fmt.Sprintf("type \"sendas login %s\" again", l.name)
 	switch id := l.c.Tenant.ID; {
-	case guidForm.MatchString(id) && claims.Tenant != "" && !strings.EqualFold(claims.Tenant, id):
+	case config.GuidForm.MatchString(id) && claims.Tenant != "" && !strings.EqualFold(claims.Tenant, id):
 		return "", exit.Errorf(exit.Config, "sign in as a user of that tenant, or correct tenant.id in "+l.o.config,
 			"%s signed in to the tenant %s, and tenant.id is %s; nothing was stored", claims.User, claims.Tenant, id)
 	case !strings.EqualFold(claims.User, l.user):
@@ -279,11 +281,11 @@ func (l *login) check(access entra.Secret) (string, error) {
 
 // sayNext says what remains to be done.
 func (l *login) sayNext() {
-	if !slices.ContainsFunc(l.c.Mailboxes, func(m MailboxConfig) bool { return m.Credential == l.name }) {
+	if !slices.ContainsFunc(l.c.Mailboxes, func(m config.Mailbox) bool { return m.Credential == l.name }) {
 		l.say("next: no mailbox uses credential %q; write it below mailboxes: and type \"systemctl reload sendas-token\"", l.name)
 		return
 	}
-	if s := wrongOwner(l.vault.Path(l.name), serviceUser); s != "" {
+	if s := service.WrongOwner(l.vault.Path(l.name), service.TokenUser); s != "" {
 		l.say("warning: %s", s)
 		return
 	}

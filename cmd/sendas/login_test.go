@@ -20,6 +20,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sendas/sendas/cmd/internal/config"
+	"github.com/sendas/sendas/cmd/internal/service"
 	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/token/entra"
 )
@@ -173,11 +175,11 @@ $`)
 		t.Errorf("asked for a code with %s", got)
 	}
 	// What was stored is what the token service needs.
-	c, err := LoadConfig(filepath.Join(l.dir, "sendas.yaml"), SkipFiles)
+	c, err := config.Load(filepath.Join(l.dir, "sendas.yaml"), config.SkipFiles)
 	if err != nil {
 		t.Fatal(err)
 	}
-	src, err := c.source("scan", nil, c.vault())
+	src, err := c.Source("scan", nil, c.Vault())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -480,7 +482,7 @@ func TestWrongOwner(t *testing.T) {
 		mine: "", "no-such-user-here": "",
 		others: fmt.Sprintf("the token service runs as %s and may not read this file; type \"chown -R %s %s\"", others, others, state),
 	} {
-		if got := wrongOwner(file, name); got != want {
+		if got := service.WrongOwner(file, name); got != want {
 			t.Errorf("wrongOwner of my file for %q = %q, want %q", name, got, want)
 		}
 	}

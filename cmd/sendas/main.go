@@ -14,6 +14,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sendas/sendas/cmd/internal/config"
+	"github.com/sendas/sendas/cmd/internal/service"
 	"github.com/sendas/sendas/internal/exit"
 )
 
@@ -32,7 +34,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if err := root.ExecuteContext(ctx); err != nil {
 		var text bytes.Buffer
 		code := tell(&text, err)
-		stderr.Write(errorText(stderr, text.Bytes()))
+		stderr.Write(service.ErrorText(stderr, text.Bytes()))
 		return code
 	}
 	return exit.OK
@@ -40,7 +42,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 
 // tell prints the error and picks the exit code. What is wrong with the configuration is a page of its own.
 func tell(w io.Writer, err error) int {
-	if _, ok := errors.AsType[*ConfigError](err); ok {
+	if _, ok := errors.AsType[*config.Error](err); ok {
 		fmt.Fprintln(w, strings.TrimRight(err.Error(), "\n"))
 		fmt.Fprintln(w, "sendas: hint: mend the file, then run \"sendas check\"")
 		return exit.Config

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+
+	"github.com/sendas/sendas/cmd/internal/config"
 )
 
 // A setting is one key of the sample configuration.
@@ -65,7 +67,7 @@ func readSample(sample string) (intro string, list []setting) {
 		if mapKeys[parent] {
 			name = "NAME"
 		}
-		path := join(parent, name)
+		path := config.JoinPath(parent, name)
 		stack = append(stack, level{column, path})
 		list = append(list, setting{path: path, text: strings.Join(text, "\n"), line: m[3] + m[4] + ":" + m[5]})
 		text = nil

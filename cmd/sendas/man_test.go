@@ -13,6 +13,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/sendas/sendas/cmd/internal/config"
+	"github.com/sendas/sendas/cmd/internal/service"
 	"github.com/sendas/sendas/packaging"
 )
 
@@ -77,7 +79,7 @@ func TestSampleHasEveryKey(t *testing.T) {
 	for _, s := range settings {
 		have[s.path] += s.line
 	}
-	want := configKeys("", reflect.TypeFor[Config]())
+	want := configKeys("", reflect.TypeFor[config.Site]())
 	for _, path := range want {
 		parent, key := path[:max(0, strings.LastIndexByte(path, '.'))], path[strings.LastIndexByte(path, '.')+1:]
 		if _, ok := have[path]; !ok && !strings.Contains(have[parent], key+":") {
@@ -111,7 +113,7 @@ func configKeys(path string, typ reflect.Type) []string {
 	var list []string
 	for i := range typ.NumField() {
 		if key := typ.Field(i).Tag.Get("yaml"); key != "" {
-			p := join(path, key)
+			p := config.JoinPath(path, key)
 			list = append(append(list, p), configKeys(p, typ.Field(i).Type)...)
 		}
 	}
@@ -180,7 +182,7 @@ func unitSetting(t *testing.T, unit, key string) string {
 
 // What the units say of the program is true.
 func TestUnitsFitTheProgram(t *testing.T) {
-	d := Default()
+	d := config.Default()
 	for _, tc := range []struct{ unit, key, want string }{
 		{"sendas-milter.socket", "ListenStream", d.Milter.Listen.Path()},
 		{"sendas-milter.socket", "FileDescriptorName", "milter"},
@@ -200,7 +202,7 @@ func TestUnitsFitTheProgram(t *testing.T) {
 	for _, tc := range []struct {
 		unit string
 		time time.Duration
-	}{{"sendas-milter.service", stopTime}, {"sendas-token.service", drainTime}} {
+	}{{"sendas-milter.service", service.StopTime}, {"sendas-token.service", drainTime}} {
 		got, err := time.ParseDuration(unitSetting(t, tc.unit, "TimeoutStopSec"))
 		if err != nil || got < tc.time+10*time.Second {
 			t.Errorf("%s: TimeoutStopSec=%v, %v; the service takes %v", tc.unit, got, err, tc.time)

@@ -19,6 +19,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/sendas/sendas/cmd/internal/config"
+	"github.com/sendas/sendas/cmd/internal/service"
 	"github.com/sendas/sendas/milter"
 	"github.com/sendas/sendas/milter/queue"
 	"github.com/sendas/sendas/policy/limit"
@@ -103,7 +105,7 @@ func serviceSeries(t *testing.T, reg *prometheus.Registry) map[string]seriesDoc 
 // tokenFigures returns the registry of a token service that has one of everything.
 func tokenFigures(t *testing.T) *prometheus.Registry {
 	t.Helper()
-	reg, _, _ := newRegistry(version)
+	reg, _, _ := service.NewRegistry(version)
 	m := lease.NewMetrics(reg)
 	m.Mailbox("erp@contoso.com")
 	m.Observe("relay-app")
@@ -127,9 +129,9 @@ func tokenFigures(t *testing.T) *prometheus.Registry {
 // milterFigures returns the registry of a milter that has one of everything.
 func milterFigures(t *testing.T) *prometheus.Registry {
 	t.Helper()
-	reg, _, _ := newRegistry(version)
+	reg, _, _ := service.NewRegistry(version)
 	log := slog.New(slog.DiscardHandler)
-	store, err := openAdmission(&Config{Milter: MilterConfig{Store: "memory:"}}, reg, log)
+	store, err := openAdmission(&config.Site{Milter: config.Milter{Store: "memory:"}}, reg, log)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,9 @@ import (
 	protocol "github.com/d--j/go-milter"
 	"github.com/spf13/cobra"
 
+	"github.com/sendas/sendas/cmd/internal/config"
+	"github.com/sendas/sendas/cmd/internal/service"
+	"github.com/sendas/sendas/cmd/internal/status"
 	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/internal/serve"
 	"github.com/sendas/sendas/milter"
@@ -35,14 +38,14 @@ sessions that have begun are over.`,
 }
 
 func runMilter(ctx context.Context, o *options) error {
-	log := newLog(o.stderr, o.verbose)
+	log := service.NewLog(o.stderr, o.verbose)
 	protocol.LogWarning = func(format string, v ...any) { log.Warn("milter connection", "error", fmt.Sprintf(format, v...)) }
-	load := func(path string) (*Config, error) { return LoadConfig(path, CheckOwn) }
+	load := func(path string) (*config.Site, error) { return config.Load(path, config.CheckOwn) }
 	cfg, err := load(o.config)
 	if err != nil {
 		return err
 	}
-	reg, ok, at := newRegistry(version)
+	reg, ok, at := service.NewRegistry(version)
 	metrics, sessions := milter.NewMetrics(reg), new(milter.Sessions)
 	counts, err := openAdmission(cfg, reg, log)
 	if err != nil {
@@ -53,17 +56,17 @@ func runMilter(ctx context.Context, o *options) error {
 	tally := new(milter.Tally)
 	srv := &milter.Server{Log: log, Metrics: metrics, Sessions: sessions, Quotas: quotas, Tally: tally, Queue: queue}
 	early := &milter.PolicyServer{Log: log, Metrics: metrics, Sessions: sessions, Quotas: quotas, Tally: tally}
-	var inForce atomic.Pointer[Config]
-	use := func(c *Config) error {
-		if was := inForce.Load(); was != nil && was.Milter.store() != c.Milter.store() {
+	var inForce atomic.Pointer[config.Site]
+	use := func(c *config.Site) error {
+		if was := inForce.Load(); was != nil && was.Milter.StoreOf() != c.Milter.StoreOf() {
 			log.Warn("milter.store has changed, but the old one stays in use", "hint", "restart the milter: systemctl restart sendas-milter")
 		}
-		quotas.Use(c.clientLimits(), c.identityLimits()...)
+		quotas.Use(c.ClientQuotas(), c.IdentityQuotas()...)
 		queue.Use(queueRules(c))
 		metrics.Clients(c.Policy.ClientNames())
 		srv.Use(c.Policy)
 		early.Use(c.Policy)
-		inForce.Store(c.withoutLists())
+		inForce.Store(c.WithoutLists())
 		return nil
 	}
 	if err := use(cfg); err != nil {
@@ -77,15 +80,15 @@ func runMilter(ctx context.Context, o *options) error {
 	if asked != nil {
 		defer asked.Close()
 	}
-	r := &reloader{path: o.config, load: load, ok: ok, at: at, log: log, use: use}
-	r.loaded()
-	status := func() *milter.Status { return milterStatus(tally, quotas, inForce.Load()) }
-	reg.MustRegister(milter.NewCollector(status))
-	pages := milterPages(&site{addr: cfg.Milter.HTTP, version: version, state: r.status, other: func() string { return inForce.Load().Token.HTTP }}, status)
-	if err := serveHTTP(ctx, cfg.Milter.HTTP, reg, func() error { return nil }, pages, log); err != nil {
+	r := &service.Reloader{Path: o.config, Load: load, Ok: ok, At: at, Log: log, Use: use}
+	r.Loaded()
+	describe := func() *milter.Status { return milterStatus(tally, quotas, inForce.Load()) }
+	reg.MustRegister(milter.NewCollector(describe))
+	pages := status.MilterPages(&status.Site{Addr: cfg.Milter.HTTP, Version: version, State: r.Config, Other: func() string { return inForce.Load().Token.HTTP }}, describe)
+	if err := service.ServeHTTP(ctx, cfg.Milter.HTTP, reg, func() error { return nil }, pages, log); err != nil {
 		return err
 	}
-	r.watch(ctx)
+	r.Watch(ctx)
 
 	go queue.Run(ctx)
 	done := make(chan error, 2)
@@ -93,9 +96,9 @@ func runMilter(ctx context.Context, o *options) error {
 	if asked != nil {
 		go func() { done <- early.Serve(asked) }()
 	}
-	notify(ctx, log)
+	service.Notify(ctx, log)
 	log.Info("milter ready", "version", version, "listen", cfg.Milter.Listen.String(), "policy", cfg.Milter.PolicyListen.String(),
-		"clients", len(cfg.Clients), "mailboxes", len(cfg.Mailboxes), "store", cfg.Milter.store().name())
+		"clients", len(cfg.Clients), "mailboxes", len(cfg.Mailboxes), "store", cfg.Milter.StoreOf().Name())
 	select {
 	case err := <-done:
 		return exit.Errorf(exit.Software, "", "serving the milter: %w", err)
@@ -112,7 +115,7 @@ func stopMilter(srv *milter.Server, early *milter.PolicyServer, ln, asked net.Li
 	if asked != nil {
 		asked.Close()
 	}
-	end, cancel := context.WithTimeout(context.Background(), stopTime)
+	end, cancel := context.WithTimeout(context.Background(), service.StopTime)
 	defer cancel()
 	if err := srv.Shutdown(end); err != nil {
 		log.Warn("milter stopped early", "error", err)
@@ -124,13 +127,13 @@ func stopMilter(srv *milter.Server, early *milter.PolicyServer, ln, asked net.Li
 }
 
 // milterSockets opens the socket of the milter, and that of the policy service unless it is switched off: then it is nil.
-func milterSockets(c *Config, log *slog.Logger) (ln, asked net.Listener, err error) {
+func milterSockets(c *config.Site, log *slog.Logger) (ln, asked net.Listener, err error) {
 	open := func(name string, at serve.Address) (net.Listener, error) {
-		l, err := listen(name, at)
+		l, err := service.Listen(name, at)
 		if err != nil {
 			return nil, err
 		}
-		mine, err := onlyFrom(l, c, log)
+		mine, err := service.OnlyFrom(l, c, log)
 		if err != nil {
 			return nil, errors.Join(err, l.Close())
 		}
@@ -146,6 +149,6 @@ func milterSockets(c *Config, log *slog.Logger) (ln, asked net.Listener, err err
 }
 
 // milterStatus describes the milter.
-func milterStatus(t *milter.Tally, q *quota.Desk, c *Config) *milter.Status {
+func milterStatus(t *milter.Tally, q *quota.Desk, c *config.Site) *milter.Status {
 	return t.Status(milter.StatusInput{Version: version, Started: started, Clients: c.Policy.ClientNames()}, q)
 }

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/sendas/sendas/cmd/internal/config"
+	"github.com/sendas/sendas/cmd/internal/config/configtest"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token"
 	"github.com/sendas/sendas/token/lease"
@@ -26,9 +29,10 @@ clients:
   - {name: sap, networks: [10.1.0.0/16], from: billing@contoso.com}
 `
 
-func poolConfig(t *testing.T, external string) *Config {
+func poolConfig(t *testing.T, external string) *config.Site {
 	t.Helper()
-	c, err := parseConfig("sendas.yaml", []byte(strings.Replace(poolYAML, "EXTERNAL", external, 1)), SkipFiles)
+	file := configtest.WriteFile(t, filepath.Join(t.TempDir(), "sendas.yaml"), strings.Replace(poolYAML, "EXTERNAL", external, 1), 0o644)
+	c, err := config.Load(file, config.SkipFiles)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,16 +90,16 @@ func TestPoolDirectory(t *testing.T) {
 func TestExternalRate(t *testing.T) {
 	day := 24 * time.Hour
 	for _, tc := range []struct {
-		t    TenantConfig
+		t    config.Tenant
 		want limit.Rate
 	}{
-		{TenantConfig{External: "auto", Licenses: 10}, limit.Rate{N: 12_006, Per: day}},
-		{TenantConfig{External: "auto", Licenses: 10, AllowOnMicrosoft: true}, limit.Rate{N: 11_906, Per: day}},
-		{TenantConfig{External: "auto", Trial: true}, limit.Rate{N: 5_000, Per: day}},
-		{TenantConfig{External: "700/h"}, limit.Rate{N: 700, Per: time.Hour}},
-		{TenantConfig{External: "70/d", AllowOnMicrosoft: true}, limit.Rate{N: 1, Per: day}},
+		{config.Tenant{External: "auto", Licenses: 10}, limit.Rate{N: 12_006, Per: day}},
+		{config.Tenant{External: "auto", Licenses: 10, AllowOnMicrosoft: true}, limit.Rate{N: 11_906, Per: day}},
+		{config.Tenant{External: "auto", Trial: true}, limit.Rate{N: 5_000, Per: day}},
+		{config.Tenant{External: "700/h"}, limit.Rate{N: 700, Per: time.Hour}},
+		{config.Tenant{External: "70/d", AllowOnMicrosoft: true}, limit.Rate{N: 1, Per: day}},
 	} {
-		if got, err := tc.t.externalRate(); got != tc.want || err != nil {
+		if got, err := tc.t.ExternalRate(); got != tc.want || err != nil {
 			t.Errorf("%+v: %v, %v, want %v", tc.t, got, err, tc.want)
 		}
 	}

@@ -7,11 +7,15 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sendas/sendas/cmd/internal/config"
+	"github.com/sendas/sendas/cmd/internal/doctor"
+	"github.com/sendas/sendas/cmd/internal/finding"
+	"github.com/sendas/sendas/cmd/internal/postfix"
 	"github.com/sendas/sendas/internal/exit"
 )
 
 func cmdPostfix(o *options) *cobra.Command {
-	q := &postfixFlags{}
+	q := &postfix.Options{}
 	c := &cobra.Command{
 		Use:   "postfix",
 		Short: "Show Postfix's settings, apply them, or take them back",
@@ -25,22 +29,22 @@ takes the other one.`,
 		Example: "  sendas postfix show\n  sendas postfix enable --dry-run\n  sendas postfix enable\n  sendas postfix disable",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return fmt.Errorf("unknown command %q for \"sendas postfix\"; its commands are show, enable and disable", clip(args[0]))
+				return fmt.Errorf("unknown command %q for \"sendas postfix\"; its commands are show, enable and disable", config.Clip(args[0]))
 			}
 			return errors.New("\"sendas postfix\" needs one of its commands: show, enable or disable")
 		},
 		RunE: func(*cobra.Command, []string) error { return nil }, // so that Args is asked
 	}
 	f := c.PersistentFlags()
-	f.StringVar(&q.folder, "postfix-config", "", "the `folder` of main.cf and master.cf, if it is not Postfix's own default")
-	f.StringVar(&q.state, "state", "", "the `file` that remembers the former settings (default "+stateFolder+"/INSTANCE.json)")
+	f.StringVar(&q.Folder, "postfix-config", "", "the `folder` of main.cf and master.cf, if it is not Postfix's own default")
+	f.StringVar(&q.State, "state", "", "the `file` that remembers the former settings (default "+postfix.StateFolder+"/INSTANCE.json)")
 	c.AddCommand(cmdPostfixShow(o, q), cmdPostfixEnable(o, q), cmdPostfixDisable(o, q))
 	return c
 }
 
 // failed gives an error that has no exit code the one of a failure; others would count as a wrong command line.
 func failed(err error) error {
-	var config *ConfigError
+	var config *config.Error
 	if _, coded := errors.AsType[*exit.Error](err); err == nil || coded || errors.As(err, &config) {
 		return err
 	}
@@ -48,38 +52,38 @@ func failed(err error) error {
 }
 
 // withOptions adds what every command has.
-func withOptions(q *postfixFlags, o *options) *postfixFlags {
-	q.file, q.stdout, q.stderr, q.run = o.config, o.stdout, o.stderr, runProgram
-	q.others = func(ctx context.Context, r *report, p *postfixSetup, running bool) {
-		checkOthers(ctx, realWorld(), r, p, running)
+func withOptions(q *postfix.Options, o *options) *postfix.Options {
+	q.File, q.Stdout, q.Stderr, q.Run = o.config, o.stdout, o.stderr, postfix.Run
+	q.Others = func(ctx context.Context, r *finding.Report, p *postfix.Setup, running bool) {
+		doctor.CheckOthers(ctx, doctor.RealWorld(), r, p, running)
 	}
 	return q
 }
 
-func addShape(q *postfixFlags, c *cobra.Command) {
-	c.Flags().StringVar(&q.shape, "shape", "", "where the settings of submission stand: `main or transport` (default: what fits)")
-	c.RegisterFlagCompletionFunc("shape", cobra.FixedCompletions([]cobra.Completion{shapeMain, shapeTransport}, cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags alone
+func addShape(q *postfix.Options, c *cobra.Command) {
+	c.Flags().StringVar(&q.Shape, "shape", "", "where the settings of submission stand: `main or transport` (default: what fits)")
+	c.RegisterFlagCompletionFunc("shape", cobra.FixedCompletions([]cobra.Completion{postfix.ShapeMain, postfix.ShapeTransport}, cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags alone
 }
 
-func cmdPostfixShow(o *options, q *postfixFlags) *cobra.Command {
+func cmdPostfixShow(o *options, q *postfix.Options) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "show [main.cf | master.cf]",
 		Short: "Print the settings that Postfix needs, with the reason for each",
 		Long: `show prints the lines of main.cf and master.cf that Postfix needs for the configuration, each below its reason, in
 the form in which they can be pasted. Lists that others have entries in are shown whole. It changes nothing.`,
 		Example:   "  sendas postfix show\n  sendas postfix show master.cf --shape transport",
-		ValidArgs: postfixFileNames,
+		ValidArgs: postfix.FileNames,
 		Args:      cobra.MatchAll(cobra.MaximumNArgs(1), cobra.OnlyValidArgs),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return failed(newPostfixJob(withOptions(q, o)).show(cmd.Context(), args))
+			return failed(postfix.NewJob(withOptions(q, o)).Show(cmd.Context(), args))
 		},
 	}
 	addShape(q, c)
-	c.Flags().BoolVar(&q.json, "json", false, "print JSON")
+	c.Flags().BoolVar(&q.Json, "json", false, "print JSON")
 	return c
 }
 
-func cmdPostfixEnable(o *options, q *postfixFlags) *cobra.Command {
+func cmdPostfixEnable(o *options, q *postfix.Options) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "enable",
 		Short: "Write the settings into main.cf and master.cf",
@@ -90,16 +94,16 @@ that runs is reloaded. To be typed again whenever mailboxes, domains or routes h
 		Example: "  sendas postfix enable --dry-run\n  sendas postfix enable",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return failed(newPostfixJob(withOptions(q, o)).enable(cmd.Context()))
+			return failed(postfix.NewJob(withOptions(q, o)).Enable(cmd.Context()))
 		},
 	}
 	addShape(q, c)
-	c.Flags().BoolVar(&q.dryRun, "dry-run", false, "change nothing, and print what would change as a diff")
-	c.Flags().BoolVar(&q.force, "force", false, "write the settings even where something is in the way of them")
+	c.Flags().BoolVar(&q.DryRun, "dry-run", false, "change nothing, and print what would change as a diff")
+	c.Flags().BoolVar(&q.Force, "force", false, "write the settings even where something is in the way of them")
 	return c
 }
 
-func cmdPostfixDisable(o *options, q *postfixFlags) *cobra.Command {
+func cmdPostfixDisable(o *options, q *postfix.Options) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "disable",
 		Short: "Take the settings back",
@@ -109,9 +113,9 @@ reloaded.`,
 		Example: "  sendas postfix disable --dry-run\n  sendas postfix disable",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return failed(newPostfixJob(withOptions(q, o)).disable(cmd.Context()))
+			return failed(postfix.NewJob(withOptions(q, o)).Disable(cmd.Context()))
 		},
 	}
-	c.Flags().BoolVar(&q.dryRun, "dry-run", false, "change nothing, and print what would change as a diff")
+	c.Flags().BoolVar(&q.DryRun, "dry-run", false, "change nothing, and print what would change as a diff")
 	return c
 }

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/sendas/sendas/cmd/internal/postfix/postfixtest"
 )
 
 // TestPostfixScripts runs the stories of testdata/postfix with the real postconf(1) and postfix(1). "postfix" is "sendas
@@ -22,7 +24,7 @@ func TestPostfixScripts(t *testing.T) {
 			e.Setenv("PATH", e.Getenv("PATH")+":/usr/sbin:/sbin")
 			e.Setenv("ETC", etc)
 			e.Setenv("STATE", state)
-			return makeInstance(e.WorkDir)
+			return postfixtest.NewInstance(e.WorkDir)
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"postfix":   typePostfix,

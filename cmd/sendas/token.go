@@ -15,6 +15,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sendas/sendas/cmd/internal/config"
+	"github.com/sendas/sendas/cmd/internal/service"
+	"github.com/sendas/sendas/cmd/internal/status"
 	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token"
@@ -41,17 +44,17 @@ SIGHUP loads the configuration again.`,
 const drainTime = 60 * time.Second
 
 func runToken(ctx context.Context, o *options) error {
-	log := newLog(o.stderr, o.verbose)
-	load := func(path string) (*Config, error) { return loadForToken(path, log) }
+	log := service.NewLog(o.stderr, o.verbose)
+	load := func(path string) (*config.Site, error) { return loadForToken(path, log) }
 	cfg, err := load(o.config)
 	if err != nil {
 		return err
 	}
-	peers, err := userIDs(cfg.Token.Peers)
+	peers, err := service.UserIDs(cfg.Token.Peers)
 	if err != nil {
 		return err
 	}
-	reg, ok, at := newRegistry(version)
+	reg, ok, at := service.NewRegistry(version)
 	metrics := lease.NewMetrics(reg)
 	store, err := openLedger(cfg, log, metrics.Shared)
 	if err != nil {
@@ -64,10 +67,10 @@ func runToken(ctx context.Context, o *options) error {
 	}()
 	leases := lease.NewLessor(store.Store, metrics, log)
 	desk := token.NewDesk(ctx, leases, metrics, log)
-	var inForce atomic.Pointer[Config]
-	use := func(c *Config) error {
-		if was := inForce.Load(); was != nil && was.Token.store() != c.Token.store() {
-			log.Warn("another store takes effect when the service is restarted", "store", c.Token.store().name())
+	var inForce atomic.Pointer[config.Site]
+	use := func(c *config.Site) error {
+		if was := inForce.Load(); was != nil && was.Token.StoreOf() != c.Token.StoreOf() {
+			log.Warn("another store takes effect when the service is restarted", "store", c.Token.StoreOf().Name())
 		}
 		if err := useSetup(desk, c); err != nil {
 			return err
@@ -81,23 +84,23 @@ func runToken(ctx context.Context, o *options) error {
 	if err := takeOver(ctx, leases, cfg); err != nil {
 		return err
 	}
-	status := func(ctx context.Context) *lease.Status { return desk.Status(ctx, version, started) }
-	reg.MustRegister(lease.NewCollector(leases, status))
-	ln, err := listen("credentials", cfg.Token.Listen)
+	describe := func(ctx context.Context) *lease.Status { return desk.Status(ctx, version, started) }
+	reg.MustRegister(lease.NewCollector(leases, describe))
+	ln, err := service.Listen("credentials", cfg.Token.Listen)
 	if err != nil {
 		return err
 	}
 	defer ln.Close()
-	r := &reloader{path: o.config, load: load, ok: ok, at: at, log: log, use: use}
-	r.loaded()
-	pages := tokenPages(&site{addr: cfg.Token.HTTP, version: version, state: r.status, other: func() string { return inForce.Load().Milter.HTTP }}, status)
-	if err := serveHTTP(ctx, cfg.Token.HTTP, reg, desk.Ready, pages, log); err != nil {
+	r := &service.Reloader{Path: o.config, Load: load, Ok: ok, At: at, Log: log, Use: use}
+	r.Loaded()
+	pages := status.TokenPages(&status.Site{Addr: cfg.Token.HTTP, Version: version, State: r.Config, Other: func() string { return inForce.Load().Milter.HTTP }}, describe)
+	if err := service.ServeHTTP(ctx, cfg.Token.HTTP, reg, desk.Ready, pages, log); err != nil {
 		return err
 	}
-	r.watch(ctx)
-	notify(ctx, log)
-	log.Info("token service ready", "version", version, "listen", cfg.Token.Listen.String(), "mailboxes", len(cfg.Mailboxes), "store", cfg.Token.store().name())
-	if !kept("credentials") {
+	r.Watch(ctx)
+	service.Notify(ctx, log)
+	log.Info("token service ready", "version", version, "listen", cfg.Token.Listen.String(), "mailboxes", len(cfg.Mailboxes), "store", cfg.Token.StoreOf().Name())
+	if !service.Kept("credentials") {
 		log.Warn("this process has made its socket itself: a message that is being sent when it is killed can be sent twice",
 			"hint", "start it by systemd, with sendas-token.socket")
 	}
@@ -111,7 +114,7 @@ func runToken(ctx context.Context, o *options) error {
 }
 
 // takeOver goes on with the deliveries that were under way when the former process ended.
-func takeOver(ctx context.Context, leases *lease.Lessor, c *Config) error {
+func takeOver(ctx context.Context, leases *lease.Lessor, c *config.Site) error {
 	hint := "the folder " + c.Token.StateDir + " has to belong to the user of the token service (install -d -m 0700 -o sendas-token " + c.Token.StateDir + ")"
 	journal, err := lease.OpenJournal(filepath.Join(c.Token.StateDir, "sessions"))
 	if err == nil {
@@ -144,9 +147,9 @@ func serveLookups(ctx context.Context, srv *lease.SocketmapServer, ln net.Listen
 // logged, but keeps no other credential from working: a certificate that ended in the night must not stop
 // everything at the next restart. The refresher looks at the files again for every request, and refuses
 // what "sendas check" refuses.
-func loadForToken(path string, log *slog.Logger) (*Config, error) {
-	c, err := LoadConfig(path, CheckFiles)
-	var wrong *ConfigError
+func loadForToken(path string, log *slog.Logger) (*config.Site, error) {
+	c, err := config.Load(path, config.CheckFiles)
+	var wrong *config.Error
 	if !errors.As(err, &wrong) {
 		return c, err
 	}
@@ -155,7 +158,7 @@ func loadForToken(path string, log *slog.Logger) (*Config, error) {
 			return nil, err
 		}
 	}
-	c, skipped := LoadConfig(path, SkipFiles)
+	c, skipped := config.Load(path, config.SkipFiles)
 	if skipped != nil {
 		return nil, err
 	}
@@ -169,7 +172,7 @@ func loadForToken(path string, log *slog.Logger) (*Config, error) {
 var started = time.Now()
 
 // useSetup puts a configuration into force.
-func useSetup(d *token.Desk, c *Config) error {
+func useSetup(d *token.Desk, c *config.Site) error {
 	setup, err := newSetup(c)
 	if err != nil {
 		return err
@@ -181,31 +184,31 @@ func useSetup(d *token.Desk, c *Config) error {
 }
 
 // newSetup is what the token service needs of a configuration.
-func newSetup(c *Config) (*token.Setup, error) {
-	client, err := c.client()
+func newSetup(c *config.Site) (*token.Setup, error) {
+	client, err := c.Client()
 	if err != nil {
 		return nil, err
 	}
-	s := &token.Setup{Policy: c.Policy, Groups: groupsOf(c), Vault: c.vault(), TokenFiles: c.Token.TokenFiles}
+	s := &token.Setup{Policy: c.Policy, Groups: groupsOf(c), Vault: c.Vault(), TokenFiles: c.Token.TokenFiles}
 	for _, name := range slices.Sorted(maps.Keys(c.Credentials)) {
 		cc := c.Credentials[name]
 		s.Credentials = append(s.Credentials, token.Credential{
 			Name: name, Flow: cc.Flow, Proof: proofOf(&cc), SignIn: cc.Delegated(),
 			Key:    fmt.Sprintf("%s %+v %s %+v %s", name, cc, c.Tenant.ID, c.Tenant.Endpoints, c.Token.StateDir),
-			Source: func() (entra.Source, error) { return c.source(name, client, s.Vault) },
+			Source: func() (entra.Source, error) { return c.Source(name, client, s.Vault) },
 		})
 	}
 	for i := range c.Mailboxes {
 		m := &c.Mailboxes[i]
 		s.Mailboxes = append(s.Mailboxes, token.Mailbox{
-			Address: m.Address, Senders: m.senders(), Credential: m.Credential, Limits: mailboxLimits(c, m), MinLife: minLife(c),
+			Address: m.Address, Senders: m.Senders(), Credential: m.Credential, Limits: mailboxLimits(c, m), MinLife: minLife(c),
 		})
 	}
 	return s, nil
 }
 
 // minLife is the life that a token must have left for the submission host: High Volume Email refuses others.
-func minLife(c *Config) time.Duration {
+func minLife(c *config.Site) time.Duration {
 	if strings.HasPrefix(c.Tenant.Endpoints.Submission, "smtp-hve.") {
 		return entra.MinLife
 	}
@@ -213,25 +216,25 @@ func minLife(c *Config) time.Duration {
 }
 
 // proofOf names what proves to Entra who we are.
-func proofOf(c *CredentialConfig) token.Proof {
+func proofOf(c *config.Credential) token.Proof {
 	switch {
 	case c.CertificateFile != "":
 		return token.Proof{Kind: token.ProofCertificate, CertificateFile: c.CertificateFile, KeyFile: c.KeyFile}
 	case c.ClientSecretFile != "":
 		ends, _ := time.Parse(time.DateOnly, c.SecretExpires) // checked with the configuration; empty is not known
 		return token.Proof{Kind: token.ProofSecret, Expires: ends}
-	case c.Flow == flowFederated:
+	case c.Flow == config.FlowFederated:
 		return token.Proof{Kind: token.ProofFederated}
 	}
 	return token.Proof{}
 }
 
 // groupsOf returns the limits that hold for the whole tenant.
-func groupsOf(c *Config) []lease.GroupInput {
-	if !c.Tenant.limitsExternal() {
+func groupsOf(c *config.Site) []lease.GroupInput {
+	if !c.Tenant.LimitsExternal() {
 		return nil
 	}
-	external, _ := c.Tenant.externalRate() // checked
+	external, _ := c.Tenant.ExternalRate() // checked
 	list := []lease.GroupInput{{Name: lease.GroupExternal, Recipients: external}}
 	if c.Tenant.AllowOnMicrosoft {
 		list = append(list, lease.GroupInput{Name: lease.GroupOnMicrosoft, Recipients: limit.MOERA()})
@@ -240,11 +243,11 @@ func groupsOf(c *Config) []lease.GroupInput {
 }
 
 // mailboxLimits returns the limits of a mailbox, those of the whole tenant included.
-func mailboxLimits(c *Config, m *MailboxConfig) limit.Limits {
+func mailboxLimits(c *config.Site, m *config.Mailbox) limit.Limits {
 	l := m.Limits.Limits()
-	if c.Tenant.limitsExternal() {
+	if c.Tenant.LimitsExternal() {
 		l.Group = lease.GroupExternal
-		l.GroupRecipients, _ = c.Tenant.externalRate() // checked
+		l.GroupRecipients, _ = c.Tenant.ExternalRate() // checked
 	}
 	return l
 }

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/sendas/sendas/cmd/internal/config"
 )
 
 const twoCredentials = `tenant: {id: contoso.onmicrosoft.com, domains: [contoso.com]}
@@ -40,7 +42,7 @@ func TestOneBrokenCredential(t *testing.T) {
 	if s := logged.String(); strings.Count(s, "\n") != 1 || !strings.Contains(s, "credentials.gone.client_secret_file") || strings.Contains(s, "hunter2") {
 		t.Errorf("logged %s", s)
 	}
-	if _, err := LoadConfig(path, CheckFiles); err == nil {
+	if _, err := config.Load(path, config.CheckFiles); err == nil {
 		t.Error("sendas check finds nothing wrong")
 	}
 	write("sendas.yaml", strings.Replace(twoCredentials, "FROM", "nobody@contoso.com", 1))

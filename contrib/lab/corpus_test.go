@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/contrib/exosim/smtp"
-	"github.com/sendas/sendas/policy/testdata/corpus"
+	"github.com/sendas/sendas/policy/corpus"
 )
 
 // lineLimit is Postfix's smtp_line_length_limit: smtp(8) breaks longer lines (RFC 5322, section 2.1.1).

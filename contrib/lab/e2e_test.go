@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/contrib/exosim"
-	"github.com/sendas/sendas/contrib/sasl"
+	"github.com/sendas/sendas/token/sasl"
 )
 
 // program builds sendas once, with the race detector, and the SASL plugin.

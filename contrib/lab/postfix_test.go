@@ -24,7 +24,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sendas/sendas/contrib/sasl"
+	"github.com/sendas/sendas/token/sasl"
 )
 
 // patience bounds every wait in these tests. Nothing takes this long unless it

@@ -1,0 +1,507 @@
+package config
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/sendas/sendas/internal/serve"
+	"github.com/sendas/sendas/milter/quota"
+	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/policy/address"
+	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/token/entra"
+)
+
+// maxSocketPath is what fits into sun_path with its closing NUL (unix(7)).
+const maxSocketPath = 107
+
+// maxBroken is how many values that do not fit at all leave anything to say about the rest.
+const maxBroken = 1000
+
+var (
+	plainWord  = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
+	GuidForm   = regexp.MustCompile(`^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$`)
+	domainForm = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z][A-Za-z0-9-]*[A-Za-z0-9]$`)
+	HostForm   = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$`)
+)
+
+// A checker finds what only makes sense together, after the file has been decoded. What
+// follows from a value that did not decode is not reported again.
+type checker struct {
+	c        *Site
+	d        *decoder
+	own      bool // look at who can change what is read here
+	files    bool // and at the files of the token service
+	all      bool // and at those of Postfix
+	problems []Problem
+}
+
+func (k *checker) fail(path, format string, args ...any) {
+	if slices.ContainsFunc(k.d.broken, func(b string) bool { return within(path, b) || within(b, path) }) {
+		return
+	}
+	k.problems = append(k.problems, Problem{Line: k.d.find(path), Path: path, Text: fmt.Sprintf(format, args...)})
+}
+
+func (k *checker) check() []Problem {
+	if len(k.d.broken) > maxBroken {
+		return nil
+	}
+	k.tenant()
+	k.endpoints()
+	k.credentials()
+	k.mailboxes()
+	k.routes()
+	k.clientLimits()
+	k.sockets()
+	k.policy()
+	k.identities()
+	k.queue()
+	return k.problems
+}
+
+func (k *checker) tenant() {
+	t := &k.c.Tenant
+	switch id := strings.ToLower(t.ID); {
+	case id == "":
+		k.fail("tenant.id", "the tenant is missing; write id: with its GUID or one of its domains")
+	case id == "common", id == "organizations", id == "consumers":
+		k.fail("tenant.id", "%q is for signing users in; an app gets tokens from one tenant: write its GUID or one of its domains", t.ID)
+	case !GuidForm.MatchString(id) && !domainForm.MatchString(id):
+		k.fail("tenant.id", "%q is not a tenant; write its GUID or one of its domains", Clip(t.ID))
+	}
+	if _, ok := Clouds[t.Cloud]; !ok {
+		k.fail("tenant.cloud", "%q is not a cloud; write global (also for GCC), gcc-high, dod or china", Clip(t.Cloud))
+	}
+	k.external(t)
+}
+
+// external checks the limit for all recipients outside of the tenant.
+func (k *checker) external(t *Tenant) {
+	const path, licenses = "tenant.external_recipients", "tenant.licenses"
+	auto := t.External == externalAuto
+	switch _, err := t.ExternalRate(); {
+	case auto && t.Licenses == 0 && !t.Trial:
+		k.fail(path, "Microsoft's limit depends on the licences; write licenses: with the number of paid email licences, or trial: true")
+	case !auto && t.LimitsExternal() && err != nil:
+		k.fail(path, "%q is not a limit; write auto, off, or a rate such as 10000/d", Clip(t.External))
+	case t.Licenses < 0:
+		k.fail(licenses, "%d is no number of licences; write how many paid email licences the tenant has", t.Licenses)
+	case t.Licenses > 0 && t.Trial:
+		k.fail(licenses, "a trial tenant has no paid licences; remove this line, or trial:")
+	case !auto && t.LimitsExternal() && t.Licenses > 0:
+		k.fail(licenses, "only external_recipients: auto asks for the licences; write that, or remove this line")
+	case !auto && t.LimitsExternal() && t.Trial:
+		k.fail("tenant.trial", "only external_recipients: auto asks whether it is a trial; write that, or remove this line")
+	}
+}
+
+func (k *checker) endpoints() {
+	if _, ok := Clouds[k.c.Tenant.Cloud]; !ok {
+		return // what the cloud implies is not known
+	}
+	e := &k.c.Tenant.Endpoints
+	const authority = "tenant.endpoints.authority"
+	switch u, err := url.Parse(e.Authority); {
+	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
+		k.fail(authority, "%q is not an address of the web; write one such as https://login.microsoftonline.com", Clip(e.Authority))
+	case u.Scheme == "http" && !IsLoopback(u.Hostname()):
+		k.fail(authority, "secrets do not travel without TLS; write https:// (http:// is for 127.0.0.1 only)")
+	case u.Path != "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil:
+		k.fail(authority, "write the scheme and the host alone, as in https://%s; the tenant comes from tenant.id", u.Host)
+	}
+	if u, err := url.Parse(e.Scope); err != nil || u.Scheme != "https" || u.Host == "" || u.Path != "/.default" {
+		k.fail("tenant.endpoints.scope", "%q is not what an app asks for; write https://HOST/.default", Clip(e.Scope))
+	}
+	if u, err := url.Parse(e.DelegatedScope); err != nil || u.Scheme != "https" || u.Host == "" || u.Path != "/SMTP.Send" {
+		k.fail("tenant.endpoints.delegated_scope", "%q is not what a user's app asks for; write https://HOST/SMTP.Send", Clip(e.DelegatedScope))
+	}
+	switch u, err := url.Parse(e.Proxy); {
+	case e.Proxy == "":
+	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
+		k.fail("tenant.endpoints.proxy", "this is not the address of a proxy; write one such as http://proxy.contoso.com:3128")
+	case u.User != nil:
+		k.fail("tenant.endpoints.proxy", "a password does not stand in this file; put HTTPS_PROXY into a file that root alone can read (EnvironmentFile= of the unit)")
+	}
+	k.submission(e.Submission)
+	if !k.files {
+		return
+	}
+	_, err := entra.NewHTTPClient(entra.HTTPOptions{CAFile: e.CAFile, Proxy: e.Proxy})
+	if _, ok := errors.AsType[*entra.ProxyError](err); err != nil && !ok { // HTTPS_PROXY of this shell is not the service's
+		k.fail("tenant.endpoints.ca_file", "%v", err)
+	}
+}
+
+func (k *checker) submission(s string) {
+	const path = "tenant.endpoints.submission"
+	host, port, err := net.SplitHostPort(s)
+	if _, bare := netip.ParseAddr(s); bare == nil {
+		host, err = s, nil
+	}
+	switch _, ip := netip.ParseAddr(host); {
+	case err != nil && HostForm.MatchString(s):
+		k.fail(path, "the port is missing; write %s:587", s)
+	case err != nil:
+		k.fail(path, "%q is not a host with its port; write smtp.office365.com:587", Clip(s))
+	case ip == nil:
+		k.fail(path, "Microsoft wants a name, never an address; write smtp.office365.com:587")
+	case port == "465":
+		k.fail(path, "Microsoft has no implicit TLS (port 465); write smtp.office365.com:587")
+	case !HostForm.MatchString(host) || !validPort(port):
+		k.fail(path, "%q is not a host with its port; write smtp.office365.com:587", Clip(s))
+	}
+}
+
+func IsLoopback(host string) bool {
+	a, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && a.IsLoopback()
+}
+
+func validPort(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && n > 0
+}
+
+func (k *checker) credentials() {
+	for name, r := range k.c.Credentials {
+		path := JoinPath("credentials", name)
+		if !plainWord.MatchString(name) {
+			k.fail(path, "this is not a name; write letters, digits, - . and _ (it stands in logs and metrics)")
+		}
+		switch r.Flow {
+		case flowClientCredentials:
+			k.clientID(path, r)
+			k.proof(path, r)
+			k.only(path, r, "client_credentials", "client_id", "client_secret_file", "secret_expires", "certificate_file", "key_file")
+		case FlowFederated:
+			if r.ClientID != "" { // else the environment says
+				k.clientID(path, r)
+			}
+			k.only(path, r, "federated", "client_id", "token_file")
+			if k.files && r.TokenFile != "" {
+				k.file(path+".token_file", entra.CheckFederatedTokenFile(r.TokenFile))
+			}
+		case flowManagedIdentity:
+			k.managedIdentity(path, r)
+		case flowDeviceCode, FlowAuthorizationCode:
+			k.clientID(path, r)
+			k.user(path, r)
+			if r.ClientSecretFile+r.CertificateFile+r.KeyFile != "" {
+				k.proof(path, r) // a confidential client
+			}
+			k.only(path, r, r.Flow, "client_id", "user", "client_secret_file", "secret_expires", "certificate_file", "key_file")
+		default:
+			k.fail(path+".flow", "%q is not a flow; write client_credentials, federated, managed_identity, device_code or authorization_code", Clip(r.Flow))
+		}
+	}
+}
+
+func (k *checker) clientID(path string, r Credential) {
+	switch {
+	case r.ClientID == "":
+		k.fail(path, "client_id is missing; write the application (client) ID of the app registration")
+	case !GuidForm.MatchString(r.ClientID):
+		k.fail(path+".client_id", "this is not the application (client) ID of an app registration; it has the form 01234567-89ab-cdef-0123-456789abcdef")
+	}
+}
+
+// user checks who has to sign in.
+func (k *checker) user(path string, r Credential) {
+	switch a, err := address.Parse(r.User); {
+	case r.User == "":
+		k.fail(path, "the user is missing; write user: with the address of the mailbox's user, who signs in with \"sendas login\"")
+	case err != nil || !a.Valid():
+		k.fail(path+".user", "%q is not an address; write the address of the mailbox's user", Clip(r.User))
+	}
+}
+
+func (k *checker) managedIdentity(path string, r Credential) {
+	k.only(path, r, "managed_identity", "client_id", "object_id", "resource_id")
+	n := 0
+	for _, id := range []struct{ key, value string }{{"client_id", r.ClientID}, {"object_id", r.ObjectID}} {
+		if id.value == "" {
+			continue
+		}
+		n++
+		if !GuidForm.MatchString(id.value) {
+			k.fail(path+"."+id.key, "this is not an ID of Entra's; it has the form 01234567-89ab-cdef-0123-456789abcdef")
+		}
+	}
+	if r.ResourceID != "" {
+		n++
+		if !strings.HasPrefix(r.ResourceID, "/subscriptions/") {
+			k.fail(path+".resource_id", "%q is not the resource ID of an identity; it begins with /subscriptions/", Clip(r.ResourceID))
+		}
+	}
+	if n > 1 {
+		k.fail(path, "an identity is named once; keep one of client_id, object_id and resource_id, or none for the machine's own")
+	}
+}
+
+// only refuses keys that the flow does not use: whoever wrote them expects something of them.
+func (k *checker) only(path string, r Credential, flow string, keys ...string) {
+	for _, f := range []struct{ key, value string }{
+		{"client_id", r.ClientID}, {"client_secret_file", r.ClientSecretFile}, {"secret_expires", r.SecretExpires}, {"certificate_file", r.CertificateFile}, {"key_file", r.KeyFile},
+		{"token_file", r.TokenFile}, {"user", r.User}, {"object_id", r.ObjectID}, {"resource_id", r.ResourceID},
+	} {
+		if f.value != "" && !slices.Contains(keys, f.key) {
+			k.fail(path+"."+f.key, "flow %s has no use for this; remove it, or change the flow", flow)
+		}
+	}
+}
+
+// proof checks that there is one proof of who the app is.
+func (k *checker) proof(path string, r Credential) {
+	if _, err := time.Parse(time.DateOnly, r.SecretExpires); r.SecretExpires != "" && err != nil {
+		k.fail(path+".secret_expires", "%q is not a day; write one such as 2027-05-31", Clip(r.SecretExpires))
+	}
+	switch {
+	case r.ClientSecretFile == "" && r.CertificateFile == "" && r.KeyFile != "":
+		k.fail(path+".key_file", "a key needs its certificate; write certificate_file: too")
+	case r.ClientSecretFile == "" && r.CertificateFile == "":
+		k.fail(path, "nothing proves who the app is; write client_secret_file: or certificate_file:")
+	case r.ClientSecretFile != "" && r.CertificateFile != "":
+		k.fail(path, "an app proves itself by a secret or by a certificate; remove client_secret_file: or certificate_file:")
+	case r.ClientSecretFile != "" && r.KeyFile != "":
+		k.fail(path+".key_file", "a key belongs to a certificate; remove key_file:, or write certificate_file: in place of client_secret_file:")
+	case k.files && r.ClientSecretFile != "":
+		k.file(path+".client_secret_file", entra.CheckSecretFile(r.ClientSecretFile))
+	case k.files:
+		_, err := entra.CheckCertificate(r.CertificateFile, r.KeyFile)
+		k.file(path+".certificate_file", err)
+	}
+}
+
+// file reports what is wrong with a file. One that systemd hands to the service is not there for anybody else.
+func (k *checker) file(path string, err error) {
+	if err != nil && !errors.Is(err, entra.ErrNoCredentials) {
+		k.fail(path, "%v", err)
+	}
+}
+
+func (k *checker) mailboxes() {
+	// A site that only has connectors needs no mailbox; a client that does says so itself.
+	if len(k.c.Mailboxes) == 0 && len(k.c.Routes) == 0 {
+		k.fail("mailboxes", "no mailbox is listed; write at least one with address: and credential:")
+	}
+	if len(k.c.Clients) == 0 {
+		k.fail("clients", "no client is listed, so nobody could send; write at least one with name: and networks: or logins:")
+	}
+	allCredentials := !slices.Contains(k.d.broken, "credentials")
+	for i, m := range k.c.Mailboxes {
+		path := "mailboxes[" + strconv.Itoa(i) + "]"
+		credential, known := k.c.Credentials[m.Credential]
+		switch {
+		case m.Credential == "":
+			k.fail(path+".credential", "the credential is missing; write credential: with a name from credentials:")
+		case !known && allCredentials:
+			k.fail(path+".credential", "there is no credential %q under credentials:", Clip(m.Credential))
+		case m.Pattern() && credential.Delegated():
+			k.fail(path+".credential", "a signed-in user is one mailbox; %s needs an app of its own (client_credentials, federated or managed_identity)", m.Address)
+		}
+		k.limits(path+".limits", m.Limits)
+		if m.Pool && k.c.Token.TokenFiles != "" {
+			k.fail(path+".pool", "which mailbox of a pool sends is decided by leases, and token.token_files goes without them; remove one of the two")
+		}
+	}
+}
+
+// ClientQuotas checks what clients may submit.
+func (k *checker) clientLimits() {
+	for i, c := range k.c.Clients {
+		path := "clients[" + strconv.Itoa(i) + "]"
+		if err := quota.Rates(c.Limits).Check(); err != nil {
+			k.fail(path+".limits", "%v", err)
+		}
+		k.onLimit(path, c.OnLimit)
+	}
+}
+
+// limits keeps a mailbox within what Microsoft allows ("Exchange Online limits"). Periods other
+// than Microsoft's are not compared: a lab shortens the minute.
+func (k *checker) limits(path string, l Limits) {
+	most := limit.Microsoft()
+	over := func(have, most limit.Rate) bool { return have.Per == most.Per && have.N > most.N }
+	if over(l.Messages, most.Messages) {
+		k.fail(path+".messages", "Microsoft slows a mailbox down after 30 messages in a minute; write 30/m or less")
+	}
+	if over(l.Recipients, most.Recipients) {
+		k.fail(path+".recipients", "Microsoft refuses a mailbox's mail after 10000 recipients in a day; write 10000/d or less")
+	}
+	switch {
+	case l.Connections < 1:
+		k.fail(path+".connections", "%d connections can send nothing; write 1 to %d", l.Connections, most.Connections)
+	case l.Connections > most.Connections:
+		k.fail(path+".connections", "Microsoft answers 432 to more than %d connections of a mailbox; write 1 to %d", most.Connections, most.Connections)
+	}
+}
+
+// sockets checks where the services listen.
+func (k *checker) sockets() {
+	k.listen("milter.listen", k.c.Milter.Listen, true)
+	if k.c.Milter.PolicyListen != "" {
+		k.listen("milter.policy_listen", k.c.Milter.PolicyListen, true)
+	}
+	if host, _, err := net.SplitHostPort(k.c.Milter.PolicyListen.HostPort()); err == nil && !IsLoopback(host) &&
+		slices.ContainsFunc(k.c.Clients, func(c Client) bool { return len(c.Fingerprints) > 0 }) {
+		k.fail("milter.policy_listen", "fingerprints of client certificates come over this socket, and whoever reaches it could claim one; write unix:/path")
+	}
+	k.listen("token.listen", k.c.Token.Listen, false)
+	k.web("milter.http", k.c.Milter.HTTP, "127.0.0.1:9725")
+	k.web("token.http", k.c.Token.HTTP, "127.0.0.1:9726")
+	k.distinct()
+	k.store(k.c.Token.StoreOf())
+	k.store(k.c.Milter.StoreOf())
+	if len(k.c.Token.Peers) == 0 {
+		k.fail("token.peers", "nobody may ask for credentials; write the user that Postfix runs as: [postfix]")
+	}
+	for i, p := range k.c.Token.Peers {
+		if p == "" {
+			k.fail(fmt.Sprintf("token.peers[%d]", i), "an empty name is nobody; write a user such as postfix")
+		}
+	}
+}
+
+func (k *checker) listen(path string, a serve.Address, inet bool) {
+	switch kind := a.Kind(); {
+	case a.Path() != "":
+		if n := len(a.Path()); n > maxSocketPath {
+			k.fail(path, "the socket's path has %d bytes; the system takes %d at most", n, maxSocketPath)
+		}
+	case kind == serve.KindInet && inet:
+		k.web(path, a.HostPort(), "inet:127.0.0.1:8891")
+	case kind == serve.KindInet:
+		k.fail(path, "credentials go over a unix socket only, which tells who asks; write unix:/path")
+	case inet:
+		k.fail(path, "%q is not a socket; write unix:/path or inet:host:port", Clip(a.String()))
+	default:
+		k.fail(path, "%q is not a socket; write unix:/path", Clip(a.String()))
+	}
+}
+
+// web checks a host with its port; no address at all is good.
+func (k *checker) web(path, s, example string) {
+	if s == "" && !strings.HasSuffix(path, ".listen") {
+		return
+	}
+	host, port, err := net.SplitHostPort(s)
+	_, ip := netip.ParseAddr(host)
+	if err != nil || !validPort(port) || ip != nil && !HostForm.MatchString(host) {
+		k.fail(path, "%q is not an address with its port; write one such as %s", Clip(s), example)
+	}
+}
+
+// distinct checks that no two services listen at the same place.
+func (k *checker) distinct() {
+	taken := make(map[string]string, 5)
+	place := func(a serve.Address) string { return cmp.Or(a.HostPort(), a.String()) }
+	for _, l := range []struct{ path, addr string }{
+		{"milter.listen", place(k.c.Milter.Listen)}, {"milter.policy_listen", place(k.c.Milter.PolicyListen)}, {"milter.http", k.c.Milter.HTTP},
+		{"token.listen", place(k.c.Token.Listen)}, {"token.http", k.c.Token.HTTP},
+	} {
+		if l.addr == "" {
+			continue
+		}
+		if other, ok := taken[l.addr]; ok {
+			k.fail(l.path, "%s listens on %s already; write another one", other, l.addr)
+		}
+		taken[l.addr] = l.path
+	}
+}
+
+// routes checks the certificates that Postfix shows to connectors, and what is only of use for SPF.
+func (k *checker) routes() {
+	for i, r := range k.c.Routes {
+		path := "routes[" + strconv.Itoa(i) + "]"
+		for j, a := range r.Addresses {
+			if _, err := netip.ParseAddr(a); err == nil {
+				continue
+			}
+			if _, err := netip.ParsePrefix(a); err != nil {
+				k.fail(fmt.Sprintf("%s.addresses[%d]", path, j), "%q is not an address; write the public address of this relay, such as 203.0.113.7", Clip(a))
+			}
+		}
+		switch {
+		case r.CertificateFile == "" && r.KeyFile != "":
+			k.fail(path+".key_file", "a key needs its certificate; write certificate_file: too")
+		case r.CertificateFile != "" && r.Type != "connector":
+			k.fail(path+".certificate_file", "a connector alone knows a relay by its certificate; remove this line")
+		}
+	}
+}
+
+// certificates checks that the names in the certificates for connectors lie in verified domains: Microsoft finds the tenant by them.
+func (k *checker) certificates(p *policy.Policy) {
+	if !k.all {
+		return
+	}
+	for i, r := range k.c.Routes {
+		if r.CertificateFile == "" || r.Type != "connector" {
+			continue
+		}
+		if err := checkRouteCertificate(p, r.CertificateFile, r.KeyFile, k.c.Tenant.Endpoints.CAFile, time.Now()); err != nil {
+			k.fail(fmt.Sprintf("routes[%d].certificate_file", i), "%v", err)
+		}
+	}
+}
+
+// policy makes the Policy. Of what it finds wrong, it reports the causes alone: without
+// domains no address is right, and without its mailbox no from is.
+func (k *checker) policy() {
+	s := k.c.settings()
+	if k.c.Tenant.PermissionsFile != "" {
+		var err error
+		if s.Permissions, err = readPermissions(k.c.Tenant.PermissionsFile, k.own); err != nil {
+			k.fail("tenant.permissions_file", "%v", err)
+			return // half of what is authorised is not known
+		}
+	}
+	p, errs := policy.New(s)
+	has := func(base string) bool {
+		return slices.ContainsFunc(errs, func(e policy.FieldError) bool { return within(e.Path, base) }) ||
+			slices.ContainsFunc(k.d.broken, func(b string) bool { return within(b, base) || within(base, b) })
+	}
+	noDomains, noRoutes := has("tenant.domains"), has("routes")
+	noMailboxes := has("mailboxes") || len(k.c.Mailboxes)+len(k.c.Routes) == 0
+	for _, e := range errs {
+		isFrom := within(e.Path, "clients") && strings.HasSuffix(e.Path, ".from")
+		isRoute := within(e.Path, "clients") && strings.HasSuffix(e.Path, ".route")
+		if noDomains && (within(e.Path, "mailboxes") || isFrom) || noMailboxes && (isFrom || isRoute) || noRoutes && isRoute {
+			continue
+		}
+		k.fail(e.Path, "%s", e.Text)
+	}
+	if p == nil {
+		return
+	}
+	k.c.Policy = p
+	for i, m := range p.Mailboxes() {
+		k.c.Mailboxes[i].Address = m.Name
+	}
+	k.certificates(p)
+}
+
+func (c *Site) settings() policy.Settings {
+	s := policy.Settings{Domains: c.Tenant.Domains, AllowOnMicrosoft: c.Tenant.AllowOnMicrosoft, Submission: c.Tenant.Endpoints.Submission}
+	s.Mailboxes, s.Clients = make([]policy.MailboxSettings, 0, len(c.Mailboxes)), make([]policy.ClientSettings, 0, len(c.Clients))
+	for _, m := range c.Mailboxes {
+		s.Mailboxes = append(s.Mailboxes, policy.MailboxSettings{Address: m.Address, Aliases: m.Aliases, SendAs: m.SendAs, PlusAddresses: m.PlusAddresses, Pool: m.Pool})
+	}
+	for _, r := range c.Routes {
+		s.Routes = append(s.Routes, policy.RouteSettings{Name: r.Name, Type: r.Type, Endpoint: r.Endpoint, Transport: r.Transport, External: r.External})
+	}
+	for _, c := range c.Clients {
+		s.Clients = append(s.Clients, c.policy())
+	}
+	return s
+}

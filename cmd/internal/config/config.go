@@ -1,0 +1,474 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/sendas/sendas/internal/serve"
+	"github.com/sendas/sendas/milter/quota"
+	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/policy/address"
+	"github.com/sendas/sendas/policy/limit"
+)
+
+// maxFile is the size in bytes above which a file is no configuration, but a mistake.
+const maxFile = 64 << 20
+
+// A Check says how far Load looks.
+type Check int
+
+// The checks.
+const (
+	SkipFiles  Check = iota // what the file says: for commands that change nothing
+	CheckOwn                // also that nobody else can change it: for the milter, which may not read secrets
+	CheckFiles              // also that secrets and certificates can be used
+	CheckAll                // also what Postfix alone reads: the certificates of routes
+)
+
+// A Site is the whole configuration. The one that Load returns is valid and complete;
+// it never changes, and is safe for concurrent use.
+type Site struct {
+	Tenant      Tenant                `yaml:"tenant"`
+	Credentials map[string]Credential `yaml:"credentials"`
+	Mailboxes   []Mailbox             `yaml:"mailboxes"`
+	Routes      []Route               `yaml:"routes"`
+	Clients     []Client              `yaml:"clients"`
+	Identities  []Identity            `yaml:"identities"`
+	Milter      Milter                `yaml:"milter"`
+	Token       Token                 `yaml:"token"`
+
+	// Policy is made of Tenant, Mailboxes, Routes and Clients. Its mailboxes are in the order
+	// of Mailboxes.
+	Policy *policy.Policy
+}
+
+// Tenant is the Microsoft 365 organisation.
+type Tenant struct {
+	ID               string    `yaml:"id"`    // GUID or domain
+	Cloud            string    `yaml:"cloud"` // key of clouds
+	Domains          []string  `yaml:"domains"`
+	AllowOnMicrosoft bool      `yaml:"allow_onmicrosoft"`
+	PermissionsFile  string    `yaml:"permissions_file"`    // CSV; absolute, or empty
+	External         string    `yaml:"external_recipients"` // auto, a rate, or off
+	Licenses         int       `yaml:"licenses"`            // paid email licences, for auto
+	Trial            bool      `yaml:"trial"`               // a trial tenant, for auto
+	Endpoints        Endpoints `yaml:"endpoints"`
+}
+
+// Endpoints is where Microsoft is: what the cloud implies, overridden one by one.
+type Endpoints struct {
+	Authority      string `yaml:"authority"`       // URL without path and closing slash
+	Scope          string `yaml:"scope"`           // of an app's own token, ends in /.default
+	DelegatedScope string `yaml:"delegated_scope"` // of a signed-in user's token, ends in /SMTP.Send
+	Submission     string `yaml:"submission"`      // host:port
+	CAFile         string `yaml:"ca_file"`         // absolute, or empty
+	Proxy          string `yaml:"proxy"`           // URL, or empty: then the environment says
+}
+
+// Credential is a way to get an access token. File names are absolute, or stand for a
+// credential of systemd's (token.ResolveFile).
+type Credential struct {
+	Flow             string `yaml:"flow"`
+	ClientID         string `yaml:"client_id"`
+	ClientSecretFile string `yaml:"client_secret_file"`
+	SecretExpires    string `yaml:"secret_expires"` // 2027-05-31, or empty; Entra tells it to nobody who asks for a token
+	CertificateFile  string `yaml:"certificate_file"`
+	KeyFile          string `yaml:"key_file"`    // empty where CertificateFile holds the key too
+	TokenFile        string `yaml:"token_file"`  // of a federated credential
+	User             string `yaml:"user"`        // who has to sign in
+	ObjectID         string `yaml:"object_id"`   // of a managed identity, as is the next
+	ResourceID       string `yaml:"resource_id"` // one of the three ids, or none for the machine's own
+}
+
+// The flows of a credential.
+const (
+	flowClientCredentials = "client_credentials"
+	FlowFederated         = "federated"
+	flowManagedIdentity   = "managed_identity"
+	flowDeviceCode        = "device_code"
+	FlowAuthorizationCode = "authorization_code"
+)
+
+// Delegated tells whether a user signs in, with "sendas login"; else an app acts on its own.
+func (c *Credential) Delegated() bool {
+	return c.Flow == flowDeviceCode || c.Flow == FlowAuthorizationCode
+}
+
+// Mailbox is a mailbox as whom we authenticate.
+type Mailbox struct {
+	Address       string   `yaml:"address"` // in the form of policy.Mailbox.Name: an address, or "*@domain"
+	Aliases       []string `yaml:"aliases"`
+	Credential    string   `yaml:"credential"` // key of Site.Credentials
+	SendAs        []string `yaml:"send_as"`
+	PlusAddresses bool     `yaml:"plus_addresses"`
+	Pool          bool     `yaml:"pool"` // other mailboxes may share Send As addresses with it
+	Limits        Limits   `yaml:"limits"`
+}
+
+// Senders returns the addresses as which the mailbox may send, its own first. A pattern stands for itself.
+func (m *Mailbox) Senders() []string {
+	return slices.Concat([]string{m.Address}, m.Aliases, m.SendAs)
+}
+
+// Pattern reports whether each sender of a domain is a mailbox of its own.
+func (m *Mailbox) Pattern() bool {
+	_, ok := address.CutPattern(m.Address)
+	return ok
+}
+
+// Limits is what one mailbox may do.
+type Limits struct {
+	Messages    limit.Rate `yaml:"messages"`
+	Recipients  limit.Rate `yaml:"recipients"`
+	Connections int        `yaml:"connections"`
+}
+
+// Limits returns the limits as the ledger takes them.
+func (l Limits) Limits() limit.Limits {
+	return limit.Limits{Messages: l.Messages, Recipients: l.Recipients, Connections: l.Connections}
+}
+
+// The values of Tenant.External besides a rate.
+const (
+	externalOff  = "off"
+	externalAuto = "auto"
+)
+
+// LimitsExternal tells whether the tenant's external recipients are counted at all.
+func (t *Tenant) LimitsExternal() bool { return t.External != externalOff }
+
+// ExternalRate returns how many external recipients all mailboxes of the tenant may have together. Senders at onmicrosoft.com are
+// counted apart, but Microsoft counts them here as well, so as many are kept back.
+func (t *Tenant) ExternalRate() (limit.Rate, error) {
+	r := limit.TERRL(t.Licenses)
+	if t.External != externalAuto {
+		var err error
+		if r, err = limit.ParseRate(t.External); err != nil {
+			return r, err
+		}
+	}
+	if t.AllowOnMicrosoft {
+		r.N = max(1, r.N-limit.MOERA().N)
+	}
+	return r, nil
+}
+
+// Route is a way out; see policy.Route. File names are absolute.
+type Route struct {
+	Name            string   `yaml:"name"`
+	Type            string   `yaml:"type"`
+	Endpoint        string   `yaml:"endpoint"`
+	Transport       string   `yaml:"transport"`
+	External        string   `yaml:"external"`
+	CertificateFile string   `yaml:"certificate_file"` // what Postfix's transport shows to a connector; checked here
+	KeyFile         string   `yaml:"key_file"`         // empty where CertificateFile holds the key too
+	Addresses       []string `yaml:"addresses"`        // of this relay as Microsoft sees it; for SPF
+}
+
+// Client is a client; see policy.Client.
+type Client struct {
+	Name           string   `yaml:"name"`
+	Networks       []string `yaml:"networks"`
+	Logins         []string `yaml:"logins"`
+	Subjects       []string `yaml:"cert_subjects"`
+	Fingerprints   []string `yaml:"cert_fingerprints"`
+	Senders        []string `yaml:"senders"`
+	From           string   `yaml:"from"`
+	DisplayName    string   `yaml:"display_name"`
+	ReplyTo        string   `yaml:"reply_to"`
+	OnUnauthorized string   `yaml:"on_unauthorized"`
+	Route          string   `yaml:"route"`
+
+	Limits  ClientLimits `yaml:"limits"`
+	OnLimit string       `yaml:"on_limit"`
+}
+
+// ClientLimits is what a client may submit; several rates hold at once.
+type ClientLimits struct {
+	Messages   []limit.Rate `yaml:"messages"`
+	Recipients []limit.Rate `yaml:"recipients"`
+}
+
+// setDefaults keeps an application that can try again from losing mail; a device that cannot has "hold".
+func (c *Client) setDefaults() { c.OnLimit = string(quota.DeferOver) }
+
+// policy returns the client as package policy wants it.
+func (c *Client) policy() policy.ClientSettings {
+	return policy.ClientSettings{Name: c.Name, Networks: c.Networks, Logins: c.Logins, Subjects: c.Subjects, Fingerprints: c.Fingerprints,
+		Senders: c.Senders, From: c.From, DisplayName: c.DisplayName, ReplyTo: c.ReplyTo, OnUnauthorized: c.OnUnauthorized, Route: c.Route}
+}
+
+// ClientQuotas returns the limits of all clients that have some.
+func (c *Site) ClientQuotas() map[string]quota.ClientLimit {
+	m := make(map[string]quota.ClientLimit)
+	for _, x := range c.Clients {
+		if len(x.Limits.Messages)+len(x.Limits.Recipients) > 0 {
+			m[x.Name] = quota.ClientLimit{Rates: quota.Rates(x.Limits), OnLimit: quota.OnLimit(x.OnLimit)}
+		}
+	}
+	return m
+}
+
+// Identity is what may be sent as an address, whoever sends as it. The first that matches wins.
+type Identity struct {
+	Address string       `yaml:"address"` // or "*@domain": every address of the domain has a count of its own
+	Limits  ClientLimits `yaml:"limits"`
+	OnLimit string       `yaml:"on_limit"`
+}
+
+func (i *Identity) setDefaults() { i.OnLimit = string(quota.DeferOver) }
+
+// IdentityQuotas returns the limits of identities.
+func (c *Site) IdentityQuotas() []quota.IdentityLimit {
+	list := make([]quota.IdentityLimit, len(c.Identities))
+	for i, x := range c.Identities {
+		list[i] = quota.IdentityLimit{Address: x.Address, Rates: quota.Rates(x.Limits), OnLimit: quota.OnLimit(x.OnLimit)}
+	}
+	return list
+}
+
+// WithoutLists returns what a milter needs of the configuration once its policy and its limits are made: all but the lists that grow with a site.
+func (c *Site) WithoutLists() *Site {
+	rest := *c
+	rest.Mailboxes, rest.Clients, rest.Identities = nil, nil, nil
+	return &rest
+}
+
+// Milter is the service that Postfix asks about incoming mail.
+type Milter struct {
+	Listen       serve.Address `yaml:"listen"`        // unix:/path or inet:host:port
+	PolicyListen serve.Address `yaml:"policy_listen"` // unix:/path or inet:host:port, or empty for none
+	HTTP         string        `yaml:"http"`          // host:port, or empty for none
+
+	Store             string `yaml:"store"` // see Store
+	StorePasswordFile string `yaml:"store_password_file"`
+	Hosts             int    `yaml:"hosts"`
+
+	QueueCeiling time.Duration `yaml:"queue_ceiling"` // how long what is taken last may have to wait; 0: no ceiling
+	QueueSocket  string        `yaml:"queue_socket"`  // of Postfix's showq(8); absolute
+}
+
+// Token is the service that Postfix asks for credentials.
+type Token struct {
+	Listen serve.Address `yaml:"listen"` // unix:/path
+	HTTP   string        `yaml:"http"`   // host:port, or empty for none
+	Peers  []string      `yaml:"peers"`  // users who may ask
+
+	StateDir   string `yaml:"state_dir"`   // where refresh tokens are kept
+	TokenFiles string `yaml:"token_files"` // folder for the files of the sasl-xoauth2 plugin, or empty
+
+	Store             string `yaml:"store"` // see Store
+	StorePasswordFile string `yaml:"store_password_file"`
+	Hosts             int    `yaml:"hosts"`
+	Host              string `yaml:"host"`
+}
+
+// Default returns what holds where the file says nothing. An endpoint of the tenant comes
+// from clouds, and entries of lists begin with their setDefaults.
+func Default() *Site {
+	return &Site{
+		Tenant: Tenant{Cloud: "global", External: externalOff},
+		Milter: Milter{
+			Listen: "unix:/var/spool/postfix/sendas/milter", PolicyListen: "unix:/var/spool/postfix/sendas/policy", HTTP: "127.0.0.1:9725",
+			Store: "bolt:/var/lib/sendas/milter.db", Hosts: 1, QueueSocket: "/var/spool/postfix/public/showq",
+		},
+		Token: Token{
+			Listen: "unix:/var/spool/postfix/sendas/credentials", HTTP: "127.0.0.1:9726", Peers: []string{"postfix"},
+			StateDir: "/var/lib/sendas-token", Hosts: 1,
+		},
+	}
+}
+
+func (c *Credential) setDefaults() { c.Flow = flowClientCredentials }
+
+func (m *Mailbox) setDefaults() {
+	l := limit.Microsoft()
+	m.Limits = Limits{l.Messages, l.Recipients, l.Connections}
+}
+
+// Clouds is what tenant.cloud implies (Microsoft's endpoint lists; GCC is in global).
+var Clouds = map[string]Endpoints{
+	"global": {
+		Authority: "https://login.microsoftonline.com", Scope: "https://outlook.office365.com/.default", DelegatedScope: "https://outlook.office.com/SMTP.Send",
+		Submission: "smtp.office365.com:587",
+	},
+	"gcc-high": {
+		Authority: "https://login.microsoftonline.us", Scope: "https://outlook.office365.us/.default", DelegatedScope: "https://outlook.office365.us/SMTP.Send",
+		Submission: "smtp.office365.us:587",
+	},
+	"dod": {
+		Authority: "https://login.microsoftonline.us", Scope: "https://outlook.office365.us/.default", DelegatedScope: "https://outlook.office365.us/SMTP.Send",
+		Submission: "outlook-dod.office365.us:587",
+	},
+	"china": {
+		Authority: "https://login.partner.microsoftonline.cn", Scope: "https://partner.outlook.cn/.default", DelegatedScope: "https://partner.outlook.cn/SMTP.Send",
+		Submission: "smtp.partner.outlook.cn:587",
+	},
+}
+
+// Load reads and checks a configuration file. Relative file names in it start at its
+// folder. The error is a *Error with all that is wrong.
+func Load(path string, check Check) (*Site, error) {
+	data, err := readFile(path, check)
+	if err != nil {
+		return nil, &Error{File: path, Problems: []Problem{{Text: err.Error()}}}
+	}
+	return parse(path, data, check)
+}
+
+// parse is Load for what has been read.
+func parse(path string, data []byte, check Check) (*Site, error) {
+	return parseInPieces(path, data, check, pieceSize)
+}
+
+func parseInPieces(path string, data []byte, check Check, size int) (*Site, error) {
+	data = bytes.TrimPrefix(data, []byte("\ufeff"))
+	if p := CheckText(data); p != nil {
+		return nil, newError(path, data, []Problem{*p})
+	}
+	dir, err := filepath.Abs(filepath.Dir(path))
+	if err != nil {
+		return nil, &Error{File: path, Problems: []Problem{{Text: fmt.Sprintf("its folder is unknown: %v", err)}}}
+	}
+	c, d, p := decodeConfig(data, size)
+	if p != nil {
+		return nil, newError(path, data, []Problem{*p})
+	}
+	c.Complete(dir)
+	k := checker{c: c, d: d, own: check >= CheckOwn, files: check >= CheckFiles, all: check == CheckAll}
+	if list := append(d.problems, k.check()...); len(list) > 0 {
+		return nil, newError(path, data, list)
+	}
+	return c, nil
+}
+
+// readFile returns the bytes of the file. Its errors follow the name of the file.
+func readFile(path string, check Check) ([]byte, error) {
+	if err := fit(path, check, loadHint); err != nil {
+		return nil, err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, unreadable(err, loadHint)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFile))
+	if err != nil {
+		return nil, unreadable(err, loadHint)
+	}
+	return data, nil
+}
+
+// fit tells whether a file can be part of the configuration. Its errors follow the name of the file.
+func fit(path string, check Check, hint string) error {
+	info, err := os.Stat(path) // before it is opened: opening a FIFO would wait for a writer
+	switch {
+	case err != nil:
+		return unreadable(err, hint)
+	case !info.Mode().IsRegular():
+		return errors.New("is not a regular file; name the file itself")
+	case info.Size() > maxFile:
+		return errors.New("is larger than 64 MiB; that is no configuration")
+	case check >= CheckOwn && info.Mode().Perm()&0o022 != 0:
+		return fmt.Errorf("can be changed by others (mode %04o), who could redirect mail; type \"chmod go-w %s\"", info.Mode().Perm(), path)
+	}
+	return nil
+}
+
+// loadHint says what to do about a configuration file that is not there.
+const loadHint = "name another file with --config"
+
+// unreadable words why a file cannot be read. The text follows the name of the file.
+func unreadable(err error, hint string) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return errors.New("does not exist; " + hint)
+	case errors.Is(err, fs.ErrPermission):
+		return errors.New("may not be read by this user; the services read it through its group (chgrp sendas, chmod 0640)")
+	}
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		err = e.Err
+	}
+	return fmt.Errorf("cannot be read: %v", err)
+}
+
+// CheckText finds what no YAML parser should have to guess about.
+func CheckText(data []byte) *Problem {
+	n := 0
+	for line := range bytes.Lines(data) {
+		n++
+		line = bytes.TrimSuffix(bytes.TrimSuffix(line, []byte("\n")), []byte("\r"))
+		text := bytes.TrimLeft(line, " \t")
+		switch {
+		case !utf8.Valid(line):
+			return &Problem{Line: n, Text: "this line is not UTF-8; save the file in UTF-8"}
+		case bytes.ContainsFunc(line, isControl):
+			return &Problem{Line: n, Text: "this line has a control character; remove it"}
+		case len(text) > 0 && bytes.ContainsRune(line[:len(line)-len(text)], '\t'):
+			return &Problem{Line: n, Text: "this line begins with a tab; YAML wants spaces"}
+		}
+	}
+	return nil
+}
+
+func isControl(r rune) bool { return r < ' ' && r != '\t' || 0x7f <= r && r < 0xa0 }
+
+// Complete fills in what follows from other settings, and makes file names absolute.
+func (c *Site) Complete(dir string) {
+	e, implied := &c.Tenant.Endpoints, Clouds[c.Tenant.Cloud]
+	for _, f := range []struct {
+		have *string
+		want string
+	}{
+		{&e.Authority, implied.Authority}, {&e.Scope, implied.Scope}, {&e.DelegatedScope, implied.DelegatedScope}, {&e.Submission, implied.Submission},
+	} {
+		if *f.have == "" {
+			*f.have = f.want
+		}
+	}
+	e.Authority = strings.TrimSuffix(e.Authority, "/")
+	e.CAFile = under(dir, e.CAFile)
+	c.Tenant.PermissionsFile = under(dir, c.Tenant.PermissionsFile)
+	for i := range c.Routes {
+		r := &c.Routes[i]
+		r.CertificateFile, r.KeyFile = under(dir, r.CertificateFile), under(dir, r.KeyFile)
+	}
+	for name, r := range c.Credentials {
+		r.ClientSecretFile = under(dir, r.ClientSecretFile)
+		r.CertificateFile = under(dir, r.CertificateFile)
+		r.KeyFile = under(dir, r.KeyFile)
+		r.TokenFile = under(dir, r.TokenFile)
+		c.Credentials[name] = r
+	}
+	c.Token.StateDir, c.Token.TokenFiles = under(dir, c.Token.StateDir), under(dir, c.Token.TokenFiles)
+	c.Milter.QueueSocket = under(dir, c.Milter.QueueSocket)
+	completeStore(&c.Milter.Store, &c.Milter.StorePasswordFile, dir, "/var/lib/sendas", "milter.db")
+	completeStore(&c.Token.Store, &c.Token.StorePasswordFile, dir, c.Token.StateDir, "token.db")
+	if c.Milter.PolicyListen == "off" {
+		c.Milter.PolicyListen = ""
+	}
+	for _, p := range []*serve.Address{&c.Milter.Listen, &c.Milter.PolicyListen, &c.Token.Listen} {
+		*p = p.Below(dir)
+	}
+	for _, p := range []*string{&c.Milter.HTTP, &c.Token.HTTP} {
+		if *p == "off" {
+			*p = ""
+		}
+	}
+}
+
+func under(dir, file string) string {
+	if file == "" || filepath.IsAbs(file) || strings.HasPrefix(file, "credential:") {
+		return file
+	}
+	return filepath.Join(dir, file)
+}

@@ -1,0 +1,333 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sendas/sendas/internal/serve"
+	"github.com/sendas/sendas/policy/limit"
+)
+
+var update = flag.Bool("update", false, "write testdata/bad/*.want anew")
+
+// TestBadConfigs loads each wrong file and compares what it says with the file beside it.
+func TestBadConfigs(t *testing.T) {
+	t.Chdir("testdata/bad") // the name of the file is in the text
+	for _, file := range glob(t, "*.yaml") {
+		t.Run(file, func(t *testing.T) {
+			_, err := Load(file, SkipFiles)
+			if _, ok := errors.AsType[*Error](err); !ok {
+				t.Fatalf("LoadConfig(%q) = %T, want a *ConfigError", file, err)
+			}
+			got, name := err.Error()+"\n", strings.TrimSuffix(file, ".yaml")+".want"
+			if *update {
+				if err := os.WriteFile(name, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != string(want) {
+				t.Errorf("got:\n%swant:\n%s", got, want)
+			}
+			if strings.Contains(got, "hunter2") {
+				t.Error("the text shows a secret")
+			}
+		})
+	}
+}
+
+func TestGoodConfigs(t *testing.T) {
+	for _, file := range glob(t, "testdata/good/*.yaml") {
+		if _, err := Load(file, SkipFiles); err != nil {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
+func TestFullConfig(t *testing.T) {
+	c := load(t, "testdata/good/full.yaml")
+	dir, err := filepath.Abs("testdata/good")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Policy == nil {
+		t.Fatal("Policy is nil")
+	}
+	for _, row := range []struct {
+		name      string
+		got, want any
+	}{
+		{"cloud", c.Tenant.Cloud, "gcc-high"},
+		{"authority", c.Tenant.Endpoints.Authority, "https://login.microsoftonline.us"},
+		{"ca_file", c.Tenant.Endpoints.CAFile, dir + "/ca.pem"},
+		{"certificate_file", c.Credentials["relay-app"].CertificateFile, dir + "/relay-app.pem"},
+		{"key_file", c.Credentials["relay-app"].KeyFile, "/etc/sendas/relay-app.key"},
+		{"client_secret_file", c.Credentials["other.app"].ClientSecretFile, dir + "/secrets/other.secret"},
+		{"default flow", c.Credentials["other.app"].Flow, "client_credentials"},
+		{"address as the policy has it", c.Mailboxes[0].Address, c.Policy.Mailboxes()[0].Address.String()},
+		{"aliases", c.Mailboxes[0].Aliases, []string{"erp-old@contoso.com"}},
+		{"limits", c.Mailboxes[0].Limits.Limits(), limit.Limits{
+			Messages: limit.Rate{N: 20, Per: time.Minute}, Recipients: limit.Rate{N: 500, Per: time.Hour}, Connections: 2,
+		}},
+		{"a login of digits", c.Clients[0].Logins, []string{"007"}},
+		{"milter", c.Milter, Milter{Listen: "inet:127.0.0.1:8891", PolicyListen: "inet:127.0.0.1:8892", Store: "redis://redis.contoso.com:6379/1",
+			StorePasswordFile: dir + "/redis.secret", Hosts: 3, QueueCeiling: 24 * time.Hour, QueueSocket: dir + "/showq"}},
+		{"identities", c.Identities, []Identity{
+			{"Billing@contoso.com", ClientLimits{Messages: []limit.Rate{{N: 100, Per: time.Hour}, {N: 500, Per: 24 * time.Hour}},
+				Recipients: []limit.Rate{{N: 1000, Per: 24 * time.Hour}}}, "reject"},
+			{"*@contoso.com", ClientLimits{Messages: []limit.Rate{{N: 50, Per: time.Hour}}}, "defer"}}},
+		{"token", c.Token, Token{Listen: serve.Unix(dir + "/run/credentials"), HTTP: "localhost:9800", Peers: []string{"postfix", "postdrop"},
+			StateDir: dir + "/state", TokenFiles: dir + "/tokens", Store: "rediss://sendas@redis.contoso.com:6380/2",
+			StorePasswordFile: "credential:redis", Hosts: 2, Host: "relay-1"}},
+		{"a client's limits", c.Clients[0].Limits, ClientLimits{Messages: []limit.Rate{{N: 20, Per: time.Minute}, {N: 500, Per: time.Hour}},
+			Recipients: []limit.Rate{{N: 2000, Per: 24 * time.Hour}}}},
+		{"on_limit", c.Clients[0].OnLimit + " " + c.Clients[1].OnLimit, "hold defer"},
+		{"a credential of systemd", c.Credentials["desktop"].ClientSecretFile, "credential:desktop.secret"},
+		{"token_file", c.Credentials["cluster"].TokenFile, dir + "/token"},
+	} {
+		if !reflect.DeepEqual(row.got, row.want) {
+			t.Errorf("%s = %v, want %v", row.name, row.got, row.want)
+		}
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	c := load(t, "testdata/good/minimal.yaml")
+	if got, want := c.Tenant.Endpoints, Clouds["global"]; got != want {
+		t.Errorf("endpoints = %v, want %v", got, want)
+	}
+	if got, want := c.Mailboxes[0].Limits.Limits(), limit.Microsoft(); got != want {
+		t.Errorf("limits = %v, want %v", got, want)
+	}
+	if got, want := c.Milter, Default().Milter; got != want {
+		t.Errorf("milter = %v, want %v", got, want)
+	}
+	want := Default().Token
+	want.Store = "bolt:/var/lib/sendas-token/token.db"
+	if got := c.Token; !reflect.DeepEqual(got, want) {
+		t.Errorf("token = %v, want %v", got, want)
+	}
+}
+
+func TestEachCloud(t *testing.T) {
+	minimal := read(t, "testdata/good/minimal.yaml")
+	for cloud, want := range Clouds {
+		text := strings.Replace(minimal, "tenant:\n", "tenant:\n  cloud: "+cloud+"\n", 1)
+		c, err := parse("sendas.yaml", []byte(text), SkipFiles)
+		if err != nil {
+			t.Errorf("%s: %v", cloud, err)
+			continue
+		}
+		if c.Tenant.Endpoints != want {
+			t.Errorf("%s: endpoints = %v, want %v", cloud, c.Tenant.Endpoints, want)
+		}
+	}
+}
+
+// TestCheckFiles breaks one file after another; the milter must not notice.
+func TestCheckFiles(t *testing.T) {
+	for _, row := range []struct {
+		name  string
+		spoil func(dir string) error
+		want  string
+	}{
+		{"nothing", func(string) error { return nil }, ""},
+		{"secret gone", func(dir string) error { return os.Remove(dir + "/relay-app.secret") }, "client_secret_file: file"},
+		{"secret open to all", func(dir string) error { return os.Chmod(dir+"/relay-app.secret", 0o644) }, "is open to every user"},
+		{"secret empty", func(dir string) error { return os.WriteFile(dir+"/relay-app.secret", nil, 0o600) }, "is empty"},
+		{"config open to its group", func(dir string) error { return os.Chmod(dir+"/sendas.yaml", 0o660) }, "can be changed by others (mode 0660)"},
+		{"config open to all", func(dir string) error { return os.Chmod(dir+"/sendas.yaml", 0o646) }, "can be changed by others (mode 0646)"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			dir := t.TempDir()
+			file := filepath.Join(dir, "sendas.yaml")
+			write(t, file, read(t, "testdata/good/minimal.yaml"))
+			write(t, dir+"/relay-app.secret", "0123456789\n")
+			if err := row.spoil(dir); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Load(file, SkipFiles); err != nil {
+				t.Errorf("with SkipFiles: %v", err)
+			}
+			wantError(t, file, CheckFiles, row.want)
+		})
+	}
+}
+
+func TestCheckCAAndCertificate(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "sendas.yaml")
+	write(t, file, read(t, "testdata/good/full.yaml"))
+	wantError(t, file, CheckFiles, `tenant.endpoints.ca_file: file "`+dir+`/ca.pem" does not exist`)
+	wantError(t, file, CheckFiles, "credentials.relay-app.certificate_file: file")
+}
+
+func TestUnreadableConfig(t *testing.T) {
+	dir := t.TempDir()
+	big := filepath.Join(dir, "big.yaml")
+	write(t, big, "")
+	if err := os.Truncate(big, maxFile+1); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, dir+"/none.yaml", SkipFiles, "none.yaml: does not exist")
+	wantError(t, dir, SkipFiles, "is not a regular file")
+	wantError(t, big, SkipFiles, "is larger than 64 MiB")
+}
+
+// TestSampleConfig proves that every key of the sample is known: a line "#key" is a key at
+// its default or an example, a line "# words" is prose.
+func TestSampleConfig(t *testing.T) {
+	sample := read(t, "../../../packaging/sendas.yaml")
+	t.Chdir(t.TempDir()) // file names are relative to the configuration's folder
+	write(t, "permissions.csv", "Kind,Mailbox,Address\nDomain,,contoso.com\n")
+	full := regexp.MustCompile(`(?m)^( *)#(\S)`).ReplaceAllString(sample, "$1$2")
+	c, err := parse("sendas.yaml", []byte(full), SkipFiles)
+	if err != nil {
+		t.Fatalf("uncommented: %v", err)
+	}
+	for _, key := range allKeys(reflect.TypeOf(*c)) {
+		if !regexp.MustCompile(`(?m)^[ #-]*` + key + `:`).MatchString(sample) {
+			t.Errorf("the sample does not show %s:", key)
+		}
+	}
+	if _, err := parse("sendas.yaml", []byte(sample), SkipFiles); err == nil {
+		t.Error("the sample loads as it is; it must not, before the administrator has filled it in")
+	}
+}
+
+// allKeys returns every key of the configuration.
+func allKeys(t reflect.Type) []string {
+	switch t.Kind() {
+	case reflect.Slice, reflect.Map:
+		return allKeys(t.Elem())
+	case reflect.Struct:
+	default:
+		return nil
+	}
+	var list []string
+	for i := range t.NumField() {
+		if key := t.Field(i).Tag.Get("yaml"); key != "" {
+			list = append(append(list, key), allKeys(t.Field(i).Type)...)
+		}
+	}
+	return list
+}
+
+func TestBigConfig(t *testing.T) {
+	c, err := parse("sendas.yaml", bigConfig(10_000), SkipFiles)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(c.Clients) != 10_000 || len(c.Mailboxes) != 10_000 {
+		t.Errorf("%d clients and %d mailboxes, want 10000 of each", len(c.Clients), len(c.Mailboxes))
+	}
+}
+
+// bigConfig has n mailboxes with a Send As address, and n clients with five networks.
+func bigConfig(n int) []byte {
+	var b bytes.Buffer
+	b.WriteString("tenant: {id: contoso.com, domains: [contoso.com]}\ncredentials:\n  relay-app:\n" +
+		"    client_id: 5f2c0d3e-1a2b-4c3d-8e4f-0123456789ab\n    client_secret_file: relay-app.secret\nmailboxes:\n")
+	for i := range n {
+		fmt.Fprintf(&b, "  - address: box%d@contoso.com\n    credential: relay-app\n    send_as: [alias%d@contoso.com]\n", i, i)
+	}
+	b.WriteString("clients:\n")
+	for i := range n {
+		fmt.Fprintf(&b, "  - name: client%d\n    networks:\n", i)
+		for j := range 5 {
+			fmt.Fprintf(&b, "      - 10.%d.%d.%d/28\n", i>>8, i&255, 16*j)
+		}
+		fmt.Fprintf(&b, "    from: box%d@contoso.com\n", i)
+	}
+	return b.Bytes()
+}
+
+func FuzzLoadConfig(f *testing.F) {
+	for _, pattern := range []string{"testdata/good/*.yaml", "testdata/bad/*.yaml"} {
+		for _, file := range glob(f, pattern) {
+			f.Add([]byte(read(f, file)))
+		}
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := parse("sendas.yaml", data, SkipFiles)
+		if err == nil {
+			if c.Policy == nil || len(c.Mailboxes) == 0 || len(c.Clients) == 0 {
+				t.Error("a Config without an error is not complete")
+			}
+			return
+		}
+		e, ok := errors.AsType[*Error](err)
+		if !ok || len(e.Problems) == 0 {
+			t.Fatalf("%T, want a *ConfigError with problems", err)
+		}
+		for _, p := range e.Problems[:min(len(e.Problems), MaxProblems)] {
+			if p.Line < 1 || p.Line > bytes.Count(data, []byte("\n"))+1 || p.Text == "" {
+				t.Errorf("problem %+v of %d lines", p, bytes.Count(data, []byte("\n"))+1)
+			}
+		}
+		if s := err.Error(); strings.ContainsAny(s, "\x00\x1b\r") {
+			t.Errorf("the text is not for a terminal: %q", s)
+		}
+	})
+}
+
+func load(t *testing.T, file string) *Site {
+	t.Helper()
+	c, err := Load(file, SkipFiles)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// wantError loads the file and looks for want in the error; "" is no error.
+func wantError(t *testing.T, file string, check Check, want string) {
+	t.Helper()
+	_, err := Load(file, check)
+	if want == "" {
+		if err != nil {
+			t.Errorf("LoadConfig: %v, want no error", err)
+		}
+		return
+	}
+	if err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("LoadConfig: %v, want ... %s ...", err, want)
+	}
+}
+
+func glob(t testing.TB, pattern string) []string {
+	t.Helper()
+	list, err := filepath.Glob(pattern)
+	if err != nil || len(list) == 0 {
+		t.Fatalf("no files %s (%v)", pattern, err)
+	}
+	return list
+}
+
+func read(t testing.TB, file string) string {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func write(t *testing.T, file, text string) {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,196 @@
+package doctor
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sendas/sendas/cmd/internal/config"
+	"github.com/sendas/sendas/cmd/internal/config/configtest"
+	"github.com/sendas/sendas/cmd/internal/finding"
+	"github.com/sendas/sendas/cmd/internal/finding/findingtest"
+	"github.com/sendas/sendas/internal/serve"
+	"github.com/sendas/sendas/milter"
+	"github.com/sendas/sendas/token/lease"
+)
+
+// socketDoctor is a doctor whose services have their sockets below a folder.
+func socketDoctor(t *testing.T) (d *Walk, dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	w := emptyWorld()
+	w.dial = (&net.Dialer{}).DialContext
+	d = New(&Options{Stdout: &bytes.Buffer{}}, w)
+	c, err := config.Load(configtest.WriteFile(t, filepath.Join(dir, "sendas.yaml"), configtest.SmallConfig, 0o644), config.SkipFiles)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Milter.Listen, c.Milter.PolicyListen, c.Token.Listen = serve.Unix(dir+"/milter"), serve.Unix(dir+"/policy"), serve.Unix(dir+"/credentials")
+	c.Milter.HTTP, c.Token.HTTP = "", ""
+	d.config = c
+	return d, dir
+}
+
+func listenOn(t *testing.T, path string) net.Listener {
+	t.Helper()
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	return ln
+}
+
+// The real services are recognised.
+func TestDoctorSockets(t *testing.T) {
+	d, dir := socketDoctor(t)
+	log, metrics, sessions := slog.New(slog.DiscardHandler), milter.NewMetrics(prometheus.NewRegistry()), new(milter.Sessions)
+	srv := &milter.Server{Log: log, Metrics: metrics, Sessions: sessions}
+	srv.Use(d.config.Policy)
+	early := &milter.PolicyServer{Log: log, Metrics: metrics, Sessions: sessions}
+	early.Use(d.config.Policy)
+	go srv.Serve(listenOn(t, dir+"/milter"))
+	go early.Serve(listenOn(t, dir+"/policy"))
+	questions := make(chan string, 10)
+	maps := map[string]lease.Map{"transport": func(_ context.Context, _ lease.Caller, key string) lease.Result {
+		questions <- key
+		return lease.Result{Status: lease.NotFound}
+	}}
+	go (&lease.SocketmapServer{Maps: maps, Peers: []uint32{uint32(os.Geteuid()) + 1}, Log: log}).Serve(t.Context(), listenOn(t, dir+"/credentials"))
+	d.checkSockets(t.Context())
+	findingtest.WantWhole(t, &d.Report)
+	d.wantCheck(t, "sockets.milter", finding.OK, "the milter of sendas")
+	d.wantCheck(t, "sockets.policy", finding.OK, "550 5.7.1")
+	d.wantCheck(t, "sockets.credentials", finding.OK, "token.peers")
+	d.wantCheck(t, "sockets.http.milter", finding.Skip, "milter.http")
+	d.wantCheck(t, "sockets.http.token", finding.Skip, "token.http")
+
+	// A user who may ask asks for nothing but the way of the null sender.
+	d, dir = socketDoctor(t)
+	d.config.Milter.PolicyListen = ""
+	go (&lease.SocketmapServer{Maps: maps, Peers: []uint32{uint32(os.Geteuid())}, Log: log}).Serve(t.Context(), listenOn(t, dir+"/credentials"))
+	d.checkSockets(t.Context())
+	findingtest.WantWhole(t, &d.Report)
+	want := finding.OK
+	if os.Geteuid() == 0 {
+		want = finding.Warn
+	}
+	d.wantCheck(t, "sockets.credentials", want, "answers")
+	d.wantCheck(t, "sockets.policy", finding.Skip)
+	d.wantCheck(t, "sockets.milter", finding.Fail, "no such file", "systemctl start sendas-milter")
+	if q := <-questions; q != "<>" || len(questions) > 0 {
+		t.Errorf("the doctor asked for %q, and %d more", q, len(questions))
+	}
+}
+
+// milterAnswer is a packet of the milter protocol.
+func milterAnswer(command byte, actions uint32) []byte {
+	b := append([]byte{0, 0, 0, 13, command, 0, 0, 0, 6}, binary.BigEndian.AppendUint32(nil, actions)...)
+	return append(b, 0, 0, 0, 0)
+}
+
+// What else may answer on a socket.
+func TestDoctorProbes(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		probe  func(net.Conn) (probeResult, error)
+		answer []byte
+		want   string // in the error, "" for none
+	}{
+		{"our milter", probeMilter, milterAnswer('O', 0x1f9), ""},
+		{"our milter without macros", probeMilter, milterAnswer('O', 0x0f9), ""},
+		{"OpenDKIM", probeMilter, milterAnswer('O', 0x11), "another milter"},
+		{"not O", probeMilter, milterAnswer('c', 0x1f9), "another milter"},
+		{"SMTP", probeMilter, []byte("220 mx ESMTP ready\r\n"), "no milter"},
+		{"huge", probeMilter, []byte{0xff, 0xff, 0xff, 0xff, 'O'}, "no milter"},
+		{"short milter", probeMilter, []byte{0, 0, 0, 13, 'O', 0}, "closed without an answer"},
+		{"silent milter", probeMilter, nil, "closed without an answer"},
+		{"policy", probePolicy, []byte("action=DUNNO\n\n"), ""},
+		{"not policy", probePolicy, []byte("220 mx ESMTP ready\r\n"), "no policy service"},
+		{"silent policy", probePolicy, nil, "closed without an answer"},
+		{"endless policy", probePolicy, bytes.Repeat([]byte("x"), 10000), "closed without an answer"},
+		{"credentials", probeCredentials, []byte("9:NOTFOUND ,"), ""},
+		{"credentials, sent away", probeCredentials, nil, ""},
+		{"not credentials", probeCredentials, []byte("220 mx, ESMTP\r\n"), "not the token service"},
+		{"half an answer", probeCredentials, []byte("9:NOT"), "closed without an answer"},
+	} {
+		near, far := net.Pipe()
+		go func() {
+			defer far.Close()
+			far.SetDeadline(time.Now().Add(time.Minute))
+			buf := make([]byte, 4096)
+			far.Read(buf)
+			far.Write(tc.answer)
+			if tc.want == "" && len(tc.answer) > 0 {
+				io.Copy(io.Discard, far)
+			}
+		}()
+		r, err := tc.probe(near)
+		near.Close()
+		switch {
+		case tc.want == "" && (err != nil || r.found == ""):
+			t.Errorf("%s: %+v, %v", tc.name, r, err)
+		case tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)):
+			t.Errorf("%s: %+v, %v, want %q", tc.name, r, err, tc.want)
+		}
+	}
+}
+
+func TestDoctorSilentSocket(t *testing.T) {
+	d, _ := socketDoctor(t)
+	d.world.dial = func(context.Context, string, string) (net.Conn, error) {
+		c, far := net.Pipe()
+		go io.Copy(io.Discard, far)
+		return silentConn{c}, nil
+	}
+	d.probe(t.Context(), d.Section("sockets", "socket"), "milter", "milter.listen", "milter", "unix:/x", probeMilter)
+	d.wantCheck(t, "sockets.milter", finding.Fail, "no answer", "systemctl restart sendas-milter")
+}
+
+func TestDoctorHealth(t *testing.T) {
+	for _, tc := range []struct {
+		health, ready int
+		body          string
+		id            string
+		status        finding.Status
+		words         string
+	}{
+		{200, 200, "ready", "readyz", finding.OK, "ready"},
+		{200, 503, `credential "relay-app" has no token yet`, "readyz", finding.Fail, "has no token yet"},
+		{404, 200, "ready", "healthz", finding.Fail, "HTTP 404"},
+	} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(map[string]int{"/healthz": tc.health, "/readyz": tc.ready}[r.URL.Path])
+			fmt.Fprintln(w, tc.body)
+		}))
+		d, _ := socketDoctor(t)
+		d.checkHealth(t.Context(), d.Section("sockets", "socket"), "token", strings.TrimPrefix(srv.URL, "http://"))
+		findingtest.WantWhole(t, &d.Report)
+		d.wantCheck(t, "sockets.http.token."+tc.id, tc.status, tc.words)
+		srv.Close()
+	}
+}
+
+func TestRootCause(t *testing.T) {
+	_, err := net.Dial("unix", filepath.Join(t.TempDir(), "none"))
+	if got := rootCause(err); got != "no such file or directory" {
+		t.Errorf("rootCause(%v) = %q", err, got)
+	}
+	if got := rootCause(errors.New("x")); got != "x" {
+		t.Errorf("rootCause = %q", got)
+	}
+}

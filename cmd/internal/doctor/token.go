@@ -1,0 +1,336 @@
+package doctor
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sendas/sendas/cmd/internal/config"
+	"github.com/sendas/sendas/cmd/internal/finding"
+	"github.com/sendas/sendas/cmd/internal/service"
+	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/lease"
+)
+
+const (
+	// endsSoon is when a certificate or secret should be renewed.
+	endsSoon = 30 * 24 * time.Hour
+	// idleSoon is when an unused sign-in is in danger.
+	idleSoon = lease.MaxIdle - 14*24*time.Hour
+	// Clocks that differ by minutes make Entra refuse a signed proof (AADSTS700024).
+	skewNoted = time.Minute
+	skewWrong = 5 * time.Minute
+	// tokenTime bounds one request for a token with all that it tries again.
+	tokenTime = 90 * time.Second
+)
+
+// tokenAdvice is about credentials and tokens. What Entra says is explained by package token.
+var tokenAdvice = map[string]finding.Advice{
+	"unused":      {Means: "no mailbox names this credential, so the token service does not use it", Do: "name it at a mailbox, or remove it from sendas.yaml"},
+	"file":        {Means: "the app cannot prove to Entra who it is", Do: "{act}"},
+	"unreadable":  {Means: "the user {user}, as whom the token service runs, may not read the file", Do: "chgrp {user} {file} && chmod 0640 {file}"},
+	"ends":        {Means: "after that day Entra gives no token", Do: "make a new one in the app registration (Certificates & secrets), put it into {file}, and type: systemctl reload sendas-token"},
+	"no-grant":    {Means: "nobody has signed in for this credential", Do: "sendas login {credential}"},
+	"bad-grant":   {Means: "what is stored of the sign-in cannot be used", Do: "{act}"},
+	"owner":       {Means: "the token service cannot use the sign-in", Do: "{act}"},
+	"idle":        {Means: "a refresh token that lies unused for 90 days is void; the token service uses it every hour, if it runs", Do: "systemctl status sendas-token"},
+	"void":        {Means: "a refresh token that lies unused for 90 days is void", Do: "sendas login {credential}"},
+	"unsaved":     {Means: "Entra gave a new refresh token, and it could not be stored: after 90 days somebody has to sign in again", Do: "{act}"},
+	"refused":     {Means: "{meaning}", Do: "{act}"},
+	"unreachable": {Means: "Microsoft's sign-in service could not be asked", Do: "{act}"},
+	"no-client":   {Means: "nothing can be asked of Entra", Do: "{act}"},
+	"unknown":     {Means: "the request for a token failed", Do: "sendas status; the log: journalctl -u sendas-token"},
+	"clock":       {Means: "Entra refuses proofs from another time (AADSTS700024), and this machine takes tokens for older or younger than they are", Do: "timedatectl set-ntp true"},
+	"claim":       {Means: "{meaning}", Do: "{act}"},
+}
+
+// checkCredentials looks at the credentials of the mailboxes, and fetches a fresh token from each.
+func (d *Walk) checkCredentials(ctx context.Context, patients []patient) {
+	s := d.Section("credential", "credential")
+	if d.config == nil {
+		s.Skip("all", "", "there is no usable configuration")
+		return
+	}
+	var names []string
+	for _, p := range patients {
+		names = append(names, p.credential)
+	}
+	if d.Mailbox == "" {
+		for name := range d.config.Credentials {
+			if !slices.Contains(names, name) {
+				s.Of(name).Warn("used", "", "is not used", tokenAdvice["unused"])
+			}
+		}
+	}
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		if cc, ok := d.config.Credentials[name]; ok && ctx.Err() == nil {
+			d.checkCredential(ctx, s.Of(name), name, cc)
+		}
+	}
+}
+
+func (d *Walk) checkCredential(ctx context.Context, s finding.Section, name string, cc config.Credential) {
+	d.checkProof(s, cc)
+	if cc.Delegated() && !d.checkGrant(s, name) {
+		return
+	}
+	d.fetch(ctx, s, name, cc)
+}
+
+// checkProof looks at the files that prove who we are.
+func (d *Walk) checkProof(s finding.Section, cc config.Credential) {
+	if cc.CertificateFile != "" {
+		end, err := entra.CheckCertificate(cc.CertificateFile, cc.KeyFile)
+		if d.checkFile(s, "certificate", cc.CertificateFile, err) {
+			d.checkEnd(s, "certificate_end", "certificate "+cc.CertificateFile, end, cc.CertificateFile)
+		}
+		if cc.KeyFile != "" {
+			d.checkReadable(s, "key", cc.KeyFile)
+		}
+	}
+	if cc.ClientSecretFile != "" {
+		d.checkFile(s, "secret", cc.ClientSecretFile, entra.CheckSecretFile(cc.ClientSecretFile))
+	}
+	if end, err := time.Parse(time.DateOnly, cc.SecretExpires); err == nil {
+		d.checkEnd(s, "secret_end", "client secret (secret_expires)", end, cc.ClientSecretFile)
+	}
+	if cc.TokenFile != "" {
+		d.checkFile(s, "token_file", cc.TokenFile, entra.CheckFederatedTokenFile(cc.TokenFile))
+	}
+}
+
+// checkFile notes how a file stands that err tells about, and whether the service may read it.
+func (d *Walk) checkFile(s finding.Section, id, file string, err error) bool {
+	switch {
+	case errors.Is(err, entra.ErrNoCredentials):
+		s.Skip(id, file, "systemd hands it to the service alone, so it cannot be looked at from here")
+		return false
+	case err != nil:
+		problem, act := fileFault(err)
+		s.Fail(id, file, problem, tokenAdvice["file"].With("act", act))
+		return false
+	}
+	return d.checkReadable(s, id, file)
+}
+
+func (d *Walk) checkReadable(s finding.Section, id, file string) bool {
+	info, err := os.Stat(file)
+	if err != nil { // a name that stands for a credential of systemd's
+		s.Ok(id, file, "can be used")
+		return true
+	}
+	uid, gids, err := service.AccountIDs(service.TokenUser)
+	if err == nil && !service.MayRead(info, uid, gids) {
+		s.Fail(id, file, fmt.Sprintf("has the mode %04o", info.Mode().Perm()), tokenAdvice["unreadable"].With("user", service.TokenUser, "file", file))
+		return false
+	}
+	s.Ok(id, file, "can be used; mode %04o", info.Mode().Perm())
+	return true
+}
+
+// checkEnd notes when something ends.
+func (d *Walk) checkEnd(s finding.Section, id, what string, end time.Time, file string) {
+	left := end.Sub(d.now())
+	found := fmt.Sprintf("ends on %s, in %d days", end.UTC().Format(time.DateOnly), int(left.Hours()/24))
+	a := tokenAdvice["ends"].With("file", file)
+	switch {
+	case left <= 0:
+		s.Fail(id, what, "ended on "+end.UTC().Format(time.DateOnly), a)
+	case left < endsSoon:
+		s.Warn(id, what, found, a)
+	default:
+		s.Ok(id, what, "%s", found)
+	}
+}
+
+// fileFault says what is wrong with a file, or with what is set about one, and what to do.
+func fileFault(err error) (problem, act string) {
+	if e, ok := errors.AsType[*entra.FileError](err); ok {
+		return e.Found(), cmp.Or(e.Act, "see to the file "+e.Path)
+	}
+	if e, ok := errors.AsType[*entra.ProxyError](err); ok {
+		return e.Setting + " " + e.Problem, e.Act
+	}
+	return err.Error(), "see to the file"
+}
+
+// checkGrant looks at a user's stored sign-in. It returns false where there is none to use.
+func (d *Walk) checkGrant(s finding.Section, name string) bool {
+	vault := d.config.Vault()
+	file := vault.Path(name)
+	g, err := vault.Load(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		s.Fail("grant", "sign-in "+file, "is not there", tokenAdvice["no-grant"].With("credential", name))
+		return false
+	case err != nil:
+		problem, act := fileFault(err)
+		s.Fail("grant", "sign-in "+file, problem, tokenAdvice["bad-grant"].With("act", act))
+		return false
+	}
+	d.Hide(string(g.Refresh))
+	if text := service.WrongOwner(file, service.TokenUser); text != "" {
+		s.Fail("grant_owner", "sign-in "+file, "belongs to another user", tokenAdvice["owner"].With("act", text))
+	}
+	used := g.Refreshed
+	if used.Before(g.SignedIn) {
+		used = g.SignedIn
+	}
+	idle := d.now().Sub(used)
+	found := fmt.Sprintf("%s signed in on %s; the refresh token was last used %d days ago, of %d", cmp.Or(g.User, "somebody"), g.SignedIn.UTC().Format(time.DateOnly),
+		int(idle.Hours()/24), int(lease.MaxIdle.Hours()/24))
+	switch {
+	case idle > lease.MaxIdle:
+		s.Fail("grant", "sign-in", found, tokenAdvice["void"].With("credential", name))
+	case idle > idleSoon:
+		s.Warn("grant", "sign-in", found, tokenAdvice["idle"])
+	default:
+		s.Ok("grant", "sign-in", "%s", found)
+	}
+	return true
+}
+
+// fetch gets a fresh token as the service does, and looks at what it says.
+func (d *Walk) fetch(ctx context.Context, s finding.Section, name string, cc config.Credential) {
+	client, err := d.client(d.config)
+	if err != nil {
+		_, act := fileFault(err)
+		s.Fail("token", "token", err.Error(), tokenAdvice["no-client"].With("act", act))
+		return
+	}
+	watch := &clockWatch{next: client.Transport, now: d.now}
+	own := *client
+	own.Transport = watch
+	source, err := d.source(d.config, name, &own, d.config.Vault())
+	if err != nil {
+		s.Fail("token", "token", err.Error(), tokenAdvice["no-client"].With("act", "correct the credential in sendas.yaml"))
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, tokenTime)
+	defer cancel()
+	began := time.Now()
+	t, err := source.Token(ctx)
+	d.checkClock(s, watch)
+	if err != nil {
+		found, a, passes := explainTokenError(err)
+		s.Trouble(passes, "token", "token", found, a)
+		return
+	}
+	d.Hide(string(t.Access), url.QueryEscape(string(t.Access)))
+	d.tokens[name] = t
+	s.Ok("token", "token", "came fresh from Entra in %s and serves until %s", time.Since(began).Round(time.Millisecond), t.Expires.UTC().Format(time.RFC3339))
+	if u, ok := source.(interface{ Unsaved() error }); ok && u.Unsaved() != nil {
+		problem, act := fileFault(u.Unsaved())
+		s.Warn("unsaved", "refresh token", problem, tokenAdvice["unsaved"].With("act", act))
+	}
+	d.checkClaims(s, t, cc)
+}
+
+// explainTokenError says what an error of a token.Source means.
+func explainTokenError(err error) (found string, a finding.Advice, passes bool) {
+	if e, ok := errors.AsType[*entra.FileError](err); ok {
+		problem, act := fileFault(e)
+		return fmt.Sprintf("file %s %s", e.Path, problem), tokenAdvice["file"].With("act", act), false
+	}
+	if e, ok := errors.AsType[*entra.RefusedError](err); ok {
+		meaning, act := e.Advice()
+		return err.Error(), tokenAdvice["refused"].With("meaning", meaning, "act", act), e.Temporary()
+	}
+	if e, ok := errors.AsType[*entra.UnreachableError](err); ok {
+		return err.Error(), tokenAdvice["unreachable"].With("act", e.Hint()), e.Temporary()
+	}
+	return err.Error(), tokenAdvice["unknown"], false
+}
+
+// checkClaims decodes a token and judges what it says. It is nobody's business but Exchange Online's to verify it.
+func (d *Walk) checkClaims(s finding.Section, t *entra.Token, cc config.Credential) {
+	claims, err := entra.ParseClaims(t.Access)
+	if err != nil {
+		s.Skip("claims", "token", "is opaque, so nothing can be read in it")
+		return
+	}
+	for _, f := range claims.Judge(d.expected(cc)) {
+		id, what := "claim."+strings.ReplaceAll(f.What, " ", "_"), "token's "+f.What
+		switch {
+		case !f.OK:
+			s.Fail(id, what, f.Meaning, tokenAdvice["claim"].With("meaning", "Exchange Online refuses such a token, or the wrong app would send", "act", f.Act))
+		case f.Act != "":
+			s.Ok(id, what, "%s; %s", f.Meaning, f.Act)
+		default:
+			s.Ok(id, what, "%s", f.Meaning)
+		}
+	}
+}
+
+// expected is what a token of the credential should say.
+func (d *Walk) expected(cc config.Credential) entra.Expected {
+	e := d.config.Tenant.Endpoints
+	want := entra.Expected{ClientID: cc.ClientID, ObjectID: cc.ObjectID, AppOnly: !cc.Delegated(), User: cc.User, Now: d.now(),
+		Audiences: []string{strings.TrimSuffix(e.Scope, "/.default"), strings.TrimSuffix(e.DelegatedScope, "/SMTP.Send")}}
+	if config.GuidForm.MatchString(d.config.Tenant.ID) {
+		want.TenantID = d.config.Tenant.ID
+	}
+	return want
+}
+
+// A clockWatch compares this machine's clock with that of the server, by the Date of its answers (RFC 9110, section 6.6.1).
+type clockWatch struct {
+	next http.RoundTripper // nil is the standard one
+	now  func() time.Time
+
+	mu   sync.Mutex // guards what follows
+	seen bool
+	skew time.Duration // by which this machine is ahead
+}
+
+// RoundTrip implements http.RoundTripper.
+func (c *clockWatch) RoundTrip(r *http.Request) (*http.Response, error) {
+	next := c.next
+	if next == nil {
+		next = http.DefaultTransport
+	}
+	began := c.now()
+	resp, err := next.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		// The answer was made somewhere between the two moments, and its time has no parts of a second.
+		c.seen, c.skew = true, began.Add(c.now().Sub(began)/2).Sub(date.Add(time.Second/2))
+	}
+	return resp, nil
+}
+
+// checkClock notes how far the clocks are apart.
+func (d *Walk) checkClock(s finding.Section, c *clockWatch) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.seen {
+		return
+	}
+	off := c.skew.Abs().Round(time.Second)
+	found := fmt.Sprintf("differs by %s from Entra's", off)
+	if off > skewNoted {
+		found = fmt.Sprintf("is %s %s Entra's", off, map[bool]string{true: "ahead of", false: "behind"}[c.skew > 0])
+	}
+	switch {
+	case off > skewWrong:
+		s.Fail("clock", "clock of this machine", found, tokenAdvice["clock"])
+	case off > skewNoted:
+		s.Warn("clock", "clock of this machine", found, tokenAdvice["clock"])
+	default:
+		s.Ok("clock", "clock of this machine", "%s", found)
+	}
+}

@@ -1,0 +1,322 @@
+package postfix
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/sendas/sendas/cmd/internal/config"
+	"github.com/sendas/sendas/cmd/internal/finding"
+	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/policy/address"
+	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/token"
+)
+
+// milterItem is how a list of milters names that of sendas: with an action of its own where others count on another one, for
+// which "accept" may be right.
+func (p *Setup) milterItem() string {
+	item := p.relative(p.Config.Milter.Listen).String()
+	if p.keepsAction() {
+		return "{ " + item + ", default_action=tempfail }"
+	}
+	return item
+}
+
+// keepsAction tells whether milter_default_action has to stay as it is, for the sake of other milters.
+func (p *Setup) keepsAction() bool {
+	others := slices.ContainsFunc(slices.Concat(splitList(p.Main["smtpd_milters"]), splitList(p.Main["non_smtpd_milters"])), func(item string) bool {
+		place, _ := p.milterPlace(item)
+		return place < 0
+	})
+	return others && p.Main["milter_default_action"] != "tempfail"
+}
+
+// mergeMilter puts the milter of sendas first. What a value such as $smtpd_milters stands for has it already when that list was
+// extended.
+func mergeMilter(p *Setup, raw, want string) (value, added string) {
+	list := splitList(raw)
+	if slices.ContainsFunc(list, func(item string) bool {
+		m := otherName.FindStringSubmatch(item)
+		return m != nil && m[1] == "smtpd_milters"
+	}) {
+		return raw, ""
+	}
+	if place, _ := p.milterPlace(raw); place >= 0 { // with an action that lets mail pass
+		list = slices.Delete(list, place, place+1)
+	}
+	return strings.Join(slices.Concat([]string{want}, list), ", "), want
+}
+
+// mergeFirst puts an item before the others.
+func mergeFirst(_ *Setup, raw, want string) (value, added string) {
+	return strings.Join(slices.Concat([]string{want}, splitList(raw)), ", "), want
+}
+
+// mergeLast puts an item behind the others.
+func mergeLast(_ *Setup, raw, want string) (value, added string) {
+	return strings.Join(append(splitList(raw), want), ", "), want
+}
+
+// keepOthers leaves a value of somebody else's as it is: what is wrong with it is for him to decide, and the doctor says so.
+func keepOthers(_ *Setup, raw, _ string) (value, added string) { return raw, "" }
+
+// mergePolicy puts the question to the policy service as late as it is still asked: before the first thing that permits.
+// What refuses before that goes on refusing. The service permits nothing, so the list lets nobody in who was kept out.
+func mergePolicy(p *Setup, raw, want string) (value, added string) {
+	list := splitList(raw)
+	at := len(list)
+	for i, item := range list {
+		if m := otherName.FindStringSubmatch(item); m != nil { // a name for a part of the list
+			item = p.Main[m[1]]
+		}
+		if slices.ContainsFunc(splitList(item), givesPermission) {
+			at = i
+			break
+		}
+	}
+	if asked, _ := p.policyPlace(raw); asked > at { // so late that nobody asks
+		list = slices.Delete(list, asked, asked+2)
+	}
+	return joinRestrictions(slices.Insert(list, at, splitList(want)...)), want
+}
+
+// givesPermission tells whether a restriction ends the list by a permission.
+func givesPermission(item string) bool { return item == "permit" || strings.HasPrefix(item, "permit_") }
+
+// joinRestrictions writes a list with a comma behind each restriction, but none before the argument of one.
+func joinRestrictions(list []string) string {
+	var b strings.Builder
+	for i, item := range list {
+		switch {
+		case i == 0:
+		case strings.HasPrefix(list[i-1], "check_"), list[i-1] == "sleep", list[i-1] == "permit_mx_backup_networks":
+			b.WriteByte(' ')
+		default:
+			b.WriteString(", ")
+		}
+		b.WriteString(item)
+	}
+	return b.String()
+}
+
+// withoutItem takes from a list what merge has put there; ok is false where it is no longer in it.
+func withoutItem(raw, added string) (value string, ok bool) {
+	list, gone := splitList(raw), splitList(added)
+	for i := 0; len(gone) > 0 && i+len(gone) <= len(list); i++ {
+		if slices.EqualFunc(list[i:i+len(gone)], gone, sameValue) {
+			return joinRestrictions(slices.Delete(list, i, i+len(gone))), true
+		}
+	}
+	return raw, false
+}
+
+// sameValue compares values as Postfix reads them: blanks and line ends are alike.
+func sameValue(a, b string) bool { return oneSpaced(a) == oneSpaced(b) }
+
+func oneSpaced(s string) string { return strings.Join(strings.Fields(s), " ") }
+
+// offersPolicy tells whether there is a policy service to ask.
+func offersPolicy(p *Setup) bool { return p.Config.Milter.PolicyListen != "" }
+
+// ownTable is the table of the recipients that a direct route reaches, "" where there is none. It stands in main.cf: Postfix
+// looks into transport_maps at RCPT already, and a table of the token service would have devices, of which few try
+// again, turned away with 451 while that service is down.
+func (p *Setup) ownTable() string {
+	if p.Config.Policy == nil {
+		return ""
+	}
+	var list []string
+	for _, d := range p.Config.Policy.Domains() {
+		if r := p.Config.Policy.RouteTo("postmaster@" + d); r != nil {
+			list = append(list, "{"+d+" = "+r.Destination()+"}")
+		}
+	}
+	return inlineTable(list)
+}
+
+func inlineTable(entries []string) string {
+	if len(entries) == 0 {
+		return ""
+	}
+	return "inline:{ " + strings.Join(entries, ", ") + " }"
+}
+
+// judgeOwnTable accepts the token service's map, and a table with every domain.
+func judgeOwnTable(value string, p *Setup) finding.Status {
+	return okIf(p.asksFor(value, "route") || hasEntries(value, p.ownTable()))
+}
+
+// hasEntries tells whether the tables in a value have each entry of a table of ours.
+func hasEntries(value, table string) bool {
+	entries := splitList(strings.TrimSuffix(strings.TrimPrefix(table, "inline:{"), "}"))
+	value = oneSpaced(value)
+	return len(entries) > 0 && !slices.ContainsFunc(entries, func(e string) bool { return !strings.Contains(value, oneSpaced(e)) })
+}
+
+// plainAddress is what can be a key in main.cf: nothing that Postfix would read as syntax.
+var plainAddress = regexp.MustCompile(`^[A-Za-z0-9._+/-]+@[A-Za-z0-9.-]+$`)
+
+// maxSenders is how many addresses a table in main.cf may have before it is no longer readable. Mail of others leaves by
+// submission too, but shares one queue.
+const maxSenders = 500
+
+// senderTable says which senders leave by submission, "" where nothing has to be said. It does what the map "transport" of the
+// token service does, but needs no service: smtpd(8) resolves each recipient at RCPT together with the sender, and
+// would answer devices with 451 while the token service is down. So the queue absorbs that.
+func (p *Setup) senderTable() string {
+	c := p.Config
+	if !p.submits() || c.Policy == nil || !p.own && len(c.Mailboxes) < 2 && len(sendersOf(c)) < 2 {
+		return ""
+	}
+	d := token.NewQueues(c.Policy, queueMembers(c))
+	var list []string
+	for _, a := range sendersOf(c) {
+		to := d.RouteFrom(a)
+		if _, hop, ok := strings.Cut(to, ":"); ok && plainAddress.MatchString(a) {
+			list = append(list, "{"+strings.ToLower(a)+" = "+p.transportName()+":"+hop+"}")
+		}
+	}
+	if len(list) > maxSenders {
+		list = nil
+	}
+	return inlineTable(append(list, p.senderDomains(d)...))
+}
+
+// senderDomains are the entries for whole domains: those of which each address is a mailbox, and, in a transport of its own, all that
+// are verified: what the milter lets out is an address of one of them, and must not leave another way because the
+// table is older than the configuration.
+func (p *Setup) senderDomains(d *token.Queues) []string {
+	var list []string
+	for _, domain := range p.Config.Policy.Domains() {
+		r := p.Config.Policy.Routes()[0]
+		all := address.WholeDomain(domain).String()
+		pattern := slices.ContainsFunc(p.Config.Mailboxes, func(m config.Mailbox) bool { return m.Address == all })
+		if !pattern && !p.own {
+			continue
+		}
+		hop := r.NextHop
+		if pattern {
+			hop = d.PatternHop(all, hop)
+		}
+		list = append(list, "{@"+domain+" = "+p.transportName()+":"+hop+"}")
+	}
+	return list
+}
+
+// queueMembers is who shares the queues in Postfix.
+func queueMembers(c *config.Site) []token.Mailbox {
+	list := make([]token.Mailbox, len(c.Mailboxes))
+	for i := range c.Mailboxes {
+		list[i] = token.Mailbox{Address: c.Mailboxes[i].Address, Senders: c.Mailboxes[i].Senders()}
+	}
+	return list
+}
+
+// sendersOf returns the addresses that mailboxes may send as, as far as the configuration itself names them.
+func sendersOf(c *config.Site) []string {
+	var list []string
+	known := make(map[string]bool) // an address of a pool stands at several mailboxes
+	for i := range c.Mailboxes {
+		for _, a := range c.Mailboxes[i].Senders() {
+			if _, pattern := address.CutPattern(a); pattern {
+				continue
+			}
+			if key := strings.ToLower(a); !known[key] {
+				known[key] = true
+				list = append(list, a)
+			}
+		}
+	}
+	return list
+}
+
+// connections is how many messages of one queue may be under way: Microsoft's 3, for each mailbox of the largest pool.
+func (p *Setup) connections() int {
+	most := 1
+	if p.Config.Policy != nil {
+		for _, pool := range p.Config.Policy.Pools() {
+			most = max(most, len(pool.Mailboxes))
+		}
+	}
+	return limit.Microsoft().Connections * most
+}
+
+// transportName is the transport of submission: Postfix's own smtp, or what sendas.yaml calls it.
+func (p *Setup) transportName() string {
+	name := p.submission()
+	if p.own && name == "smtp" {
+		return ownTransportName
+	}
+	return name
+}
+
+// ownTransportName is what a transport of our own is called where the configuration does not say.
+const ownTransportName = "sendas"
+
+// hasSenderTable tells whether main.cf has a table of senders of ours, be it an old one.
+func (p *Setup) hasSenderTable() bool {
+	value := p.Main["sender_dependent_default_transport_maps"]
+	return p.Config.Policy != nil && strings.Contains(value, "inline:") && strings.Contains(value, " = "+p.transportName()+":[")
+}
+
+func judgeSenderTable(value string, p *Setup) finding.Status {
+	return okIf(p.asksFor(value, "transport") || hasEntries(value, p.senderTable()))
+}
+
+// routeSettings are the -o of a transport for a connector or a direct route: Postfix's own smtp, without what
+// submission has in main.cf.
+func (p *Setup) routeSettings(r *policy.Route) []namedValue {
+	list := []namedValue{{"smtp_sasl_auth_enable", "no"}, {"smtp_sasl_password_maps", ""}, {"smtp_reply_filter", ""}}
+	if p.own || !p.submits() { // main.cf says nothing of TLS to Microsoft
+		list = append(list, namedValue{"smtp_tls_security_level", "secure"}, namedValue{"smtp_tls_CAfile", p.fill("{bundle}")})
+	}
+	if countsExternal(p) && !p.own { // of mailboxes; main.cf asks the token service
+		list = append(list, namedValue{"smtp_generic_maps", ""})
+	}
+	for _, c := range p.Config.Routes {
+		if c.Name == r.Name && c.CertificateFile != "" {
+			files := c.CertificateFile
+			if c.KeyFile != "" { // Postfix wants the key first (smtp_tls_chain_files of postconf(5))
+				files = c.KeyFile + "," + files
+			}
+			list = append(list, namedValue{"smtp_tls_chain_files", files})
+		}
+	}
+	return list
+}
+
+// A namedValue is one -o of master.cf.
+type namedValue struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
+
+// masterEntry writes an entry of master.cf as postconf -M takes it.
+func masterEntry(name, chroot string, list []namedValue) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s unix - - %s - - smtp", name, chroot)
+	for _, v := range list {
+		if strings.ContainsAny(v.Value, " \t") {
+			fmt.Fprintf(&b, " -o { %s = %s }", v.Name, v.Value)
+		} else {
+			fmt.Fprintf(&b, " -o %s=%s", v.Name, v.Value)
+		}
+	}
+	return b.String()
+}
+
+// seconds reads a time as Postfix writes it; one that it cannot read is 0. A number without a unit is in the unit given, in seconds.
+func seconds(value string, unit int) int {
+	units := map[byte]int{'s': 1, 'm': 60, 'h': 60 * 60, 'd': 24 * 60 * 60, 'w': 7 * 24 * 60 * 60}
+	if n := len(value); n > 0 && units[value[n-1]] > 0 {
+		unit, value = units[value[n-1]], value[:n-1]
+	}
+	n, err := strconv.Atoi(value)
+	if err != nil {
+		return 0
+	}
+	return n * unit
+}

@@ -1,0 +1,307 @@
+package postfix
+
+import (
+	"fmt"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/sendas/sendas/cmd/internal/finding"
+	"github.com/sendas/sendas/internal/exit"
+	"github.com/sendas/sendas/policy"
+)
+
+// The two shapes: where the settings of submission stand.
+const (
+	ShapeMain      = "main"      // in main.cf: a host that sends everything to Microsoft
+	ShapeTransport = "transport" // in a transport of their own: a host with other mail too, which none of them touches
+)
+
+// A change is one setting of ours. It is kept in the state file, but for what begins with a small letter.
+type change struct {
+	Service string  `json:"service,omitempty"` // "sendas/unix" in master.cf; "" is main.cf
+	Name    string  `json:"name,omitempty"`    // of the parameter; "" is the whole entry
+	Was     *string `json:"was"`               // nil where it was not set
+	Now     string  `json:"now"`
+	Added   string  `json:"added,omitempty"` // what is ours in a list of others' too
+
+	why      string
+	good     bool // already: it is shown, not written
+	chroot   string
+	settings []shownSetting // of an entry
+}
+
+// A shownSetting is one -o of an entry, and why.
+type shownSetting struct {
+	namedValue
+	why string
+}
+
+// file is where the change is made.
+func (c *change) file() string {
+	if c.Service == "" {
+		return mainCF
+	}
+	return masterCF
+}
+
+// title is how the setting is called in a line for a person.
+func (c *change) title() string {
+	switch {
+	case c.Service == "":
+		return c.Name
+	case c.Name == "":
+		return c.Service
+	}
+	return c.Service + "/" + c.Name
+}
+
+// A plan is all that Postfix needs for a configuration.
+type plan struct {
+	shape   string
+	reason  string // for the shape
+	changes []*change
+	yaml    string // what sendas.yaml needs for it, "" where it has it
+}
+
+// chooseShape decides where the settings of submission belong, by what the configuration says and what else Postfix sends.
+func (p *Setup) chooseShape(v *values, asked string) (shape, reason string, err error) {
+	name := p.submission()
+	switch others := p.otherMail(v); {
+	case asked == ShapeMain && name != "smtp":
+		return "", "", exit.Errorf(exit.Usage, "leave --shape out, or take the transport from sendas.yaml", "sendas.yaml gives submission the transport %s, so its settings belong there and not into main.cf", name)
+	case asked != "":
+		return asked, "it was asked for", nil
+	case name != "smtp":
+		return ShapeTransport, "sendas.yaml gives submission the transport " + name, nil
+	case others != "" && p.submits():
+		return ShapeTransport, "this host has other mail too: " + others, nil
+	}
+	return ShapeMain, "this host sends everything to Microsoft", nil
+}
+
+// otherMail names a setting that sends mail elsewhere, "" where there is none. Postfix's defaults count for nothing: some of
+// them once had values.
+func (p *Setup) otherMail(v *values) string {
+	for _, name := range []string{"relayhost", "transport_maps", "sender_dependent_relayhost_maps", "sender_dependent_default_transport_maps", "relay_domains", "default_transport"} {
+		value, ours := p.Main[name], false
+		switch name {
+		case "relayhost":
+			ours = judgeRelayhost(value, p) == finding.OK
+		case "transport_maps":
+			ours = p.onlySendas(value)
+		case "sender_dependent_default_transport_maps":
+			ours = p.hasSenderTable() || p.asksFor(value, "transport")
+		case "default_transport":
+			ours = value == "smtp"
+		}
+		if v.main[name] != "" && value != "" && !ours {
+			return name + " = " + shownValue(value)
+		}
+	}
+	return ""
+}
+
+// makePlan says what to write. p and v are Postfix as it would be without sendas.
+func (p *Setup) makePlan(v *values, asked string) (*plan, error) {
+	shape, reason, err := p.chooseShape(v, asked)
+	if err != nil {
+		return nil, err
+	}
+	plan := &plan{shape: shape, reason: reason}
+	p.own, p.Transports = shape == ShapeTransport, nil
+	if shape == ShapeTransport && p.submission() == "smtp" && p.submits() {
+		plan.yaml = "routes: [{name: submission, transport: " + ownTransportName + "}]"
+	}
+	for i := range settings {
+		if c := p.planMain(v, &settings[i]); c != nil {
+			plan.changes = append(plan.changes, c)
+		}
+	}
+	plan.changes = append(plan.changes, p.planMaster(v)...)
+	return plan, nil
+}
+
+// offered tells whether "sendas postfix" has to do with a row here.
+func (r *settingRow) offered(p *Setup) bool {
+	offer := r.offer
+	if offer == nil {
+		offer = r.when
+	}
+	out := r.place == inTransport || r.place == inQueue
+	return r.why != "" && (offer == nil || offer(p)) && (!out || p.submits())
+}
+
+// good tells whether a value needs no change.
+func (r *settingRow) good(p *Setup, value string) bool {
+	return value == p.fill(r.want) && !r.strict || r.judge != nil && r.judge(value, p) == finding.OK
+}
+
+// follows tells whether a parameter has the value of another one, which has a row of its own.
+func (p *Setup) follows(name string) bool { return otherName.MatchString(p.raw[name]) }
+
+// planMain says what main.cf needs of a row; nil is nothing.
+func (p *Setup) planMain(v *values, r *settingRow) *change {
+	if !r.offered(p) || r.place == inTransport && p.own || r.write == writeOwn {
+		return nil
+	}
+	c := &change{Name: r.name, Now: p.fill(r.want), why: r.why}
+	value := p.Main[r.name]
+	if r.place == inQueue {
+		c.Name = p.transportName() + r.name
+		var known bool
+		if value, known = p.Main[c.Name]; !known {
+			value = p.Main["default"+r.name]
+		}
+	}
+	raw, set := v.main[c.Name]
+	c.good = r.good(p, value)
+	switch {
+	case r.write != writeAlways && (c.good || !set && p.follows(r.name)):
+		return nil
+	case c.good && set:
+		c.Now = raw
+	case set && raw != "" && r.merge != nil:
+		c.Now, c.Added = r.merge(p, raw, c.Now)
+		c.good = c.Added == "" // another list brings it
+	default:
+		c.good = false
+	}
+	if set {
+		c.Was = &raw
+	}
+	return c
+}
+
+// planMaster says what master.cf needs: the transport of submission where it has one of its own, and one for each other route.
+func (p *Setup) planMaster(v *values) []*change {
+	var list []*change
+	if p.own && p.submits() {
+		if s := p.service(p.transportName(), "unix"); s != nil {
+			list = append(list, p.planOverrides(v, s)...)
+		} else {
+			list = append(list, p.newEntry(p.transportName(), "the way to Microsoft's submission server", p.submissionSettings()))
+		}
+	}
+	if p.Config.Policy == nil {
+		return list
+	}
+	for _, r := range p.Config.Policy.Routes()[1:] {
+		if p.service(r.Transport, "unix") == nil && !slices.ContainsFunc(list, func(c *change) bool { return c.Service == r.Transport+"/unix" }) {
+			var settings []shownSetting
+			for _, s := range p.routeSettings(r) {
+				settings = append(settings, shownSetting{s, ""})
+			}
+			list = append(list, p.newEntry(r.Transport, fmt.Sprintf("the route %s: the %s knows no mailbox, and must never be offered a token", r.Name, r.NextHop), settings))
+		}
+	}
+	return append(list, p.planPickup(v)...)
+}
+
+// submissionSettings are the -o of a transport of our own.
+func (p *Setup) submissionSettings() []shownSetting {
+	var list []shownSetting
+	for i := range settings {
+		r := &settings[i]
+		if r.place == inTransport && r.offered(p) && (r.write == writeAlways || !r.good(p, p.Main[r.name]) && !p.follows(r.name)) {
+			list = append(list, shownSetting{namedValue{r.name, p.fill(r.want)}, r.why})
+		}
+	}
+	return list
+}
+
+// planOverrides mends a transport that is there.
+func (p *Setup) planOverrides(v *values, s *entry) []*change {
+	p.Transports = []*entry{s}
+	var list []*change
+	for i := range settings {
+		r := &settings[i]
+		if r.place != inTransport || !r.offered(p) || r.good(p, p.Value(s, r.name)) {
+			continue
+		}
+		// postconf -P takes no blanks.
+		c := &change{Service: s.key(), Name: r.name, Now: strings.ReplaceAll(p.fill(r.want), ", ", ","), why: r.why}
+		if was, ok := v.overrides[s.key()][r.name]; ok {
+			c.Was = &was
+		}
+		list = append(list, c)
+	}
+	return list
+}
+
+// planPickup sends mail of programs on this host by the connector that its client has: such mail passes no policy service, which
+// would say so.
+func (p *Setup) planPickup(v *values) []*change {
+	f := p.Config.Policy.Foresee(&policy.Request{Peer: policy.Peer{Addr: netip.AddrFrom4([4]byte{127, 0, 0, 1})}, Rcpts: []string{"postmaster@example.com"}})
+	if f.Client == nil || f.Client.Route.Type != policy.Connector || p.service("pickup", "unix") == nil {
+		return nil
+	}
+	c := &change{Service: "pickup/unix", Name: "content_filter", Now: f.Client.Route.Destination(),
+		why: "mail of programs on this host passes no policy service, which would choose the route " + f.Client.Route.Name}
+	if was, ok := v.overrides[c.Service][c.Name]; ok {
+		c.Was, c.good = &was, was == c.Now
+	}
+	return []*change{c}
+}
+
+// newEntry is a transport that is a copy of smtp, chrooted as that one is.
+func (p *Setup) newEntry(name, why string, settings []shownSetting) *change {
+	chroot := "-"
+	if s := p.service("smtp", "unix"); s != nil {
+		chroot = s.chroot
+	}
+	var list []namedValue
+	for _, s := range settings {
+		list = append(list, s.namedValue)
+	}
+	return &change{Service: name + "/unix", Now: masterEntry(name, chroot, list), why: why, chroot: chroot, settings: settings}
+}
+
+// text writes the lines of one file, each with its reason on a line before it.
+func (plan *plan) text(file string) string {
+	var b strings.Builder
+	for _, c := range plan.changes {
+		switch {
+		case c.file() != file:
+		case c.Service == "":
+			fmt.Fprintf(&b, "# %s\n%s\n", c.why, assignment(c.Name, c.Now))
+		case c.Name == "":
+			fmt.Fprintf(&b, "# %s\n%s", c.why, c.entry())
+		default: // one parameter of an entry that is there: a command, and so a comment here
+			fmt.Fprintf(&b, "# %s:\n# postconf -P '%s/%s=%s'\n", c.why, c.Service, c.Name, c.Now)
+		}
+	}
+	return b.String()
+}
+
+func assignment(name, value string) string { return strings.TrimSpace(name + " = " + value) }
+
+// entry writes an entry of master.cf on several lines.
+func (c *change) entry() string {
+	name, _, _ := strings.Cut(c.Service, "/")
+	var b strings.Builder
+	fmt.Fprintf(&b, "%-10s unix  -       -       %s       -       -       smtp\n", name, c.chroot)
+	for _, s := range c.settings {
+		if s.why != "" {
+			fmt.Fprintf(&b, "    # %s\n", s.why)
+		}
+		if strings.ContainsAny(s.Value, " \t") {
+			fmt.Fprintf(&b, "    -o { %s = %s }\n", s.Name, s.Value)
+		} else {
+			fmt.Fprintf(&b, "    -o %s=%s\n", s.Name, s.Value)
+		}
+	}
+	return b.String()
+}
+
+// ourSecretTables are those of secretTables that we never write.
+var ourSecretTables = regexp.MustCompile(`\b(static|pipemap|randmap|unionmap):.*`)
+
+// shownLine is a line of a diff as it may be seen: tables of others in main.cf may hold passwords, ours do not.
+func shownLine(line string) string {
+	if strings.HasPrefix(line, "+") {
+		return ourSecretTables.ReplaceAllString(line, "$1:REDACTED")
+	}
+	return secretTables.ReplaceAllString(line, "$1:REDACTED")
+}

@@ -1,0 +1,529 @@
+package postfix
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/sendas/sendas/cmd/internal/config"
+	"github.com/sendas/sendas/cmd/internal/config/configtest"
+	"github.com/sendas/sendas/cmd/internal/finding"
+	"github.com/sendas/sendas/cmd/internal/finding/findingtest"
+	"github.com/sendas/sendas/cmd/internal/postfix/postfixtest"
+)
+
+// shown is what "sendas postfix show FILE" prints for a configuration on the ordinary instance. Sockets and trust anchors are where
+// they are on Debian.
+func shown(t *testing.T, yaml, file string) string {
+	t.Helper()
+	j, _ := testJob(t)
+	_, sockets, _ := strings.Cut(postfixtest.YAML, "milter: ")
+	configtest.WriteFile(t, j.File, yaml+"milter: "+sockets, 0o644)
+	if err := j.Show(t.Context(), []string{file}); err != nil {
+		t.Fatal(err)
+	}
+	text := strings.ReplaceAll(j.Stdout.(*bytes.Buffer).String(), TrustBundle(), trustBundles[0])
+	row := settingNamed("tls_required_enable") // the documents say in words what a newer Postfix needs besides
+	return strings.Replace(text, "# "+row.why+"\n"+assignment(row.name, row.want)+"\n", "", 1)
+}
+
+// The snippets of docs/postfix.md are what show prints.
+func TestPostfixDocument(t *testing.T) {
+	const doc = "docs/postfix.md"
+	yaml := postfixtest.Document(t, doc, "This page shows what comes of this configuration:\n\n```yaml\n")
+	own := yaml + postfixtest.Document(t, doc, "because the policy service sends mail there too:\n\n```yaml\n")
+	for _, tc := range []struct{ block, yaml, file string }{
+		{"```main.cf\n", yaml, mainCF}, {"```own.main.cf\n", own, mainCF}, {"```master.cf\n", own, masterCF},
+	} {
+		if got, want := shown(t, tc.yaml, tc.file), postfixtest.Document(t, doc, tc.block); got != want {
+			t.Errorf("%s%s has another text than show, which says\n%s", doc, tc.block, got)
+		}
+	}
+}
+
+// The main.cf of docs/by-hand.md is what show prints, as far as names and values go.
+func TestPostfixByHand(t *testing.T) {
+	yaml := postfixtest.Document(t, "README.md", "`/etc/sendas/sendas.yaml`:\n\n```yaml\n")
+	got := readMainCF(shown(t, yaml, mainCF))
+	for name, want := range readMainCF(postfixtest.MainCF(t)) {
+		if got[name] != want {
+			t.Errorf("docs/by-hand.md has %s = %s, show prints %q", name, want, got[name])
+		}
+		delete(got, name)
+	}
+	if len(got) > 0 {
+		t.Errorf("docs/by-hand.md lacks what show prints: %q", got)
+	}
+}
+
+// upgraded makes of this host's Postfix one that knows tls_required_enable, as 3.10 does.
+func upgraded(run Runner) Runner {
+	const name = "tls_required_enable"
+	return func(ctx context.Context, program string, args ...string) (string, string, error) {
+		out, said, err := run(ctx, program, args...)
+		if i := slices.Index(args, "-c"); program == "postconf" && err == nil && i >= 0 {
+			said = strings.ReplaceAll(said, "unused parameter: "+name, "")
+			if rest := strings.Join(slices.Delete(slices.Clone(args), i, i+2), " "); rest == "" || rest == "-x" {
+				data, _ := os.ReadFile(filepath.Join(args[i+1], mainCF))
+				out += name + " = " + cmp.Or(readMainCF(string(data))[name], "yes") + "\n"
+			}
+		}
+		return out, said, err
+	}
+}
+
+// A host enabled sendas before Postfix was upgraded to one that a header can talk out of TLS: the doctor fails, what it says to type
+// mends that, and so does the next enable. What the older one does not know is never written, and disable takes it back.
+func TestPostfixUpgraded(t *testing.T) {
+	j, before := testJob(t)
+	const setting = "tls_required_enable = no\n"
+	has := func() bool {
+		files, err := j.inst.read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Contains(string(files[mainCF]), setting)
+	}
+	do := func(name string, f func(context.Context) error, want bool) {
+		t.Helper()
+		if err := f(t.Context()); err != nil {
+			t.Fatalf("%s: %v\n%s", name, err, j.Stderr)
+		}
+		if has() != want {
+			t.Errorf("%s: main.cf has tls_required_enable: %v, want %v", name, !want, want)
+		}
+	}
+	if readSetup(t, j).knows("tls_required_enable") {
+		t.Log("this host's own Postfix knows the parameter; what an older one does is not seen here")
+	} else {
+		do("enable", j.Enable, false)
+	}
+	j.Run = upgraded(j.Run)
+	j.inst.run = j.Run
+	d := doctorOf(t, j)
+	if !has() {
+		d.wantCheck(t, "postfix.tls_required_enable", finding.Fail, "TLS-Required: no", "-e 'tls_required_enable = no'")
+		typeCure(t, d, "postfix.tls_required_enable")
+	}
+	doctorOf(t, j).wantCheck(t, "postfix.tls_required_enable", finding.OK)
+	do("enable after the upgrade", j.Enable, true)
+	files, _ := j.inst.read()
+	do("enable once more", j.Enable, true)
+	if again, _ := j.inst.read(); !again.equal(files) {
+		t.Error("enabling once more has changed something")
+	}
+	doctorOf(t, j).wantCheck(t, "postfix.tls_required_enable", finding.OK)
+	do("disable", j.Disable, true) // what was typed by hand is the administrator's
+	do("forget", func(context.Context) error { return replaceFile(filepath.Join(j.inst.dir, mainCF), before[mainCF]) }, false)
+	do("enable a new host", j.Enable, true)
+	do("disable it", j.Disable, false)
+	if after, _ := j.inst.read(); !after.equal(before) {
+		t.Error("main.cf and master.cf are not what they were")
+	}
+}
+
+// readSetup is what postconf says of a job's instance.
+func readSetup(t *testing.T, j *Job) *Setup {
+	t.Helper()
+	c, err := config.Load(j.File, config.SkipFiles)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := Read(t.Context(), j.Run, j.inst.dir, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// doctorOf has the doctor look at the settings of a job's instance.
+func doctorOf(t *testing.T, j *Job) *look {
+	t.Helper()
+	d := &look{}
+	readSetup(t, j).checkSettings(d.Section("postfix", "Postfix"))
+	findingtest.WantWhole(t, &d.Report)
+	return d
+}
+
+// typeCure types the command of postconf that a check says to type.
+func typeCure(t *testing.T, d *look, id string) {
+	t.Helper()
+	i := slices.IndexFunc(d.Checks, func(c finding.Check) bool { return c.ID == id })
+	command, _, _ := strings.Cut(d.Checks[i].Do, " && ")
+	if out, err := exec.CommandContext(t.Context(), "sh", "-c", command).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", command, err, out)
+	}
+}
+
+// A Postfix that does not take the new files has the old ones back, and the state file is what it was.
+func TestPostfixRestores(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		refuse  int // which "postfix check" fails: the first is that of the copy
+		enabled bool
+		want    string
+	}{
+		{"the copy", 1, false, "1 thing is in the way; nothing was changed"},
+		{"the files", 2, false, "a queue of stone; main.cf and master.cf are as they were"},
+		{"enabled before", 2, true, "a queue of stone; main.cf and master.cf are as they were"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			j, before := testJob(t)
+			if tc.enabled {
+				if err := j.Enable(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				before, _ = j.inst.read()
+				data, _ := os.ReadFile(j.File)
+				configtest.WriteFile(t, j.File, strings.Replace(string(data), "billing@", "hr@", 1), 0o644)
+			}
+			state, _ := os.ReadFile(j.path)
+			checks := 0
+			j.Run = func(ctx context.Context, name string, args ...string) (string, string, error) {
+				if name == "postfix" && slices.Contains(args, "check") {
+					if checks++; checks == tc.refuse {
+						return "", "", errors.New("a queue of stone")
+					}
+				}
+				return Run(ctx, name, args...)
+			}
+			err := j.Enable(t.Context())
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("enable: %v, want %q", err, tc.want)
+			}
+			if after, _ := j.inst.read(); !after.equal(before) {
+				t.Errorf("main.cf is now\n%s", after[mainCF])
+			}
+			if now, _ := os.ReadFile(j.path); !bytes.Equal(now, state) {
+				t.Error("the state file is another one")
+			}
+		})
+	}
+}
+
+// testJob is a run on an instance of its own, by the real programs.
+func testJob(t *testing.T) (*Job, files) {
+	t.Helper()
+	dir := t.TempDir()
+	if err := postfixtest.NewInstance(dir); err != nil {
+		t.Fatal(err)
+	}
+	j := NewJob(&Options{Folder: filepath.Join(dir, "pf/etc"), State: filepath.Join(dir, "state/x.json"),
+		File: filepath.Join(dir, "sendas.yaml"), Stdout: &bytes.Buffer{}, Stderr: &bytes.Buffer{}, Run: Run, Others: func(context.Context, *finding.Report, *Setup, bool) {}})
+	if err := j.locate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	files, err := j.inst.read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return j, files
+}
+
+// The machine dies between the steps of enable: disable still finds its way back.
+func TestPostfixInterrupted(t *testing.T) {
+	for _, done := range [][]string{{}, {mainCF}, {masterCF}} {
+		t.Run(strings.Join(done, ""), func(t *testing.T) {
+			t.Parallel()
+			interrupt(t, done)
+		})
+	}
+}
+
+func interrupt(t *testing.T, done []string) {
+	j, before := testJob(t)
+	j.Shape = ShapeTransport
+	data, _ := os.ReadFile(j.File)
+	configtest.WriteFile(t, j.File, string(data)+"routes: [{name: submission, transport: sendas}]\n", 0o644)
+	if err := j.Enable(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range FileNames { // as if only those of done had been written
+		if !slices.Contains(done, name) {
+			configtest.WriteFile(t, filepath.Join(j.inst.dir, name), string(before[name]), 0o644)
+		}
+	}
+	if err := j.Disable(t.Context()); err != nil {
+		t.Errorf("%v: %v", done, err)
+	}
+	if after, _ := j.inst.read(); !after.equal(before) {
+		t.Errorf("%v: main.cf and master.cf are not what they were", done)
+	}
+}
+
+// The settings end in Postfix's configuration, so a state file that others could write is not used.
+func TestPostfixStateTrust(t *testing.T) {
+	j, _ := testJob(t)
+	if err := j.Enable(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		name  string
+		spoil func(path string) error
+		want  string
+	}{
+		{"writable", func(p string) error { return os.Chmod(p, 0o622) }, "can be changed by others (mode 0622)"},
+		{"owned by somebody", func(p string) error { return errors.Join(os.Chmod(p, 0o600), os.Chown(p, 65534, -1)) }, "can be changed by others"},
+		{"another form", func(p string) error { return edit(p, `"version": 1`, `"version": 7`) }, "has the form 7"},
+		{"unknown key", func(p string) error { return edit(p, `"version": 7`, `"version": 1, "x": 1`) }, "unknown field"},
+		{"another instance", func(p string) error {
+			return errors.Join(edit(p, `"version": 1, "x": 1`, `"version": 1`), edit(p, "/pf/etc", "/other"))
+		}, "not about that in"},
+		{"a link", func(p string) error { return errors.Join(os.Rename(p, p+"2"), os.Symlink(p+"2", p)) }, "too many levels"},
+	} {
+		if err := tc.spoil(j.path); err != nil {
+			t.Fatal(err)
+		}
+		if err := j.Disable(t.Context()); err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: %v, want %q", tc.name, err, tc.want)
+		}
+	}
+}
+
+// edit makes a file root's own again, with a part replaced.
+func edit(path, from, to string) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.Remove(path), os.WriteFile(path, []byte(strings.Replace(string(data), from, to, 1)), 0o600))
+}
+
+func TestPostfixStateName(t *testing.T) {
+	for _, tc := range [][3]string{{"", "/etc/postfix", "etc-postfix.json"}, {"postfix-out", "/etc/postfix-out", "postfix-out.json"}, {"", "/", "root.json"}, {"../x", "/y", "..-x.json"}} {
+		if got := stateName(tc[0], tc[1]); got != tc[2] {
+			t.Errorf("stateName(%q, %q) = %q, want %q", tc[0], tc[1], got, tc[2])
+		}
+	}
+}
+
+func TestReplaceFile(t *testing.T) {
+	dir := t.TempDir()
+	file := configtest.WriteFile(t, filepath.Join(dir, "real", "main.cf"), "old\n", 0o640)
+	if err := os.Chown(file, 65534, 65534); err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(dir, "main.cf")
+	if err := os.Symlink(file, link); err != nil {
+		t.Fatal(err)
+	}
+	if err := replaceFile(link, []byte("new\n")); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Mode().Perm() != 0o640 || ownedAlone(info) {
+		t.Errorf("mode %v and owner are not what they were", info.Mode())
+	}
+	if data, _ := os.ReadFile(link); string(data) != "new\n" {
+		t.Errorf("content %q", data)
+	}
+	if left, _ := os.ReadDir(filepath.Dir(file)); len(left) != 1 {
+		t.Errorf("left behind: %v", left)
+	}
+	if to, _ := os.Readlink(link); to != file {
+		t.Error("the link is gone")
+	}
+}
+
+// mergeSetup is Postfix with some lists.
+func mergeSetup(t *testing.T, main map[string]string) *Setup {
+	t.Helper()
+	p, _ := fake(t, newLab(t, configtest.SmallConfig), main)
+	return p
+}
+
+func TestMergePolicy(t *testing.T) {
+	const ours = "check_policy_service { unix:sendas/policy, default_action=DEFER_IF_PERMIT }"
+	p := mergeSetup(t, map[string]string{"mine": "reject_unlisted_recipient, permit_mynetworks", "smtpd_recipient_restrictions": ""})
+	for _, tc := range []struct{ raw, want string }{
+		{"reject_unauth_destination", "reject_unauth_destination, " + ours},
+		{"permit_mynetworks, permit_sasl_authenticated, reject_unauth_destination", ours + ", permit_mynetworks, permit_sasl_authenticated, reject_unauth_destination"},
+		{"reject_unauth_destination check_recipient_access hash:/etc/postfix/access permit", "reject_unauth_destination, check_recipient_access hash:/etc/postfix/access, " + ours + ", permit"},
+		{"reject_unauth_destination, $mine", "reject_unauth_destination, " + ours + ", $mine"},
+		{"check_policy_service inet:127.0.0.1:10023, permit_mynetworks", "check_policy_service inet:127.0.0.1:10023, " + ours + ", permit_mynetworks"},
+		{"permit_mynetworks, check_policy_service unix:sendas/policy, reject", ours + ", permit_mynetworks, reject"},
+	} {
+		got, added := mergePolicy(p, tc.raw, ours)
+		if got != tc.want || added != ours {
+			t.Errorf("mergePolicy(%q)\n got  %s\n want %s", tc.raw, got, tc.want)
+		}
+		if judgePolicy(got, p) != finding.OK && !strings.Contains(tc.raw, "$") {
+			t.Errorf("%q: the doctor does not like %q", tc.raw, got)
+		}
+	}
+}
+
+func TestMergeMilter(t *testing.T) {
+	for _, tc := range []struct{ action, smtpd, non, want, wantNon string }{
+		{"tempfail", "", "", "unix:sendas/milter", "unix:sendas/milter"},
+		{"tempfail", "inet:127.0.0.1:8891", "$smtpd_milters", "unix:sendas/milter, inet:127.0.0.1:8891", "$smtpd_milters"},
+		{"accept", "inet:127.0.0.1:8891", "", "{ unix:sendas/milter, default_action=tempfail }, inet:127.0.0.1:8891", "{ unix:sendas/milter, default_action=tempfail }"},
+		{"accept", "", "", "unix:sendas/milter", "unix:sendas/milter"}, // milter_default_action is written instead
+		{"accept", "{ unix:sendas/milter, default_action=accept }, local:x", "local:x", "{ unix:sendas/milter, default_action=tempfail }, local:x", "{ unix:sendas/milter, default_action=tempfail }, local:x"},
+	} {
+		p := mergeSetup(t, map[string]string{"smtpd_milters": tc.smtpd, "non_smtpd_milters": tc.non, "milter_default_action": tc.action})
+		got, _ := mergeMilter(p, tc.smtpd, p.milterItem())
+		gotNon, _ := mergeMilter(p, tc.non, p.milterItem())
+		if got != tc.want || gotNon != tc.wantNon {
+			t.Errorf("%q, %q: got %q and %q, want %q and %q", tc.smtpd, tc.non, got, gotNon, tc.want, tc.wantNon)
+		}
+		if p.keepsAction() != strings.HasPrefix(tc.want, "{") {
+			t.Errorf("%q: milter_default_action stays: %v", tc.smtpd, p.keepsAction())
+		}
+	}
+}
+
+func TestSenderTable(t *testing.T) {
+	more := strings.Replace(configtest.SmallConfig, "domains: [contoso.com]", `domains: [contoso.com, "bücher.example", apps.contoso.com]`, 1)
+	more = strings.Replace(more, "clients:", "  - {address: \"*@apps.contoso.com\", credential: relay-app}\nclients:", 1)
+	one := strings.Replace(configtest.SmallConfig, "  - {address: erp@contoso.com, credential: relay-app}\n", "", 1)
+	const scan, erp = "{scan@contoso.com = smtp:[smtp.office365.com]:587}, {office@contoso.com = smtp:[smtp.office365.com]:0587}", "{erp@contoso.com = smtp:[smtp.office365.com]:00587}"
+	own := strings.NewReplacer("= smtp:", "= sendas:")
+	for _, tc := range []struct {
+		yaml string
+		own  bool
+		want string
+	}{
+		{configtest.SmallConfig, false, scan + ", " + erp},
+		{one, false, scan},
+		{strings.Replace(one, ", send_as: [office@contoso.com]", "", 1), false, ""}, // one sender has the queue of relayhost
+		{one + ownRoute, true, own.Replace(scan) + ", {@contoso.com = sendas:[smtp.office365.com]:587}"},
+		{more, false, scan + ", " + erp + ", {@apps.contoso.com = smtp:[smtp.office365.com]:000587}"},
+		{more + ownRoute, true, own.Replace(scan+", "+erp) + ", {@apps.contoso.com = sendas:[smtp.office365.com]:000587}, {@contoso.com = sendas:[smtp.office365.com]:587}, {@xn--bcher-kva.example = sendas:[smtp.office365.com]:587}"},
+	} {
+		p, _ := fake(t, newLab(t, tc.yaml), nil)
+		p.own = tc.own
+		want := tc.want
+		if want != "" {
+			want = "inline:{ " + want + " }"
+		}
+		if got := p.senderTable(); got != want {
+			t.Errorf("own=%v:\n got  %s\n want %s", tc.own, got, want)
+		}
+	}
+}
+
+// A pool has a queue of its own, and connections for all of its mailboxes.
+func TestSenderTablePool(t *testing.T) {
+	yaml := strings.NewReplacer("send_as: [office@contoso.com]}", "send_as: [office@contoso.com], pool: true}",
+		"  - {address: erp@contoso.com, credential: relay-app}", "  - {address: erp@contoso.com, credential: relay-app, send_as: [office@contoso.com], pool: true}").Replace(configtest.SmallConfig)
+	p, _ := fake(t, newLab(t, yaml), nil)
+	p.own = false
+	want := "inline:{ {scan@contoso.com = smtp:[smtp.office365.com]:587}, {office@contoso.com = smtp:[smtp.office365.com]:00587}, {erp@contoso.com = smtp:[smtp.office365.com]:0587} }"
+	if got := p.senderTable(); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if got := p.fill("{connections}"); got != "6" {
+		t.Errorf("%s connections, want 6", got)
+	}
+}
+
+// A site with very many senders keeps a main.cf that can be read.
+func TestSenderTableBound(t *testing.T) {
+	var list []string
+	for i := range maxSenders {
+		list = append(list, fmt.Sprintf("s%d@contoso.com", i))
+	}
+	yaml := strings.Replace(configtest.SmallConfig, "send_as: [office@contoso.com]", "send_as: ["+strings.Join(list, ", ")+"]", 1) + ownRoute
+	p, _ := fake(t, newLab(t, yaml), nil)
+	p.own = true
+	if got, want := p.senderTable(), "inline:{ {@contoso.com = sendas:[smtp.office365.com]:587} }"; got != want {
+		t.Errorf("got %.200s, want %s", got, want)
+	}
+}
+
+// What we read of main.cf is what postconf reads.
+func TestReadMainCF(t *testing.T) {
+	const text = "# comment = x\n\na = 1\nb=2 3\n\t4\n# between\n  5\n   # inside = y\nc =\nb = 6\n   \n  7\nnonsense\nd = {a = b}\n"
+	want := map[string]string{"a": "1", "b": "6 7", "c": "", "d": "{a = b}"}
+	if got := readMainCF(text); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	j, files := testJob(t)
+	s, err := j.inst.stage(files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.remove()
+	out, err := s.postconf(t.Context(), "-n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, want := readMainCF(string(files[mainCF])), readParameters(out)
+	delete(want, "config_directory") // that of -c
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// The table of the token service in smtp_generic_maps is ours; that of somebody else is never replaced.
+func TestPostfixGeneric(t *testing.T) {
+	yaml := strings.Replace(configtest.SmallConfig, "domains: [contoso.com]", "domains: [contoso.com]\n  external_recipients: auto\n  licenses: 100", 1)
+	for _, tc := range []struct{ value, shape, want string }{
+		{"", ShapeMain, "socketmap:unix:sendas/credentials:recipient"},
+		{"hash:/etc/postfix/generic", ShapeMain, ""},
+		{"hash:/etc/postfix/generic", ShapeTransport, "smtp_generic_maps=socketmap:unix:sendas/credentials:recipient"},
+	} {
+		p, _ := fake(t, newLab(t, yaml), map[string]string{"smtp_generic_maps": tc.value, "smtp_sasl_password_maps": ""})
+		plan, err := p.makePlan(&values{main: map[string]string{"smtp_generic_maps": tc.value}}, tc.shape)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for _, c := range plan.changes {
+			if c.Name == "smtp_generic_maps" && !c.good {
+				got = c.Now
+			}
+			if c.Service == "sendas/unix" && strings.Contains(c.Now, tc.want) {
+				got = tc.want
+			}
+		}
+		if got != tc.want {
+			t.Errorf("%q in shape %s: %q is written, want %q", tc.value, tc.shape, got, tc.want)
+		}
+	}
+}
+
+func TestPostfixSeconds(t *testing.T) {
+	for in, want := range map[string]int{"5d": 432000, "1": 86400, "90m": 5400, "30s": 30, "1w": 604800, "": 0, "x": 0, "d": 0} {
+		if got := seconds(in, 86400); got != want {
+			t.Errorf("postfixSeconds(%q) = %d, want %d", in, got, want)
+		}
+	}
+}
+
+// FuzzMerge: what is put into a list can be taken out again, and leaves what the others had.
+func FuzzMerge(f *testing.F) {
+	for _, s := range []string{"", "permit_mynetworks, reject", "inet:x:1 { unix:y, default_action=accept }", "$a ${b}", "check_x y, sleep 1 permit", "{ {", "}", "a,,b", "inline:{ {a = b c} }"} {
+		f.Add(s)
+	}
+	l := &Setup{Main: map[string]string{"queue_directory": "/var/spool/postfix"}, Config: config.Default()}
+	const ours = "check_policy_service { unix:sendas/policy, default_action=DEFER_IF_PERMIT }"
+	f.Fuzz(func(t *testing.T, raw string) {
+		readMainCF(raw)
+		before := splitList(oneSpaced(raw))
+		if strings.Contains(raw, "sendas/") || strings.Count(raw, "{") != strings.Count(raw, "}") || strings.HasPrefix(strings.TrimSpace(raw), "}") {
+			return // ours already, or nothing that Postfix would take
+		}
+		for _, merge := range []func(*Setup, string, string) (string, string){mergeFirst, mergeLast, mergePolicy} {
+			value, added := merge(l, oneSpaced(raw), ours)
+			rest, ok := withoutItem(value, added)
+			if after := splitList(rest); !ok || !slices.Equal(after, before) {
+				t.Errorf("%q became %q, and then %q", before, value, after)
+			}
+		}
+	})
+}

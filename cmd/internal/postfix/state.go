@@ -1,0 +1,195 @@
+package postfix
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/sendas/sendas/internal/safefile"
+)
+
+// StateFolder holds a file for each instance of Postfix. It is root's alone: main.cf may hold passwords, and what stands
+// here is written into Postfix's configuration. So it lies in no folder of a service's user.
+const StateFolder = "/var/lib/sendas-postfix"
+
+// maxState bounds a state file, in bytes.
+const maxState = 64 << 20
+
+// A state is what "sendas postfix disable" has to know. The JSON keys are stable.
+type state struct {
+	Version   int       `json:"version"`
+	Dir       string    `json:"config_directory"`
+	EnabledAt time.Time `json:"enabled_at"` // in UTC
+	Shape     string    `json:"shape"`
+	Before    files     `json:"before"`
+	After     files     `json:"after"`
+	Changes   []*change `json:"changes"`
+}
+
+// stateVersion is the form of the file.
+const stateVersion = 1
+
+// stateName is the name of an instance's file: what Postfix calls the instance, else its folder.
+func stateName(instance, dir string) string {
+	if instance != "" {
+		return strings.ReplaceAll(instance, "/", "-") + ".json"
+	}
+	return cmp.Or(strings.ReplaceAll(strings.Trim(dir, "/"), "/", "-"), "root") + ".json"
+}
+
+// loadState reads a state file; nil is none. Its content becomes Postfix's configuration, so nobody else may have written it.
+func loadState(path, dir string) (*state, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !ownedAlone(info) || !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s can be changed by others (mode %04o), so it is not trusted", path, info.Mode().Perm())
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxState))
+	if err != nil {
+		return nil, err
+	}
+	st := &state{}
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	if err := d.Decode(st); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", path, err)
+	}
+	switch {
+	case st.Version != stateVersion:
+		return nil, fmt.Errorf("%s has the form %d, and this version of sendas knows %d", path, st.Version, stateVersion)
+	case st.Dir != dir:
+		return nil, fmt.Errorf("%s is about the instance in %s, not about that in %s", path, st.Dir, dir)
+	}
+	return st, nil
+}
+
+// ownedAlone tells whether nobody but this user can change a file.
+func ownedAlone(info fs.FileInfo) bool {
+	return safefile.OwnerOf(info).UID == os.Geteuid() && info.Mode().Perm()&0o022 == 0
+}
+
+// saveState writes a state file, whole or not at all.
+func saveState(path string, st *state) error {
+	data, err := json.MarshalIndent(st, "", "  ")
+	if err != nil {
+		return err
+	}
+	dir := filepath.Dir(path)
+	// The folder above is the services', too.
+	if err := errors.Join(os.MkdirAll(filepath.Dir(dir), 0o755), os.MkdirAll(dir, 0o700)); err != nil {
+		return err
+	}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() || !ownedAlone(info) {
+		return fmt.Errorf("%s can be changed by others; type: chown root:root %[1]s && chmod 0700 %[1]s", dir)
+	}
+	return safefile.Write(path, append(data, '\n'), safefile.Options{Temp: ".state-*"})
+}
+
+// undo returns the files as they would be without sendas: byte for byte what they were where nobody else has changed them since, else
+// setting by setting. kept says what stays because the administrator has changed it.
+func (i *instance) undo(ctx context.Context, st *state, now files) (base files, kept []string, err error) {
+	base = files{mainCF: now[mainCF], masterCF: now[masterCF]}
+	if st == nil {
+		return base, nil, nil
+	}
+	edited := make(map[string]bool)
+	for _, name := range FileNames {
+		switch {
+		case bytes.Equal(now[name], st.After[name]):
+			base[name] = st.Before[name]
+		case !bytes.Equal(now[name], st.Before[name]):
+			edited[name] = true
+		}
+	}
+	if len(edited) == 0 {
+		return base, nil, nil
+	}
+	s, err := i.stage(now)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { err = errors.Join(err, s.remove()) }()
+	if kept, err = s.takeBack(ctx, st, edited); err != nil {
+		return nil, nil, err
+	}
+	files, err := s.read()
+	if err != nil {
+		return nil, nil, err
+	}
+	for name := range edited {
+		base[name] = files[name]
+	}
+	return base, kept, nil
+}
+
+// takeBack undoes the changes of some files, one by one.
+func (s *stage) takeBack(ctx context.Context, st *state, files map[string]bool) (kept []string, err error) {
+	v, err := s.values(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range st.Changes {
+		if !files[c.file()] {
+			continue
+		}
+		value, set, said := c.former(v)
+		if said != "" {
+			kept = append(kept, said)
+		}
+		if now, is := v.get(c); set == is && (!set || sameValue(now, value)) {
+			continue
+		}
+		if err := s.apply(ctx, c, value, set); err != nil {
+			return nil, err
+		}
+	}
+	return kept, nil
+}
+
+// former returns what a setting should be without us; set is false where it should not be there. said tells a person what stays.
+func (c *change) former(v *values) (value string, set bool, said string) {
+	now, is := v.get(c)
+	if is && sameValue(now, c.Now) {
+		if c.Was == nil {
+			return "", false, ""
+		}
+		return *c.Was, true, ""
+	}
+	if is && c.Added != "" {
+		if rest, ok := withoutItem(now, c.Added); ok {
+			return rest, rest != "" || c.Was != nil, fmt.Sprintf("%s: %s keeps what you put there, without %s", c.file(), c.title(), c.Added)
+		}
+	}
+	switch {
+	case !is && c.Was == nil, is && c.Was != nil && sameValue(now, *c.Was): // taken back by hand
+		return now, is, ""
+	case is && c.Name == "":
+		return now, is, fmt.Sprintf("%s: the entry %s stays, because you have changed it", c.file(), c.title())
+	case is:
+		return now, is, fmt.Sprintf("%s: %s stays %s, because you have changed it", c.file(), c.title(), shownValue(now))
+	}
+	return now, is, fmt.Sprintf("%s: %s stays away, because you have removed it", c.file(), c.title())
+}

@@ -1,0 +1,55 @@
+package service
+
+import (
+	"bytes"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+
+	"github.com/sendas/sendas/cmd/internal/config"
+	"github.com/sendas/sendas/internal/serve"
+)
+
+// OnlyFrom lets root and the users of token.peers connect to a unix socket, as Postfix's daemons do: what they tell of a client (its
+// address, its certificate) is believed, and counted against the client's limits. Connections over TCP are not looked at; nor can they be in a
+// user namespace (PrivateUsers= of systemd), where every other user has the same id: there the mode of the socket decides.
+func OnlyFrom(ln net.Listener, c *config.Site, log *slog.Logger) (net.Listener, error) {
+	if ln.Addr().Network() != "unix" || inUserNamespace() {
+		return ln, nil
+	}
+	users, err := UserIDs(c.Token.Peers)
+	if err != nil {
+		return nil, err
+	}
+	return &peerListener{Listener: ln, users: append(users, 0), log: log}, nil
+}
+
+// inUserNamespace tells whether this process sees other users' ids as they are (user_namespaces(7)).
+func inUserNamespace() bool {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	return err == nil && !slices.EqualFunc(bytes.Fields(b), []string{"0", "0", "4294967295"}, func(a []byte, b string) bool { return string(a) == b })
+}
+
+type peerListener struct {
+	net.Listener
+	users []uint32
+	log   *slog.Logger
+}
+
+// Accept implements [net.Listener].
+func (l *peerListener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		peer, err := serve.PeerOf(c)
+		if err == nil && slices.Contains(l.users, peer.UID) {
+			return c, nil
+		}
+		l.log.Warn("a connection was refused", "socket", l.Addr(), "uid", peer.UID, "error", err,
+			"hint", "only Postfix asks here; if it runs as another user, write that one into token.peers")
+		c.Close()
+	}
+}

@@ -1,0 +1,466 @@
+package status
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"text/tabwriter"
+	"time"
+	"unicode"
+
+	"github.com/sendas/sendas/cmd/internal/config"
+	"github.com/sendas/sendas/cmd/internal/service"
+	"github.com/sendas/sendas/internal/exit"
+	"github.com/sendas/sendas/internal/plaintext"
+	"github.com/sendas/sendas/milter"
+	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/lease"
+)
+
+// tokenReport is what the token service answers to /status. Its JSON keys are stable.
+type tokenReport struct {
+	*lease.Status
+	Config *service.Config `json:"config"`
+}
+
+// milterReport is what the milter answers to /status. Its JSON keys are stable.
+type milterReport struct {
+	*milter.Status
+	Config *service.Config `json:"config"`
+}
+
+// Command is one call of the command.
+type Command struct {
+	Stdout io.Writer
+	Config *config.Site
+	Json   bool
+	Watch  bool
+	Every  time.Duration
+	Client *http.Client
+}
+
+func (s *Command) Run(ctx context.Context) error {
+	if s.Config.Token.HTTP == "" {
+		return exit.Errorf(exit.Config, `write an address such as 127.0.0.1:9726 there, then run "systemctl restart sendas-token"`, "token.http is off, so the token service cannot be asked")
+	}
+	if !s.Watch {
+		v := s.look(ctx)
+		if err := s.print(v.all(s.Json)); err != nil {
+			return err
+		}
+		return v.err()
+	}
+	return s.watching(ctx)
+}
+
+func (s *Command) print(text string) error {
+	if _, err := io.WriteString(s.Stdout, text); err != nil {
+		return exit.Errorf(exit.Software, "", "printing: %w", err)
+	}
+	return nil
+}
+
+// view is what the services said at one time.
+type view struct {
+	time     time.Time
+	tokenAt  string // address
+	raw      []byte // of the token service
+	token    *tokenReport
+	tokenErr error // it is down, or says what is no status
+
+	milterAt  string // "" when its HTTP is off: nobody knows
+	milterRaw []byte
+	milter    *milterReport // nil also where it is of a version that does not tell
+	milterErr error
+}
+
+// look asks both services.
+func (s *Command) look(ctx context.Context) *view {
+	v := &view{time: time.Now(), tokenAt: s.Config.Token.HTTP, milterAt: s.Config.Milter.HTTP}
+	if v.raw, v.tokenErr = service.Fetch(ctx, s.Client, v.tokenAt, "/status"); v.tokenErr == nil {
+		v.token = new(tokenReport)
+		if err := json.Unmarshal(v.raw, v.token); err != nil || v.token.Status == nil || v.token.Credentials == nil {
+			v.token, v.tokenErr = nil, errors.New("what answers is not the token service of this version")
+		}
+	}
+	if v.milterAt != "" {
+		s.lookAtMilter(ctx, v)
+	}
+	return v
+}
+
+// lookAtMilter asks the milter. One that serves mail is up, though it may not tell more.
+func (s *Command) lookAtMilter(ctx context.Context, v *view) {
+	if _, v.milterErr = service.Fetch(ctx, s.Client, v.milterAt, "/healthz"); v.milterErr != nil {
+		return
+	}
+	raw, err := service.Fetch(ctx, s.Client, v.milterAt, "/status")
+	if err != nil {
+		return
+	}
+	a := new(milterReport)
+	if json.Unmarshal(raw, a) == nil && a.Status != nil && a.Clients != nil {
+		v.milter, v.milterRaw = a, raw
+	}
+}
+
+// err says which service is down, for the exit code.
+func (v *view) err() error {
+	down := func(name, unit, at string, err error) error {
+		return exit.Errorf(exit.TempFail, fmt.Sprintf(`type "systemctl status %s"; its log is "journalctl -u %s"`, unit, unit), "the %s is down at %s: %w", name, at, err)
+	}
+	switch {
+	case v.tokenErr != nil && v.milterErr != nil:
+		return exit.Errorf(exit.TempFail, `type "systemctl status sendas-token sendas-milter"`, "both services are down: the token service at %s: %w; the milter at %s: %w",
+			v.tokenAt, v.tokenErr, v.milterAt, v.milterErr)
+	case v.tokenErr != nil:
+		return down("token service", "sendas-token", v.tokenAt, v.tokenErr)
+	case v.milterErr != nil:
+		return down("milter", "sendas-milter", v.milterAt, v.milterErr)
+	}
+	return nil
+}
+
+// serviceHealth is how a service answers, in JSON.
+type serviceHealth struct {
+	Up     *bool           `json:"up"` // null: not known
+	Error  *string         `json:"error"`
+	Status json.RawMessage `json:"status,omitempty"` // the milter's own answer
+}
+
+func serviceHealthOf(at string, err error) serviceHealth {
+	if at == "" {
+		return serviceHealth{}
+	}
+	up := err == nil
+	h := serviceHealth{Up: &up}
+	if err != nil {
+		text := err.Error()
+		h.Error = &text
+	}
+	return h
+}
+
+// all returns the view as JSON or for a person.
+func (v *view) all(asJSON bool) string {
+	if asJSON {
+		return string(v.json())
+	}
+	return v.text()
+}
+
+// json returns the token service's answer, byte for byte but for the keys that are added at its end: milter and, where the
+// service is down and there is no answer, token.
+func (v *view) json() []byte {
+	m := serviceHealthOf(v.milterAt, v.milterErr)
+	m.Status = v.milterRaw
+	add := map[string]serviceHealth{"milter": m}
+	have := []byte("{")
+	if v.tokenErr != nil {
+		add["token"] = serviceHealthOf(v.tokenAt, v.tokenErr)
+	} else {
+		have = append(bytes.TrimSpace(bytes.TrimSuffix(bytes.TrimSpace(v.raw), []byte("}"))), ',')
+	}
+	more, err := json.MarshalIndent(add, "", "  ")
+	if err != nil {
+		panic(err) // strings, booleans, and JSON that was read
+	}
+	return append(append(have, more[1:]...), '\n')
+}
+
+// text returns the view for a person. Somebody else might listen where a service should, so nothing of it reaches
+// the terminal that could steer it.
+func (v *view) text() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s\n", v.time.Format(time.DateTime))
+	fmt.Fprintf(&b, "token service  %s\n", v.tokenState())
+	fmt.Fprintf(&b, "milter         %s\n", v.milterState())
+	if v.token != nil {
+		for i := range v.token.Credentials {
+			writeCredential(&b, &v.token.Credentials[i], v.token.Time)
+		}
+		writeMailboxes(&b, v.token.Status)
+	}
+	if v.milter != nil {
+		writeClients(&b, v.milter.Status)
+	}
+	return tidyText(b.String())
+}
+
+// tokenState says how the token service is.
+func (v *view) tokenState() string {
+	if v.token == nil {
+		return upOrDown("up", v.tokenAt, v.tokenErr)
+	}
+	up := upFor(v.token.Version, v.token.Started, v.token.Time, v.token.Config)
+	if v.token.Stopping {
+		up += ", stopping: no more leases are given"
+	}
+	return upOrDown(up, v.tokenAt, nil)
+}
+
+// milterState says how the milter is.
+func (v *view) milterState() string {
+	switch {
+	case v.milterAt == "":
+		return "not known: milter.http is off"
+	case v.milter == nil:
+		return upOrDown("up", v.milterAt, v.milterErr)
+	}
+	return upOrDown(upFor(v.milter.Version, v.milter.Started, v.milter.Time, v.milter.Config), v.milterAt, nil)
+}
+
+// upFor says since when a service runs, and with what.
+func upFor(version string, started *time.Time, now time.Time, c *service.Config) string {
+	s := "up"
+	if c != nil && !c.OK {
+		s += " with an OLD CONFIGURATION (the new one is wrong: \"sendas check\")"
+	}
+	s += ", version " + version
+	if started != nil {
+		s += ", for " + spanWords(now.Sub(*started))
+	}
+	return s
+}
+
+func upOrDown(up, at string, err error) string {
+	if err != nil {
+		return fmt.Sprintf("DOWN at %s: %v", at, err)
+	}
+	return up + ", at " + at
+}
+
+// shownStatus is how a foreign answer stands on a terminal, which it must not steer.
+var shownStatus = plaintext.Style{Exact: true, Bad: unicode.ReplacementChar}
+
+// tidyText keeps lines as they are but for what does not print.
+func tidyText(s string) string {
+	lines := strings.Split(s, "\n")
+	for i, line := range lines {
+		lines[i] = shownStatus.Line(line)
+	}
+	return strings.Join(lines, "\n")
+}
+
+// resultWords words the results of a refresh.
+var resultWords = map[string]string{
+	"":                      "none yet",
+	entra.ResultOK:          "succeeded",
+	entra.ResultRefused:     "refused by Microsoft",
+	entra.ResultUnreachable: "no answer from Microsoft",
+	entra.ResultConfig:      "not sent",
+}
+
+func writeCredential(w io.Writer, c *lease.CredentialStatus, now time.Time) {
+	fmt.Fprintf(w, "\ncredential %s (%s)\n", c.Name, c.Flow)
+	for _, f := range credentialFacts(c, now) {
+		fmt.Fprintf(w, "  %-13s %s\n", f.Label, f.Text)
+	}
+}
+
+// skewWords tells that this machine's clock is wrong.
+func skewWords(skew time.Duration) string {
+	what := "ahead of"
+	if skew < 0 {
+		what = "behind"
+	}
+	return fmt.Sprintf("%s %s Entra's: \"timedatectl\" shows it", spanWords(skew.Abs()), what)
+}
+
+func tokenWords(t *lease.TokenStatus, now time.Time) string {
+	switch {
+	case t.Live:
+		return fmt.Sprintf("live, got %s, ends %s", whenWords(t.Received, now), whenWords(t.Expires, now))
+	case t.Expires != nil:
+		return "none: the last one ended " + whenWords(t.Expires, now) + "; mail waits in the queue"
+	}
+	return "none; mail waits in the queue"
+}
+
+// endWords tells when a proof ends, on a day of UTC, as certificates and the configuration have it.
+func endWords(p *lease.ProofStatus, now time.Time) string {
+	switch {
+	case p.Ends != nil && p.Ends.Before(now):
+		return "ENDED on " + p.Ends.UTC().Format(time.DateOnly)
+	case p.Ends != nil:
+		return fmt.Sprintf("ends on %s, %s", p.Ends.UTC().Format(time.DateOnly), whenWords(p.Ends, now))
+	case p.Kind == token.ProofSecret:
+		return "its end is not known: write secret_expires into sendas.yaml"
+	case p.Kind == token.ProofCertificate:
+		return "its end is not known: the file cannot be read"
+	}
+	return "a token of another issuer, who renews it"
+}
+
+func signInWords(credential string, s *lease.SignInStatus, now time.Time) string {
+	switch {
+	case s.Error != "":
+		return "not known: " + s.Error
+	case s.Since == nil:
+		return fmt.Sprintf(`nobody; type "sendas login %s"`, credential)
+	}
+	who := s.User
+	if who == "" {
+		who = "a user whom Entra did not name"
+	}
+	return fmt.Sprintf("%s since %s; idle for %d of at most %d days", who, s.Since.Local().Format(time.DateOnly), s.IdleDays, s.MaxDays)
+}
+
+// groupWords says whose recipients a group counts.
+var groupWords = map[string]string{lease.GroupExternal: "the tenant", lease.GroupOnMicrosoft: "onmicrosoft.com senders"}
+
+// writeMailboxes prints the table of mailboxes, and below it why some are paused, and what the last verdicts
+// mean that were not "accepted".
+func writeMailboxes(w io.Writer, s *lease.Status) {
+	fmt.Fprintln(w)
+	if s.LedgerError != nil {
+		fmt.Fprintf(w, "what was used is not known: %s\n", *s.LedgerError)
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "mailbox\tcredential\tleases\twaiting\tmessages\trecipients\tlast verdict")
+	for i := range s.Mailboxes {
+		m := &s.Mailboxes[i]
+		fmt.Fprintln(t, strings.Join([]string{m.Mailbox, m.Credential, leaseWords(m), waitWords(m, s.Time),
+			usageWords(m, m.Messages), usageWords(m, m.Recipients), lastVerdictWords(m.LastVerdict, s.Time)}, "\t"))
+	}
+	t.Flush()
+	for _, p := range s.Pools {
+		fmt.Fprintf(w, "%s leaves through the first to open of %s\n", p.Address, strings.Join(p.Members, ", "))
+	}
+	for _, g := range s.Groups {
+		fmt.Fprintf(w, "%s: %d of %d external recipients used in %s, %d left\n", groupName(g.Name), g.Recipients.Used, g.Recipients.Limit,
+			spanWords(time.Duration(g.Recipients.Window*float64(time.Second))), g.Recipients.Left)
+	}
+	for _, m := range s.Mailboxes {
+		if m.PausedUntil != nil {
+			fmt.Fprintf(w, "%s: paused, goes on %s: %s\n", m.Mailbox, whenWords(m.PausedUntil, s.Time), m.PauseReason)
+		}
+		for _, d := range m.Denied {
+			fmt.Fprintf(w, "%s: may not send as %s, says Exchange Online: %s returned, the last %s\n", m.Mailbox, d.Sender, plural(d.Count, "message"), whenWords(&d.Last, s.Time))
+		}
+		if v := m.LastVerdict; v != nil && v.Meaning != "" {
+			fmt.Fprintf(w, "%s: %s: %s\n", m.Mailbox, v.Class, v.Meaning)
+		}
+	}
+}
+
+// writeClients prints the table of clients: what became of their mail since the start, and their limits.
+func writeClients(w io.Writer, s *milter.Status) {
+	fmt.Fprintln(w)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprint(t, "client\t")
+	for _, a := range policy.Actions() {
+		fmt.Fprint(t, a.Done()+"\t")
+	}
+	fmt.Fprintln(t, "limits")
+	row := func(name string, c milter.Counts, limits string) {
+		fmt.Fprint(t, name+"\t")
+		for _, a := range policy.Actions() {
+			fmt.Fprintf(t, "%d\t", c.Became(a))
+		}
+		fmt.Fprintln(t, limits)
+	}
+	for i := range s.Clients {
+		c := &s.Clients[i]
+		row(c.Client, c.Counts, clientLimitWords(c.Limits, overWords(c.Over, c.OnLimit)))
+	}
+	row("(no client)", s.Unknown, "")
+	t.Flush()
+	for i := range s.Identities {
+		x := &s.Identities[i]
+		fmt.Fprintf(w, "identity %s: %s\n", x.Identity, clientLimitWords(x.Limits, overWords(x.Over, x.OnLimit)))
+	}
+}
+
+func clientLimitWords(list []milter.LimitStatus, over string) string {
+	if len(list) == 0 {
+		return "none"
+	}
+	var words []string
+	for _, l := range limitViews(list) {
+		words = append(words, l.Text)
+	}
+	if over != "" {
+		words = append(words, over)
+	}
+	return strings.Join(words, "; ")
+}
+
+func leaseWords(m *lease.MailboxStatus) string {
+	switch {
+	case m.Pattern: // the limit is each sender's own
+		return fmt.Sprint(m.Leases)
+	case m.InForce < m.Connections:
+		return fmt.Sprintf("%d of %d (not %d)", m.Leases, m.InForce, m.Connections)
+	}
+	return fmt.Sprintf("%d of %d", m.Leases, m.Connections)
+}
+
+func waitWords(m *lease.MailboxStatus, now time.Time) string {
+	if m.Next == nil || m.PausedUntil != nil {
+		return fmt.Sprint(m.Waiting)
+	}
+	return fmt.Sprintf("%d, next %s", m.Waiting, whenWords(m.Next, now))
+}
+
+func lastVerdictWords(v *lease.Verdict, now time.Time) string {
+	if v == nil {
+		return "none yet"
+	}
+	return fmt.Sprintf("%s (%s), %s", v.Class, v.Code, whenWords(&v.Time, now))
+}
+
+func usageWords(m *lease.MailboxStatus, u *lease.UsageStatus) string {
+	switch {
+	case m.Pattern:
+		return "each sender's own"
+	case u == nil:
+		return "not known"
+	}
+	r := limit.Rate{N: u.Limit, Per: time.Duration(u.Window * float64(time.Second))}
+	return fmt.Sprintf("%d of %s, %d left", u.Used, r, u.Left)
+}
+
+// whenAfter is whenWords with words before it, or nothing.
+func whenAfter(before string, t *time.Time, now time.Time) string {
+	if t == nil {
+		return ""
+	}
+	return before + whenWords(t, now)
+}
+
+// whenWords words a moment as seen from now: "in 43 min", "12 s ago", "now".
+func whenWords(t *time.Time, now time.Time) string {
+	if t == nil {
+		return "never"
+	}
+	d := t.Sub(now)
+	switch {
+	case d >= time.Second:
+		return "in " + spanWords(d)
+	case d <= -time.Second:
+		return spanWords(-d) + " ago"
+	}
+	return "now"
+}
+
+// spanWords words a length of time, never longer than it is.
+func spanWords(d time.Duration) string {
+	switch {
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%d s", int(d.Seconds()))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%d min", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h %d min", int(d.Hours()), int(d.Minutes())%60)
+	}
+	return fmt.Sprintf("%d days", int(d.Hours()/24))
+}

@@ -1,0 +1,47 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"time"
+
+	"github.com/sendas/sendas/cmd/internal/config"
+	"github.com/sendas/sendas/cmd/internal/service"
+	"github.com/sendas/sendas/milter/queue"
+	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/token/lease"
+)
+
+// queueRules returns the ceiling as the milter takes it.
+func queueRules(c *config.Site) queue.Rules {
+	r := queue.Rules{Socket: c.Milter.QueueSocket, Wait: c.Milter.QueueCeiling, Policy: c.Policy}
+	if r.Wait == 0 {
+		return r
+	}
+	r.Limits = make(map[string]limit.Limits, len(c.Mailboxes))
+	for _, m := range c.Mailboxes {
+		r.Limits[m.Address] = m.Limits.Limits()
+	}
+	if addr := c.Token.HTTP; addr != "" {
+		client := service.NewLocalClient()
+		r.Left = func(ctx context.Context) map[string]int { return recipientsLeft(ctx, client, addr) }
+	}
+	return r
+}
+
+// recipientsLeft asks the token service at that address what each mailbox can still send today; nil when it does not answer.
+func recipientsLeft(ctx context.Context, client *http.Client, addr string) map[string]int {
+	body, err := service.Fetch(ctx, client, addr, "/status")
+	var s lease.Status
+	if err != nil || json.Unmarshal(body, &s) != nil {
+		return nil
+	}
+	left := make(map[string]int, len(s.Mailboxes))
+	for _, m := range s.Mailboxes {
+		if u := m.Recipients; u != nil && u.Window == (24*time.Hour).Seconds() {
+			left[m.Mailbox] = u.Left
+		}
+	}
+	return left
+}
