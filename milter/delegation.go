@@ -36,7 +36,7 @@ type PolicyServer struct {
 	Quotas   *quota.Desk // likewise; nil: no limits
 	Tally    *Tally      // likewise; nil: nothing is counted for Status
 
-	policy atomic.Pointer[policy.Policy]
+	policy atomic.Pointer[policy.Rules]
 	wg     sync.WaitGroup
 
 	mu    sync.Mutex // guards conns
@@ -44,7 +44,7 @@ type PolicyServer struct {
 }
 
 // Use puts a policy into force for the requests that come from now on.
-func (s *PolicyServer) Use(p *policy.Policy) { s.policy.Store(p) }
+func (s *PolicyServer) Use(p *policy.Rules) { s.policy.Store(p) }
 
 // Serve accepts connections until the listener is closed; each has a goroutine of its own.
 func (s *PolicyServer) Serve(ln net.Listener) error {

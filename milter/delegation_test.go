@@ -60,7 +60,7 @@ func edited(pairs ...string) string { return strings.NewReplacer(pairs...).Repla
 const fp = "6A:09:E6:67:F3:BC:C9:08:B2:FB:13:66:EA:95:7D:3E:3A:DE:C1:75:12:77:50:99:DA:2F:59:0B:06:67:32:2A"
 
 // routed is the policy of a site with all kinds of route.
-func routed(t testing.TB) *policy.Policy {
+func routed(t testing.TB) *policy.Rules {
 	t.Helper()
 	const mx = "contoso-com.mail.protection.outlook.com"
 	p, errs := policy.New(policy.Settings{

@@ -17,7 +17,7 @@ import (
 // TestFullQueueInATransaction: the client is told to come again, and nothing is counted.
 func TestFullQueueInATransaction(t *testing.T) {
 	q := queue.New(slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-	q.Use(queue.Rules{Socket: queuetest.Start(t, queuetest.Message("active", "hr@contoso.com", 10)).Path, Wait: time.Minute, Policy: rules(t, "scan@contoso.com"), Limits: map[string]limit.Limits{
+	q.Use(queue.Rules{Socket: queuetest.Start(t, queuetest.Message("active", "hr@contoso.com", 10)).Path, Wait: time.Minute, Policy: rules(t, "scan@contoso.com"), Limits: map[string]limit.Allowance{
 		"scan@contoso.com": {Messages: limit.Rate{N: 2, Per: time.Minute}, Recipients: limit.Rate{N: 10, Per: time.Minute}}}})
 	q.Look(t.Context())
 	s := startWith(t, newQuotas(quota.ClientLimit{Rates: quota.Rates{Messages: perDay(5)}, OnLimit: quota.DeferOver}), func(s *Server) { s.Queue = q })

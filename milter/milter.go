@@ -40,7 +40,7 @@ type Server struct {
 	Tally    *Tally       // likewise; nil: nothing is counted for Status
 	Queue    *queue.Watch // nil: no ceiling
 
-	policy atomic.Pointer[policy.Policy]
+	policy atomic.Pointer[policy.Rules]
 
 	mu     sync.Mutex // guards what follows
 	conns  map[*conn]struct{}
@@ -49,7 +49,7 @@ type Server struct {
 }
 
 // Use puts a policy into force for the messages that begin from now on.
-func (s *Server) Use(p *policy.Policy) { s.policy.Store(p) }
+func (s *Server) Use(p *policy.Rules) { s.policy.Store(p) }
 
 // Serve accepts milter connections until the listener is closed. It may be called for
 // several listeners.
@@ -173,7 +173,7 @@ type transaction struct {
 	told    macros // by the connection and HELO, for an MTA that does not send the macros it is asked for
 	early   bool   // Postfix waits for our replies to MAIL and RCPT
 
-	policy  *policy.Policy // the same for the whole message, whatever is reloaded meanwhile
+	policy  *policy.Rules // the same for the whole message, whatever is reloaded meanwhile
 	req     policy.Request
 	who     macros
 	booking quota.Booking

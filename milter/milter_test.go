@@ -60,7 +60,7 @@ func startWith(t testing.TB, q *quota.Desk, with ...func(*Server)) *site {
 	return s
 }
 
-func rules(t testing.TB, from string) *policy.Policy {
+func rules(t testing.TB, from string) *policy.Rules {
 	t.Helper()
 	p, errs := policy.New(policy.Settings{
 		Domains:   []string{"contoso.com"},

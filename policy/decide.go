@@ -85,7 +85,7 @@ func through(user address.Spec, pool int) string {
 
 // Admit answers what is known before a message is seen: whether the peer is any client at all. The
 // Reply is nil when it is one.
-func (p *Policy) Admit(peer Peer) (*Client, *Reply) {
+func (p *Rules) Admit(peer Peer) (*Client, *Reply) {
 	if peer.NoFingerprint && p.clients.fingerprints {
 		// Without it the peer could be taken for another client, and its mail leave under a wrong name.
 		return nil, later("4.3.5", "the relay does not know the fingerprint of the client certificate; its administrator has to add "+
@@ -104,7 +104,7 @@ func (p *Policy) Admit(peer Peer) (*Client, *Reply) {
 // the client's from does, or the message is rejected. Envelope sender and From always
 // leave as the same identity, because Exchange Online checks both, and only after the
 // whole message was sent.
-func (p *Policy) Decide(r *Request) Decision {
+func (p *Rules) Decide(r *Request) Decision {
 	d := Decision{Action: Accept, Reasons: make([]Reason, 0, 4)}
 	if !p.admitted(r, &d) {
 		return d
@@ -145,8 +145,8 @@ func (p *Policy) Decide(r *Request) Decision {
 }
 
 // admitted decides what can be told before the header has come: who it is, and which way it
-// leaves. It is all that [Policy.Foresee] asks.
-func (p *Policy) admitted(r *Request, d *Decision) bool {
+// leaves. It is all that [Rules.Foresee] asks.
+func (p *Rules) admitted(r *Request, d *Decision) bool {
 	c, reply := p.Admit(r.Peer)
 	if c == nil {
 		code := ReasonNoClient
@@ -162,7 +162,7 @@ func (p *Policy) admitted(r *Request, d *Decision) bool {
 }
 
 // route finds the way out of the message.
-func (p *Policy) route(r *Request, d *Decision) bool {
+func (p *Rules) route(r *Request, d *Decision) bool {
 	d.Route = d.Client.Route
 	if d.Route.Type != Direct {
 		return true
@@ -197,7 +197,7 @@ func (d *Decision) bySubmission() bool { return d.Route.Type == Submission || d.
 
 // authorise answers the two questions apart: may the client ask for it, and does the
 // route allow it.
-func (p *Policy) authorise(c *Client, a address.Spec, d *Decision) (identity, bool) {
+func (p *Rules) authorise(c *Client, a address.Spec, d *Decision) (identity, bool) {
 	if a.IsZero() {
 		d.because(ReasonNotAsked, "", "")
 		return identity{}, false
@@ -221,7 +221,7 @@ func (p *Policy) authorise(c *Client, a address.Spec, d *Decision) (identity, bo
 }
 
 // fallback returns the identity that the client has for senders that are not authorised.
-func (p *Policy) fallback(c *Client, asked address.Spec, d *Decision) identity {
+func (p *Rules) fallback(c *Client, asked address.Spec, d *Decision) identity {
 	a := c.from.at(asked)
 	id, ok := p.onRoute(d.Route, a, d.External != nil)
 	if !ok { // a template that came out as an address for which there is no permission

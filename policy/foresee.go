@@ -3,7 +3,7 @@ package policy
 // A Forecast is what can be said of a message before its header has come.
 type Forecast struct {
 	Client *Client // nil where none matched
-	Reply  *Reply  // with what [Policy.Decide] would surely refuse the message; nil where it depends on the header
+	Reply  *Reply  // with what [Rules.Decide] would surely refuse the message; nil where it depends on the header
 	// Filter is the transport and next-hop for the whole message, "" where Postfix finds the way
 	// by its tables. It is the same for every recipient and every sender of a client, because Postfix keeps the last one.
 	Filter  string
@@ -11,9 +11,9 @@ type Forecast struct {
 }
 
 // Foresee says what is known when the client has named one recipient: r holds that one, and no
-// fields. It takes the first steps of [Policy.Decide], so it never refuses what that
+// fields. It takes the first steps of [Rules.Decide], so it never refuses what that
 // would accept.
-func (p *Policy) Foresee(r *Request) Forecast {
+func (p *Rules) Foresee(r *Request) Forecast {
 	d := Decision{Action: Accept}
 	ok := p.admitted(r, &d)
 	f := Forecast{Client: d.Client, Reply: d.Reply, Reasons: d.Reasons}
@@ -25,7 +25,7 @@ func (p *Policy) Foresee(r *Request) Forecast {
 
 // filter tells which clients' mail does not go the way that Postfix's tables say. Where a client has a direct route,
 // transport_maps sends mail for own recipients there, so the others' mail has to be kept out of it.
-func (p *Policy) filter(c *Client) string {
+func (p *Rules) filter(c *Client) string {
 	switch {
 	case c.Route.Type == Connector:
 		return c.Route.Destination()

@@ -36,7 +36,7 @@ type identity struct {
 }
 
 // byMailbox finds the mailbox that may send as the address.
-func (p *Policy) byMailbox(a address.Spec) (identity, bool) {
+func (p *Rules) byMailbox(a address.Spec) (identity, bool) {
 	if o, ok := p.identities[a.Key()]; ok {
 		return identity{owned: o}, true
 	}
@@ -54,7 +54,7 @@ func (p *Policy) byMailbox(a address.Spec) (identity, bool) {
 
 // onRoute finds out whether the route lets us use the address. For a direct route, external says whether
 // some recipients leave by submission, which then has to allow it too.
-func (p *Policy) onRoute(r *Route, a address.Spec, external bool) (identity, bool) {
+func (p *Rules) onRoute(r *Route, a address.Spec, external bool) (identity, bool) {
 	if id, ok := p.byMailbox(a); ok || r.Type == Submission || external {
 		return id, ok
 	}
@@ -65,7 +65,7 @@ func (p *Policy) onRoute(r *Route, a address.Spec, external bool) (identity, boo
 }
 
 // verifiedSender tells whether the tenant's MX endpoint knows the address as one of ours.
-func (p *Policy) verifiedSender(a address.Spec) bool {
+func (p *Rules) verifiedSender(a address.Spec) bool {
 	return sendable(a) && p.domains[address.ASCIIDomain(a.Domain)]
 }
 
@@ -100,7 +100,7 @@ func (o *owned) mailboxes() []*Mailbox {
 // MailboxesFor returns the mailboxes that may send as the address, in the order of the settings, and who authenticates for the first
 // of them. More than one are a pool: each message leaves through the one that can send soonest, and authenticates as that. There are none
 // where nobody may. The slice is the caller's.
-func (p *Policy) MailboxesFor(a address.Spec) ([]*Mailbox, address.Spec) {
+func (p *Rules) MailboxesFor(a address.Spec) ([]*Mailbox, address.Spec) {
 	id, _ := p.byMailbox(a)
 	return id.mailboxes(), id.user()
 }
@@ -112,7 +112,7 @@ type Pool struct {
 }
 
 // Pools returns all pools, in the order of their addresses.
-func (p *Policy) Pools() []Pool {
+func (p *Rules) Pools() []Pool {
 	var list []Pool
 	for _, id := range p.identities {
 		if len(id.others) > 0 {
@@ -126,13 +126,13 @@ func (p *Policy) Pools() []Pool {
 // External tells whether a recipient is outside of the tenant, for Microsoft's limits on external recipients: not in a verified
 // domain, for all that this configuration knows. A domain below a verified one counts as outside. However odd the local part is,
 // the domain alone decides.
-func (p *Policy) External(rcpt string) bool {
+func (p *Rules) External(rcpt string) bool {
 	return !p.domains[address.ASCIIDomain(rcpt[strings.LastIndexByte(rcpt, '@')+1:])]
 }
 
 // MailboxFor returns the mailbox that may send as the address and who authenticates for it, or nil. Of a pool it is the
 // first one; see MailboxesFor.
-func (p *Policy) MailboxFor(a address.Spec) (*Mailbox, address.Spec) {
+func (p *Rules) MailboxFor(a address.Spec) (*Mailbox, address.Spec) {
 	id, _ := p.byMailbox(a)
 	return id.mailbox, id.user()
 }
@@ -146,4 +146,4 @@ func (id *identity) user() address.Spec {
 }
 
 // Mailboxes returns all mailboxes in the order of the settings. The slice is not to be changed.
-func (p *Policy) Mailboxes() []*Mailbox { return p.mailboxes }
+func (p *Rules) Mailboxes() []*Mailbox { return p.mailboxes }

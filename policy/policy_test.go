@@ -26,7 +26,7 @@ func contoso() Settings {
 	}
 }
 
-func mustPolicy(t testing.TB, s Settings) *Policy {
+func mustPolicy(t testing.TB, s Settings) *Rules {
 	t.Helper()
 	p, errs := New(s)
 	for _, e := range errs {

@@ -163,7 +163,7 @@ func nextHop(hostPort string) string {
 }
 
 // Route returns the route of that name, or nil; "" is submission.
-func (p *Policy) Route(name string) *Route {
+func (p *Rules) Route(name string) *Route {
 	if name == "" {
 		name = SubmissionRoute
 	}
@@ -176,18 +176,18 @@ func (p *Policy) Route(name string) *Route {
 }
 
 // Routes returns all routes, that of submission first. The slice is not to be changed.
-func (p *Policy) Routes() []*Route { return p.routes }
+func (p *Rules) Routes() []*Route { return p.routes }
 
 // own tells whether a recipient belongs to the tenant: direct send reaches nobody else.
-func (p *Policy) own(rcpt string) bool {
+func (p *Rules) own(rcpt string) bool {
 	a, err := address.Parse(rcpt)
 	return err == nil && a.Valid() && p.domains[address.ASCIIDomain(a.Domain)]
 }
 
 // RouteTo answers transport_maps: the direct route for a recipient of the tenant, nil for any other, whom
 // Postfix then sends the default way. Clients of other routes are kept out of it by the
-// FILTER of [Policy.Foresee].
-func (p *Policy) RouteTo(rcpt string) *Route {
+// FILTER of [Rules.Foresee].
+func (p *Rules) RouteTo(rcpt string) *Route {
 	if p.direct != nil && p.own(rcpt) {
 		return p.direct
 	}
@@ -197,7 +197,7 @@ func (p *Policy) RouteTo(rcpt string) *Route {
 // RouteFrom answers sender_dependent_default_transport_maps: submission for a sender that a
 // mailbox may send as, the first connector for any other of a verified domain, nil for strangers and
 // the null sender.
-func (p *Policy) RouteFrom(sender string) *Route {
+func (p *Rules) RouteFrom(sender string) *Route {
 	a, err := address.Parse(sender)
 	if err != nil || a.IsZero() {
 		return nil

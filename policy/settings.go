@@ -10,7 +10,7 @@ import (
 	"github.com/sendas/sendas/policy/address"
 )
 
-// Settings is what a Policy is made of, as the configuration has it.
+// Settings is what Rules are made of, as the configuration has it.
 type Settings struct {
 	Domains          []string     // verified (accepted) domains of the tenant
 	AllowOnMicrosoft bool         // *.onmicrosoft.com too: 100 external recipients a day for the whole tenant
@@ -54,8 +54,8 @@ type FieldError struct {
 
 func (e FieldError) Error() string { return e.Path + ": " + e.Text }
 
-// A Policy is the checked rules. It never changes, and is safe for concurrent use.
-type Policy struct {
+// Rules are the settings, checked. They never change, and are safe for concurrent use.
+type Rules struct {
 	domains    map[string]bool
 	mailboxes  []*Mailbox
 	identities map[string]owned    // by address key
@@ -66,11 +66,11 @@ type Policy struct {
 	clients    *clientIndex
 }
 
-// New checks the settings and makes the Policy. It returns all errors it
+// New checks the settings and makes Rules of them. It returns all errors it
 // finds, each with its place.
-func New(s Settings) (*Policy, []FieldError) {
+func New(s Settings) (*Rules, []FieldError) {
 	n := s.addresses()
-	b := builder{p: &Policy{
+	b := builder{p: &Rules{
 		domains:    make(map[string]bool, len(s.Domains)),
 		mailboxes:  make([]*Mailbox, 0, len(s.Mailboxes)),
 		identities: make(map[string]owned, n),
@@ -111,9 +111,9 @@ func (s *Settings) addresses() int {
 	return n
 }
 
-// builder collects the parts of a Policy and what is wrong with them.
+// builder collects the parts of Rules and what is wrong with them.
 type builder struct {
-	p                *Policy
+	p                *Rules
 	claims           map[string]claimed // by address key
 	allowOnMicrosoft bool
 	errs             []FieldError
@@ -395,10 +395,10 @@ func plainName(s string) bool {
 }
 
 // FindClient returns the client that the peer is, or nil.
-func (p *Policy) FindClient(peer Peer) *Client { return p.clients.find(peer) }
+func (p *Rules) FindClient(peer Peer) *Client { return p.clients.find(peer) }
 
 // ClientNames returns the names of the clients in the order of the settings.
-func (p *Policy) ClientNames() []string {
+func (p *Rules) ClientNames() []string {
 	names := make([]string, len(p.clients.list))
 	for i := range p.clients.list {
 		names[i] = p.clients.list[i].Name
@@ -407,7 +407,7 @@ func (p *Policy) ClientNames() []string {
 }
 
 // Verified tells whether a host name is a verified domain or lies below one; it may begin with "*.".
-func (p *Policy) Verified(name string) bool {
+func (p *Rules) Verified(name string) bool {
 	d := address.ASCIIDomain(strings.TrimPrefix(name, "*."))
 	for ok := d != ""; ok; _, d, ok = strings.Cut(d, ".") {
 		if p.domains[d] {
@@ -418,7 +418,7 @@ func (p *Policy) Verified(name string) bool {
 }
 
 // Domains returns the verified domains, sorted.
-func (p *Policy) Domains() []string { return slices.Sorted(maps.Keys(p.domains)) }
+func (p *Rules) Domains() []string { return slices.Sorted(maps.Keys(p.domains)) }
 
 // UsesFingerprints tells whether some client is recognised by the fingerprint of its certificate.
-func (p *Policy) UsesFingerprints() bool { return p.clients.fingerprints }
+func (p *Rules) UsesFingerprints() bool { return p.clients.fingerprints }

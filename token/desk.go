@@ -22,7 +22,7 @@ import (
 type Setup struct {
 	Credentials []Credential // all that the configuration has, by name
 	Mailboxes   []Mailbox    // in the order of the configuration
-	Policy      *policy.Policy
+	Policy      *policy.Rules
 	Groups      []lease.GroupInput // what mailboxes may send together
 	Vault       *entra.Vault       // of the users that have signed in
 	TokenFiles  string             // the folder of token files; "" keeps none
@@ -69,7 +69,7 @@ type Mailbox struct {
 	Address    string   // "scan@contoso.com", or "*@contoso.com"
 	Senders    []string // as whom it may send: its own address first
 	Credential string   // the name of one
-	Limits     limit.Limits
+	Limits     limit.Allowance
 	MinLife    time.Duration // see [Mailbox]
 }
 

@@ -13,7 +13,7 @@ import (
 // A directory is the [Directory] of one configuration.
 type directory struct {
 	*Queues
-	policy *policy.Policy
+	policy *policy.Rules
 	byName map[string]*lease.Mailbox // by policy.Mailbox.Name
 	groups bool                      // there are limits that mailboxes have together
 }
@@ -72,7 +72,7 @@ func destination(r *policy.Route) string {
 // another, no pool those who may use one of its mailboxes alone, and a sender with a backlog the
 // others of its mailbox no more than a queue of its own does. It does not change.
 type Queues struct {
-	policy    *policy.Policy
+	policy    *policy.Rules
 	mailboxes map[string]mailboxQueues // by the name of the mailbox
 	total     int                      // of all mailboxes together
 	places    map[string]int           // by key of a sender: its place among those of its mailbox
@@ -91,7 +91,7 @@ const (
 )
 
 // NewQueues numbers the queues of the mailboxes, of which it reads Address and Senders alone.
-func NewQueues(p *policy.Policy, mailboxes []Mailbox) *Queues {
+func NewQueues(p *policy.Rules, mailboxes []Mailbox) *Queues {
 	q := &Queues{policy: p, mailboxes: make(map[string]mailboxQueues, len(mailboxes)), places: make(map[string]int), pools: make(map[string]int)}
 	for _, pool := range p.Pools() {
 		key := poolKey(pool.Mailboxes)

@@ -41,7 +41,7 @@ const (
 
 // A File is one file for the sasl-xoauth2 plugin.
 type File struct {
-	Mailbox string // the file's name is made of it; see TokenFileName
+	Mailbox string // the file's name is made of it; see FileName
 	User    string // the user= of XOAUTH2; "" leaves it to the login in smtp_sasl_password_maps, as for a pattern
 	Tokens  entra.Source
 }
@@ -84,9 +84,9 @@ type Files struct {
 	told map[string]string // by file, the problem that was logged; only Run's goroutine uses it
 }
 
-// TokenFileName returns the name of a mailbox's file in the folder: its address, or its pattern as it is, with the
+// FileName returns the name of a mailbox's file in the folder: its address, or its pattern as it is, with the
 // two characters changed that cannot stand there: "a/b@contoso.com" becomes "a%2Fb@contoso.com".
-func TokenFileName(mailbox string) string {
+func FileName(mailbox string) string {
 	return strings.NewReplacer("%", "%25", "/", "%2F").Replace(mailbox)
 }
 
@@ -156,7 +156,7 @@ func (f *Files) round(ctx context.Context) {
 	for _, x := range list {
 		a, ok := answers[x.Tokens]
 		if !ok {
-			a.token, a.err = tokenWithin(ctx, x.Tokens)
+			a.token, a.err = within(ctx, x.Tokens)
 			answers[x.Tokens] = a
 		}
 		if ctx.Err() != nil {
@@ -166,12 +166,12 @@ func (f *Files) round(ctx context.Context) {
 		if err == nil {
 			err = f.keep(x, a.token, own)
 		}
-		f.tell(TokenFileName(x.Mailbox), err)
+		f.tell(FileName(x.Mailbox), err)
 	}
 }
 
-// tokenWithin asks for a token and does not wait for long.
-func tokenWithin(ctx context.Context, s entra.Source) (*entra.Token, error) {
+// within asks for a token and does not wait for long.
+func within(ctx context.Context, s entra.Source) (*entra.Token, error) {
 	ctx, cancel := context.WithTimeout(ctx, tokenFilesWait)
 	defer cancel()
 	return s.Token(ctx)
@@ -273,7 +273,7 @@ func (f *Files) keep(x File, t *entra.Token, own ownership) error {
 	// The plugin reads expiry with stoi: a number beyond 32 bits would make the file unreadable to it.
 	want := pluginFile{AccessToken: string(t.Access), Expiry: strconv.FormatInt(min(t.Expires.Unix(), math.MaxInt32), 10),
 		User: x.User, RefreshWindow: "0", TokenEndpoint: noEndpoint}
-	path := filepath.Join(f.Dir, TokenFileName(x.Mailbox))
+	path := filepath.Join(f.Dir, FileName(x.Mailbox))
 	have, as, err := readTokenFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -341,7 +341,7 @@ func (f *Files) tidy(list []File) {
 	}
 	stays := make(map[string]bool, len(list))
 	for _, x := range list {
-		stays[TokenFileName(x.Mailbox)] = true
+		stays[FileName(x.Mailbox)] = true
 	}
 	for _, e := range entries {
 		path := filepath.Join(f.Dir, e.Name())

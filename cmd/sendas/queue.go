@@ -19,7 +19,7 @@ func queueRules(c *config.Site) queue.Rules {
 	if r.Wait == 0 {
 		return r
 	}
-	r.Limits = make(map[string]limit.Limits, len(c.Mailboxes))
+	r.Limits = make(map[string]limit.Allowance, len(c.Mailboxes))
 	for _, m := range c.Mailboxes {
 		r.Limits[m.Address] = m.Limits.Limits()
 	}

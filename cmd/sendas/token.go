@@ -243,7 +243,7 @@ func groupsOf(c *config.Site) []lease.GroupInput {
 }
 
 // mailboxLimits returns the limits of a mailbox, those of the whole tenant included.
-func mailboxLimits(c *config.Site, m *config.Mailbox) limit.Limits {
+func mailboxLimits(c *config.Site, m *config.Mailbox) limit.Allowance {
 	l := m.Limits.Limits()
 	if c.Tenant.LimitsExternal() {
 		l.Group = lease.GroupExternal

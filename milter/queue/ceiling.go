@@ -13,7 +13,7 @@ import (
 // more than Microsoft takes, whose mail would fill the disk and bounce at last. The zero value takes everything.
 type Ceiling struct {
 	// Limits are the mailbox's own. Connections does not matter here.
-	Limits limit.Limits
+	Limits limit.Allowance
 	// Wait is how long the message that is taken last may have to wait; well below Postfix's maximal_queue_lifetime (5
 	// days), since mail is tried again with pauses. 0 is no ceiling.
 	Wait time.Duration

@@ -56,7 +56,7 @@ func TestCeilingIsMonotone(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		number := func(name string) int { return rapid.IntRange(-10, 50_000).Draw(t, name) }
 		c := Ceiling{
-			Limits: limit.Limits{Messages: limit.Rate{N: rapid.IntRange(1, 100).Draw(t, "m"), Per: time.Minute}, Recipients: limit.Rate{N: rapid.IntRange(1, 20000).Draw(t, "r"), Per: 24 * time.Hour}},
+			Limits: limit.Allowance{Messages: limit.Rate{N: rapid.IntRange(1, 100).Draw(t, "m"), Per: time.Minute}, Recipients: limit.Rate{N: rapid.IntRange(1, 20000).Draw(t, "r"), Per: 24 * time.Hour}},
 			Wait:   time.Duration(rapid.Int64Range(1, int64(100*time.Hour)).Draw(t, "wait")),
 		}
 		b := Backlog{number("messages"), number("recipients"), number("messages left"), number("recipients left")}

@@ -65,10 +65,10 @@ type taken struct {
 
 // Rules are the ceiling of one configuration.
 type Rules struct {
-	Socket string                  // of showq(8)
-	Wait   time.Duration           // limit.Ceiling.Wait; 0: no ceiling
-	Limits map[string]limit.Limits // by policy.Mailbox.Name
-	Policy *policy.Policy          // says whose mailbox a sender's mail leaves through
+	Socket string                     // of showq(8)
+	Wait   time.Duration              // limit.Ceiling.Wait; 0: no ceiling
+	Limits map[string]limit.Allowance // by policy.Mailbox.Name
+	Policy *policy.Rules              // says whose mailbox a sender's mail leaves through
 	// Left tells how many recipients mailboxes can still have in 24 h, by policy.Mailbox.Name; one that is missing is not known.
 	// It is asked when the queue is read, and must return when ctx ends. nil: nothing is known.
 	Left func(ctx context.Context) map[string]int
@@ -146,7 +146,7 @@ func (q *Watch) Look(ctx context.Context) {
 }
 
 // set puts a view into force, nil for none, and forgets what it contains. It tells whether there was none before.
-func (q *Watch) set(view map[string]*Backlog, named *queueIDs, began time.Time) (failed bool) {
+func (q *Watch) set(view map[string]*Backlog, named *idSet, began time.Time) (failed bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	failed, q.failed = q.failed, view == nil && !began.IsZero()
@@ -252,13 +252,13 @@ func (q *Watch) Accepted(d *policy.Decision, id string, rcpts int, now time.Time
 }
 
 // of returns the ceiling that a message is held against, nil where there is none, and whose queue it goes into.
-func (q *Watch) of(d *policy.Decision) (*Rules, string, limit.Limits) {
+func (q *Watch) of(d *policy.Decision) (*Rules, string, limit.Allowance) {
 	if q == nil || d.Mailbox == nil {
-		return nil, "", limit.Limits{}
+		return nil, "", limit.Allowance{}
 	}
 	r := q.rules.Load()
 	if r == nil || r.Wait <= 0 {
-		return nil, "", limit.Limits{}
+		return nil, "", limit.Allowance{}
 	}
 	key, l := r.queue(d.Identity)
 	if key == "" { // a message that began before a reload
@@ -269,10 +269,10 @@ func (q *Watch) of(d *policy.Decision) (*Rules, string, limit.Limits) {
 
 // queue names the queue that mail of a sender waits in, "" where it leaves through no mailbox: who authenticates, or all that are in the
 // sender's pool. With it come the limits, in sum.
-func (r *Rules) queue(sender address.Spec) (string, limit.Limits) {
+func (r *Rules) queue(sender address.Spec) (string, limit.Allowance) {
 	list, user := r.Policy.MailboxesFor(sender)
 	if len(list) == 0 {
-		return "", limit.Limits{}
+		return "", limit.Allowance{}
 	}
 	key, sum := user.Key(), r.Limits[list[0].Name]
 	for _, m := range list[1:] {
@@ -308,7 +308,7 @@ func add(m map[string]*Backlog, key string, rcpts int) {
 // not be named at all, and looks like one that has left. It is missed until the next reading, so
 // that the ceiling may be passed by what comes in until then: too few in view takes mail, too many
 // would refuse it.
-func (r *Rules) read(ctx context.Context) (map[string]*Backlog, *queueIDs, error) {
+func (r *Rules) read(ctx context.Context) (map[string]*Backlog, *idSet, error) {
 	ctx, cancel := context.WithTimeout(ctx, queueTime)
 	defer cancel()
 	c, err := (&net.Dialer{}).DialContext(ctx, "unix", r.Socket)
@@ -317,7 +317,7 @@ func (r *Rules) read(ctx context.Context) (map[string]*Backlog, *queueIDs, error
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.Close() })()
-	view, named := make(map[string]*Backlog), newQueueIDs()
+	view, named := make(map[string]*Backlog), newIDSet()
 	err = read(bufio.NewReaderSize(c, maxQueueName), func(m queued) {
 		if !leaving[m.queue] {
 			return
@@ -336,22 +336,22 @@ func (r *Rules) read(ctx context.Context) (map[string]*Backlog, *queueIDs, error
 	return view, named, nil
 }
 
-// queueIDs is a set of queue ids, of which hashes are kept. A message keeps its id in whatever
+// idSet is a set of queue ids, of which hashes are kept. A message keeps its id in whatever
 // queue it is, as a short id is made of its file's inode. That Postfix gives a short id again, to a
 // message that comes in as another leaves, takes the same microsecond of a second: then one is
 // missed until the next reading. nil is empty.
-type queueIDs struct {
+type idSet struct {
 	seed   maphash.Seed
 	hashes map[uint64]struct{}
 	most   int
 }
 
-func newQueueIDs() *queueIDs {
-	return &queueIDs{seed: maphash.MakeSeed(), hashes: make(map[uint64]struct{}), most: maxQueueIDs}
+func newIDSet() *idSet {
+	return &idSet{seed: maphash.MakeSeed(), hashes: make(map[uint64]struct{}), most: maxQueueIDs}
 }
 
 // add reports whether the id is new, as far as is known.
-func (s *queueIDs) add(id string) bool {
+func (s *idSet) add(id string) bool {
 	if s.has(id) {
 		return false
 	}
@@ -361,7 +361,7 @@ func (s *queueIDs) add(id string) bool {
 	return true
 }
 
-func (s *queueIDs) has(id string) bool {
+func (s *idSet) has(id string) bool {
 	if s == nil || id == "" {
 		return false
 	}
@@ -389,14 +389,14 @@ func read(r *bufio.Reader, fn func(queued)) error {
 		var m queued
 		attributes := 0
 		for ; ; attributes++ {
-			name, err := queueWord(r)
+			name, err := readWord(r)
 			if err != nil {
 				return err
 			}
 			if name == "" {
 				break
 			}
-			value, err := queueWord(r)
+			value, err := readWord(r)
 			if err != nil {
 				return err
 			}
@@ -426,8 +426,8 @@ func read(r *bufio.Reader, fn func(queued)) error {
 	}
 }
 
-// queueWord reads up to the next NUL, and returns at most the reader's buffer of it.
-func queueWord(r *bufio.Reader) (string, error) {
+// readWord reads up to the next NUL, and returns at most the reader's buffer of it.
+func readWord(r *bufio.Reader) (string, error) {
 	b, err := r.ReadSlice(0)
 	if err == nil {
 		return string(b[:len(b)-1]), nil

@@ -69,7 +69,7 @@ func newQueue(t *testing.T, socket string) (*Watch, *logtest.Buffer) {
 	t.Helper()
 	log := &logtest.Buffer{}
 	q := New(slog.New(slog.NewTextHandler(log, nil)), prometheus.NewRegistry())
-	q.Use(Rules{Socket: socket, Wait: time.Minute, Policy: somePolicy(t), Limits: map[string]limit.Limits{
+	q.Use(Rules{Socket: socket, Wait: time.Minute, Policy: somePolicy(t), Limits: map[string]limit.Allowance{
 		"scan@contoso.com": {Messages: limit.Rate{N: 2, Per: time.Minute}, Recipients: limit.Rate{N: 10, Per: time.Minute}}}})
 	return q, log
 }
@@ -226,7 +226,7 @@ func TestQueueOfWhatWasJustAccepted(t *testing.T) {
 
 // TestQueueIDsAreBounded: what is not remembered is new each time.
 func TestQueueIDsAreBounded(t *testing.T) {
-	s := newQueueIDs()
+	s := newIDSet()
 	s.most = 2
 	got := ""
 	for _, id := range []string{"a", "b", "a", "c", "c", "b", "", ""} {
@@ -308,7 +308,7 @@ func TestQueueIsNotReadInVain(t *testing.T) {
 }
 
 // somePolicy has a mailbox that may send as another address, and a client that sends through it.
-func somePolicy(t testing.TB) *policy.Policy {
+func somePolicy(t testing.TB) *policy.Rules {
 	t.Helper()
 	p, errs := policy.New(policy.Settings{
 		Domains:   []string{"contoso.com"},

@@ -252,7 +252,7 @@ func parseEntry(s string) Named {
 	if strings.TrimSpace(name) == "" {
 		name = strings.Trim(after, "> ")
 	}
-	a, err := Parse(addressText(inside))
+	a, err := Parse(readableText(inside))
 	if err != nil {
 		name, a = before+" "+inside, Spec{}
 	}
@@ -289,9 +289,9 @@ func cutAngle(s string) (before, inside, after string, ok bool) {
 	return before, inside, after, true
 }
 
-// addressText takes from an address what devices, people and programs put around it and into it: comments, blanks,
+// readableText takes from an address what devices, people and programs put around it and into it: comments, blanks,
 // brackets, quotes, and whatever ends in a colon (mailto:, smtp:, a source route).
-func addressText(s string) string {
+func readableText(s string) string {
 	if !strings.ContainsAny(s, ` ()<>[]"',;:`) {
 		return s
 	}
@@ -354,7 +354,7 @@ func bareEntry(s string) Named {
 		if w[0] == '(' || strings.IndexByte(w, '@') < 0 || strings.HasPrefix(w, "=?") {
 			continue
 		}
-		a, err := Parse(addressText(w))
+		a, err := Parse(readableText(w))
 		if err != nil || a.Domain == "" || at >= 0 && !a.Valid() {
 			continue
 		}

@@ -54,8 +54,8 @@ func (r Rate) String() string {
 	return strconv.Itoa(r.N) + "/" + r.Per.String()
 }
 
-// Limits is what one mailbox may do.
-type Limits struct {
+// Allowance is what one mailbox may do.
+type Allowance struct {
 	Messages    Rate // accepted messages
 	Recipients  Rate // recipients of accepted messages, each time anew
 	Connections int  // leases out at one time
@@ -67,12 +67,12 @@ type Limits struct {
 }
 
 // Grouped tells whether a limit for the whole group is in force.
-func (l Limits) Grouped() bool { return l.Group != "" && l.GroupRecipients.N > 0 }
+func (l Allowance) Grouped() bool { return l.Group != "" && l.GroupRecipients.N > 0 }
 
 // Microsoft returns the limits of Exchange Online for one mailbox ("Exchange Online
 // limits", and "Improvements in SMTP client submission").
-func Microsoft() Limits {
-	return Limits{
+func Microsoft() Allowance {
+	return Allowance{
 		Messages:    Rate{30, time.Minute},
 		Recipients:  Rate{10_000, 24 * time.Hour},
 		Connections: 3,

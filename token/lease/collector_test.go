@@ -189,7 +189,7 @@ func TestCollectorWithoutLedger(t *testing.T) {
 
 type hangingLedger struct{ ledger.Store }
 
-func (hangingLedger) Usage(ctx context.Context, _ string, _ limit.Limits, _ time.Time) (ledger.Usage, error) {
+func (hangingLedger) Usage(ctx context.Context, _ string, _ limit.Allowance, _ time.Time) (ledger.Usage, error) {
 	<-ctx.Done()
 	return ledger.Usage{}, ctx.Err()
 }

@@ -68,7 +68,7 @@ func (e *envelope) complete(accepted int) {
 }
 
 // groupUsedUp words that a limit of the tenant stands in the way.
-func groupUsedUp(l limit.Limits) string {
+func groupUsedUp(l limit.Allowance) string {
 	whose := "the tenant's"
 	if l.Group == GroupOnMicrosoft {
 		whose = "the onmicrosoft.com senders'"

@@ -25,7 +25,7 @@ type host struct {
 	dir    string
 	ledger *ledger.Bolt
 	log    *logtest.Buffer
-	limits limit.Limits
+	limits limit.Allowance
 }
 
 // start starts the service, after the former one if there was one.

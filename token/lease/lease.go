@@ -40,7 +40,7 @@ type Tokens interface {
 type Mailbox struct {
 	Address string // the user= of XOAUTH2, and the ledger's key
 	Label   string // what the configuration calls it: the address, or a pattern that holds for many
-	Limits  limit.Limits
+	Limits  limit.Allowance
 	Tokens  Tokens
 	// MinLife is the life that a token must have left where the submission host refuses others: High Volume Email
 	// answers "501 5.5.127 … Token will expire soon error" below ten minutes. 0 is any.

@@ -67,7 +67,7 @@ type desk struct {
 	tokens *fakeTokens
 	log    *logtest.Buffer
 	ledger *ledger.Memory
-	limits limit.Limits
+	limits limit.Allowance
 }
 
 func newDesk(messages limit.Rate) *desk {

@@ -41,7 +41,7 @@ type pool struct {
 }
 
 // newPool makes a desk of n mailboxes. Each may send as itself, and as pool@ all of them may.
-func newPool(n int, limits limit.Limits) *pool {
+func newPool(n int, limits limit.Allowance) *pool {
 	p := &pool{dir: poolDirectory{}, ledger: ledger.NewMemory(), log: &logtest.Buffer{}}
 	for i := range n {
 		a := boxName(i)
@@ -277,7 +277,7 @@ func (v *caller) waits(now time.Time) bool {
 // scenario is some mailboxes with limits of their own, and look-ups for one or several of them.
 type scenario struct {
 	mu      sync.Mutex // guards came, left and settled of callers
-	limits  []limit.Limits
+	limits  []limit.Allowance
 	callers []*caller
 }
 

@@ -28,8 +28,8 @@ type session struct {
 	tokens   Tokens // where access came from
 	sender   string
 	lease    uint64
-	limits   limit.Limits // under which the lease was given
-	born     string       // the smtp(8) process, see processBorn
+	limits   limit.Allowance // under which the lease was given
+	born     string          // the smtp(8) process, see processBorn
 	access   entra.Secret
 	began    time.Time
 	waited   time.Duration

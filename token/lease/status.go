@@ -49,7 +49,7 @@ type MailboxInput struct {
 	Label      string // an address, or a pattern such as "*@contoso.com"
 	Pattern    bool   // each sender has limits of their own
 	Credential string
-	Limits     limit.Limits
+	Limits     limit.Allowance
 }
 
 // PoolStatus is one address that several mailboxes may send as.

@@ -270,7 +270,7 @@ type brokenLedger struct {
 	asked int
 }
 
-func (b *brokenLedger) Usage(context.Context, string, limit.Limits, time.Time) (ledger.Usage, error) {
+func (b *brokenLedger) Usage(context.Context, string, limit.Allowance, time.Time) (ledger.Usage, error) {
 	b.asked++
 	return ledger.Usage{}, errors.New("dial tcp 127.0.0.1:6379:\nconnection refused")
 }

@@ -24,7 +24,7 @@ type account struct {
 	tally
 	done   []limit.Instant // verdicts of the last window, ascending
 	last   limit.Instant   // when the last lease was given
-	limits limit.Limits    // of the last Take: Settle is not told
+	limits limit.Allowance // of the last Take: Settle is not told
 
 	shrunk   int           // connections taken away by 432s, as of shrunkAt
 	shrunkAt limit.Instant // the last 432
@@ -55,7 +55,7 @@ type bucket struct {
 
 // terms are the conditions under which a store deals with an account.
 type terms struct {
-	limit.Limits
+	limit.Allowance
 	session limit.Instant // when an open lease is taken back
 	// lost is the latest moment at which a message can have been counted of which the store
 	// has lost the record; 0: none. All windows that reach back to it are taken for used up.
@@ -84,7 +84,7 @@ type obstacle struct {
 
 // take gives the lease id or says what stands in the way and for how long. g is the tally of the group, or nil.
 func (a *account) take(t terms, g *tally, id uint64, now limit.Instant) Answer {
-	a.limits = t.Limits
+	a.limits = t.Allowance
 	for _, o := range a.obstacles(t, g, now) {
 		if o.wait <= 0 {
 			continue

@@ -21,8 +21,8 @@ func newSubject() *subject { return &subject{account: newAccount()} }
 
 func at(t time.Time) limit.Instant { return limit.Instant(t.UnixMicro()) }
 
-func (s *subject) give(l limit.Limits, now time.Time) Answer {
-	ans := s.take(terms{Limits: l, session: limit.Micros(MaxSession)}, nil, s.id+1, at(now))
+func (s *subject) give(l limit.Allowance, now time.Time) Answer {
+	ans := s.take(terms{Allowance: l, session: limit.Micros(MaxSession)}, nil, s.id+1, at(now))
 	if ans.Lease != 0 {
 		s.id++
 	}
@@ -38,7 +38,7 @@ type delivery struct{ lease, verdict time.Time }
 
 // backlog plays smtp(8) with endless work until the end: it takes a lease whenever it can get one, and
 // settles it after the time that verdict returns.
-func backlog(a *subject, l limit.Limits, length time.Duration, verdict func() time.Duration) []delivery {
+func backlog(a *subject, l limit.Allowance, length time.Duration, verdict func() time.Duration) []delivery {
 	type flight struct {
 		lease uint64
 		at    time.Time
@@ -91,7 +91,7 @@ func worst(all []delivery, per time.Duration, when func(delivery) time.Time) int
 
 func TestNeverOverTheLimitAnywhereBetweenLeaseAndVerdict(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		l := limit.Limits{
+		l := limit.Allowance{
 			Messages:    limit.Rate{N: rapid.IntRange(1, 40).Draw(t, "n"), Per: time.Duration(rapid.IntRange(1, 90).Draw(t, "per")) * time.Second},
 			Recipients:  limit.Rate{N: 1_000_000, Per: 24 * time.Hour},
 			Connections: rapid.IntRange(1, 5).Draw(t, "connections"),
@@ -188,14 +188,14 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-func take(a *subject, l limit.Limits, n int) {
+func take(a *subject, l limit.Allowance, n int) {
 	for range n {
 		a.give(l, start)
 	}
 }
 
 // sendAt books n messages at a time, past all spreading.
-func sendAt(a *subject, l limit.Limits, n int, after time.Duration) {
+func sendAt(a *subject, l limit.Allowance, n int, after time.Duration) {
 	for range n {
 		a.id++
 		a.limits, a.open[a.id] = l, hold{at(start), MaxDelivery}
@@ -203,7 +203,7 @@ func sendAt(a *subject, l limit.Limits, n int, after time.Duration) {
 	}
 }
 
-func sendTo(a *subject, l limit.Limits, recipients int) {
+func sendTo(a *subject, l limit.Allowance, recipients int) {
 	ans := a.give(l, start)
 	a.end(ans.Lease, Outcome{Submitted: true, Recipients: recipients}, start)
 }
@@ -231,7 +231,7 @@ func TestConnectionsShrinkAndComeBack(t *testing.T) {
 			a.limits, a.open[a.id] = l, hold{}
 			a.end(a.id, Outcome{Concurrency: true}, start.Add(at))
 		}
-		u := a.usage(terms{Limits: l, session: limit.Micros(MaxSession)}, nil, at(start.Add(tc.now)), ledgerTime)
+		u := a.usage(terms{Allowance: l, session: limit.Micros(MaxSession)}, nil, at(start.Add(tc.now)), ledgerTime)
 		if got := u.Connections(l); got != tc.want {
 			t.Errorf("%s: %d connections in force, want %d", tc.name, got, tc.want)
 		}
@@ -259,7 +259,7 @@ func TestLeaseThatNobodySettlesExpires(t *testing.T) {
 		{MaxSession + time.Minute, Usage{Recipients: MaxDelivery}},
 		{MaxSession + 24*time.Hour + 15*time.Minute, Usage{}},
 	} {
-		got := a.usage(terms{Limits: l, session: limit.Micros(MaxSession)}, nil, at(start.Add(tc.now)), ledgerTime)
+		got := a.usage(terms{Allowance: l, session: limit.Micros(MaxSession)}, nil, at(start.Add(tc.now)), ledgerTime)
 		if got != tc.want {
 			t.Errorf("after %v: %+v, want %+v", tc.now, got, tc.want)
 		}

@@ -149,7 +149,7 @@ func (s stamp) elapsed(now time.Time, boot func() (string, time.Duration)) limit
 }
 
 // Take implements [Store]. The lease is on the disk when it returns without error.
-func (b *Bolt) Take(ctx context.Context, mailbox string, l limit.Limits, now time.Time) (Answer, error) {
+func (b *Bolt) Take(ctx context.Context, mailbox string, l limit.Allowance, now time.Time) (Answer, error) {
 	b.mu.Lock()
 	if b.closed {
 		b.mu.Unlock()
@@ -183,7 +183,7 @@ func (c *commit) wait(ctx context.Context) error {
 }
 
 // undo forgets a lease that was not handed out. Should it have reached the disk, the next commit takes it away.
-func (b *Bolt) undo(mailbox string, l limit.Limits, lease uint64) {
+func (b *Bolt) undo(mailbox string, l limit.Allowance, lease uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.book.account(mailbox).undo(b.book.group(l), lease)
@@ -254,7 +254,7 @@ func (b *Bolt) unlockAndFlush(ctx context.Context) error {
 }
 
 // Usage implements [Store]. It never fails.
-func (b *Bolt) Usage(_ context.Context, mailbox string, l limit.Limits, now time.Time) (Usage, error) {
+func (b *Bolt) Usage(_ context.Context, mailbox string, l limit.Allowance, now time.Time) (Usage, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.book.usage(mailbox, l, now), nil
@@ -274,7 +274,7 @@ func (b *Bolt) Outstanding() []Outstanding {
 }
 
 // Adopt implements [Survivor]; the file has all that is to be known of the lease.
-func (b *Bolt) Adopt(string, uint64, limit.Limits) {}
+func (b *Bolt) Adopt(string, uint64, limit.Allowance) {}
 
 // laterLocked sees to it that there will be a commit. The caller holds mu.
 func (b *Bolt) laterLocked() {

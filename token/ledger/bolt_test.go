@@ -61,7 +61,7 @@ func openBolt(t testing.TB, path string, o BoltOptions) *Bolt {
 }
 
 // crashLimits have short windows, so that many pass in a test.
-var crashLimits = limit.Limits{
+var crashLimits = limit.Allowance{
 	Messages: limit.Rate{N: 20, Per: time.Second}, Recipients: limit.Rate{N: 1_000_000, Per: time.Hour}, Connections: 4,
 }
 
@@ -344,7 +344,7 @@ func TestBoltForgetsOldMailboxes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ledger.db")
 	b := openBolt(t, path, BoltOptions{noSync: true})
 	now := time.Now()
-	l := limit.Limits{Messages: limit.Rate{N: 30, Per: time.Second}, Recipients: limit.Rate{N: 1000, Per: time.Second}, Connections: 3, Group: "g", GroupRecipients: limit.Rate{N: 1000, Per: time.Second}}
+	l := limit.Allowance{Messages: limit.Rate{N: 30, Per: time.Second}, Recipients: limit.Rate{N: 1000, Per: time.Second}, Connections: 3, Group: "g", GroupRecipients: limit.Rate{N: 1000, Per: time.Second}}
 	send := func(i int, now time.Time) {
 		mailbox := fmt.Sprintf("%d@contoso.com", i)
 		l.Group = fmt.Sprint("g", i%100)
@@ -387,7 +387,7 @@ func TestBoltAfterCloseFails(t *testing.T) {
 }
 
 // benchLimits let everything through.
-var benchLimits = limit.Limits{Messages: limit.Rate{N: 1 << 20, Per: time.Minute}, Recipients: limit.Rate{N: 1 << 29, Per: 24 * time.Hour}, Connections: 1 << 20}
+var benchLimits = limit.Allowance{Messages: limit.Rate{N: 1 << 20, Per: time.Minute}, Recipients: limit.Rate{N: 1 << 29, Per: 24 * time.Hour}, Connections: 1 << 20}
 
 // fullBook fills a ledger with mailboxes that have sent at the full rate for a day.
 func fullBook(k *book, mailboxes int, now time.Time) {

@@ -37,7 +37,7 @@ func (b *book) account(mailbox string) *account {
 }
 
 // group returns the tally that the limits name, or nil.
-func (b *book) group(l limit.Limits) *tally {
+func (b *book) group(l limit.Allowance) *tally {
 	if !l.Grouped() {
 		return nil
 	}
@@ -50,9 +50,11 @@ func (b *book) group(l limit.Limits) *tally {
 	return g
 }
 
-func (b *book) terms(l limit.Limits) terms { return terms{Limits: l, session: b.session, lost: b.lost} }
+func (b *book) terms(l limit.Allowance) terms {
+	return terms{Allowance: l, session: b.session, lost: b.lost}
+}
 
-func (b *book) take(mailbox string, l limit.Limits, now time.Time) Answer {
+func (b *book) take(mailbox string, l limit.Allowance, now time.Time) Answer {
 	b.serial++
 	return b.account(mailbox).take(b.terms(l), b.group(l), b.serial, b.Read(now))
 }
@@ -98,7 +100,7 @@ func (b *book) pause(mailbox string, p Pause, now time.Time) {
 }
 
 // usage looks without leaving a trace: the mailbox may be one that is asked about and never used.
-func (b *book) usage(mailbox string, l limit.Limits, now time.Time) Usage {
+func (b *book) usage(mailbox string, l limit.Allowance, now time.Time) Usage {
 	t := b.Read(now)
 	a := b.accounts[mailbox]
 	if a == nil {
@@ -108,7 +110,7 @@ func (b *book) usage(mailbox string, l limit.Limits, now time.Time) Usage {
 	return a.usage(b.terms(l), b.groups[groupName(l)], t, at)
 }
 
-func groupName(l limit.Limits) string {
+func groupName(l limit.Allowance) string {
 	if l.Grouped() {
 		return l.Group
 	}

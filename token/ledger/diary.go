@@ -16,7 +16,7 @@ import (
 // A diary is where a host that shares a ledger notes what it sends itself: to tell it to the store anew, should that lose its data. It
 // decides nothing. [Bolt] keeps it over restarts.
 type diary interface {
-	noteLease(mailbox string, l limit.Limits, id uint64, now time.Time)
+	noteLease(mailbox string, l limit.Allowance, id uint64, now time.Time)
 	// noteOutcome tells whether the lease was noted and had none before.
 	noteOutcome(mailbox string, id uint64, o Outcome, now time.Time) bool
 	// written waits until what was noted would outlive the process.
@@ -34,7 +34,7 @@ var (
 )
 
 // apart gives a mailbox a group of its own, since all mailboxes of a group have one tally in a book, and each is told apart to the store.
-func apart(mailbox string, l limit.Limits) limit.Limits {
+func apart(mailbox string, l limit.Allowance) limit.Allowance {
 	if l.Grouped() {
 		l.Group += "\x00" + mailbox
 	}
@@ -42,11 +42,11 @@ func apart(mailbox string, l limit.Limits) limit.Limits {
 }
 
 // noteLease enters a lease that another ledger has given.
-func (b *book) noteLease(mailbox string, l limit.Limits, id uint64, now time.Time) {
+func (b *book) noteLease(mailbox string, l limit.Allowance, id uint64, now time.Time) {
 	t := b.Read(now)
 	a := b.account(mailbox)
 	a.limits = l
-	a.forget(terms{Limits: l, session: b.session}, t)
+	a.forget(terms{Allowance: l, session: b.session}, t)
 	a.open[id], a.last = hold{t, room(l.Recipients)}, t
 	if g := b.group(l); g != nil {
 		g.forget(l.GroupRecipients.Per, b.session, t)
@@ -91,7 +91,7 @@ func (y *tally) copy() tally {
 	return tally{open: maps.Clone(y.open), sent: slices.Clone(y.sent), per: y.per}
 }
 
-func (m *Memory) noteLease(mailbox string, l limit.Limits, id uint64, now time.Time) {
+func (m *Memory) noteLease(mailbox string, l limit.Allowance, id uint64, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.book.forget(now)
@@ -115,7 +115,7 @@ func (m *Memory) written(context.Context) error { return nil }
 func (m *Memory) epoch() string                 { return m.told }
 func (m *Memory) setEpoch(epoch string) error   { m.told = epoch; return nil }
 
-func (b *Bolt) noteLease(mailbox string, l limit.Limits, id uint64, now time.Time) {
+func (b *Bolt) noteLease(mailbox string, l limit.Allowance, id uint64, now time.Time) {
 	l = apart(mailbox, l)
 	b.mu.Lock()
 	defer b.mu.Unlock()

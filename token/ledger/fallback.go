@@ -277,7 +277,7 @@ func (s *Shared) bookAllLocked(ctx context.Context, forgotten bool) error {
 
 // book tells the store what this host has done as a mailbox.
 func (r *Redis) book(ctx context.Context, mailbox string, tr *trace, now limit.Instant) error {
-	tr.forget(terms{Limits: tr.limits, session: r.session}, now)
+	tr.forget(terms{Allowance: tr.limits, session: r.session}, now)
 	tr.group.forget(tr.limits.GroupRecipients.Per, r.session, now)
 	group := groupName(tr.limits)
 	q := redisRequest{Op: "book", Limits: r.limits(tr.limits), Open: make(map[string][3]limit.Instant), Done: ages(tr.done, now),
@@ -320,7 +320,7 @@ func spare(r limit.Rate, hosts, reserve int) int {
 }
 
 // share returns what this host may do without the store.
-func (s *Shared) share(l limit.Limits) (limit.Limits, error) {
+func (s *Shared) share(l limit.Allowance) (limit.Allowance, error) {
 	under := min(l.Connections, l.Messages.N)
 	out := l
 	out.Messages.N = (l.Messages.N - under) / s.hosts
@@ -339,14 +339,14 @@ func (s *Shared) share(l limit.Limits) (limit.Limits, error) {
 		{"recipients of the group", out.GroupRecipients.N, l.GroupRecipients.N},
 	} {
 		if x.n < 1 && (x.of > 0 || x.what != "recipients of the group") {
-			return limit.Limits{}, fmt.Errorf("the shared ledger is away, and %d %s are too few to be shared by %d hosts without it", x.of, x.what, s.hosts)
+			return limit.Allowance{}, fmt.Errorf("the shared ledger is away, and %d %s are too few to be shared by %d hosts without it", x.of, x.what, s.hosts)
 		}
 	}
 	return out, nil
 }
 
 // Take implements [Store].
-func (s *Shared) Take(ctx context.Context, mailbox string, l limit.Limits, now time.Time) (Answer, error) {
+func (s *Shared) Take(ctx context.Context, mailbox string, l limit.Allowance, now time.Time) (Answer, error) {
 	ans, err := s.take(ctx, mailbox, l, now)
 	if ans.Lease != 0 {
 		werr := s.diary.written(context.WithoutCancel(ctx))
@@ -357,7 +357,7 @@ func (s *Shared) Take(ctx context.Context, mailbox string, l limit.Limits, now t
 	return ans, err
 }
 
-func (s *Shared) take(ctx context.Context, mailbox string, l limit.Limits, now time.Time) (Answer, error) {
+func (s *Shared) take(ctx context.Context, mailbox string, l limit.Allowance, now time.Time) (Answer, error) {
 	if !s.InUse() {
 		return s.alone(ctx, mailbox, l, now)
 	}
@@ -373,7 +373,7 @@ func (s *Shared) take(ctx context.Context, mailbox string, l limit.Limits, now t
 }
 
 // failed deals with an answer that did not come.
-func (s *Shared) failed(ctx context.Context, mailbox string, l limit.Limits, err error, now time.Time) (Answer, error) {
+func (s *Shared) failed(ctx context.Context, mailbox string, l limit.Allowance, err error, now time.Time) (Answer, error) {
 	s.mu.Lock()
 	if errors.Is(err, errRejoin) {
 		s.rejoinLocked(context.WithoutCancel(ctx))
@@ -389,7 +389,7 @@ func (s *Shared) failed(ctx context.Context, mailbox string, l limit.Limits, err
 }
 
 // alone gives a lease out of this host's share.
-func (s *Shared) alone(ctx context.Context, mailbox string, l limit.Limits, now time.Time) (Answer, error) {
+func (s *Shared) alone(ctx context.Context, mailbox string, l limit.Allowance, now time.Time) (Answer, error) {
 	part, err := s.share(l)
 	if err != nil {
 		return Answer{}, err
@@ -412,7 +412,7 @@ func (s *Shared) alone(ctx context.Context, mailbox string, l limit.Limits, now 
 	return Answer{Lease: id}, nil
 }
 
-func (s *Shared) granted(mailbox string, l limit.Limits, id uint64, x lease, now time.Time) {
+func (s *Shared) granted(mailbox string, l limit.Allowance, id uint64, x lease, now time.Time) {
 	if id == 0 {
 		return
 	}
@@ -422,7 +422,7 @@ func (s *Shared) granted(mailbox string, l limit.Limits, id uint64, x lease, now
 }
 
 // noteLocked remembers a lease of this host. The caller holds mu.
-func (s *Shared) noteLocked(mailbox string, l limit.Limits, id uint64, x lease, now time.Time) {
+func (s *Shared) noteLocked(mailbox string, l limit.Allowance, id uint64, x lease, now time.Time) {
 	x.given = s.clock.Read(now)
 	s.leases[id] = x
 	s.diary.noteLease(mailbox, l, id, now)
@@ -482,7 +482,7 @@ func (s *Shared) Outstanding() []Outstanding { return nil }
 
 // Adopt implements [Survivor]. The lease is taken for one of the store's; of this host's own share the store knows nothing, and
 // keeps back more for it.
-func (s *Shared) Adopt(mailbox string, id uint64, l limit.Limits) {
+func (s *Shared) Adopt(mailbox string, id uint64, l limit.Allowance) {
 	s.primary.Adopt(mailbox, id, l)
 	s.granted(mailbox, l, id, lease{mailbox: mailbox}, time.Now())
 }
@@ -504,7 +504,7 @@ func (s *Shared) Pause(ctx context.Context, mailbox string, p Pause, now time.Ti
 }
 
 // Usage implements [Store]. While the store is away it tells what this host has done without it.
-func (s *Shared) Usage(ctx context.Context, mailbox string, l limit.Limits, now time.Time) (Usage, error) {
+func (s *Shared) Usage(ctx context.Context, mailbox string, l limit.Allowance, now time.Time) (Usage, error) {
 	s.mu.Lock()
 	shared := s.shared
 	s.mu.Unlock()

@@ -15,7 +15,7 @@ import (
 )
 
 // sharedLimits have a window of a second, so that outages last seconds.
-var sharedLimits = limit.Limits{Messages: limit.Rate{N: 20, Per: time.Second}, Recipients: limit.Rate{N: 5_000, Per: time.Hour}, Connections: 4}
+var sharedLimits = limit.Allowance{Messages: limit.Rate{N: 20, Per: time.Second}, Recipients: limit.Rate{N: 5_000, Per: time.Hour}, Connections: 4}
 
 const testSilence = 400 * time.Millisecond
 
@@ -100,7 +100,7 @@ func (p *tape) note(asked time.Time) {
 }
 
 // send delivers as fast as the host may, until ctx ends.
-func (h *host) send(ctx context.Context, p *tape, l limit.Limits) {
+func (h *host) send(ctx context.Context, p *tape, l limit.Allowance) {
 	for ctx.Err() == nil {
 		asked := time.Now()
 		a, err := h.Take(ctx, "erp@contoso.com", l, asked)
@@ -230,7 +230,7 @@ func TestSharedBooksAnewWhatTheStoreHasLost(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	a, b := newHost(t, server.URL(), "a", 2), newHost(t, server.URL(), "b", 2)
-	l := limit.Limits{Messages: limit.Rate{N: 30, Per: time.Hour}, Recipients: limit.Rate{N: 5_000, Per: time.Hour}, Connections: 4}
+	l := limit.Allowance{Messages: limit.Rate{N: 30, Per: time.Hour}, Recipients: limit.Rate{N: 5_000, Per: time.Hour}, Connections: 4}
 	// Both join with nothing known of them, so their shares are kept back for an hour; count as known.
 	for _, h := range []*host{a, b} {
 		h.waitFor(t, true)
@@ -281,7 +281,7 @@ func TestSharedAfterLossAndRestart(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			server := redistest.Start(t)
-			l := limit.Limits{Messages: limit.Rate{N: 30, Per: time.Hour}, Recipients: limit.Rate{N: 5_000, Per: time.Hour}, Connections: 4, Group: "external", GroupRecipients: limit.Rate{N: 4_000, Per: time.Hour}}
+			l := limit.Allowance{Messages: limit.Rate{N: 30, Per: time.Hour}, Recipients: limit.Rate{N: 5_000, Per: time.Hour}, Connections: 4, Group: "external", GroupRecipients: limit.Rate{N: 4_000, Per: time.Hour}}
 			file := filepath.Join(t.TempDir(), "diary.db")
 			diary := openDiary(t, file)
 			a, b := newHost(t, server.URL(), "a", 2), newHostWithDiary(t, server.URL(), "b", 2, diary)
@@ -372,7 +372,7 @@ func TestSharedWithOneHostCutOff(t *testing.T) {
 }
 
 // ask asks until the store has answered: on a slow machine it may just be away.
-func (h *host) ask(t *testing.T, l limit.Limits) (a Answer, err error) {
+func (h *host) ask(t *testing.T, l limit.Allowance) (a Answer, err error) {
 	t.Helper()
 	for range 6000 {
 		a, err = h.Take(t.Context(), "erp@contoso.com", l, time.Now())
@@ -384,7 +384,7 @@ func (h *host) ask(t *testing.T, l limit.Limits) (a Answer, err error) {
 	return a, err
 }
 
-func (h *host) mustLeaseSoon(t *testing.T, l limit.Limits) uint64 {
+func (h *host) mustLeaseSoon(t *testing.T, l limit.Allowance) uint64 {
 	t.Helper()
 	a, err := h.ask(t, l)
 	if err != nil || a.Lease == 0 {
@@ -397,21 +397,21 @@ func TestShares(t *testing.T) {
 	day := func(n int) limit.Rate { return limit.Rate{N: n, Per: 24 * time.Hour} }
 	for _, tc := range []struct {
 		name  string
-		in    limit.Limits
+		in    limit.Allowance
 		hosts int
-		want  limit.Limits // zero: none
+		want  limit.Allowance // zero: none
 	}{
-		{"Microsoft's, two hosts", limit.Microsoft(), 2, limit.Limits{Messages: limit.Rate{N: 13, Per: time.Minute}, Recipients: day(500), Connections: 1}},
-		{"Microsoft's, three hosts", limit.Microsoft(), 3, limit.Limits{Messages: limit.Rate{N: 9, Per: time.Minute}, Recipients: day(333), Connections: 1}},
-		{"Microsoft's, one host", limit.Microsoft(), 1, limit.Limits{Messages: limit.Rate{N: 27, Per: time.Minute}, Recipients: day(1000), Connections: 3}},
-		{"more hosts than connections", limit.Microsoft(), 4, limit.Limits{Messages: limit.Rate{N: 6, Per: time.Minute}, Recipients: day(250), Connections: 1}},
-		{"few messages", limit.Limits{Messages: limit.Rate{N: 4, Per: time.Minute}, Recipients: day(10_000), Connections: 3}, 2, limit.Limits{}},
-		{"no room for one delivery", limit.Limits{Messages: limit.Rate{N: 30, Per: time.Minute}, Recipients: day(900), Connections: 3}, 2, limit.Limits{}},
-		{"a small group", limit.Limits{Messages: limit.Rate{N: 30, Per: time.Minute}, Recipients: day(10_000), Connections: 3, Group: "moera", GroupRecipients: day(100)}, 2, limit.Limits{}},
+		{"Microsoft's, two hosts", limit.Microsoft(), 2, limit.Allowance{Messages: limit.Rate{N: 13, Per: time.Minute}, Recipients: day(500), Connections: 1}},
+		{"Microsoft's, three hosts", limit.Microsoft(), 3, limit.Allowance{Messages: limit.Rate{N: 9, Per: time.Minute}, Recipients: day(333), Connections: 1}},
+		{"Microsoft's, one host", limit.Microsoft(), 1, limit.Allowance{Messages: limit.Rate{N: 27, Per: time.Minute}, Recipients: day(1000), Connections: 3}},
+		{"more hosts than connections", limit.Microsoft(), 4, limit.Allowance{Messages: limit.Rate{N: 6, Per: time.Minute}, Recipients: day(250), Connections: 1}},
+		{"few messages", limit.Allowance{Messages: limit.Rate{N: 4, Per: time.Minute}, Recipients: day(10_000), Connections: 3}, 2, limit.Allowance{}},
+		{"no room for one delivery", limit.Allowance{Messages: limit.Rate{N: 30, Per: time.Minute}, Recipients: day(900), Connections: 3}, 2, limit.Allowance{}},
+		{"a small group", limit.Allowance{Messages: limit.Rate{N: 30, Per: time.Minute}, Recipients: day(10_000), Connections: 3, Group: "moera", GroupRecipients: day(100)}, 2, limit.Allowance{}},
 	} {
 		s := &Shared{hosts: tc.hosts, o: SharedOptions{}.withDefaults()}
 		got, err := s.share(tc.in)
-		if got != tc.want || (err != nil) != (tc.want == limit.Limits{}) {
+		if got != tc.want || (err != nil) != (tc.want == limit.Allowance{}) {
 			t.Errorf("%s: %+v, %v, want %+v", tc.name, got, err, tc.want)
 		}
 		if n := got.Messages.N*tc.hosts + min(tc.in.Connections, tc.in.Messages.N); got.Messages.N > 0 && n > tc.in.Messages.N {

@@ -19,7 +19,7 @@ type Store interface {
 	// Answer without lease says when it is worth asking again. A lease must be
 	// settled; one that is not counts as submitted, with MaxDelivery recipients, at the end of the
 	// longest session (MaxSession). An error means that the store cannot tell; then nothing may be sent.
-	Take(ctx context.Context, mailbox string, l limit.Limits, now time.Time) (Answer, error)
+	Take(ctx context.Context, mailbox string, l limit.Allowance, now time.Time) (Answer, error)
 
 	// Settle ends a lease and books what became of it. Settling a lease that is not out is no
 	// error: two observers may see the same session end.
@@ -29,7 +29,7 @@ type Store interface {
 	Pause(ctx context.Context, mailbox string, p Pause, now time.Time) error
 
 	// Usage tells what the mailbox has used, for people and metrics.
-	Usage(ctx context.Context, mailbox string, l limit.Limits, now time.Time) (Usage, error)
+	Usage(ctx context.Context, mailbox string, l limit.Allowance, now time.Time) (Usage, error)
 }
 
 // A Survivor is a Store that outlives the process. What the process knew of the leases it has given is lost when it is killed,
@@ -40,7 +40,7 @@ type Survivor interface {
 	// them from those of others.
 	Outstanding() []Outstanding
 	// Adopt announces that this process will settle a lease that an earlier one was given.
-	Adopt(mailbox string, lease uint64, l limit.Limits)
+	Adopt(mailbox string, lease uint64, l limit.Allowance)
 }
 
 // Outstanding is a lease that an earlier process was given.
@@ -58,7 +58,7 @@ const (
 	CauseRecipients  Cause = "recipients"
 	CauseConnections Cause = "connections"
 	CausePaused      Cause = "paused"
-	CauseGroup       Cause = "group" // the recipients of all the mailboxes of Limits.Group
+	CauseGroup       Cause = "group" // the recipients of all the mailboxes of Allowance.Group
 )
 
 // An Answer is the ledger's answer to Take.
@@ -75,7 +75,7 @@ type Outcome struct {
 	Submitted bool
 	// Recipients that Microsoft has accepted; it counts each of them (rolling 24 h).
 	Recipients int
-	// GroupRecipients are those of them that count for Limits.Group, such as the ones outside of the tenant.
+	// GroupRecipients are those of them that count for Allowance.Group, such as the ones outside of the tenant.
 	GroupRecipients int
 	// Concurrency: Microsoft refused because of too many connections at one time (432 4.3.2). The mailbox's connections
 	// shrink by one, never below one, and come back one by one, each after a Messages.Per without another refusal.
@@ -109,7 +109,7 @@ type Usage struct {
 	Leases          int // out now
 	GroupRecipients int // of all mailboxes of the group, as Recipients
 
-	// Shrunk is how many of Limits.Connections are withheld after a 432; see Connections.
+	// Shrunk is how many of Allowance.Connections are withheld after a 432; see Connections.
 	Shrunk int
 	// Next is when a lease can be given, as far as is known now; zero means at once, or as soon as one that is out comes back.
 	Next time.Time
@@ -120,7 +120,7 @@ type Usage struct {
 }
 
 // Connections returns the concurrency in force: how many leases may be out at one time now.
-func (u Usage) Connections(l limit.Limits) int { return max(1, l.Connections-u.Shrunk) }
+func (u Usage) Connections(l limit.Allowance) int { return max(1, l.Connections-u.Shrunk) }
 
 // MaxDelivery is how many recipients one delivery is expected to have at most: Postfix's
 // default_destination_recipient_limit. A lease is only given when there is room for that many. A delivery

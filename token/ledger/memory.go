@@ -21,7 +21,7 @@ var _ Store = (*Memory)(nil)
 func NewMemory() *Memory { return &Memory{book: newBook(MaxSession)} }
 
 // Take implements [Store]. It never fails.
-func (m *Memory) Take(_ context.Context, mailbox string, l limit.Limits, now time.Time) (Answer, error) {
+func (m *Memory) Take(_ context.Context, mailbox string, l limit.Allowance, now time.Time) (Answer, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.book.forget(now)
@@ -45,7 +45,7 @@ func (m *Memory) Pause(_ context.Context, mailbox string, p Pause, now time.Time
 }
 
 // Usage implements [Store]. It never fails.
-func (m *Memory) Usage(_ context.Context, mailbox string, l limit.Limits, now time.Time) (Usage, error) {
+func (m *Memory) Usage(_ context.Context, mailbox string, l limit.Allowance, now time.Time) (Usage, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.book.usage(mailbox, l, now), nil

@@ -56,11 +56,11 @@ func (s *stage) out(mailbox string) (list []*grant) {
 
 const testSession = 30 * time.Second
 
-func drawLimits(t *rapid.T) limit.Limits {
+func drawLimits(t *rapid.T) limit.Allowance {
 	seconds := func(label string, lo, hi int) time.Duration {
 		return time.Duration(rapid.IntRange(lo, hi).Draw(t, label)) * time.Second
 	}
-	return limit.Limits{
+	return limit.Allowance{
 		Messages:        limit.Rate{N: rapid.IntRange(1, 12).Draw(t, "messages"), Per: seconds("per", 1, 20)},
 		Recipients:      limit.Rate{N: rapid.IntRange(1, 400).Draw(t, "recipients"), Per: seconds("day", 20, 200)},
 		Connections:     rapid.IntRange(1, 4).Draw(t, "connections"),
@@ -111,7 +111,7 @@ func (s *stage) must(t *rapid.T, err error) {
 	}
 }
 
-func (s *stage) take(t *rapid.T, mailbox string, l limit.Limits) {
+func (s *stage) take(t *rapid.T, mailbox string, l limit.Allowance) {
 	a, err := s.ledger.Take(t.Context(), mailbox, l, s.clock())
 	s.must(t, err)
 	if a.Lease == 0 {
@@ -129,7 +129,7 @@ func (s *stage) take(t *rapid.T, mailbox string, l limit.Limits) {
 	s.list = append(s.list, &grant{mailbox: mailbox, id: a.Lease, given: s.now, out: true})
 }
 
-func (s *stage) settle(t *rapid.T, mailbox string, l limit.Limits) {
+func (s *stage) settle(t *rapid.T, mailbox string, l limit.Allowance) {
 	out := s.out(mailbox)
 	if len(out) == 0 {
 		return
@@ -145,7 +145,7 @@ func (s *stage) settle(t *rapid.T, mailbox string, l limit.Limits) {
 }
 
 // judge counts what Microsoft may have counted, at the lease, at the verdict, and in between.
-func (s *stage) judge(t *rapid.T, l limit.Limits) {
+func (s *stage) judge(t *rapid.T, l limit.Allowance) {
 	for name, when := range map[string]func(*grant) time.Duration{
 		"lease":   func(g *grant) time.Duration { return g.given },
 		"verdict": func(g *grant) time.Duration { return g.ended },
@@ -185,7 +185,7 @@ func (s *stage) within(t *rapid.T, what string, r limit.Rate, which func(*grant)
 }
 
 // reopens: after all windows the gates are open again, whatever has happened.
-func (s *stage) reopens(t *rapid.T, l limit.Limits) {
+func (s *stage) reopens(t *rapid.T, l limit.Allowance) {
 	longest := max(l.Messages.Per, l.Recipients.Per, l.GroupRecipients.Per)
 	s.now += testSession + longest + longest/bucketsPerWindow + 2*time.Second
 	for _, mailbox := range testMailboxes {

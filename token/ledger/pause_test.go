@@ -15,7 +15,7 @@ import (
 )
 
 // pauseOf returns what a ledger says of the pause of a mailbox.
-func pauseOf(t *testing.T, x Store, l limit.Limits) Pause {
+func pauseOf(t *testing.T, x Store, l limit.Allowance) Pause {
 	t.Helper()
 	u, err := x.Usage(t.Context(), "erp@contoso.com", l, time.Now())
 	if err != nil {

@@ -195,7 +195,7 @@ func (r *Redis) prepare(q *redisRequest) time.Duration {
 }
 
 // limits words limits for the script.
-func (r *Redis) limits(l limit.Limits) *redisLimits {
+func (r *Redis) limits(l limit.Allowance) *redisLimits {
 	rate := func(x limit.Rate) redisRate {
 		return redisRate{N: x.N, Per: limit.Micros(x.Per), Share: spare(x, r.hosts, r.reserve)}
 	}
@@ -219,7 +219,7 @@ func idText(id uint64) string { return strconv.FormatUint(id, 10) }
 
 // Take implements [Store]. The time of the caller does not matter. After an error the server may have given the lease; it is given
 // back with the next call that succeeds, or expires.
-func (r *Redis) Take(ctx context.Context, mailbox string, l limit.Limits, _ time.Time) (Answer, error) {
+func (r *Redis) Take(ctx context.Context, mailbox string, l limit.Allowance, _ time.Time) (Answer, error) {
 	if err := r.clear(ctx); err != nil {
 		return Answer{}, err
 	}
@@ -299,7 +299,7 @@ func (r *Redis) Settle(ctx context.Context, mailbox string, lease uint64, o Outc
 func (r *Redis) Outstanding() []Outstanding { return nil }
 
 // Adopt implements [Survivor].
-func (r *Redis) Adopt(_ string, lease uint64, l limit.Limits) { r.remember(lease, groupName(l)) }
+func (r *Redis) Adopt(_ string, lease uint64, l limit.Allowance) { r.remember(lease, groupName(l)) }
 
 // Pause implements [Store].
 func (r *Redis) Pause(ctx context.Context, mailbox string, p Pause, now time.Time) error {
@@ -312,7 +312,7 @@ func (r *Redis) Pause(ctx context.Context, mailbox string, p Pause, now time.Tim
 }
 
 // Usage implements [Store].
-func (r *Redis) Usage(ctx context.Context, mailbox string, l limit.Limits, now time.Time) (Usage, error) {
+func (r *Redis) Usage(ctx context.Context, mailbox string, l limit.Allowance, now time.Time) (Usage, error) {
 	a, err := r.run(ctx, mailbox, groupName(l), redisRequest{Op: "usage", Limits: r.limits(l)})
 	if err != nil {
 		return Usage{}, err

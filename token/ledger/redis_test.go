@@ -110,7 +110,7 @@ func TestRedisAnswersAsTheAccountDoes(t *testing.T) {
 
 func TestRedisUsesTheTimeOfTheServer(t *testing.T) {
 	r := openRedis(t, limit.Redis{URL: redistest.Start(t).URL(), Tenant: "contoso.com"})
-	l := limit.Limits{Messages: limit.Rate{N: 1, Per: time.Hour}, Recipients: limit.Rate{N: 100, Per: time.Hour}, Connections: 1}
+	l := limit.Allowance{Messages: limit.Rate{N: 1, Per: time.Hour}, Recipients: limit.Rate{N: 100, Per: time.Hour}, Connections: 1}
 	mustLease(t, r, l)
 	// The caller's clock is a year ahead; nothing has left the window.
 	a, err := r.Take(t.Context(), "erp@contoso.com", l, time.Now().AddDate(1, 0, 0))
@@ -119,7 +119,7 @@ func TestRedisUsesTheTimeOfTheServer(t *testing.T) {
 	}
 }
 
-func mustLease(t *testing.T, x Store, l limit.Limits) uint64 {
+func mustLease(t *testing.T, x Store, l limit.Allowance) uint64 {
 	t.Helper()
 	a, err := x.Take(t.Context(), "erp@contoso.com", l, time.Now())
 	if err != nil || a.Lease == 0 {
@@ -169,7 +169,7 @@ func TestRedisThatHasLostItsDataHoldsEverythingBack(t *testing.T) {
 // A lease that was given while nobody heard the answer comes back with the next call.
 func TestRedisGivesBackALeaseInDoubt(t *testing.T) {
 	r := openRedis(t, limit.Redis{URL: redistest.Start(t).URL(), Tenant: "contoso.com"})
-	l := limit.Limits{Messages: limit.Rate{N: 30, Per: time.Minute}, Recipients: limit.Rate{N: 1000, Per: time.Hour}, Connections: 1}
+	l := limit.Allowance{Messages: limit.Rate{N: 30, Per: time.Minute}, Recipients: limit.Rate{N: 1000, Per: time.Hour}, Connections: 1}
 	id := mustLease(t, r, l)
 	r.doubts(doubtful{mailbox: "erp@contoso.com", id: id})
 	mustLease(t, r, l)

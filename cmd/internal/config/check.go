@@ -441,7 +441,7 @@ func (k *checker) routes() {
 }
 
 // certificates checks that the names in the certificates for connectors lie in verified domains: Microsoft finds the tenant by them.
-func (k *checker) certificates(p *policy.Policy) {
+func (k *checker) certificates(p *policy.Rules) {
 	if !k.all {
 		return
 	}

@@ -48,7 +48,7 @@ type Site struct {
 
 	// Policy is made of Tenant, Mailboxes, Routes and Clients. Its mailboxes are in the order
 	// of Mailboxes.
-	Policy *policy.Policy
+	Policy *policy.Rules
 }
 
 // Tenant is the Microsoft 365 organisation.
@@ -133,8 +133,8 @@ type Limits struct {
 }
 
 // Limits returns the limits as the ledger takes them.
-func (l Limits) Limits() limit.Limits {
-	return limit.Limits{Messages: l.Messages, Recipients: l.Recipients, Connections: l.Connections}
+func (l Limits) Limits() limit.Allowance {
+	return limit.Allowance{Messages: l.Messages, Recipients: l.Recipients, Connections: l.Connections}
 }
 
 // The values of Tenant.External besides a rate.

@@ -78,7 +78,7 @@ func TestFullConfig(t *testing.T) {
 		{"default flow", c.Credentials["other.app"].Flow, "client_credentials"},
 		{"address as the policy has it", c.Mailboxes[0].Address, c.Policy.Mailboxes()[0].Address.String()},
 		{"aliases", c.Mailboxes[0].Aliases, []string{"erp-old@contoso.com"}},
-		{"limits", c.Mailboxes[0].Limits.Limits(), limit.Limits{
+		{"limits", c.Mailboxes[0].Limits.Limits(), limit.Allowance{
 			Messages: limit.Rate{N: 20, Per: time.Minute}, Recipients: limit.Rate{N: 500, Per: time.Hour}, Connections: 2,
 		}},
 		{"a login of digits", c.Clients[0].Logins, []string{"007"}},

@@ -42,7 +42,7 @@ func readPermissions(path string, strict bool) (*policy.Permissions, error) {
 // checkRouteCertificate looks at the certificate by which a connector knows the relay, as "openssl verify" and "openssl
 // x509 -text" would: its key, its time, who signed it, and whether Microsoft finds the tenant by a name in it
 // (which has to be an accepted domain or lie below one: New-InboundConnector, TlsSenderCertificateName).
-func checkRouteCertificate(p *policy.Policy, certFile, keyFile, caFile string, now time.Time) error {
+func checkRouteCertificate(p *policy.Rules, certFile, keyFile, caFile string, now time.Time) error {
 	if keyFile == "" {
 		keyFile = certFile
 	}

@@ -84,9 +84,9 @@ func (l *Login) checkRefresh(q *tokenQuery) (refreshToken, *refusal) {
 	now, p := time.Now(), l.cfg.Refresh
 	switch {
 	case now.Sub(t.issued) >= p.Idle:
-		return t, l.refuseFor(q, 700082, "{issued}", entraTime(t.issued), "{idle}", dotNetDuration(p.Idle))
+		return t, l.refuseFor(q, 700082, "{issued}", loginTime(t.issued), "{idle}", dotNetDuration(p.Idle))
 	case p.Frequency > 0 && now.Sub(t.session.began) >= p.Frequency:
-		return t, l.refuseFor(q, 70043, "{issued}", entraTime(t.issued), "{age}", strconv.Itoa(int(p.Frequency.Seconds())))
+		return t, l.refuseFor(q, 70043, "{issued}", loginTime(t.issued), "{age}", strconv.Itoa(int(p.Frequency.Seconds())))
 	}
 	return t, nil
 }

@@ -189,7 +189,7 @@ func (l *Login) refuseUncoded(q *tokenQuery, name string) *refusal {
 
 func (l *Login) fill(q *tokenQuery, r reason, code int, pairs []string) *refusal {
 	now := l.dir.Now()
-	at := entraTime(now)
+	at := loginTime(now)
 	// The first of two pairs for the same placeholder counts.
 	pairs = append(pairs,
 		"{app}", q.clientID, "{tenant}", q.tenant, "{user}", "user", "{scope}", q.form.Get("scope"), "{resource}", exchangeAppID, "{redirect}", q.form.Get("redirect_uri"),
@@ -200,8 +200,8 @@ func (l *Login) fill(q *tokenQuery, r reason, code int, pairs []string) *refusal
 	return f
 }
 
-// entraTime is how Entra writes points in time in its descriptions.
-func entraTime(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.0000000Z") }
+// loginTime is how Entra writes points in time in its descriptions.
+func loginTime(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.0000000Z") }
 
 // exchangeAppID is "Office 365 Exchange Online", by which errors call the
 // resource.

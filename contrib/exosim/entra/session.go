@@ -39,7 +39,7 @@ func (l *Login) checkSession(q *tokenQuery, n *session) *refusal {
 	case u.Disabled:
 		return l.refuseFor(q, 50057)
 	case n.began.Before(validFrom):
-		return l.refuseFor(q, 50173, "{issued}", entraTime(n.began), "{from}", entraTime(validFrom))
+		return l.refuseFor(q, 50173, "{issued}", loginTime(n.began), "{from}", loginTime(validFrom))
 	case u.Blocked:
 		return l.refuseFor(q, 53003)
 	case u.NeedsMFA && !n.mfa:
