@@ -80,7 +80,7 @@ fuzz:
 	@echo "== fuzzing each target for $(FUZZTIME)"
 	@for f in $$(grep -l '^func Fuzz' $$(git ls-files '*_test.go')); do \
 	  for t in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' $$f); do \
-	    echo "$$f $$t"; run="$(GO) test -run ^$$t$$ -fuzz ^$$t$$ -fuzztime $(FUZZTIME) ./$$(dirname $$f)"; \
+	    echo "$$f $$t"; run="$(GO) test -run ^$$t$$ -fuzz ^$$t$$ -fuzztime $(FUZZTIME) -fuzzminimizetime 1x ./$$(dirname $$f)"; \
 	    out=$$($$run 2>&1) || { echo "$$out"; out=$$($$run 2>&1) || { echo "$$out"; exit 1; }; }; \
 	    echo "$$out" | tail -n 1; \
 	  done; done

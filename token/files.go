@@ -22,13 +22,13 @@ import (
 )
 
 const (
-	// tokenFilesEvery is how often the files are compared with the tokens in memory. It is far below
+	// filesEvery is how often the files are compared with the tokens in memory. It is far below
 	// the 20 minutes by which a Refresher is ahead of a token's end, and it costs a read of each file.
-	tokenFilesEvery = 15 * time.Second
+	filesEvery = 15 * time.Second
 
-	// tokenFilesWait bounds the wait for one credential that has no token yet, so that it does not hold
+	// filesWait bounds the wait for one credential that has no token yet, so that it does not hold
 	// up the files of the others.
-	tokenFilesWait = 5 * time.Second
+	filesWait = 5 * time.Second
 
 	// tempPrefix begins the names of unfinished files. No mailbox begins with a full stop (RFC 5321,
 	// section 4.1.2, Dot-string).
@@ -121,7 +121,7 @@ func (f *Files) Run(ctx context.Context) {
 	if f.Log == nil {
 		f.Log = slog.New(slog.DiscardHandler)
 	}
-	t := time.NewTicker(tokenFilesEvery)
+	t := time.NewTicker(filesEvery)
 	defer t.Stop()
 	for {
 		select {
@@ -172,7 +172,7 @@ func (f *Files) round(ctx context.Context) {
 
 // within asks for a token and does not wait for long.
 func within(ctx context.Context, s entra.Source) (*entra.Token, error) {
-	ctx, cancel := context.WithTimeout(ctx, tokenFilesWait)
+	ctx, cancel := context.WithTimeout(ctx, filesWait)
 	defer cancel()
 	return s.Token(ctx)
 }

@@ -143,7 +143,7 @@ func TestTokenFiles(t *testing.T) {
 		if after, err := os.Stat(path); err != nil || !os.SameFile(before, after) {
 			t.Errorf("a file that was good was written again: %v", err)
 		}
-		time.Sleep(time.Minute + tokenFilesEvery) // a new token, 20 minutes before the old one ends
+		time.Sleep(time.Minute + filesEvery) // a new token, 20 minutes before the old one ends
 		synctest.Wait()
 		wantFile(t, path, "eyJ.app.2", "erp@contoso.com", src.start.Add(200*time.Minute))
 
@@ -169,12 +169,12 @@ func TestTokenFilesInTrouble(t *testing.T) {
 		began := time.Now()
 		other := &rolling{name: "other", start: began, block: true}
 		f.Use([]File{{"scan@contoso.com", "scan@contoso.com", other}, {"erp@contoso.com", "erp@contoso.com", src}})
-		time.Sleep(tokenFilesWait + time.Second)
+		time.Sleep(filesWait + time.Second)
 		if got, want := names(t, f.Dir), []string{"erp@contoso.com"}; !slices.Equal(got, want) {
 			t.Errorf("while one credential waits there are %q, want %q", got, want)
 		}
 		other.set(nil, false)
-		time.Sleep(2 * tokenFilesEvery)
+		time.Sleep(2 * filesEvery)
 		synctest.Wait()
 		path := filepath.Join(f.Dir, "scan@contoso.com")
 		wantFile(t, path, "eyJ.other.0", "scan@contoso.com", began.Add(80*time.Minute))
@@ -294,7 +294,7 @@ func TestTokenFilesFolder(t *testing.T) {
 			if err := errors.Join(os.RemoveAll(f.Dir), os.Mkdir(f.Dir, 0o700)); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(tokenFilesEvery)
+			time.Sleep(filesEvery)
 			synctest.Wait()
 			if got := names(t, f.Dir); !slices.Equal(got, []string{"erp@contoso.com"}) {
 				t.Errorf("%s: once it was mended there are %q", tc.name, got)

@@ -27,8 +27,10 @@ func cmdMilter(o *options) *cobra.Command {
 		Use:   "milter",
 		Short: "Run the milter: who may send as whom",
 		Long: `milter serves Postfix's smtpd_milters and non_smtpd_milters, and the policy delegation protocol
-of check_policy_service, which refuses earlier and chooses the route. It holds no secret and opens no connection. SIGHUP loads the configuration again; SIGTERM ends it once the SMTP
-sessions that have begun are over.`,
+of check_policy_service, which refuses earlier and chooses the route. It sees each message, and holds nothing by which
+one could sign in at Microsoft. It opens no connection but to the store that hosts share (milter.store, with its
+password), to Postfix's list of the queue, and to the token service on this host. SIGHUP loads the configuration
+again; SIGTERM ends it once the SMTP sessions that have begun are over.`,
 		Example: "  sendas milter --config /etc/sendas/sendas.yaml",
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return runMilter(cmd.Context(), o) },

@@ -24,13 +24,13 @@ import (
 )
 
 const (
-	// queueInterval is how often Postfix's queue is read. What is accepted in between is added.
-	queueInterval = 30 * time.Second
-	// queueTime is how long the reading may take: showq(8) opens every file of the queue.
-	queueTime = 2 * time.Minute
-	// queueOverlap is how long a message may need from our answer to its place in the queue. For as
+	// interval is how often Postfix's queue is read. What is accepted in between is added.
+	interval = 30 * time.Second
+	// readTime is how long the reading may take: showq(8) opens every file of the queue.
+	readTime = 2 * time.Minute
+	// overlap is how long a message may need from our answer to its place in the queue. For as
 	// long it is counted though the queue does not name it, also when it has left already.
-	queueOverlap = 2 * time.Second
+	overlap = 2 * time.Second
 	// maxQueueIDs bounds the memory of a reading, to some 20 MB. What the queue names beyond it is
 	// counted each time.
 	maxQueueIDs = 500_000
@@ -99,7 +99,7 @@ func (q *Watch) Use(r Rules) {
 
 // Run reads the queue from time to time until ctx ends.
 func (q *Watch) Run(ctx context.Context) {
-	t := time.NewTicker(queueInterval)
+	t := time.NewTicker(interval)
 	defer t.Stop()
 	for {
 		select {
@@ -152,7 +152,7 @@ func (q *Watch) set(view map[string]*Backlog, named *idSet, began time.Time) (fa
 	failed, q.failed = q.failed, view == nil && !began.IsZero()
 	q.view = view
 	q.recent = slices.DeleteFunc(q.recent, func(m taken) bool {
-		return view == nil || m.at.Before(began.Add(-queueOverlap)) || named.has(m.id)
+		return view == nil || m.at.Before(began.Add(-overlap)) || named.has(m.id)
 	})
 	clear(q.since)
 	for _, m := range q.recent {
@@ -234,7 +234,7 @@ func (r *Rules) stillLeft(ctx context.Context) map[string]int {
 	if r.Left == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, queueTime)
+	ctx, cancel := context.WithTimeout(ctx, readTime)
 	defer cancel()
 	return r.Left(ctx)
 }
@@ -309,7 +309,7 @@ func add(m map[string]*Backlog, key string, rcpts int) {
 // that the ceiling may be passed by what comes in until then: too few in view takes mail, too many
 // would refuse it.
 func (r *Rules) read(ctx context.Context) (map[string]*Backlog, *idSet, error) {
-	ctx, cancel := context.WithTimeout(ctx, queueTime)
+	ctx, cancel := context.WithTimeout(ctx, readTime)
 	defer cancel()
 	c, err := (&net.Dialer{}).DialContext(ctx, "unix", r.Socket)
 	if err != nil {

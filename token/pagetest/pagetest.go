@@ -1,3 +1,4 @@
+// Package pagetest holds the tables of docs/troubleshooting.md against those that sendas explains codes with.
 package pagetest
 
 import (

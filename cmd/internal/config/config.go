@@ -1,3 +1,9 @@
+// Package config reads sendas.yaml: its words, how they are decoded, what is checked and what is
+// refused, each with file, line, excerpt and the sentence that says what to write instead.
+//
+// A [Site] that [Load] returns is valid: no later code checks it again. It never changes; a new file
+// is a new Site. What its parts stand for elsewhere (a policy, limits, sources of tokens) is made from it
+// here, and put to work by the commands.
 package config
 
 import (

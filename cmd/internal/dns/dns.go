@@ -1,3 +1,5 @@
+// Package dns looks at what the world sees of the verified domains and the endpoints of routes: SPF
+// (RFC 7208) and MX. It proposes the records to publish, and changes nothing.
 package dns
 
 import (

@@ -1,3 +1,7 @@
+// Package doctor walks the whole way of a message on a host: the configuration, Postfix, the SASL
+// plugin, the sockets of both services, each credential's files and a fresh token, the way to Microsoft's
+// submission server as each mailbox, and DNS. It goes on after a failure, and says of each what it means
+// and what to do. It changes nothing, and sends nothing unless it is asked to.
 package doctor
 
 import (

@@ -1,3 +1,5 @@
+// Package finding has the words for what a look at a host comes to: what was looked at, what is
+// there, what it means, and what to do about it.
 package finding
 
 import (

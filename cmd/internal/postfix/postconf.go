@@ -1,3 +1,6 @@
+// Package postfix knows what Postfix needs for a configuration of sendas. It reads an instance by
+// postconf(1) ([Read]), judges what it finds ([Setup.Check]), and shows, writes or takes back the settings
+// ([Job]). Everything is tried on a copy first, the former files are kept, and what others wrote stays.
 package postfix
 
 import (

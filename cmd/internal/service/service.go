@@ -1,3 +1,6 @@
+// Package service is what both services share: sockets of their own or of systemd's (sd_listen_fds(3)),
+// figures and health over HTTP, a configuration that is loaded again at SIGHUP, the log, and how to ask a
+// service on this host.
 package service
 
 import (

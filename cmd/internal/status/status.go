@@ -1,3 +1,6 @@
+// Package status shows what the services say of themselves: as text, as a picture that moves in a
+// terminal, as JSON, and as the page that each service serves. A service that does not answer is said to be
+// down, never left out.
 package status
 
 import (

@@ -3,17 +3,12 @@ package status
 import (
 	"context"
 	"fmt"
-	"net/http"
-	"net/http/httptest"
 	"os"
-	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 )
 
@@ -151,52 +146,4 @@ func TestOverlay(t *testing.T) {
 	if got, want := overlay([]string{"one", "two"}), "\x1b[Hone\x1b[K\r\ntwo\x1b[K\x1b[J"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
-}
-
-// TestStatusScripts runs the stories of testdata/script-status, with a service that answers at $TOKEN and another at $MILTER.
-func TestStatusScripts(t *testing.T) {
-	var requests atomic.Int64
-	serve := func(v any) string {
-		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			requests.Add(1)
-			if r.URL.Path == "/healthz" {
-				fmt.Fprintln(w, "ok")
-				return
-			}
-			jsonHandler(func(context.Context) any { return v }).ServeHTTP(w, r)
-		}))
-		t.Cleanup(s.Close)
-		return listensAt(s)
-	}
-	v := fictitious()
-	tokenAt, milterAt, nobody := serve(v.token), serve(v.milter), dead(t)
-	testscript.Run(t, testscript.Params{
-		Dir:           "testdata/script-status",
-		UpdateScripts: *updatePictures,
-		Setup: func(e *testscript.Env) error {
-			e.Setenv("TOKEN", tokenAt)
-			e.Setenv("MILTER", milterAt)
-			e.Setenv("NOBODY", nobody)
-			return nil
-		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			// asked waits until a command has looked so many times more: it asks three questions.
-			"asked": func(ts *testscript.TestScript, _ bool, args []string) {
-				n, err := strconv.ParseInt(args[0], 10, 64)
-				ts.Check(err)
-				for want, tries := requests.Load()+3*n, 0; requests.Load() < want; tries++ {
-					if tries > 12000 {
-						ts.Fatalf("nobody asked")
-					}
-					time.Sleep(10 * time.Millisecond)
-				}
-			},
-			// expand writes the variables of the environment into a file.
-			"expand": func(ts *testscript.TestScript, _ bool, args []string) {
-				for _, f := range args {
-					ts.Check(os.WriteFile(ts.MkAbs(f), []byte(os.Expand(ts.ReadFile(f), ts.Getenv)), 0o644))
-				}
-			},
-		},
-	})
 }

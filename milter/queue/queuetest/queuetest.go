@@ -1,3 +1,4 @@
+// Package queuetest answers as showq(8) does, with the queue that a test wants.
 package queuetest
 
 import (

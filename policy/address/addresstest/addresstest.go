@@ -1,3 +1,4 @@
+// Package addresstest judges fields that were written, by rules of its own, and has strange ones to begin with.
 package addresstest
 
 import "strings"

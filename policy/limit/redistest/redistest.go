@@ -1,3 +1,4 @@
+// Package redistest starts a real Redis for a test, and cuts the way to it.
 package redistest
 
 import (

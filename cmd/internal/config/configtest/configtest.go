@@ -1,3 +1,4 @@
+// Package configtest has configurations for the tests of other packages.
 package configtest
 
 import (

@@ -1,3 +1,4 @@
+// Package dnstest has a resolver and a server that answer what a test wants.
 package dnstest
 
 import (

@@ -1,3 +1,4 @@
+// Package findingtest judges reports in tests: what they find, and how they say it.
 package findingtest
 
 import (

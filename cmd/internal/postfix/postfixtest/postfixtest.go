@@ -1,3 +1,4 @@
+// Package postfixtest has instances of Postfix, on disk and never started, for tests.
 package postfixtest
 
 import (
