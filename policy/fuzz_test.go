@@ -10,9 +10,6 @@ import (
 	"github.com/sendas/sendas/policy/address/addresstest"
 )
 
-// scan is the identity of the tests.
-var scan = address.Spec{Local: "scan", Domain: "contoso.com"}
-
 // FuzzFrom holds for any bytes in From: exactly one From leaves, with the identity,
 // strictly parsable, and no text of the stranger becomes a header line of its own.
 func FuzzFrom(f *testing.F) {
