@@ -15,8 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const benchClients = 100 // of sendas, and as many mailboxes
-
 // A filter is a milter in a process of its own.
 type filter struct {
 	name   string // in the benchmark's figures
@@ -25,13 +23,13 @@ type filter struct {
 	mtas   []*mta
 }
 
-// startSendas starts "sendas milter" as a site does, logging to a file.
-func startSendas(b *testing.B, socket string) *filter {
+// startSendas starts "sendas milter" as a site with so many clients does, logging to a file.
+func startSendas(b *testing.B, socket string, clients int) *filter {
 	b.Helper()
 	dir := b.TempDir()
 	program := build(b, filepath.Join(dir, "sendas"), "../cmd/sendas")
 	config := filepath.Join(dir, "sendas.yaml")
-	if err := os.WriteFile(config, benchConfig(socket), 0o644); err != nil {
+	if err := os.WriteFile(config, benchConfig(socket, clients), 0o644); err != nil {
 		b.Fatal(err)
 	}
 	return start(b, "sendas", socket, program, "milter", "--config", config)
@@ -150,19 +148,19 @@ func (f *filter) send(n int) error {
 	return errors.Join(errs...)
 }
 
-// benchConfig is a site of a hundred clients and mailboxes. Mail of 10.200.0.0/16 and of this host
-// leaves as scan@contoso.com.
-func benchConfig(socket string) []byte {
+// benchConfig is a site of so many clients besides this host, with a mailbox for each. Mail of
+// 10.200.0.0/16 and of this host leaves as scan@contoso.com.
+func benchConfig(socket string, clients int) []byte {
 	var b bytes.Buffer
 	b.WriteString("tenant: {id: contoso.com, domains: [contoso.com]}\ncredentials:\n  relay-app:\n" +
 		"    client_id: 5f2c0d3e-1a2b-4c3d-8e4f-0123456789ab\n    client_secret_file: relay-app.secret\nmailboxes:\n" +
 		"  - {address: scan@contoso.com, credential: relay-app}\n")
-	for i := range benchClients - 1 {
+	for i := range clients - 1 {
 		fmt.Fprintf(&b, "  - {address: box%d@contoso.com, credential: relay-app, send_as: [alias%[1]d@contoso.com]}\n", i)
 	}
 	b.WriteString("clients:\n")
-	for i := range benchClients - 2 {
-		fmt.Fprintf(&b, "  - {name: client%d, networks: [10.%[1]d.0.0/16], from: box%[1]d@contoso.com}\n", i)
+	for i := range clients - 1 {
+		fmt.Fprintf(&b, "  - {name: client%d, networks: [100.%d.%d.0/24], from: box%[1]d@contoso.com}\n", i, i/256, i%256)
 	}
 	b.WriteString("  - {name: printers, networks: [10.200.0.0/16], from: scan@contoso.com}\n" +
 		"  - {name: this-host, networks: [127.0.0.0/8], from: scan@contoso.com}\n")

@@ -32,9 +32,15 @@ const (
 // BenchmarkTransaction plays the milter protocol as Postfix does: sessions of many messages, each with
 // two recipients, fifteen header fields, and a From that must be changed.
 func BenchmarkTransaction(b *testing.B) {
+	for _, clients := range []int{1, 20_000} {
+		b.Run(fmt.Sprintf("clients=%d", clients), func(b *testing.B) { transact(b, clients) })
+	}
+}
+
+func transact(b *testing.B, clients int) {
 	dir := b.TempDir()
 	c := contest{rounds: 12, messages: 4000, filters: []*filter{
-		startSendas(b, filepath.Join(dir, "1")), startC(b, filepath.Join(dir, "2")), startGoMilter(b, filepath.Join(dir, "3")),
+		startSendas(b, filepath.Join(dir, "1"), clients), startC(b, filepath.Join(dir, "2")), startGoMilter(b, filepath.Join(dir, "3")),
 	}}
 	for _, f := range c.filters {
 		f.connect(b)
@@ -49,7 +55,7 @@ func BenchmarkTransaction(b *testing.B) {
 func BenchmarkPostfix(b *testing.B) {
 	p, addrs := startPostfix(b)
 	c := contest{rounds: 10, messages: 800, filters: []*filter{
-		startSendas(b, filepath.Join(p.SocketDir(), "sendas")), startC(b, filepath.Join(p.SocketDir(), "libmilter")),
+		startSendas(b, filepath.Join(p.SocketDir(), "sendas"), 100), startC(b, filepath.Join(p.SocketDir(), "libmilter")),
 	}}
 	source, message := findSource(b), writeMessage(b)
 	sent := 0

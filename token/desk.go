@@ -79,7 +79,7 @@ func (m *Mailbox) pattern() bool {
 	return ok
 }
 
-// A Desk runs one refresher for each credential in use, and gives [Lessor] the directory of the
+// A Desk runs one refresher for each credential in use, and gives the [lease.Lessor] the directory of the
 // mailboxes. All methods are safe for concurrent use.
 type Desk struct {
 	ctx     context.Context

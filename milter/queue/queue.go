@@ -36,7 +36,7 @@ const (
 	maxQueueIDs = 500_000
 )
 
-// A Watch watches what waits in Postfix's queue for each mailbox, and says when no more is to be taken: see [limit.Ceiling]. It
+// A Watch watches what waits in Postfix's queue for each mailbox, and says when no more is to be taken: see [Ceiling]. It
 // reads only while there is a ceiling. Decisions never wait for a reading, and while there is none, everything is taken: our
 // failure must not refuse mail. Messages that are decided on at one moment do not see each other, so a ceiling may be
 // passed by as many as come in at once. A nil Watch takes everything. It is safe for concurrent use.
@@ -48,7 +48,7 @@ type Watch struct {
 	changed chan struct{}
 
 	mu     sync.Mutex          // guards what follows
-	view   map[string]*Backlog // by Rules.queue; nil: not known
+	view   map[string]*Backlog // by mailbox; nil: not known
 	since  map[string]*Backlog // likewise: the sum of recent
 	recent []taken             // accepted since the view began, in their order
 	failed bool                // the last reading

@@ -12,7 +12,7 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 )
 
-// An File is an [AdmissionStore] in a file of its own, which one process may have open at a time.
+// An File is an [Store] in a file of its own, which one process may have open at a time.
 type File struct {
 	// Replaced tells why the file begins empty: the former one was damaged, and has the same name with ".damaged"
 	// now. It is nil otherwise.
@@ -22,7 +22,7 @@ type File struct {
 	broken error // bbolt has panicked; its locks are held for ever
 }
 
-var _ AdmissionStore = (*File)(nil)
+var _ Store = (*File)(nil)
 
 // admissionLockTime is how long the process that ends may take to let go of the file.
 const admissionLockTime = 5 * time.Second
@@ -137,7 +137,7 @@ func (f *File) do(ctx context.Context, transaction func() error) error {
 	return err
 }
 
-// Load implements [AdmissionStore].
+// Load implements [Store].
 func (f *File) Load(ctx context.Context, fn func(key string, record []byte)) error {
 	return f.do(ctx, func() error {
 		return f.db.View(func(tx *bbolt.Tx) error {
@@ -149,7 +149,7 @@ func (f *File) Load(ctx context.Context, fn func(key string, record []byte)) err
 	})
 }
 
-// Save implements [AdmissionStore]. It returns when the disk has the records.
+// Save implements [Store]. It returns when the disk has the records.
 func (f *File) Save(ctx context.Context, records map[string][]byte) error {
 	return f.do(ctx, func() error {
 		return f.db.Update(func(tx *bbolt.Tx) error {

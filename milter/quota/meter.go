@@ -6,7 +6,7 @@ import (
 	"github.com/sendas/sendas/policy/limit"
 )
 
-// meter is what an [Counts] knows of one key. The Counts's mutex guards it. It is kept small, for there may
+// meter is what a [Counts] knows of one key. Its mutex guards it. It is kept small, for there may
 // be very many: 88 bytes, and 80 for each rate.
 type meter struct {
 	key     string

@@ -31,7 +31,7 @@ const (
 	bookBatch = 200
 )
 
-// OpenShared makes an Counts whose counts several hosts have in common, in a Redis (from 5) or Valkey; [Counts.Run]
+// OpenShared makes a Counts whose counts several hosts have in common, in a Redis (from 5) or Valkey; [Counts.Run]
 // has to run. What is told by MaxSession in the options does not matter here, and Timeout is half a second where it is 0.
 //
 // # What is shared
@@ -70,7 +70,7 @@ func OpenShared(o limit.Redis, hosts int, report func(error)) (*Counts, error) {
 	return a, nil
 }
 
-// sharedCounts is what an Counts knows of the server. The Counts's mutex guards what is below mono.
+// sharedCounts is what a Counts knows of the server. Its mutex guards what is below mono.
 type sharedCounts struct {
 	client  *redis.Client
 	prefix  string // of all keys
@@ -79,7 +79,7 @@ type sharedCounts struct {
 	mono    func() time.Duration // a clock that nobody sets
 	server  func() int64         // microseconds, in place of the server's clock, in tests
 
-	beating sync.Mutex // one at a time; taken before the Counts's
+	beating sync.Mutex // one at a time; taken before that of Counts
 
 	up     bool
 	told   bool   // the first report has been made

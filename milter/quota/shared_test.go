@@ -15,7 +15,7 @@ import (
 	"github.com/sendas/sendas/policy/limit/redistest"
 )
 
-// reports collects what an Counts says of its server.
+// reports collects what a Counts says of its server.
 type reports struct {
 	mu   sync.Mutex
 	list []error
@@ -281,7 +281,7 @@ func TestSharedErrorsHaveNoPassword(t *testing.T) {
 	}
 }
 
-// The script admits what an Counts of one host admits, and never more than the rate in any period, whatever the server's clock does.
+// The script admits what a Counts of one host admits, and never more than the rate in any period, whatever the server's clock does.
 func TestSharedAgainstTheRates(t *testing.T) {
 	server := redistest.Start(t)
 	n := 0

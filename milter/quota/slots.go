@@ -7,7 +7,7 @@ import (
 	"github.com/sendas/sendas/policy/limit"
 )
 
-// slotsPerPeriod bounds how inexact a sliding window of an [Counts] is: see [slots].
+// slotsPerPeriod bounds how inexact a sliding window of a [Counts] is: see [slots].
 const slotsPerPeriod = 12
 
 // slots counts what has happened in the last period, in stretches of a twelfth of it.

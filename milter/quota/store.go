@@ -10,9 +10,9 @@ import (
 	"github.com/sendas/sendas/policy/limit"
 )
 
-// An AdmissionStore keeps what an [Counts] has counted, so that a restart does not forget it. One process has it at
+// A Store keeps what a [Counts] has counted, so that a restart does not forget it. One process has it at
 // a time. Its methods are not called concurrently.
-type AdmissionStore interface {
+type Store interface {
 	// Load calls fn for every key that is saved. The record is valid during the call only.
 	Load(ctx context.Context, fn func(key string, record []byte)) error
 
@@ -30,11 +30,11 @@ const (
 	lastSaveTime = 5 * time.Second
 )
 
-// Open makes an Counts that begins with what the store has saved; [Counts.Run] saves it. A nil store is none.
+// Open makes a Counts that begins with what the store has saved; [Counts.Run] saves it. A nil store is none.
 //
 // report is told of what goes wrong later: nobody has to be refused for it. It hears of a record that cannot be read, which is forgotten,
 // of a failing save, once, and with nil when saving works again. It may be nil.
-func Open(ctx context.Context, store AdmissionStore, report func(error)) (*Counts, error) {
+func Open(ctx context.Context, store Store, report func(error)) (*Counts, error) {
 	a := New()
 	a.store, a.report = store, report
 	if report == nil {

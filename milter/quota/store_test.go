@@ -18,7 +18,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// memoryStore is an AdmissionStore for one goroutine.
+// memoryStore is an Store for one goroutine.
 type memoryStore map[string][]byte
 
 func (s memoryStore) Load(_ context.Context, fn func(string, []byte)) error {
@@ -68,8 +68,8 @@ func (s *brokenStore) keys() []string {
 	return slices.Sorted(maps.Keys(s.memoryStore))
 }
 
-// mustOpen opens an Counts on a store that must hold nothing strange.
-func mustOpen(t testing.TB, s AdmissionStore) *Counts {
+// mustOpen opens a Counts on a store that must hold nothing strange.
+func mustOpen(t testing.TB, s Store) *Counts {
 	t.Helper()
 	a, err := Open(t.Context(), s, func(err error) { t.Errorf("reported: %v", err) })
 	if err != nil {
@@ -267,7 +267,7 @@ func TestOnlyWhatHasChangedIsSaved(t *testing.T) {
 	}
 }
 
-// running is an Counts that saves, inside a bubble of synctest.
+// running is a Counts that saves, inside a bubble of synctest.
 type running struct {
 	a        *Counts
 	store    *brokenStore

@@ -16,7 +16,7 @@ const (
 	maxDomain = 255
 )
 
-// An Spec is one mail address, local@domain, as it was written. Two
+// A Spec is one mail address (addr-spec, RFC 5322, section 3.4.1), local@domain, as it was written. Two
 // addresses are the same when their keys are ([Spec.Key]): Exchange Online
 // compares local parts without regard to case.
 type Spec struct {

@@ -41,7 +41,7 @@ func (c *Clock) Read(now time.Time) Instant {
 	return c.Now
 }
 
-// Nanos is read in nanoseconds, in which an [Counts] counts.
+// Nanos is read in nanoseconds, in which what clients submit is counted.
 func (c *Clock) Nanos(now time.Time) int64 { c.Read(now); return c.Latest() }
 
 // Latest is the time that was read last, in nanoseconds.

@@ -392,7 +392,7 @@ func TestCheckQuota(t *testing.T) {
 	}
 }
 
-// model is what an Counts promises, written down as plainly as can be.
+// model is what a Counts promises, written down as plainly as can be.
 type model struct {
 	quota map[string]Rates
 	done  map[string][]event
@@ -501,7 +501,7 @@ func drawQuota(t *rapid.T, key string) Rates {
 	return q
 }
 
-// world is an Counts, its model, and the time of both.
+// world is a Counts, its model, and the time of both.
 type world struct {
 	*rapid.T
 	*model

@@ -8,7 +8,7 @@ import (
 	"github.com/sendas/sendas/policy/limit"
 )
 
-// A Rates is how much one client, or one identity, may submit: all the rates hold at once. The
+// Rates are how much one client, or one identity, may submit: all the rates hold at once. The
 // zero value allows everything. Rates are those that [ParseRate] can read.
 type Rates struct {
 	Messages   []limit.Rate // accepted messages
@@ -53,17 +53,17 @@ func contradiction(a, b limit.Rate) error {
 // places, and [Counts.Commit] asks for them again.
 const ReservationLife = 15 * time.Minute
 
-// An Counts counts what clients and identities submit and says whether one may submit more. In any period of a
+// Counts counts what clients and identities submit and says whether one may submit more. In any period of a
 // rate's length at most that many are committed; a place may stay taken up to a twelfth of the period longer
 // than it must (see [slots]), so that the memory for a key does not depend on what it sends.
 //
 // A key is the name of a client, or the result of [IdentityKey]. Each decision takes the same
-// time, however many keys there are, and idle keys are forgotten. An Counts needs no goroutine of its own unless it
+// time, however many keys there are, and idle keys are forgotten. a Counts needs no goroutine of its own unless it
 // has a store. All methods are safe for concurrent use.
 //
 // Pass the time as time.Now returned it: with its monotonic reading, setting the clock changes nothing.
 type Counts struct {
-	store  AdmissionStore // nil for none
+	store  Store // nil for none
 	shared *sharedCounts  // nil for none; in place of a store
 	report func(error)
 
@@ -78,7 +78,7 @@ type Counts struct {
 	gone   map[string]struct{} // to be removed from the store
 }
 
-// New makes an Counts that forgets when the process ends.
+// New makes a Counts that forgets when the process ends.
 func New() *Counts {
 	return &Counts{meters: make(map[string]*meter), most: maxKeys, shapes: make(map[string]*shape), gone: make(map[string]struct{})}
 }
