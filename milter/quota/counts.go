@@ -58,7 +58,7 @@ const ReservationLife = 15 * time.Minute
 // than it must (see [slots]), so that the memory for a key does not depend on what it sends.
 //
 // A key is the name of a client, or the result of [IdentityKey]. Each decision takes the same
-// time, however many keys there are, and idle keys are forgotten. a Counts needs no goroutine of its own unless it
+// time, however many keys there are, and idle keys are forgotten. Counts needs no goroutine of its own unless it
 // has a store. All methods are safe for concurrent use.
 //
 // Pass the time as time.Now returned it: with its monotonic reading, setting the clock changes nothing.

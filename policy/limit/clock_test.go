@@ -30,7 +30,7 @@ func TestClockWithoutMonotonicReading(t *testing.T) {
 	}
 }
 
-// An Counts counts in nanoseconds by the same clock.
+// Counts of clients go in nanoseconds by the same clock.
 func TestClockInNanoseconds(t *testing.T) {
 	for _, tc := range []struct {
 		name  string
