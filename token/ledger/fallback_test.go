@@ -60,11 +60,24 @@ func newHost(t *testing.T, url, name string, hosts int) *host {
 
 func newHostWithDiary(t *testing.T, url, name string, hosts int, diary *Bolt) *host {
 	t.Helper()
+	return newHostWith(t, url, name, hosts, SharedOptions{Silence: testSilence, Diary: diary})
+}
+
+// patientSilence is for tests of what is booked anew: on a busy machine a rejoin must not break off
+// in the middle, since what it has booked by then is booked once more.
+const patientSilence = 10 * time.Second
+
+func newPatientHost(t *testing.T, url, name string, hosts int, diary *Bolt) *host {
+	t.Helper()
+	return newHostWith(t, url, name, hosts, SharedOptions{Silence: patientSilence, Diary: diary})
+}
+
+func newHostWith(t *testing.T, url, name string, hosts int, o SharedOptions) *host {
+	t.Helper()
 	h := &host{log: &lineLog{}, store: openRedis(t, limit.Redis{URL: url, Tenant: "contoso.com", Timeout: time.Minute})} // an outage shows itself otherwise
-	s, err := NewShared(h.store, hosts, NewMemory(), SharedOptions{
-		Host: name, Silence: testSilence, Probe: 50 * time.Millisecond, Diary: diary, Log: slog.New(slog.NewTextHandler(h.log, nil)),
-		OnChange: func(shared bool) { h.mu.Lock(); defer h.mu.Unlock(); h.changes = append(h.changes, shared) },
-	})
+	o.Host, o.Probe, o.Log = name, 50*time.Millisecond, slog.New(slog.NewTextHandler(h.log, nil))
+	o.OnChange = func(shared bool) { h.mu.Lock(); defer h.mu.Unlock(); h.changes = append(h.changes, shared) }
+	s, err := NewShared(h.store, hosts, NewMemory(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -229,7 +242,7 @@ func (h *host) told(t *testing.T) {
 func TestSharedBooksAnewWhatTheStoreHasLost(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
-	a, b := newHost(t, server.URL(), "a", 2), newHost(t, server.URL(), "b", 2)
+	a, b := newPatientHost(t, server.URL(), "a", 2, nil), newPatientHost(t, server.URL(), "b", 2, nil)
 	l := limit.Allowance{Messages: limit.Rate{N: 30, Per: time.Hour}, Recipients: limit.Rate{N: 5_000, Per: time.Hour}, Connections: 4}
 	// Both join with nothing known of them, so their shares are kept back for an hour; count as known.
 	for _, h := range []*host{a, b} {
@@ -284,7 +297,7 @@ func TestSharedAfterLossAndRestart(t *testing.T) {
 			l := limit.Allowance{Messages: limit.Rate{N: 30, Per: time.Hour}, Recipients: limit.Rate{N: 5_000, Per: time.Hour}, Connections: 4, Group: "external", GroupRecipients: limit.Rate{N: 4_000, Per: time.Hour}}
 			file := filepath.Join(t.TempDir(), "diary.db")
 			diary := openDiary(t, file)
-			a, b := newHost(t, server.URL(), "a", 2), newHostWithDiary(t, server.URL(), "b", 2, diary)
+			a, b := newPatientHost(t, server.URL(), "a", 2, nil), newPatientHost(t, server.URL(), "b", 2, diary)
 			for _, h := range []*host{a, b} {
 				h.waitFor(t, true)
 				if err := h.store.client.HSet(t.Context(), h.store.prefix+"clock", "j:"+h.o.Host, 0).Err(); err != nil {
@@ -312,7 +325,7 @@ func TestSharedAfterLossAndRestart(t *testing.T) {
 			if !tc.before {
 				restart()
 			}
-			newHostWithDiary(t, server.URL(), "b", 2, openDiary(t, file))
+			newPatientHost(t, server.URL(), "b", 2, openDiary(t, file))
 			var u Usage
 			for range 6000 {
 				var err error
