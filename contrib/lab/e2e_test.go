@@ -338,6 +338,10 @@ func TestRefusals(t *testing.T) {
 			"SmtpClientAuthentication is disabled for the Mailbox", func() { s.SetMailbox(func(m *mailboxSettings) { m.SMTPAuthDisabled = false }) }},
 		{"mailbox full", func() { s.SetMailbox(func(m *mailboxSettings) { m.Full = true }) },
 			"STOREDRV.Submission.Exception:QuotaExceededException", func() { s.SetMailbox(func(m *mailboxSettings) { m.Full = false }) }},
+		{"blocked for spam", func() {
+			s.SetMailbox(func(m *mailboxSettings) { m.Refusal = "550 5.1.8 Access denied, bad outbound sender AS(42004)" })
+		},
+			"said: 450 4.1.8 Access denied, bad outbound sender", func() { s.SetMailbox(func(m *mailboxSettings) { m.Refusal = "" }) }},
 		{"no logon yet", func() { s.SetMailbox(func(m *mailboxSettings) { m.NoLogon = true }) },
 			"mailbox logon failure", func() { s.SetMailbox(func(m *mailboxSettings) { m.NoLogon = false }) }},
 	} {

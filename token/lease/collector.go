@@ -2,6 +2,7 @@ package lease
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -67,7 +68,7 @@ var (
 const pauseAuth ledger.PauseClass = "auth"
 
 // pauseReasons are the label values; a class of a later version is counted as other.
-var pauseReasons = []ledger.PauseClass{ledger.PauseQuota, ledger.PauseFull, pauseAuth, ledger.PauseOther}
+var pauseReasons = []ledger.PauseClass{ledger.PauseQuota, ledger.PauseFull, ledger.PauseBlocked, pauseAuth, ledger.PauseOther}
 
 // Describe implements [prometheus.Collector].
 func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
@@ -156,7 +157,7 @@ func (o sink) usage(u *UsageStatus, label string, used, limit, left *prometheus.
 
 // pauseReason returns the label value of a class that the ledger has.
 func pauseReason(c ledger.PauseClass) ledger.PauseClass {
-	if c == ledger.PauseQuota || c == ledger.PauseFull {
+	if slices.Contains(pauseReasons, c) && c != pauseAuth { // which is no pause of the ledger
 		return c
 	}
 	return ledger.PauseOther

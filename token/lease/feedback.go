@@ -12,8 +12,9 @@ import (
 
 // How long a mailbox rests after a reply that says "not now", in periods of its message limit (a minute).
 const (
-	// restAfterQuota is for a full mailbox and for the day's recipients: whoever mends it needs minutes, and when the
-	// day's window opens is known to Microsoft alone. The delivery after it is the probe.
+	// restAfterQuota is for a full or blocked mailbox and for the day's recipients: whoever mends
+	// it needs minutes, and when the day's window opens is known to Microsoft alone. The delivery
+	// after it is the probe.
 	restAfterQuota = 15
 	// restAfterAuth is for a refused AUTH, as long as there is no other token. Microsoft's own permission changes take up to
 	// two hours to act.
@@ -98,7 +99,7 @@ func (l *Lessor) rest(s *session, why Explanation) {
 		l.log.Error("pausing a mailbox", "mailbox", s.mailbox, "error", err)
 		return
 	}
-	l.log.Warn("mailbox paused", "mailbox", s.mailbox, "until", until.Round(time.Second), "reason", why.Meaning)
+	l.log.Warn("mailbox paused", "mailbox", s.mailbox, "until", until.Round(time.Second), "reason", why.Meaning, "hint", why.Act)
 }
 
 // outcome says what to book. A message is counted from DATA on, also when its verdict was

@@ -290,6 +290,10 @@ func (l *Lessor) Reply(ctx context.Context, c Caller, line string) Result {
 		l.metrics.auth.WithLabelValues(s.label, string(x.Class)).Inc()
 		l.refused(s, x)
 	}
+	if e.rests {
+		l.noteVerdict(s, x)
+		l.rest(s, x)
+	}
 	if e.verdict {
 		l.verdict(c.PID, s, line, x)
 	}

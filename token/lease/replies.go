@@ -31,8 +31,8 @@ const (
 	grantIsSlow = "a fresh grant takes up to two hours, so wait before changing anything else"
 	grantSendAs = `type "Add-RecipientPermission SENDER -Trustee MAILBOX -AccessRights SendAs" in Exchange Online PowerShell, or take the address out of ` +
 		"send_as:; a fresh grant takes up to an hour"
-	unblock     = `take it off the list under "Restricted entities" at https://security.microsoft.com, and find out who sent spam as it`
-	askSupport  = "open a request with Microsoft's support in the Microsoft 365 admin centre"
+	unblock     = `take it off the list under "Restricted entities" at https://security.microsoft.com, and find out who sent spam as it; its mail waits in the queue`
+	askSupport  = "open a request with Microsoft's support in the Microsoft 365 admin centre; its mail waits in the queue"
 	needsOAuth  = `let Postfix authenticate with XOAUTH2 alone: postconf -e "smtp_sasl_mechanism_filter = xoauth2"`
 	switchOnOne = `type "Set-CASMailbox MAILBOX -SmtpClientAuthenticationDisabled $false" in Exchange Online PowerShell`
 	switchOn    = switchOnOne + ", and wait an hour"
@@ -97,12 +97,17 @@ var replyRows = []replyRow{
 	{"550", "5.7.57", "", ClassPermanent, false, "", "the session got no credential", "check smtp_sasl_password_maps and the SASL plugin"},
 	{"530", "5.7.57", "", ClassNoAuth, false, "", "the session got no credential", "check smtp_sasl_password_maps and the SASL plugin"},
 
-	// Blocks.
-	{"550", "5.1.8", "", ClassPermanent, false, "", "the mailbox is restricted, because spam was sent as it", unblock},
-	{"550", "5.7.501", "", ClassPermanent, false, "", "the mailbox is banned, because spam was sent as it", unblock},
-	{"550", "5.7.502-503", "", ClassPermanent, false, "", "the mailbox is banned as a sender", unblock},
-	{"550", "5.7.705", "", ClassPermanent, false, "", "the whole tenant is blocked, because too much spam was sent from it", askSupport},
-	{"550", "5.7.708", "", ClassPermanent, false, "", "Microsoft does not take mail of a new or trial tenant from this address", askSupport},
+	// Blocks of the mailbox or its tenant: no fault of the message, which leaves when an
+	// administrator has had them lifted.
+	{"550", "5.1.8", "", ClassBlocked, false, "450 4.1.8 ", "the mailbox is restricted, because spam was sent as it", unblock},
+	{"550", "5.7.501", "", ClassBlocked, false, "450 4.7.501 ", "the mailbox is banned, because spam was sent as it", unblock},
+	{"550", "5.7.502", "", ClassBlocked, false, "450 4.7.502 ", "the mailbox is banned as a sender", unblock},
+	{"550", "5.7.503", "", ClassBlocked, false, "450 4.7.503 ", "the mailbox is banned as a sender", unblock},
+	{"550", "5.7.705", "", ClassBlocked, false, "450 4.7.705 ", "the whole tenant is blocked, because too much spam was sent from it", askSupport},
+	{"550", "5.7.708", "", ClassBlocked, false, "450 4.7.708 ", "Microsoft does not take mail of a new or trial tenant from this address", askSupport},
+	{"554", "5.2.0", "OutboundSpamException", ClassBlocked, false, "454 4.2.0 ", "Microsoft takes the mailbox for a source of spam", unblock},
+
+	// Blocks of this relay, of an address or of a recipient.
 	{"550", "5.7.606-649", "", ClassPermanent, false, "", "this relay's public address is banned", delist},
 	{"550", "5.7.703", "", ClassPermanent, false, "", "the tenant's own block list has an address of this message", "look at Tenant Allow/Block Lists at https://security.microsoft.com"},
 	{"550", "5.7.124", "", ClassPermanent, false, "", "the recipient takes mail from certain senders alone", "have its owner allow the sender; " + returned},

@@ -6,6 +6,9 @@ import (
 	"testing"
 )
 
+const outboundSpam = "554 5.2.0 STOREDRV.Submission.Exception:OutboundSpamException; Failed to process message due to a permanent exception with message " +
+	"WASCL UserAction verdict is not None. Actual verdict is "
+
 // knownReplies are replies as Exchange Online was seen to give them, or as Microsoft writes them; … stands for what nobody wrote down.
 // passes and later are said of the row, has stands in meaning or act.
 var knownReplies = []struct {
@@ -59,12 +62,16 @@ var knownReplies = []struct {
 	{"530 5.7.57 Client not authenticated to send mail. Error: 535 5.7.3 Authentication unsuccessful [host]", ClassNoAuth, false, false, "AUTH was refused before"},
 	{"530 5.7.57 Client not authenticated to send mail. Error: 535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Tenant. Visit https://aka.ms/smtp_auth_disabled for more information. [host]", ClassNoAuth, false, false, "Set-CASMailbox"},
 
-	{"550 5.1.8 Access denied, bad outbound sender AS(42004)", ClassPermanent, false, false, "Restricted entities"},
-	{"550 5.7.501 Access denied, spam abuse detected", ClassPermanent, false, false, "banned"},
-	{"550 5.7.502 Access denied, banned sender", ClassPermanent, false, false, "banned"},
-	{"5.7.503 Access denied, banned sender", ClassPermanent, false, false, "banned"},
-	{"550 5.7.705 Access denied, tenant has exceeded threshold", ClassPermanent, false, false, "tenant is blocked"},
-	{"550 5.7.708 Access denied, traffic not accepted from this IP", ClassPermanent, false, false, "trial tenant"},
+	{"550 5.1.8 Access denied, bad outbound sender AS(42004)", ClassBlocked, false, true, "Restricted entities"},
+	{"550 5.1.8 Access denied, bad outbound sender", ClassBlocked, false, true, "its mail waits"},
+	{"550 5.7.501 Access denied, spam abuse detected", ClassBlocked, false, true, "banned"},
+	{"550 5.7.502 Access denied, banned sender", ClassBlocked, false, true, "banned"},
+	{"5.7.503 Access denied, banned sender", ClassBlocked, false, true, "banned"},
+	{"550 5.7.705 Access denied, tenant has exceeded threshold", ClassBlocked, false, true, "tenant is blocked"},
+	{"550 5.7.708 Access denied, traffic not accepted from this IP", ClassBlocked, false, true, "trial tenant"},
+	{"550 5.7.708 Service unavailable. Access denied, traffic not accepted from this IP. For more information please go to https://go.microsoft.com/fwlink/", ClassBlocked, false, true, "its mail waits"},
+	{outboundSpam + "HipNotify, ShowTierUpgrade. OutboundSpamException: [Hostname=x]", ClassBlocked, false, true, "source of spam"},
+	{outboundSpam + "RefuseQuota, ShowTierUpgrade.", ClassBlocked, false, true, "Restricted entities"},
 	{"550 5.7.606 Access denied, banned sending IP [203.0.113.7]", ClassPermanent, false, false, "sender.office.com"},
 	{"550 5.7.649 Access denied, banned sending IP [203.0.113.7]", ClassPermanent, false, false, "sender.office.com"},
 	{"5.7.703 Your message can't be delivered because messages to XXX, YYY are blocked by your organization using Tenant Allow Block List.", ClassPermanent, false, false, "block list"},

@@ -37,12 +37,14 @@ type session struct {
 	accepted int // recipients
 	envelope envelope
 	later    string // of an earlier line of the reply that is coming in
+	rested   bool   // a refused recipient has sent the mailbox to rest
 }
 
 // event is what a reply line means for the session.
 type event struct {
 	later   string // the beginning of a text that replaces the reply's own
 	verdict bool   // the session's fate is known
+	rests   bool   // a recipient was refused for what the mailbox is, while others are still to be answered
 	refused bool   // AUTH was refused
 	// authenticated: AUTH succeeded
 	authenticated bool
@@ -92,6 +94,8 @@ func (s *session) reply(line string, x Explanation) event {
 			e.verdict = true
 		default:
 			s.envelope.reply(false)
+			e.rests = x.Pause != "" && !s.rested
+			s.rested = s.rested || e.rests
 		}
 	case atData:
 		e.verdict = true

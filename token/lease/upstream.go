@@ -13,6 +13,7 @@ const (
 	ClassConcurrency ReplyClass = "concurrency"      // more than 3 parallel deliveries
 	ClassQuota       ReplyClass = "quota"            // the day's recipients are used up
 	ClassFull        ReplyClass = "mailbox-full"     // Sent Items filled the mailbox
+	ClassBlocked     ReplyClass = "blocked"          // the mailbox or its tenant, until an administrator lifts it
 	ClassSendAs      ReplyClass = "send-as-denied"   // the mailbox may not send as this sender
 	ClassLogon       ReplyClass = "mailbox-logon"    // signed in, but no right on the mailbox (yet)
 	ClassAuth        ReplyClass = "auth-refused"     // the token or the mailbox was refused
@@ -25,7 +26,7 @@ const (
 )
 
 // pauses are the classes after which nothing leaves through the mailbox for a while, with the class of the pause that they cause.
-var pauses = map[ReplyClass]ledger.PauseClass{ClassQuota: ledger.PauseQuota, ClassFull: ledger.PauseFull}
+var pauses = map[ReplyClass]ledger.PauseClass{ClassQuota: ledger.PauseQuota, ClassFull: ledger.PauseFull, ClassBlocked: ledger.PauseBlocked}
 
 // fallbackClass is the class of a line that is in no row.
 func fallbackClass(line string) ReplyClass {

@@ -13,6 +13,7 @@ type Mailbox struct {
 	SMTPAuthDisabled bool     `yaml:"smtp_auth_disabled" json:"smtp_auth_disabled"`
 	SMTPAuthEnabled  bool     `yaml:"smtp_auth_enabled" json:"smtp_auth_enabled"` // in spite of the tenant's switch
 	Full             bool     `yaml:"full" json:"full"`                           // Sent Items filled it
+	Refusal          string   `yaml:"refusal" json:"refusal,omitempty"`           // of every message, such as "550 5.1.8 Access denied"
 	NoLogon          bool     `yaml:"no_logon" json:"no_logon"`                   // permissions have not replicated
 }
 

@@ -125,6 +125,8 @@ func (x *Exchange) refusal(b *box, m *Message) string {
 		return textNoLogon
 	case settings.Full || x.faults.MailboxFull:
 		return textFull
+	case settings.Refusal != "":
+		return settings.Refusal
 	case bad != "":
 		return bad
 	}

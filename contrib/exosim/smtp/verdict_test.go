@@ -71,6 +71,7 @@ func TestVerdicts(t *testing.T) {
 		{"malformed Sender", nil, Faults{}, "erp@contoso.com", "From: erp@contoso.com\nSender: erp" + visitor.MessageID, noFrom},
 
 		{"mailbox full", func(c *siteConfig) { c.Mailboxes[0].Full = true }, Faults{}, "erp@contoso.com", "From: erp@contoso.com" + visitor.MessageID, full},
+		{"given refusal", func(c *siteConfig) { c.Mailboxes[0].Refusal = "550 5.1.8 Access denied" }, Faults{}, "erp@contoso.com", "From: ceo@contoso.com" + visitor.MessageID, "550 5.1.8 Access denied [*]"},
 		{"all mailboxes full", nil, Faults{MailboxFull: true}, "erp@contoso.com", "From: erp@contoso.com" + visitor.MessageID, full},
 		{"not replicated", func(c *siteConfig) { c.Mailboxes[0].NoLogon = true }, Faults{}, "erp@contoso.com", "From: erp@contoso.com" + visitor.MessageID, logon},
 		{"no logon anywhere", nil, Faults{NoLogon: true}, "erp@contoso.com", "From: erp@contoso.com" + visitor.MessageID, logon},
