@@ -105,6 +105,29 @@ func (p *Rules) MailboxesFor(a address.Spec) ([]*Mailbox, address.Spec) {
 	return id.mailboxes(), id.user()
 }
 
+// Listed returns the words of the settings by which some mailbox may send as the address, "" where
+// none may: the address in one form, "scan+*@contoso.com" for a plus address, "*@contoso.com" for a
+// pattern. Strangers choose addresses; there are no more answers than the settings have lines, twice.
+func (p *Rules) Listed(a address.Spec) string {
+	if o, ok := p.identities[a.Key()]; ok {
+		return o.addr.String()
+	}
+	id, ok := p.byMailbox(a)
+	if !ok || !id.as.IsZero() {
+		return id.pattern()
+	}
+	base, _, _ := strings.Cut(strings.ToLower(a.Local), "+")
+	return address.Spec{Local: base + "+*", Domain: address.ASCIIDomain(a.Domain)}.String()
+}
+
+// pattern returns the pattern by which the address is an identity, "" where it is none by one.
+func (id *identity) pattern() string {
+	if id.mailbox == nil {
+		return ""
+	}
+	return id.mailbox.Name
+}
+
 // A Pool is an address that several mailboxes may send as.
 type Pool struct {
 	Address   address.Spec

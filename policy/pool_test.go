@@ -158,3 +158,32 @@ func TestExternalRecipient(t *testing.T) {
 		}
 	}
 }
+
+// TestListed: however a sender is written and whatever stands behind its plus sign, it has the name
+// that the settings give it, and that name is its own.
+func TestListed(t *testing.T) {
+	p := mustPolicy(t, poolSettings())
+	for _, tc := range []struct{ sender, want string }{
+		{"billing@contoso.com", "billing@contoso.com"},
+		{"BILLING@Contoso.COM", "billing@contoso.com"},
+		{"copier@contoso.com", "copier@contoso.com"},
+		{"billing+x@contoso.com", "billing+*@contoso.com"},
+		{"Billing+Y+z@CONTOSO.com", "billing+*@contoso.com"},
+		{"billing+@contoso.com", "billing+*@contoso.com"},
+		{"scan+x@contoso.com", ""}, // has no plus addresses
+		{"any@contoso.onmicrosoft.com", "*@contoso.onmicrosoft.com"},
+		{"Any+x@contoso.OnMicrosoft.com", "*@contoso.onmicrosoft.com"},
+		{"stranger@contoso.com", ""},
+	} {
+		got := p.Listed(mustAddress(t, tc.sender))
+		if got != tc.want {
+			t.Errorf("Listed(%s) = %q, want %q", tc.sender, got, tc.want)
+		}
+		if got == "" {
+			continue
+		}
+		if again := p.Listed(mustAddress(t, got)); again != got {
+			t.Errorf("Listed(%s) = %q, want itself", got, again)
+		}
+	}
+}

@@ -55,6 +55,15 @@ func (d *directory) Mailboxes(sender string) []*lease.Mailbox {
 	return list
 }
 
+// Listed implements [Directory].
+func (d *directory) Listed(sender string) string {
+	a, err := address.Parse(sender)
+	if err != nil {
+		return ""
+	}
+	return d.policy.Listed(a)
+}
+
 // External implements [Directory].
 func (d *directory) External(rcpt string) bool { return d.policy.External(rcpt) }
 

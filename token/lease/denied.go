@@ -9,25 +9,43 @@ import (
 // A Denial counts the messages of one sender that Exchange Online returned because the mailbox has no permission to send as it
 // (554 5.2.252 SendAsDenied). The configuration says that it has.
 type Denial struct {
-	Sender string    `json:"sender"`
-	Count  int       `json:"count"` // since the start
+	Sender string    `json:"sender"` // see Directory.Listed
+	Count  int       `json:"count"`  // since the start
 	Last   time.Time `json:"last"`
 }
 
-// denials are kept by mailbox and sender, both of the configuration: there are no more of them than it has lines.
+// denials are kept by mailbox and sender, both in the words of the configuration: however strangers
+// write a sender, and whatever they put behind its plus sign, there are no more of them than it has
+// lines, twice.
 type denials map[string]map[string]Denial
 
-// note counts a denial, and forgets it when Exchange Online has taken a message of that sender.
-func (d denials) note(s *session, class ReplyClass, now time.Time) {
+// note counts a denial, and forgets it when Exchange Online has taken a message of that sender. A
+// sender without name counts for nothing.
+func (d denials) note(label, sender string, class ReplyClass, now time.Time) {
 	switch {
-	case s.made: // of a pattern: strangers choose the senders
+	case sender == "":
 	case class == ClassAccepted:
-		delete(d[s.label], s.sender)
+		delete(d[label], sender)
 	case class == ClassSendAs:
-		if d[s.label] == nil {
-			d[s.label] = make(map[string]Denial)
+		if d[label] == nil {
+			d[label] = make(map[string]Denial)
 		}
-		d[s.label][s.sender] = Denial{s.sender, d[s.label][s.sender].Count + 1, *moment(now)}
+		d[label][sender] = Denial{sender, d[label][sender].Count + 1, *moment(now)}
+	}
+}
+
+// keep forgets the denials of what a new configuration does not say any more.
+func (d denials) keep(dir Directory) {
+	for label, senders := range d {
+		for sender := range senders {
+			is := func(m *Mailbox) bool { return m.Label == label }
+			if dir.Listed(sender) != sender || !slices.ContainsFunc(dir.Mailboxes(sender), is) {
+				delete(senders, sender)
+			}
+		}
+		if len(senders) == 0 {
+			delete(d, label)
+		}
 	}
 }
 

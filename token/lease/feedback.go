@@ -26,7 +26,12 @@ type authRefusal struct {
 	access entra.Secret // with that token
 	until  time.Time
 	reason string
+	made   bool // of a mailbox from a pattern
 }
+
+// maxMadeRefusals is how many refusals are remembered of mailboxes that come from a pattern, where
+// strangers choose the names. One more is tried again for each message.
+const maxMadeRefusals = 1000
 
 // resting tells whether AUTH would fail again, because it just did with the same token.
 func (l *Lessor) resting(m *Mailbox, t *entra.Token) error {
@@ -64,22 +69,26 @@ func (l *Lessor) refused(s *session, why Explanation) {
 	if !good {
 		delete(l.proven, s.tokens)
 	}
-	l.forgetRefusalsLocked(time.Now())
-	l.refusals[s.mailbox] = authRefusal{access: s.access, until: time.Now().Add(restAfterAuth * rest), reason: why.Meaning}
+	if made := l.forgetRefusalsLocked(time.Now()); !s.made || made < maxMadeRefusals {
+		l.refusals[s.mailbox] = authRefusal{s.access, time.Now().Add(restAfterAuth * rest), why.Meaning, s.made}
+	}
 	l.mu.Unlock()
 	if !good {
 		s.tokens.Discard(s.access)
 	}
 }
 
-// forgetRefusalsLocked drops what is over; l.mu is held. With a pattern, strangers choose the
-// names.
-func (l *Lessor) forgetRefusalsLocked(now time.Time) {
+// forgetRefusalsLocked drops what is over, and returns how many of mailboxes from patterns are left.
+// l.mu is held.
+func (l *Lessor) forgetRefusalsLocked(now time.Time) (made int) {
 	for name, r := range l.refusals {
 		if !now.Before(r.until) {
 			delete(l.refusals, name)
+		} else if r.made {
+			made++
 		}
 	}
+	return made
 }
 
 // rest pauses a mailbox for which Microsoft said that nothing will leave for a while.

@@ -57,6 +57,10 @@ type Directory interface {
 	// Mailboxes returns the mailboxes for the envelope sender, none when none may send as it. More than one are a pool: any
 	// of them will do.
 	Mailboxes(sender string) []*Mailbox
+	// Listed returns the words of the configuration by which a mailbox may send as the envelope
+	// sender, "" where none may. It has no more answers than the configuration has lines, twice,
+	// and answers its own answers with themselves.
+	Listed(sender string) string
 	// External tells whether a recipient counts for Microsoft's limits on external recipients. It must not wait for anything.
 	External(rcpt string) bool
 	// RouteFrom returns transport and next-hop of the way out for an envelope sender, RouteTo those for a recipient.
@@ -117,7 +121,12 @@ func (l *Lessor) Drain(ctx context.Context) error {
 }
 
 // Use puts a directory into force.
-func (l *Lessor) Use(d Directory) { l.dir.Store(&d) }
+func (l *Lessor) Use(d Directory) {
+	l.dir.Store(&d)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.denied.keep(d)
+}
 
 // Maps returns the socketmap names and what answers them.
 func (l *Lessor) Maps() map[string]Map {

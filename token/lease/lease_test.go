@@ -44,6 +44,17 @@ func (d fakeDirectory) Mailboxes(sender string) []*Mailbox {
 	return []*Mailbox{d[sender]}
 }
 
+// Listed knows addresses in any case, and takes what has a plus sign for one of a mailbox with them.
+func (d fakeDirectory) Listed(sender string) string {
+	sender = strings.ToLower(sender)
+	if local, domain, ok := strings.Cut(sender, "@"); ok {
+		if base, _, plus := strings.Cut(local, "+"); plus {
+			return base + "+*@" + domain
+		}
+	}
+	return sender
+}
+
 func (d fakeDirectory) External(rcpt string) bool { return !strings.HasSuffix(rcpt, "@contoso.com") }
 
 func (d fakeDirectory) RouteFrom(sender string) string {

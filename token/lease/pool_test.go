@@ -26,6 +26,7 @@ import (
 type poolDirectory map[string][]*Mailbox
 
 func (d poolDirectory) Mailboxes(sender string) []*Mailbox { return d[sender] }
+func (poolDirectory) Listed(sender string) string          { return sender }
 func (poolDirectory) External(rcpt string) bool            { return !strings.HasSuffix(rcpt, "@contoso.com") }
 func (poolDirectory) RouteFrom(string) string              { return "" }
 func (poolDirectory) RouteTo(string) string                { return "" }

@@ -89,6 +89,7 @@ func (o *office) live(end time.Time, random *rand.Rand) {
 type soakSite map[string]*Mailbox
 
 func (s soakSite) Mailboxes(sender string) []*Mailbox { return []*Mailbox{s[sender]} }
+func (soakSite) Listed(sender string) string          { return sender }
 func (soakSite) External(string) bool                 { return true }
 func (soakSite) RouteFrom(string) string              { return "" }
 func (soakSite) RouteTo(string) string                { return "" }

@@ -174,11 +174,14 @@ type Verdict struct {
 
 // noteVerdict keeps the last verdict of a mailbox for Status.
 func (l *Lessor) noteVerdict(s *session, x Explanation) {
-	now := time.Now()
+	now, listed := time.Now(), ""
+	if !s.made { // else of a pattern: strangers choose the senders
+		listed = (*l.dir.Load()).Listed(s.sender)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.verdicts[s.label] = Verdict{Class: x.Class, Code: x.Code, Meaning: x.Hint(), Time: *moment(now)}
-	l.denied.note(s, x.Class, now)
+	l.denied.note(s.label, listed, x.Class, now)
 }
 
 // Status describes the service at this moment. Where the ledger cannot tell what was used, the rest is told

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -208,6 +209,60 @@ func TestDenials(t *testing.T) {
 	got := d.Status(t.Context(), StatusInput{Mailboxes: []MailboxInput{{Label: "erp@contoso.com", Limits: d.limits}}}).Mailboxes[0].Denied
 	if len(got) != 1 || got[0].Sender != "billing@contoso.com" || got[0].Count != 2 {
 		t.Errorf("denied %+v, want billing@contoso.com twice", got)
+	}
+}
+
+// TestDenialsAreBounded: senders that strangers make up, by case and plus signs, are kept under the
+// names that the configuration has for them, and those go with it.
+func TestDenialsAreBounded(t *testing.T) {
+	d := newDesk(limit.Rate{N: 3000, Per: time.Minute})
+	m := &Mailbox{Address: "erp@contoso.com", Label: "erp@contoso.com", Limits: d.limits, Tokens: d.tokens}
+	dir := fakeDirectory{"billing@contoso.com": m, "billing+*@contoso.com": m}
+	senders := []string{"billing@contoso.com", "Billing@contoso.com", "BILLING@CONTOSO.COM"}
+	for i := range 500 {
+		senders = append(senders, fmt.Sprintf("billing+%d@contoso.com", i), fmt.Sprintf("Billing+%d@Contoso.com", i))
+	}
+	for _, sender := range senders {
+		dir[sender] = m
+	}
+	d.Use(dir)
+	for _, sender := range senders {
+		if r := d.Lease(t.Context(), process(1), sender); r.Status != OK {
+			t.Fatalf("%s: %v", sender, r)
+		}
+		d.play(t, process(1), authOK, mailOK, rcptOK, dataOK, denied)
+	}
+	list := func() string {
+		var s []string
+		for _, x := range d.deniedTo("erp@contoso.com") {
+			s = append(s, fmt.Sprintf("%s %d", x.Sender, x.Count))
+		}
+		return strings.Join(s, ", ")
+	}
+	if got, want := list(), "billing+*@contoso.com 1000, billing@contoso.com 3"; got != want {
+		t.Errorf("denied: %.200s, want %s", got, want)
+	}
+	d.Use(fakeDirectory{"billing@contoso.com": m})
+	if got, want := list(), "billing@contoso.com 3"; got != want {
+		t.Errorf("after a reload: %.200s, want %s", got, want)
+	}
+	d.Use(fakeDirectory{"billing@contoso.com": {Address: "hr@contoso.com", Label: "hr@contoso.com"}})
+	if got := list(); got != "" || len(d.denied) != 0 {
+		t.Errorf("of a mailbox that is gone: %.200s", got)
+	}
+}
+
+// TestRefusalsAreBounded: of the mailboxes that strangers make up some are remembered, of those in
+// the configuration all.
+func TestRefusalsAreBounded(t *testing.T) {
+	d := newDesk(limit.Rate{N: 30, Per: time.Minute})
+	for i := range maxMadeRefusals + 100 {
+		for _, made := range []bool{true, false} {
+			d.refused(&session{mailbox: fmt.Sprintf("%d-%v@contoso.com", i, made), made: made, tokens: d.tokens}, Explain(auth535))
+		}
+	}
+	if got, want := len(d.refusals), 2*maxMadeRefusals+100; got != want {
+		t.Errorf("%d refusals are remembered, want %d", got, want)
 	}
 }
 
