@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"sync"
 	"time"
@@ -499,6 +500,8 @@ func (s *Shared) Pause(ctx context.Context, mailbox string, p Pause, now time.Ti
 		}
 		s.awayLocked(cause)
 	}
+	// What is over need not be told, and with a pattern strangers choose the mailboxes.
+	maps.DeleteFunc(s.pauses, func(_ string, p Pause) bool { return !p.Until.IsZero() && p.Until.Before(now) })
 	s.pauses[mailbox] = p
 	return err
 }

@@ -3,6 +3,7 @@ package ledger
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"strings"
@@ -452,9 +453,20 @@ func TestSharedPausesReachTheStoreWhenItIsBack(t *testing.T) {
 	b.waitFor(t, true)
 	link.Cut(true)
 	b.waitFor(t, false)
+	for i := range 100 { // over before the next begins
+		now := time.Now()
+		if err := b.Pause(t.Context(), fmt.Sprintf("%d@contoso.com", i), Pause{now, PauseFull, "mailbox full"}, now); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := b.Pause(t.Context(), "erp@contoso.com", Pause{time.Now().Add(time.Hour), PauseFull, "mailbox full"}, time.Now()); err != nil {
 		t.Fatal(err)
 	}
+	b.mu.Lock()
+	if n := len(b.pauses); n != 1 {
+		t.Errorf("%d pauses are kept for the store, want the one in force", n)
+	}
+	b.mu.Unlock()
 	link.Cut(false)
 	b.waitFor(t, true)
 	ans, err := a.ask(t, sharedLimits)
