@@ -137,7 +137,7 @@ func (p *Rules) Decide(r *Request) Decision {
 	if !h.sender.Same(id.addr) {
 		d.Sender = id.addr.ASCII().String() // SMTPUTF8 is kept off towards Microsoft
 	}
-	if d.NoBounce = h.sender.IsZero(); d.NoBounce {
+	if d.NoBounce = h.null; d.NoBounce {
 		d.because(ReasonNullSender, id.addr.String(), "")
 	}
 	d.Changes = h.changes(r, c, id.addr)

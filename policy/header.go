@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"net/mail"
 	"slices"
 	"strconv"
@@ -39,7 +40,9 @@ type header struct {
 	entry       address.Named // the first address of the From fields
 	entries     int           // addresses in all From fields
 	asked       address.Spec
-	sender      address.Spec // of the envelope
+	sender      address.Spec // of the envelope; zero for the null sender, and for one that cannot be read
+	null        bool         // the envelope has the null sender
+	unreadable  string       // the envelope sender, where it cannot be read
 }
 
 // numbered is a field with its place among the fields of its name.
@@ -76,13 +79,23 @@ func readHeader(r *Request) header {
 			}
 		}
 	}
-	// An envelope sender that is no address is treated as none: the identity takes its place.
-	h.sender, _ = address.Parse(r.Sender)
+	// One that cannot be read may not be used: the identity takes its place. It is not the null sender, whose mail no person sent.
+	h.null = isNull(r.Sender)
+	var err error
+	if h.sender, err = address.Parse(r.Sender); err != nil {
+		h.unreadable = address.Readable(trimAngles(r.Sender))
+	}
 	h.asked = h.entry.Spec
 	if h.asked.IsZero() {
 		h.asked = h.sender
 	}
 	return h
+}
+
+// isNull reports whether an envelope sender is the null one: RFC 5321, section 4.5.5, has no other form of it than "<>".
+func isNull(sender string) bool {
+	s := strings.TrimSpace(sender)
+	return s == "" || s == "<>"
 }
 
 // changes lists what must change in the header for the message to leave as the identity.
@@ -103,7 +116,7 @@ func (h *header) changes(r *Request, c *Client, id address.Spec) []HeaderChange 
 		list = h.keepOriginal(list)
 	}
 	list = h.addMissing(list, r, id)
-	if h.sender.IsZero() {
+	if h.null {
 		list = h.markAutomatic(list)
 	}
 	list = h.dropTLSRequired(list)
@@ -206,7 +219,7 @@ func (h *header) dropForeignSender(list []HeaderChange, id address.Spec) []Heade
 // replyTo makes answers go where they would have gone, or where the client's reply_to says. Nothing should
 // answer what came with the null sender.
 func (h *header) replyTo(list []HeaderChange, c *Client) []HeaderChange {
-	if h.sender.IsZero() || c.noReplyTo || h.has("reply-to") {
+	if h.null || c.noReplyTo || h.has("reply-to") {
 		return list // also where a Reply-To without any address goes: nobody knows what it meant
 	}
 	switch {
@@ -263,7 +276,7 @@ func (h *header) keepOriginal(list []HeaderChange) []HeaderChange {
 	}
 	text := strings.TrimSpace(strings.Join(original, ", "))
 	if text == "" {
-		text = h.asked.String()
+		text = cmp.Or(h.asked.String(), h.unreadable)
 	}
 	if text == "" {
 		return list

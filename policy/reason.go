@@ -67,7 +67,7 @@ const (
 	ReasonClient          ReasonCode = "client"           // the client that matched
 	ReasonExternal        ReasonCode = "external"         // recipients outside leave by submission, not directly
 	ReasonExternalRefused ReasonCode = "external-refused" // the route reaches own recipients alone
-	ReasonNotAsked        ReasonCode = "no-sender"        // neither From nor envelope hold an address
+	ReasonNotAsked        ReasonCode = "no-sender"        // neither From nor envelope hold an address that can be read
 	ReasonMayNotAsk       ReasonCode = "client-senders"   // the client's senders do not include the address
 	ReasonUnauthorized    ReasonCode = "not-authorized"   // no mailbox may send as the address
 	ReasonNotVerified     ReasonCode = "not-verified"     // the address is of no verified domain
@@ -96,7 +96,7 @@ var reasonTable = []struct {
 	{ReasonClient, "%[2]s is client %[1]q", ""},
 	{ReasonExternal, "recipients outside: %[1]s; route %[2]q does not reach them, so they leave by submission", ""},
 	{ReasonExternalRefused, "<%[1]s> is outside; route %[2]q does not reach it and has external: reject", "the route does not reach recipients outside"},
-	{ReasonNotAsked, "neither the From field nor the envelope names a sender", ""},
+	{ReasonNotAsked, "neither the From field nor the envelope names a sender that can be read", ""},
 	{ReasonMayNotAsk, "client %[2]q may not ask for <%[1]s>: its senders: do not include it", ""},
 	{ReasonUnauthorized, "no mailbox may send as <%[1]s>", ""},
 	{ReasonNotVerified, "<%[1]s> is of no verified domain, and route %[2]q takes no other", ""},

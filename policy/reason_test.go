@@ -36,7 +36,7 @@ func TestReasonSentences(t *testing.T) {
 	}{
 		{ReasonClient, "printers", "10.2.0.9", `10.2.0.9 is client "printers"`},
 		{ReasonMayNotAsk, "ceo@contoso.com", "sap", `client "sap" may not ask for <ceo@contoso.com>: its senders: do not include it`},
-		{ReasonNotAsked, "", "", "neither the From field nor the envelope names a sender"},
+		{ReasonNotAsked, "", "", "neither the From field nor the envelope names a sender that can be read"},
 		{ReasonFallback, "scan@contoso.com", "printers", `client "printers" has from: scan@contoso.com for such mail`},
 		{ReasonTooMany, "900", "", "900 fields of one kind are more than any real message has"},
 		{ReasonClientLimit, "printers", "", `client "printers" is over its limit`},
