@@ -214,7 +214,7 @@ func MainCF(port, caFile string) map[string]string {
 	return map[string]string{
 		"smtpd_milters":                                    "unix:sendas/milter",
 		"non_smtpd_milters":                                "unix:sendas/milter",
-		"internal_mail_filter_classes":                     "bounce",
+		"internal_mail_filter_classes":                     "bounce, notify",
 		"milter_default_action":                            "tempfail",
 		"local_header_rewrite_clients":                     "",
 		"resolve_numeric_domain":                           "yes",

@@ -203,6 +203,8 @@ func TestDoctorSettings(t *testing.T) {
 		{"", "smtpd_milters = inet:127.0.0.1:8891, unix:sendas/milter", "smtpd_milters.order", finding.Warn, "signature"},
 		{"", "non_smtpd_milters =", "", finding.Fail, "cron"},
 		{"", "internal_mail_filter_classes =", "", finding.Fail, "bounces"},
+		{"", "internal_mail_filter_classes = bounce", "", finding.Fail, "notices"},
+		{"", "internal_mail_filter_classes = notify", "", finding.Fail, "bounces"},
 		{"", "internal_mail_filter_classes = notify, bounce", "", finding.OK, ""},
 		{"", "milter_default_action = accept", "", finding.Fail, "unchanged"},
 		{"", "milter_default_action = reject", "", finding.Warn, "lost"},

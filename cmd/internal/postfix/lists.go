@@ -55,9 +55,16 @@ func mergeFirst(_ *Setup, raw, want string) (value, added string) {
 	return strings.Join(slices.Concat([]string{want}, splitList(raw)), ", "), want
 }
 
-// mergeLast puts an item behind the others.
+// mergeLast puts what a list lacks behind what it has.
 func mergeLast(_ *Setup, raw, want string) (value, added string) {
-	return strings.Join(append(splitList(raw), want), ", "), want
+	list := splitList(raw)
+	more := missing(list, want)
+	return strings.Join(append(list, more...), ", "), strings.Join(more, ", ")
+}
+
+// missing returns the items of want that a list lacks.
+func missing(list []string, want string) []string {
+	return slices.DeleteFunc(splitList(want), func(item string) bool { return slices.Contains(list, item) })
 }
 
 // keepOthers leaves a value of somebody else's as it is: what is wrong with it is for him to decide, and the doctor says so.

@@ -103,10 +103,12 @@ var settings = []settingRow{
 	{name: "non_smtpd_milters", place: inMain, want: "{milter}", judge: judgeMilters, level: finding.Fail,
 		means: "mail of programs on this host (sendmail, cron) and Postfix's own bounces do not pass sendas",
 		why:   "the same for mail of programs on this host", merge: mergeMilter},
-	{name: "internal_mail_filter_classes", place: inMain, want: "bounce", level: finding.Fail,
-		judge: func(v string, _ *Setup) finding.Status { return okIf(slices.Contains(splitList(v), "bounce")) },
-		means: "Postfix's own bounces do not pass the milter, and nobody may send as their sender",
-		why:   "and for bounces of Postfix itself", merge: mergeLast},
+	{name: "internal_mail_filter_classes", place: inMain, want: "bounce, notify", level: finding.Fail,
+		judge: func(v string, _ *Setup) finding.Status {
+			return okIf(len(missing(splitList(v), "bounce, notify")) == 0)
+		},
+		means: "Postfix's own bounces, or its notices to the postmaster, do not pass the milter, and nobody may send as their sender: they wait, and are dropped",
+		why:   "and for bounces and notices of Postfix itself", merge: mergeLast},
 	{name: "milter_default_action", place: inMain, want: "tempfail", level: finding.Fail, judge: judgeDefaultAction,
 		means: "while the milter is down, mail leaves unchanged or is lost (reject), instead of waiting at the client",
 		why:   "mail waits at the client while the milter is down, rather than leave under the wrong name", offer: func(p *Setup) bool { return !p.keepsAction() }},
