@@ -284,7 +284,7 @@ func (t *transaction) RcptTo(to, _ string, _ protocol.Modifier) (*protocol.Respo
 
 // Header collects the fields that a decision reads.
 func (t *transaction) Header(name, value string, _ protocol.Modifier) (*protocol.Response, error) {
-	if policy.Wants(name) {
+	if policy.Wants(name) || policy.TooLong(value) {
 		t.req.Fields = append(t.req.Fields, policy.Field{Name: name, Value: value})
 	}
 	return protocol.RespContinue, nil

@@ -19,7 +19,7 @@ type Request struct {
 	Peer    Peer
 	Sender  string   // envelope sender as given; "" or "<>" is the null sender
 	Rcpts   []string // envelope recipients
-	Fields  []Field  // those header fields that [Wants] names, in their order
+	Fields  []Field  // those header fields that [Wants] names, in their order, and those that are [TooLong]
 	QueueID string   // goes into a Message-ID that has to be made
 	Now     time.Time
 }
@@ -40,7 +40,7 @@ type HeaderChange struct {
 	Op    Op
 	Name  string
 	Index int    // from 1, among the fields of that name; 0 with Add
-	Value string // folded with bare LF, ASCII; empty with Delete
+	Value string // folded with bare LF; ASCII, but for a field of the message that was only folded; empty with Delete
 }
 
 // A Decision is what the policy says about one message.
@@ -111,8 +111,13 @@ func (p *Rules) Decide(r *Request) Decision {
 	}
 	c := d.Client
 	if n := len(r.Fields); n > maxFields {
-		d.refuse(malformed("the message has %d fields for sender, date and signatures; that is no mail", n),
+		d.refuse(malformed("the message has %d fields for senders, recipients and dates; that is no mail", n),
 			Reason{Code: ReasonTooMany, Subject: strconv.Itoa(n)})
+		return d
+	}
+	if f := firstTooLong(r.Fields); f != nil {
+		d.refuse(malformed("the field %s has %d bytes, and Exchange Online takes %d; shorten it, or send the message in parts", f.Name, len(f.Value), maxValue),
+			Reason{Code: ReasonTooLong, Subject: f.Name, Object: strconv.Itoa(len(f.Value))})
 		return d
 	}
 	h := readHeader(r)

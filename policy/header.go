@@ -14,25 +14,9 @@ import (
 // maxFrom is how many From fields we still repair; a message with more is an attack.
 const maxFrom = 20
 
-// maxFields is the same for all fields that a decision reads, taken together.
-const maxFields = 500
-
-// wanted are the fields a decision reads, in lower case.
-var wanted = map[string]bool{
-	"from": true, "sender": true, "reply-to": true, "message-id": true, "date": true,
-	"auto-submitted": true, "x-auto-response-suppress": true, "x-original-from": true, "dkim-signature": true,
-	"tls-required": true,
-}
-
-// Wants tells whether a decision depends on fields of that name, whatever its case. Nothing else of
-// a message needs to be kept.
-func Wants(name string) bool {
-	switch len(name) { // spares most fields the lower case
-	case 4, 6, 8, 10, 12, 14, 15, 24:
-		return wanted[strings.ToLower(name)]
-	}
-	return false
-}
+// maxFields is the same for all fields that a decision reads, taken together. There are programs that write a To for each of
+// the recipients, of which Exchange Online takes 1,000.
+const maxFields = 2000
 
 // header is what a decision needs to know of a message's header.
 type header struct {
@@ -108,10 +92,8 @@ func (h *header) changes(r *Request, c *Client, id address.Spec) []HeaderChange 
 	}
 	list = h.changeFrom(list, name, id)
 	list = h.dropForeignSender(list, id)
-	list = h.repairReplyTo(list)
-	if rewritten {
-		list = h.replyTo(list, c)
-	}
+	list = h.replyTo(list, c, rewritten)
+	list = h.mend(list)
 	if rewritten || h.entries > 1 || len(h.from) > 1 { // else the other addresses would be lost
 		list = h.keepOriginal(list)
 	}
@@ -214,53 +196,6 @@ func (h *header) dropForeignSender(list []HeaderChange, id address.Spec) []Heade
 		list = append(list, HeaderChange{Op: Delete, Name: f.Name, Index: f.index})
 	}
 	return list
-}
-
-// replyTo makes answers go where they would have gone, or where the client's reply_to says. Nothing should
-// answer what came with the null sender.
-func (h *header) replyTo(list []HeaderChange, c *Client) []HeaderChange {
-	if h.null || c.noReplyTo || h.has("reply-to") {
-		return list // also where a Reply-To without any address goes: nobody knows what it meant
-	}
-	switch {
-	case !c.replyTo.IsZero():
-		return h.set(list, "Reply-To", "reply-to", address.Write("Reply-To", "", c.replyTo))
-	case h.asked.Answerable():
-		return h.set(list, "Reply-To", "reply-to", address.Write("Reply-To", address.SafeName(h.entry.Name, h.asked), h.asked))
-	}
-	return list
-}
-
-// repairReplyTo writes a malformed Reply-To anew: since 2018 Exchange Online refuses messages for an address without
-// brackets or a bare @ in a display name ("Improvements in the SMTP AUTH client submission protocol"). One without any
-// address would be as bad; it goes.
-func (h *header) repairReplyTo(list []HeaderChange) []HeaderChange {
-	for _, f := range slices.Backward(h.other) {
-		if f.key != "reply-to" || strings.TrimSpace(f.Value) == "" || wellFormedList(f.Value) {
-			continue
-		}
-		var good []string
-		for _, e := range address.ParseList(f.Value) {
-			if e.Spec.Valid() && len(good) < maxFrom {
-				good = append(good, address.Write(f.Name, address.SafeName(e.Name, e.Spec), e.Spec))
-			}
-		}
-		if len(good) == 0 {
-			list = append(list, HeaderChange{Op: Delete, Name: f.Name, Index: f.index})
-			continue
-		}
-		list = append(list, HeaderChange{Op: Change, Name: f.Name, Index: f.index, Value: strings.Join(good, ",\n ")})
-	}
-	return list
-}
-
-// wellFormedList tells whether a field holds a strict list of addresses, or groups of them, in ASCII.
-func wellFormedList(value string) bool {
-	if !address.IsASCII(value) || strings.ContainsFunc(value, func(r rune) bool { return r < ' ' && r != '\n' && r != '\t' && r != '\r' }) {
-		return false
-	}
-	list, err := strict.ParseList(strings.NewReplacer("\r", "", "\n", "").Replace(value))
-	return err == nil && len(list) > 0
 }
 
 // keepOriginal keeps the original From for whoever looks for it.

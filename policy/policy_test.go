@@ -62,7 +62,7 @@ func fields(header string) []Field {
 			continue
 		}
 		name, value, _ := strings.Cut(line, ":")
-		if Wants(name) {
+		if Wants(name) || TooLong(value) {
 			list = append(list, Field{name, strings.TrimPrefix(value, " ")})
 		}
 	}

@@ -77,6 +77,7 @@ const (
 	ReasonRejected        ReasonCode = "rejected"         // the client has no from, or wants a rejection
 	ReasonNullSender      ReasonCode = "null-sender"      // a bounce: it leaves as the identity
 	ReasonTooMany         ReasonCode = "too-many"         // more fields of one kind than any real message has
+	ReasonTooLong         ReasonCode = "too-long"         // a field that Exchange would refuse for its length
 	ReasonClientLimit     ReasonCode = "client-limit"     // the client is over its limit
 	ReasonIdentityLimit   ReasonCode = "identity-limit"   // the identity is over its limit
 	ReasonQueueCeiling    ReasonCode = "queue-ceiling"    // more waits for the mailbox than can leave in time
@@ -106,6 +107,7 @@ var reasonTable = []struct {
 	{ReasonRejected, "client %[1]q has on_unauthorized: reject, or no from", "no mailbox may send as the sender, and the client wants a rejection"},
 	{ReasonNullSender, "the null sender leaves as <%[1]s>, and nothing of it may bounce", "a bounce, which leaves as the client's identity"},
 	{ReasonTooMany, "%[1]s fields of one kind are more than any real message has", "more fields of one kind than any real message has"},
+	{ReasonTooLong, "the field %[1]s has %[2]s bytes, more than Exchange takes", "a field is longer than Exchange takes"},
 	{ReasonClientLimit, "client %[1]q is over its limit", "the client is over its limit"},
 	{ReasonIdentityLimit, "<%[1]s> is over its limit", "the identity is over its limit"},
 	{ReasonQueueCeiling, "more waits for mailbox %[1]s than can leave in time", "more waits for the mailbox than can leave in time"},

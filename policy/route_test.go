@@ -197,7 +197,7 @@ func TestNamesAndAnswers(t *testing.T) {
 		{"an address by way of the template", "10.11.0.1", "ceo@fabrikam.com", "From: <ceo@fabrikam.com>\n" + complete,
 			"=From[1]: \"ceo at fabrikam.com\" <scan@contoso.com>\n+X-Original-From: <ceo@fabrikam.com>\n"},
 		{"nothing rewritten, nothing renamed", "10.10.0.1", "tags@contoso.com", "From: Tags <tags@contoso.com>\n" + complete, ""},
-		{"the message says where answers go", "10.10.0.1", "job@build.example", "From: job@build.example\nReply-To: team@build.example\n" + complete,
+		{"the message says where answers go", "10.10.0.1", "job@build.example", "From: job@build.example\nReply-To: team@fabrikam.com\n" + complete,
 			"=From[1]: job via apps <tags+job@contoso.com>\n+X-Original-From: job@build.example\n"},
 		{"an empty Reply-To is filled", "10.10.0.1", "job@build.example", "From: job@build.example\nReply-To: \n" + complete,
 			"=From[1]: job via apps <tags+job@contoso.com>\n=Reply-To[1]: help@contoso.com\n+X-Original-From: job@build.example\n"},

@@ -116,7 +116,12 @@ func (q *question) request() (*policy.Request, error) {
 // LF, one blank after the colon dropped. It keeps the fields that a decision reads.
 func readFields(r io.Reader) ([]policy.Field, error) {
 	var list []policy.Field
-	keep := false
+	done := func() []policy.Field { // the last field has ended
+		if n := len(list) - 1; n >= 0 && !policy.Wants(list[n].Name) && !policy.TooLong(list[n].Value) {
+			list = list[:n]
+		}
+		return list
+	}
 	for s := bufio.NewReader(io.LimitReader(r, 1<<20)); ; {
 		line, err := s.ReadString('\n')
 		if err != nil && err != io.EOF {
@@ -124,18 +129,16 @@ func readFields(r io.Reader) ([]policy.Field, error) {
 		}
 		text := strings.TrimRight(line, "\r\n")
 		if text == "" {
-			return list, nil // the end of the header, or of the file
+			return done(), nil // the end of the header, or of the file
 		}
 		if text[0] == ' ' || text[0] == '\t' {
-			if keep {
-				list[len(list)-1].Value += "\n" + text
+			if n := len(list) - 1; n >= 0 {
+				list[n].Value += "\n" + text
 			}
 			continue
 		}
-		name, value, ok := strings.Cut(text, ":")
-		name = strings.TrimRight(name, " \t")
-		if keep = ok && policy.Wants(name); keep {
-			list = append(list, policy.Field{Name: name, Value: strings.TrimPrefix(value, " ")})
+		if name, value, ok := strings.Cut(text, ":"); ok {
+			list = append(done(), policy.Field{Name: strings.TrimRight(name, " \t"), Value: strings.TrimPrefix(value, " ")})
 		}
 	}
 }

@@ -22,12 +22,15 @@ type Named struct {
 // It repairs missing angle brackets, missing closing brackets and quotes, bare @, commas, semicolons and colons in
 // names, raw 8-bit text, and encoded words in odd places. Groups give their members, comments the name where there is
 // no other; source routes are ignored.
-func ParseList(body string) []Named {
+func ParseList(body string) []Named { return parseEntries(Readable(body)) }
+
+// parseEntries reads a list that is readable text.
+func parseEntries(text string) []Named {
 	var (
 		list    []Named
 		pending string // the name so far of an entry whose address has not come yet
 	)
-	for _, e := range splitEntries(dropRoute(Readable(body))) {
+	for _, e := range splitEntries(dropRoute(text)) {
 		n := parseEntry(e.text)
 		if n.Spec.IsZero() {
 			if n.Name != "" {

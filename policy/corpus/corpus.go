@@ -24,6 +24,7 @@
 //	field        "Name: value": a field that must leave, decoded; repeated
 //	no-field     "Name" or "Name: value": must not leave; repeated
 //	keep         "Name": its fields leave byte for byte; repeated
+//	changed      "Name": of those fields that a relay leaves alone, one that changes here; repeated
 //	changes      none: the whole header leaves byte for byte
 //
 // The site is contoso.com as contrib/lab has it. An ellipsis (…) in a value of from, field and no-field
@@ -62,6 +63,7 @@ type Case struct {
 	Has          []string // field
 	HasNot       []string // no-field
 	Keep         []string
+	Changed      []string
 	Unchanged    bool // changes: none
 
 	raw  []byte
@@ -131,7 +133,7 @@ func load(name string) (*Case, error) {
 
 // set takes one line of a .want file.
 func (c *Case) set(key, value string, again bool) error {
-	lists := map[string]*[]string{"rcpt": &c.Rcpts, "field": &c.Has, "no-field": &c.HasNot, "keep": &c.Keep}
+	lists := map[string]*[]string{"rcpt": &c.Rcpts, "field": &c.Has, "no-field": &c.HasNot, "keep": &c.Keep, "changed": &c.Changed}
 	if l := lists[key]; l != nil {
 		*l = append(*l, value)
 		return nil
@@ -183,7 +185,7 @@ func (c *Case) complete(seen map[string]bool) error {
 			return fmt.Errorf("%s is missing", k)
 		}
 	}
-	outcome := []string{"from", "sender", "mailbox", "field", "no-field", "keep", "changes"}
+	outcome := []string{"from", "sender", "mailbox", "field", "no-field", "keep", "changed", "changes"}
 	if !c.Accept && slices.ContainsFunc(outcome, func(k string) bool { return seen[k] }) {
 		return errors.New("what is rejected does not leave")
 	}

@@ -74,7 +74,8 @@ func (m Message) Get(name string) []Field {
 	return list
 }
 
-// ours are the fields that a relay may change, in lower case. All others have to leave as they came.
+// ours are the fields that a relay may change, in lower case. All others have to leave as they came, unless the case says
+// otherwise.
 var ours = []string{"from", "sender", "reply-to", "message-id", "date", "auto-submitted", "x-auto-response-suppress",
 	"x-original-from", "dkim-signature", "tls-required"}
 
@@ -129,19 +130,24 @@ func (c *Case) unlike(sent, got Message) []string {
 	if c.Unchanged {
 		same("the header has changed", func(n string) bool { return !slices.Contains(dropped, n) })
 	}
-	same("fields have changed that nobody should touch", func(n string) bool { return !slices.Contains(ours, n) && !slices.Contains(dropped, n) })
+	same("fields have changed that nobody should touch", func(n string) bool { return !slices.Contains(ours, n) && !slices.Contains(dropped, n) && !c.changes(n) })
 	for _, name := range c.Keep {
 		same(name+" has changed", func(n string) bool { return n == strings.ToLower(name) })
 		if len(got.Get(name)) == 0 {
 			bad = append(bad, name+" is not there")
 		}
 	}
-	for _, name := range ours {
+	for _, name := range append(c.Changed, ours...) {
 		if n, was := len(got.Get(name)), len(sent.Get(name)); n > max(1, was) {
 			bad = append(bad, fmt.Sprintf("%d fields are named %s, there were %d", n, name, was))
 		}
 	}
 	return bad
+}
+
+// changes reports whether the case names a field, in lower case, as one that changes.
+func (c *Case) changes(name string) bool {
+	return slices.ContainsFunc(c.Changed, func(n string) bool { return strings.EqualFold(n, name) })
 }
 
 func texts(m Message, keep func(name string) bool) []string {
