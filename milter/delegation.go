@@ -37,6 +37,7 @@ type PolicyServer struct {
 	Tally    *Tally      // likewise; nil: nothing is counted for Status
 
 	policy atomic.Pointer[policy.Rules]
+	warns  serve.Sparing
 	wg     sync.WaitGroup
 
 	mu    sync.Mutex // guards conns
@@ -90,7 +91,7 @@ func (s *PolicyServer) connection(c net.Conn) {
 		q, err := readQuery(r)
 		if err != nil {
 			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
-				s.Log.Warn("policy connection", "error", err)
+				s.warns.Warn(s.Log, "policy connection", "error", err)
 			}
 			return
 		}

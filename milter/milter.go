@@ -41,6 +41,7 @@ type Server struct {
 	Queue    *queue.Watch // nil: no ceiling
 
 	policy atomic.Pointer[policy.Rules]
+	warns  serve.Sparing
 
 	mu     sync.Mutex // guards what follows
 	conns  map[*conn]struct{}
@@ -66,7 +67,7 @@ func (s *Server) session(c *buffered) {
 	o, err := c.offer()
 	if err != nil {
 		if err != io.EOF && !errors.Is(err, net.ErrClosed) { // one that said nothing looked whether we are there
-			s.Log.Warn("milter connection", "error", err)
+			s.warns.Warn(s.Log, "milter connection", "error", err)
 		}
 		c.Close()
 		return

@@ -41,7 +41,8 @@ again; SIGTERM ends it once the SMTP sessions that have begun are over.`,
 
 func runMilter(ctx context.Context, o *options) error {
 	log := service.NewLog(o.stderr, o.verbose)
-	protocol.LogWarning = func(format string, v ...any) { log.Warn("milter connection", "error", fmt.Sprintf(format, v...)) }
+	var warns serve.Sparing
+	protocol.LogWarning = func(format string, v ...any) { warns.Warn(log, "milter connection", "error", fmt.Sprintf(format, v...)) }
 	load := func(path string) (*config.Site, error) { return config.Load(path, config.CheckOwn) }
 	cfg, err := load(o.config)
 	if err != nil {

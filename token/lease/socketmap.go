@@ -79,7 +79,8 @@ type SocketmapServer struct {
 	// Metrics counts what goes wrong; nil: nothing is counted.
 	Metrics *Metrics
 
-	nameless atomic.Int32 // counts callers without a process id
+	nameless atomic.Int32  // counts callers without a process id
+	warns    serve.Sparing // every local user may connect, and be refused
 
 	mu     sync.Mutex // guards conns and closed
 	conns  map[net.Conn]struct{}
@@ -103,14 +104,21 @@ func (s *SocketmapServer) Serve(ctx context.Context, ln net.Listener) error {
 
 // begin gives a connection its goroutine.
 func (s *SocketmapServer) begin(ctx context.Context, c net.Conn) {
+	caller, err := s.identify(c) // before anything is given to it, so that strangers take no place from Postfix
+	if err != nil {
+		s.Metrics.lookupFailed(badPeer)
+		s.warns.Warn(s.Log, "look-up connection closed", "error", err)
+		c.Close()
+		return
+	}
 	if !s.add(c) {
 		c.Close()
 		return
 	}
 	s.wg.Go(func() {
 		defer s.remove(c)
-		if err := s.talk(ctx, c); err != nil && ctx.Err() == nil {
-			s.Log.Warn("look-up connection closed", "error", err)
+		if err := s.talk(ctx, c, caller); err != nil && ctx.Err() == nil {
+			s.warns.Warn(s.Log, "look-up connection closed", "error", err)
 		}
 	})
 }
@@ -123,7 +131,7 @@ func (s *SocketmapServer) add(c net.Conn) bool {
 	}
 	if len(s.conns) >= maxPeers {
 		s.Metrics.lookupFailed(badCount)
-		s.Log.Warn("too many look-up connections", "open", len(s.conns))
+		s.warns.Warn(s.Log, "too many look-up connections", "open", len(s.conns))
 		return false
 	}
 	if s.conns == nil {
@@ -151,12 +159,7 @@ func (s *SocketmapServer) closeAll() {
 
 // talk answers the look-ups of one connection, one after the other. It returns nil when
 // the peer has gone.
-func (s *SocketmapServer) talk(ctx context.Context, c net.Conn) error {
-	caller, err := s.identify(c)
-	if err != nil {
-		s.Metrics.lookupFailed(badPeer)
-		return err
-	}
+func (s *SocketmapServer) talk(ctx context.Context, c net.Conn, caller Caller) error {
 	r := bufio.NewReaderSize(c, 4096)
 	for {
 		c.SetReadDeadline(time.Now().Add(idleTime))
@@ -201,7 +204,7 @@ func (s *SocketmapServer) answer(ctx context.Context, c Caller, query string) Re
 	m, ok := s.Maps[name]
 	if !ok {
 		s.Metrics.lookupFailed(badMap)
-		s.Log.Warn("look-up in an unknown map", "map", fmt.Sprintf("%.20q", name), "pid", c.PID)
+		s.warns.Warn(s.Log, "look-up in an unknown map", "map", fmt.Sprintf("%.20q", name), "pid", c.PID)
 		return Result{Status: Temp, Value: "sendas has no such map; see the socketmap: lines in main.cf"}
 	}
 	return m(ctx, c, key)

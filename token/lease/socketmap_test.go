@@ -133,6 +133,19 @@ func TestSocketmapStranger(t *testing.T) {
 	}
 }
 
+// TestSocketmapFlood: strangers fill neither the log nor the places.
+func TestSocketmapFlood(t *testing.T) {
+	dial, logged, _ := serveSocketmap(t, []uint32{uint32(os.Getuid()) + 1})
+	for range 3000 {
+		c := dial()
+		c.Read(make([]byte, 1))
+		c.Close()
+	}
+	if n := strings.Count(logged.String(), "\n"); n == 0 || n > 30 || strings.Contains(logged.String(), "too many") {
+		t.Errorf("%d log lines for 3000 refusals:\n%.1000s", n, logged)
+	}
+}
+
 // TestSocketmapStop ends the server while a look-up waits: it stays unanswered, so that Postfix
 // asks again elsewhere.
 func TestSocketmapStop(t *testing.T) {

@@ -35,6 +35,7 @@ type peerListener struct {
 	net.Listener
 	users []uint32
 	log   *slog.Logger
+	warns serve.Sparing
 }
 
 // Accept implements [net.Listener].
@@ -48,7 +49,7 @@ func (l *peerListener) Accept() (net.Conn, error) {
 		if err == nil && slices.Contains(l.users, peer.UID) {
 			return c, nil
 		}
-		l.log.Warn("a connection was refused", "socket", l.Addr(), "uid", peer.UID, "error", err,
+		l.warns.Warn(l.log, "a connection was refused", "socket", l.Addr(), "uid", peer.UID, "error", err,
 			"hint", "only Postfix asks here; if it runs as another user, write that one into token.peers")
 		c.Close()
 	}
