@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sendas/sendas/policy/address"
 	"github.com/sendas/sendas/policy/address/addresstest"
 	"github.com/sendas/sendas/policy/corpus"
 )
@@ -127,9 +128,14 @@ func checkChanges(t *testing.T, sent, left corpus.Message, d *Decision) {
 	if len(from) != 1 {
 		t.Fatalf("%d From fields leave", len(from))
 	}
-	a, err := mail.ParseAddress(strings.TrimSpace(strings.ReplaceAll(from[0].Value, "\n", "")))
-	if err != nil || !strings.EqualFold(a.Address, d.Identity.String()) {
+	name, addr, err := addresstest.ReadMailbox(from[0].Value, address.WordDecoder.Decode)
+	if err != nil || !strings.EqualFold(addr, d.Identity.String()) {
 		t.Errorf("From%q is not the identity %s: %v", from[0].Value, d.Identity, err)
+	}
+	parser := mail.AddressParser{WordDecoder: &address.WordDecoder}
+	a, err := parser.Parse(strings.TrimSpace(strings.ReplaceAll(from[0].Value, "\n", "")))
+	if err != nil || a.Address != addr || a.Name != name {
+		t.Errorf("From%q is %q <%s> to one reader, %v %v to another", from[0].Value, name, addr, a, err)
 	}
 	for _, name := range []string{"Message-ID", "Date"} {
 		if f := left.Get(name); len(f) == 0 || strings.TrimSpace(f[0].Value) == "" {

@@ -148,34 +148,15 @@ func (h *header) displayName() string {
 	return ""
 }
 
-// wellFormed tells whether a From field may leave byte for byte: one mailbox in the strict
-// syntax of RFC 5322, in ASCII, with the identity as its address and a display name that
-// pretends nothing.
+// wellFormed tells whether a From field may leave byte for byte: sendas could have written it
+// itself, with the identity as its address and a display name that pretends nothing. That other
+// parsers take it as well is not enough.
 func wellFormed(value string, e address.Named, id address.Spec) bool {
 	if !e.Spec.Same(id) || address.SafeName(e.Name, id) != e.Name {
 		return false
 	}
-	for i := range len(value) {
-		c := value[i]
-		if c >= 0x7f || c < ' ' && c != '\n' && c != '\t' && c != '\r' {
-			return false
-		}
-	}
-	if strings.IndexByte(value, '\n') >= 0 {
-		for line := range strings.SplitSeq(value, "\n") {
-			if len(line) > 990 || strings.TrimSpace(line) == "" {
-				return false
-			}
-		}
-		value = strings.NewReplacer("\r", "", "\n", "").Replace(value)
-	}
-	if len(value) > 990 {
-		return false
-	}
-	a, err := strict.Parse(strings.TrimSpace(value))
-	// An encoded word can hold line ends, and whatever else decoding e.name has thrown away.
-	// What still looks like one would be decoded once more by a reader that does so within quotes.
-	return err == nil && address.SplitAddress(a.Address).Same(id) && strings.Map(address.Printable, a.Name) == a.Name && !strings.Contains(a.Name, "=?")
+	n, ok := address.ReadStrict(value)
+	return ok && n == e
 }
 
 // strict reads addresses by RFC 5322, in every character set that we know.

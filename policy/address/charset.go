@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/text/encoding"
 	"golang.org/x/text/encoding/charmap"
-	"golang.org/x/text/encoding/htmlindex"
 	"golang.org/x/text/encoding/japanese"
 	"golang.org/x/text/encoding/simplifiedchinese"
 	"golang.org/x/text/encoding/traditionalchinese"
@@ -365,14 +364,18 @@ func follows(c byte) string {
 	return ""
 }
 
-// WordDecoder is the strict decoder of encoded words. It knows the character sets of the WHATWG encoding
-// standard, which are those that mail programs know.
-var WordDecoder = mime.WordDecoder{CharsetReader: func(charset string, in io.Reader) (io.Reader, error) {
-	e, err := htmlindex.Get(charset)
+// WordDecoder is the strict decoder of encoded words, for readers of the standard library. It knows
+// the labels that [DecodeName] knows; of any other it shows what is not ASCII as U+FFFD.
+var WordDecoder = mime.WordDecoder{CharsetReader: func(label string, in io.Reader) (io.Reader, error) {
+	text, err := io.ReadAll(in)
 	if err != nil {
 		return nil, err
 	}
-	return e.NewDecoder().Reader(in), nil
+	d := decoderOf(label)
+	if d == nil {
+		d = func(s string) string { return strings.Map(asciiOnly, s) }
+	}
+	return strings.NewReader(d(string(text))), nil
 }}
 
 // A mimeWord is an encoded word of RFC 2047, section 2, as devices write it.
@@ -380,8 +383,9 @@ type mimeWord struct {
 	charset string // without the language of RFC 2231, section 5
 	base64  bool   // else the "Q" encoding
 	text    string
-	size    int  // of the whole, in bytes
-	closed  bool // by "?="
+	raw     string // the whole, as it was written
+	size    int    // of the whole, in bytes
+	closed  bool   // by "?="
 }
 
 // cutWord reads the encoded word at the beginning of s. One that is not closed ends at the next blank or encoded word.
@@ -435,38 +439,84 @@ func nextWord(s string) int {
 	}
 }
 
-// decodeWords decodes all encoded words in s, wherever they stand. Words of one character set that follow each other are
-// decoded together: their writer may have broken them inside a character.
+// decodeWords decodes all encoded words in s, wherever they stand. Words of one character set that
+// follow each other are decoded together: their writer may have broken them inside a character.
+// What cannot be decoded stays as it was written, as a word of its own ([isOpaque]).
 func decodeWords(s string) string {
 	var (
-		b       strings.Builder
-		charset string
-		pending []byte
+		b   wordBuilder
+		run []mimeWord // of one character set
 	)
-	flush := func() {
-		if len(pending) > 0 {
-			b.WriteString(fromCharset(charset, string(pending)))
-			pending = pending[:0]
-		}
-	}
 	for {
 		i := nextWord(s)
 		if i < 0 {
 			break
 		}
 		w, _ := cutWord(s[i:])
-		if gap := s[:i]; len(pending) == 0 || strings.TrimSpace(gap) != "" {
-			flush()
-			b.WriteString(gap) // blanks between two words are none of the text (RFC 2047, section 6.2)
-		} else if !strings.EqualFold(charset, w.charset) {
-			flush()
+		w.raw = s[i : i+w.size]
+		if gap := s[:i]; len(run) == 0 || strings.TrimSpace(gap) != "" {
+			b.decode(run)
+			b.text(gap) // blanks between two words are none of the text (RFC 2047, section 6.2)
+			run = run[:0]
+		} else if !strings.EqualFold(run[0].charset, w.charset) {
+			b.decode(run)
+			run = run[:0]
 		}
-		charset, pending = w.charset, w.appendBytes(pending)
+		run = append(run, w)
 		s = s[i+w.size:]
 	}
-	flush()
-	b.WriteString(s)
+	b.decode(run)
+	b.text(s)
 	return b.String()
+}
+
+// A wordBuilder collects decoded text, and words that nobody could decode with blanks around them.
+type wordBuilder struct {
+	strings.Builder
+	opaque bool // a word was the last
+}
+
+// text appends text.
+func (b *wordBuilder) text(s string) {
+	if s == "" {
+		return
+	}
+	if b.opaque && s[0] != ' ' {
+		b.WriteByte(' ')
+	}
+	b.WriteString(s)
+	b.opaque = false
+}
+
+// word appends an encoded word as it was written.
+func (b *wordBuilder) word(raw string) {
+	if n := b.Len(); n > 0 && b.String()[n-1] != ' ' {
+		b.WriteByte(' ')
+	}
+	b.WriteString(raw)
+	b.opaque = true
+}
+
+// decode appends what the words of one character set stand for, together or else each for itself.
+func (b *wordBuilder) decode(run []mimeWord) {
+	var all []byte
+	for i := range run {
+		all = run[i].appendBytes(all)
+	}
+	if len(run) == 0 {
+		return
+	}
+	text, ok := fromCharset(run[0].charset, string(all))
+	switch {
+	case ok:
+		b.text(text)
+	case len(run) > 1:
+		for i := range run {
+			b.decode(run[i : i+1])
+		}
+	default:
+		b.word(run[0].raw)
+	}
 }
 
 // appendBytes appends the bytes that the word stands for. It ignores what it cannot decode.
@@ -510,25 +560,107 @@ func appendQ(b []byte, s string) []byte {
 	return b
 }
 
-// fromCharset decodes text with a label, which may be wrong or unknown: UTF-8 and the bytes that the labelled
-// character set does not have tell.
-func fromCharset(label, text string) string {
-	e, err := htmlindex.Get(label)
-	if err != nil {
-		return toUTF8(text)
+// fromCharset decodes text with a label, or says that it cannot: the label is not known, or the
+// character set that it names does not have these bytes. The label decides, wrong or not, as it
+// does in mail programs; bytes are guessed at only where the label is empty. A character that was
+// cut off at the end is no obstacle.
+func fromCharset(label, text string) (string, bool) {
+	if label == "" {
+		return toUTF8(text), true
 	}
-	switch name, _ := htmlindex.Name(e); name {
-	case "utf-8":
-		return toUTF8(text)
-	case "windows-1252": // also us-ascii and iso-8859-1: what programs write that know nothing of character sets
-		// Mail programs believe it, though; so do we where a double-byte character could hide an @.
-		if utf8.ValidString(text) || !strings.Contains(text, "@") {
-			return toUTF8(text)
+	d := decoderOf(label)
+	if d == nil {
+		return "", text == ""
+	}
+	t := d(text)
+	if isCut(d, text, t) {
+		t = strings.TrimRight(t, string(utf8.RuneError))
+	}
+	return t, !strings.ContainsRune(t, utf8.RuneError)
+}
+
+// isCut reports whether a text, which reads as t, lacks but the end of its last character.
+func isCut(d decoder, text, t string) bool {
+	if !strings.HasSuffix(t, string(utf8.RuneError)) {
+		return false
+	}
+	for _, first := range []string{"\x80", "\xa1"} {
+		for n := range utf8.UTFMax - 1 {
+			if !strings.ContainsRune(d(text+first+strings.Repeat("\xa1", n)), utf8.RuneError) {
+				return true
+			}
 		}
 	}
-	t := decode(e, text)
-	if strings.ContainsRune(t, utf8.RuneError) && (utf8.ValidString(text) || cutUTF8(text) || guess(text) != nil) {
-		return toUTF8(text)
-	}
-	return t
+	return false
 }
+
+// isOpaque reports whether a word of a name is an encoded word that nobody here can decode, and
+// that may leave as it is: strictly written, and without anything that a mail program which can
+// decode it could show as an address.
+func isOpaque(s string) bool {
+	w, ok := cutWord(s)
+	if !ok || w.size != len(s) || !w.strict(s) {
+		return false
+	}
+	raw := string(w.appendBytes(nil))
+	if _, ok := fromCharset(w.charset, raw); ok || !isHarmless(raw) {
+		return false
+	}
+	if d := decoderOf(w.charset); d != nil {
+		return !strings.ContainsAny(d(raw), ats)
+	}
+	return !isShifty(w.charset)
+}
+
+// isHarmless reports whether bytes have neither an @ nor anything that could switch to another set.
+func isHarmless(raw string) bool {
+	return strings.IndexFunc(raw, func(r rune) bool { return r < ' ' || r == '@' || r == 0x7f }) < 0
+}
+
+// isShifty reports whether a label may name a set in which the bytes of ASCII are other characters:
+// one of EBCDIC, or one with escapes. Of code pages, those of DOS are between 700 and 900.
+func isShifty(label string) bool {
+	label = strings.ToLower(label)
+	for _, s := range []string{"ebcdic", "2022", "utf", "ucs", "unicode", "user-defined", "hz"} {
+		if strings.Contains(label, s) {
+			return true
+		}
+	}
+	switch n := codePage(strings.ReplaceAll(strings.TrimPrefix(label, "x-"), "_", "-")); n {
+	case 0, 1006, 1124, 1125, 1129, 1131, 1133, 1161, 1361:
+		return false
+	case 838, 870, 871, 875, 880:
+		return true
+	default:
+		return n < 700 || n >= 900
+	}
+}
+
+// strict reports whether a word, as it stands, is what RFC 2047, section 5, allows in a phrase.
+func (w *mimeWord) strict(raw string) bool {
+	if !w.closed || len(raw) > maxWord || w.charset == "" || w.text == "" || !isAtoms(raw) || strings.IndexByte(raw, ' ') >= 0 {
+		return false
+	}
+	if !w.base64 {
+		return strictQ(w.text)
+	}
+	_, err := base64.StdEncoding.DecodeString(w.text)
+	return err == nil
+}
+
+// strictQ reports whether the "Q" encoding is as it has to be in a phrase (RFC 2047, section 5).
+func strictQ(s string) bool {
+	for i := 0; i < len(s); i++ {
+		if c := s[i]; c == '=' {
+			if i+2 >= len(s) || !isHex(s[i+1]) || !isHex(s[i+2]) {
+				return false
+			}
+			i += 2
+		} else if !isLetter(c) && (c < '0' || c > '9') && strings.IndexByte("!*+-/_", c) < 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func isHex(c byte) bool { return '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'f' }

@@ -41,12 +41,43 @@ func Write(field, name string, a Spec) string {
 // could not be folded otherwise.
 func encodePhrase(field, name string) (phrase string, words bool) {
 	switch {
+	case strings.Contains(name, "=?"):
+		return encodeAround(field, name), true
 	case !IsASCII(name) || hasWord(name, maxWord):
 		return encodeWords(field, name), true
 	case isAtoms(name):
 		return name, false
 	}
 	return Quote(name), false
+}
+
+// encodeAround writes a name with encoded words in it that nobody here can decode: they stay.
+// Blanks between two encoded words are none of the text (RFC 2047, section 6.2), so those beside
+// other words are encoded with these.
+func encodeAround(field, name string) string {
+	var done, text []string
+	flush := func(behind string) {
+		if s := strings.Join(text, " "); s != "" && isAtoms(s) && !hasWord(s, maxWord) {
+			done = append(done, s)
+		} else if s != "" {
+			before := ""
+			if len(done) > 0 {
+				before = " "
+			}
+			done = append(done, encodeWords(field, before+s+behind))
+		}
+		text = nil
+	}
+	for w := range strings.SplitSeq(name, " ") {
+		if isOpaque(w) {
+			flush(" ")
+			done = append(done, w)
+			continue
+		}
+		text = append(text, w)
+	}
+	flush("")
+	return strings.Join(done, " ")
 }
 
 // hasWord tells whether a word of s is longer than most.
@@ -158,6 +189,10 @@ func fold(field, body string, limit int) string {
 // MaxName characters.
 func SafeName(name string, identity Spec) string {
 	name = TidyName(name)
+	if strings.Contains(name, "=?") && (len(name) > maxNameBytes || strings.ContainsAny(name, ats)) {
+		// What a reader would make of the words beside an @ nobody here knows.
+		name = disarm(name, func(string) bool { return false })
+	}
 	if strings.IndexByte(name, '@') >= 0 || !IsASCII(name) && strings.ContainsAny(name, ats) {
 		name = TidyName(defuse(name, identity))
 	}
@@ -212,7 +247,7 @@ func isIdentity(w string, identity Spec) bool {
 
 // cutName shortens a name to what we write. An address at the cut goes as a whole, lest it become another one.
 func cutName(name string) string {
-	if len(name) <= MaxName {
+	if len(name) <= MaxName || len(name) <= maxNameBytes && strings.Contains(name, "=?") {
 		return name
 	}
 	cut := cutRunes(name, MaxName)

@@ -19,9 +19,10 @@ type Named struct {
 // it, not as RFC 5322, section 3.6.2 wants it. It never fails: what is no
 // address is display name, and a field without any address gives no entry.
 //
-// It repairs missing angle brackets, missing closing brackets and quotes, bare @, commas, semicolons and colons in
-// names, raw 8-bit text, and encoded words in odd places. Groups give their members, comments the name where there is
-// no other; source routes are ignored.
+// It repairs missing angle brackets, missing closing brackets and quotes, bare @, commas,
+// semicolons and colons in names, raw 8-bit text, and encoded words in odd places. Groups give
+// their members, and their name to the first of them if it has no other; so do comments. Source
+// routes are ignored.
 func ParseList(body string) []Named { return parseEntries(Readable(body)) }
 
 // parseEntries reads a list that is readable text.
@@ -41,6 +42,9 @@ func parseEntries(text string) []Named {
 		if pending != "" { // "Müller, Hans <hans@contoso.com>": the comma was in the name
 			n.Name = strings.TrimRight(pending+n.Name, ",; ")
 			pending = ""
+		}
+		if n.Name == "" {
+			n.Name = DecodeName(e.group)
 		}
 		list = append(list, n)
 	}
@@ -119,29 +123,32 @@ func Printable(r rune) rune {
 	return r
 }
 
-// An entry is a part of a list of addresses, with the separator behind it and a blank.
-type entry struct{ text, end string }
+// An entry is a part of a list of addresses, with the separator behind it and a blank, and the name
+// of the group that begins with it.
+type entry struct{ text, end, group string }
 
 // splitEntries divides at the commas and semicolons that separate addresses: outside quotes,
 // comments, angle brackets and encoded words. A quote or bracket that is never closed does not count.
-// Names of groups are dropped (RFC 5322, section 3.4).
 func splitEntries(s string) []entry {
-	var list []entry
-	start := 0
+	var (
+		list  []entry
+		group string
+		start int
+	)
 	for i := 0; i < len(s); i++ {
 		switch s[i] {
 		case '"', '<', '(', '=':
 			i = skip(s, i)
 		case ':':
 			if isGroup(s[start:i], s[i+1:]) {
-				start = i + 1
+				group, start = s[start:i], i+1
 			}
 		case ',', ';':
-			list = append(list, entry{s[start:i], s[i:i+1] + " "})
-			start = i + 1
+			list = append(list, entry{s[start:i], s[i:i+1] + " ", group})
+			group, start = "", i+1
 		}
 	}
-	return append(list, entry{s[start:], ", "})
+	return append(list, entry{s[start:], ", ", group})
 }
 
 // isGroup tells whether a colon ends the name of a group: a semicolon, with nothing or some address between them,
@@ -259,7 +266,34 @@ func parseEntry(s string) Named {
 	if err != nil {
 		name, a = before+" "+inside, Spec{}
 	}
-	return Named{Name: DecodeName(uncomment(strings.TrimSpace(name))), Spec: a}
+	return Named{Name: DecodeName(besideComments(strings.TrimSpace(name))), Spec: a}
+}
+
+// besideComments returns a phrase without its comments, which are none of the name, or what a
+// comment says where there is nothing else. Where the rest is no phrase, its writer knew nothing of
+// comments and meant all of it: "Müller, Hans (Sales)".
+func besideComments(s string) string {
+	if strings.IndexByte(s, '(') < 0 {
+		return s
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		end := skip(s, i)
+		if s[i] == '(' && end > i {
+			b.WriteByte(' ')
+		} else {
+			b.WriteString(s[i : end+1])
+		}
+		i = end
+	}
+	rest := singleBlanks(b.String())
+	if rest == "" {
+		return uncomment(s)
+	}
+	if _, ok := strictPhrase(rest); ok {
+		return rest
+	}
+	return s
 }
 
 // cutAngle finds the address in angle brackets: the last that has an @, else the first. A bracket that
@@ -370,10 +404,10 @@ func bareEntry(s string) Named {
 	for i, w := range list {
 		// "scanner3@floor 3": an address to ask for, but more likely a name.
 		if i != at || !addr.Valid() && slices.ContainsFunc(list, func(o string) bool { return o != w && o[0] != '(' }) {
-			name = append(name, uncomment(w))
+			name = append(name, w)
 		}
 	}
-	return Named{Name: DecodeName(strings.Join(name, " ")), Spec: addr}
+	return Named{Name: DecodeName(besideComments(strings.Join(name, " "))), Spec: addr}
 }
 
 // words divides at blanks outside quotes, comments and encoded words. A comment and an encoded word are words of their
@@ -418,8 +452,8 @@ func wordEnd(s string, i int) int {
 }
 
 // DecodeName returns a display name as a person would read it: quotes and backslashes removed,
-// encoded words decoded, white space single. What cannot be decoded stays as it was written, but
-// "=?" always becomes "= ?".
+// encoded words decoded, white space single. An encoded word that cannot be decoded stays as it was
+// written (RFC 2047, section 6.2) if that is safe; any other "=?" becomes "= ?".
 func DecodeName(s string) string {
 	if s = strings.TrimSpace(s); isNobody(s) {
 		return ""
@@ -470,14 +504,29 @@ func unquoteWords(s string) string {
 }
 
 // TidyName gives a display name its normal form: printable, white space single, no quotes around all of it, and
-// nothing that starts an encoded word.
+// nothing that starts an encoded word, but for one that nobody here can decode.
 func TidyName(s string) string {
 	if !isSingle(s) {
 		s = singleBlanks(strings.Map(Printable, s))
 	}
-	s = strings.ReplaceAll(s, "=?", "= ?")
+	s = disarm(s, isOpaque)
 	for n := len(s); n > 1 && (s[0] == '"' || s[0] == '\'') && strings.IndexByte(s[1:], s[0]) == n-2; n = len(s) {
 		s = strings.TrimSpace(s[1 : n-1])
 	}
 	return s
+}
+
+// disarm writes "= ?" for each "=?" of a name that could start an encoded word, except in the words
+// to keep.
+func disarm(name string, keep func(word string) bool) string {
+	if !strings.Contains(name, "=?") {
+		return name
+	}
+	list := strings.Split(name, " ")
+	for i, w := range list {
+		if strings.Contains(w, "=?") && !keep(w) {
+			list[i] = strings.ReplaceAll(w, "=?", "= ?")
+		}
+	}
+	return strings.Join(list, " ")
 }

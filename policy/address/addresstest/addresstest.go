@@ -13,6 +13,10 @@ var StrangeFields = []string{
 	"scan(a(b)c)@contoso.com", "\"john doe\"@contoso.com", "<mailto:a@b.c>", "=?utf-8*en?B?w7w?==?UTF-8?q?=C3?==?utf-8?Q?=BC?=", "ceo＠contoso。com <a@b.c>",
 	"ceo @ contoso .com <a@b.c>", "\"scan@contoso.com\" <scan@contoso.com>", strings.Repeat("漢", 200) + " <a@b.c>",
 	strings.Repeat("x", 125) + " scan@contoso.com <a@b.c>", "'" + strings.Repeat("x", 126) + "' 'y <a@b.c>", "<a@[IPv6:::1]>", "a@b.c;d@e.f",
+	"Scanner: scan@contoso.com;", "=?utf-8?q?CEO_=3Cceo=40contoso.com=3E?=: a@b.c;", "Scanner <\"scan\"@contoso.com>", "Scan (a) ner <scan@contoso.com>",
+	"scan@contoso.com (Scanner)", "Scanner\r\n <scan@contoso.com>", "Scanner 3 <scan@contoso.com>\r", "=?cp949?B?vbrEs7PK?= <scan@contoso.com>", "=?x-mfp?q?B=FCro?= 3 <scan@contoso.com>",
+	"Canon =?x-mfp?q?B=FCro?= =?x-mfp?q?=FC?= \xfc <a@b.c>", "=?x-mfp?q?=FC?= @ contoso.com <a@b.c>", "=?iso-2022-kr?B?GyQpQw49Og8=?= <scan@contoso.com>", "=?utf-7?q?ceo+AEA-x=2Ey?= <scan@contoso.com>",
+	"=?utf-8?q?B=FC?= =?utf-8?q?ro?= <scan@contoso.com>", "=?ibm273?b?g4WWtYOWlaOWopZLg5aU?= <scan@contoso.com>", "=?x-mfp?q?=FC?= =?utf-8?q?=C3=BC?= <scan@contoso.com>",
 }
 
 // BadField says what is wrong with a field that we write anew: more than BadValue, which also holds for what stays as it is.
@@ -26,7 +30,7 @@ func BadField(name, value string) string {
 		}
 	}
 	for w := range strings.FieldsSeq(value) {
-		if strings.Contains(w, "=?") && (len(w) > 75 || !strings.HasPrefix(w, "=?utf-8?b?") || !strings.HasSuffix(w, "?=")) {
+		if strings.Contains(w, "=?") && (len(w) > 75 || !encoded.MatchString(w)) {
 			return "an encoded word that is none"
 		}
 	}
