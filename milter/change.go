@@ -19,12 +19,10 @@ type changes struct {
 
 // The changes. Those with parameters are known since version 6, but what counts is the offer.
 const (
-	changeSender       = 'e' // SMFIR_CHGFROM
-	addHeader          = 'h' // SMFIR_ADDHEADER
-	changeHeader       = 'm' // SMFIR_CHGHEADER
-	removeRecipient    = '-' // SMFIR_DELRCPT
-	addRecipientParams = '2' // SMFIR_ADDRCPT_PAR
-	quarantine         = 'q' // SMFIR_QUARANTINE
+	changeSender = 'e' // SMFIR_CHGFROM
+	addHeader    = 'h' // SMFIR_ADDHEADER
+	changeHeader = 'm' // SMFIR_CHGHEADER
+	quarantine   = 'q' // SMFIR_QUARANTINE
 )
 
 func (c *changes) sender(address string) error {
@@ -38,14 +36,6 @@ func (c *changes) addHeader(name, value string) error {
 // changeHeader changes the field of that name and number, counted from 1; no value removes it.
 func (c *changes) changeHeader(index int, name, value string) error {
 	return c.write(changeHeader, string(binary.BigEndian.AppendUint32(nil, uint32(index)))+name, withLineFeeds(value))
-}
-
-func (c *changes) removeRecipient(address string) error {
-	return c.write(removeRecipient, onOneLine(protocol.AddAngle(address)))
-}
-
-func (c *changes) addRecipient(address, params string) error {
-	return c.write(addRecipientParams, onOneLine(protocol.AddAngle(address)), params)
 }
 
 func (c *changes) hold(reason string) error { return c.write(quarantine, onOneLine(reason)) }

@@ -17,8 +17,6 @@ func TestChanges(t *testing.T) {
 		{"sender on two lines", func(c *changes) error { return c.sender("a\r\nb\x00c") }, packet('e', "<a b c>\x00")},
 		{"field", func(c *changes) error { return c.addHeader("X-A", " x\r\n y\rz\x00") }, packet('h', "X-A\x00 x\n y\nz \x00")},
 		{"no field", func(c *changes) error { return c.changeHeader(258, "X-A", "") }, packet('m', "\x00\x00\x01\x02X-A\x00\x00")},
-		{"recipient", func(c *changes) error { return c.removeRecipient("<a@b.example>") }, packet('-', "<a@b.example>\x00")},
-		{"recipient with parameters", func(c *changes) error { return c.addRecipient("<a@b.example>", "NOTIFY=NEVER") }, packet('2', "<a@b.example>\x00NOTIFY=NEVER\x00")},
 		{"hold", func(c *changes) error { return c.hold("one\ntwo") }, packet('q', "one two\x00")},
 		{"long", func(c *changes) error { return c.addHeader("X-A", strings.Repeat("x", 65530)) }, ""},
 	} {

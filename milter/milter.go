@@ -308,6 +308,9 @@ func (t *transaction) EndOfMessage(m protocol.Modifier) (*protocol.Response, err
 	if d.Reply != nil {
 		return respond(d.Reply)
 	}
+	if d.Discard {
+		return protocol.RespDiscard, nil
+	}
 	over := t.booking.End(d.Client.Name, d.Identity, len(t.req.Rcpts), t.req.Now)
 	if over != nil && over.On != quota.HoldOver {
 		return t.refuse(&d, over)
@@ -421,6 +424,9 @@ func (t *transaction) report(d *policy.Decision) {
 	if t.refused > 0 {
 		attrs = append(attrs, "refused", t.refused)
 	}
+	if d.Discard {
+		attrs = append(attrs, "discarded", true)
+	}
 	if t.limit != "" { // Postfix does not log why it holds a message
 		attrs = append(attrs, "limit", t.limit)
 	}
@@ -433,11 +439,6 @@ func (t *transaction) report(d *policy.Decision) {
 func (t *transaction) apply(d *policy.Decision) error {
 	if d.Sender != "" {
 		if err := t.changes.sender(d.Sender); err != nil {
-			return err
-		}
-	}
-	if d.NoBounce {
-		if err := t.silence(); err != nil {
 			return err
 		}
 	}
@@ -454,20 +455,6 @@ func (t *transaction) apply(d *policy.Decision) error {
 			err = fmt.Errorf("no such header operation: %q", c.Op)
 		}
 		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// silence enters each recipient anew, so that none causes a bounce (RFC 3461, section 4.1). Postfix passes it on to Microsoft.
-func (t *transaction) silence() error {
-	slices.Sort(t.req.Rcpts)
-	for _, to := range slices.Compact(t.req.Rcpts) {
-		if err := t.changes.removeRecipient(to); err != nil {
-			return err
-		}
-		if err := t.changes.addRecipient(to, "NOTIFY=NEVER"); err != nil {
 			return err
 		}
 	}

@@ -193,7 +193,7 @@ func TestTransactions(t *testing.T) {
 		{"rewritten", "10.2.0.9", "", "<root@mfp3>", "Mfp 3 <root@mfp3>",
 			"sender <scan@contoso.com>\nFrom[1]: Mfp 3 <scan@contoso.com>\n+X-Original-From: Mfp 3 <root@mfp3>"},
 		{"null sender", "10.2.0.9", "", "<>", "scan@contoso.com",
-			"sender <scan@contoso.com>\n-<someone@example.net>\n+<someone@example.net> NOTIFY=NEVER\n+Auto-Submitted: auto-replied\n+X-Auto-Response-Suppress: All"},
+			"sender <scan@CONTOSO.COM>\n+Auto-Submitted: auto-replied\n+X-Auto-Response-Suppress: All"},
 		{"unknown client", "192.0.2.1", "", "<hr@contoso.com>", "hr@contoso.com",
 			"550 5.7.1 192.0.2.1 is not a known client of this relay; ask its administrator to add it to clients: in sendas.yaml"},
 		{"IPv6 client", "IPv6:2001:db8::1", "", "<hr@contoso.com>", "hr@contoso.com",

@@ -26,8 +26,7 @@ const (
 )
 
 // Actions are what the milter asks Postfix to be allowed to do; "sendas doctor" knows it by them.
-const Actions = protocol.OptAddHeader | protocol.OptChangeHeader | protocol.OptChangeFrom |
-	protocol.OptAddRcptWithArgs | protocol.OptRemoveRcpt | protocol.OptQuarantine
+const Actions = protocol.OptAddHeader | protocol.OptChangeHeader | protocol.OptChangeFrom | protocol.OptQuarantine
 
 // quiet are the steps and replies that no decision needs; the reply to the end of the message remains, and those to MAIL and RCPT where limits
 // have something to say there. Strangers are turned away earlier by the policy service, which costs one request more.
@@ -99,8 +98,6 @@ var actionNames = []struct {
 	{protocol.OptChangeFrom, "change the envelope sender", "SMFIF_CHGFROM"},
 	{protocol.OptAddHeader, "add header fields", "SMFIF_ADDHDRS"},
 	{protocol.OptChangeHeader, "change header fields", "SMFIF_CHGHDRS"},
-	{protocol.OptRemoveRcpt, "remove recipients", "SMFIF_DELRCPT"},
-	{protocol.OptAddRcptWithArgs, "add recipients with parameters", "SMFIF_ADDRCPT_PAR"},
 	{protocol.OptQuarantine, "hold messages", "SMFIF_QUARANTINE"},
 	{protocol.OptSetMacros, "ask who the client is", "SMFIF_SETSYMLIST"},
 }
@@ -182,9 +179,6 @@ func (t *transaction) untold() bool {
 func needs(d *policy.Decision) (actions protocol.OptAction) {
 	if d.Sender != "" {
 		actions |= protocol.OptChangeFrom
-	}
-	if d.NoBounce {
-		actions |= protocol.OptRemoveRcpt | protocol.OptAddRcptWithArgs
 	}
 	for _, c := range d.Changes {
 		switch c.Op {

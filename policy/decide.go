@@ -59,9 +59,10 @@ type Decision struct {
 	Route    *Route
 	External *Route
 	Sender   string // the new envelope sender; "" leaves it as it is
-	// NoBounce is for a message that came with the null sender and leaves with another one: none of its recipients may
-	// cause a bounce (RFC 3461, section 4.1: NOTIFY=NEVER), or two refusals would chase each other for ever.
+	// NoBounce is for a message that came with the null sender and leaves with another one: nothing may answer it with a bounce, or
+	// two refusals would chase each other for ever. Sender has the mark then by which Postfix's bounce of it is known.
 	NoBounce bool
+	Discard  bool // it is a bounce of such a message, and ends here
 	Changes  []HeaderChange
 	Reply    *Reply // unless accepted
 	Reasons  []Reason
@@ -121,6 +122,11 @@ func (p *Rules) Decide(r *Request) Decision {
 		return d
 	}
 	h := readHeader(r)
+	if p.answersBounce(r, &h) {
+		d.Discard = true
+		d.because(ReasonBounceOfBounce, "", "")
+		return d
+	}
 	if len(h.from) > maxFrom {
 		d.refuse(malformed("the message has %d From fields; it may have one", len(h.from)),
 			Reason{Code: ReasonTooMany, Subject: strconv.Itoa(len(h.from))})
@@ -139,12 +145,10 @@ func (p *Rules) Decide(r *Request) Decision {
 	if d.bySubmission() {
 		d.Mailbox, d.User, d.Pool = id.mailbox, id.user(), 1+len(id.others)
 	}
-	if !h.sender.Same(id.addr) {
-		d.Sender = id.addr.ASCII().String() // SMTPUTF8 is kept off towards Microsoft
-	}
 	if d.NoBounce = h.null; d.NoBounce {
 		d.because(ReasonNullSender, id.addr.String(), "")
 	}
+	d.Sender = h.newSender(id.addr)
 	d.Changes = h.changes(r, c, id.addr)
 	return d
 }

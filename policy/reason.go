@@ -76,6 +76,7 @@ const (
 	ReasonFallback        ReasonCode = "client-from"      // the client's from took its place
 	ReasonRejected        ReasonCode = "rejected"         // the client has no from, or wants a rejection
 	ReasonNullSender      ReasonCode = "null-sender"      // a bounce: it leaves as the identity
+	ReasonBounceOfBounce  ReasonCode = "bounce-of-bounce" // it ends here
 	ReasonTooMany         ReasonCode = "too-many"         // more fields of one kind than any real message has
 	ReasonTooLong         ReasonCode = "too-long"         // a field that Exchange would refuse for its length
 	ReasonClientLimit     ReasonCode = "client-limit"     // the client is over its limit
@@ -106,6 +107,7 @@ var reasonTable = []struct {
 	{ReasonFallback, "client %[2]q has from: %[1]s for such mail", "the client's from: took the sender's place"},
 	{ReasonRejected, "client %[1]q has on_unauthorized: reject, or no from", "no mailbox may send as the sender, and the client wants a rejection"},
 	{ReasonNullSender, "the null sender leaves as <%[1]s>, and nothing of it may bounce", "a bounce, which leaves as the client's identity"},
+	{ReasonBounceOfBounce, "a bounce that answers a bounce ends here", "a bounce that answers a bounce, which ends here"},
 	{ReasonTooMany, "%[1]s fields of one kind are more than any real message has", "more fields of one kind than any real message has"},
 	{ReasonTooLong, "the field %[1]s has %[2]s bytes, more than Exchange takes", "a field is longer than Exchange takes"},
 	{ReasonClientLimit, "client %[1]q is over its limit", "the client is over its limit"},

@@ -152,11 +152,12 @@ type answer struct {
 	Mailbox  string         `json:"mailbox"`        // of a pool, the first one
 	Pool     int            `json:"pool,omitempty"` // how many mailboxes it has; none where one mailbox alone may send as the identity
 	Route    string         `json:"route"`
-	External string         `json:"external_route"` // of recipients outside, where route does not reach them
-	NoBounce bool           `json:"no_bounce"`      // recipients get NOTIFY=NEVER
-	Sender   string         `json:"sender"`         // the new envelope sender; "" when it stays
-	Reply    string         `json:"reply"`          // "" when accepted
-	Limits   []answerLimit  `json:"limits"`         // that such a message counts for
+	External string         `json:"external_route"`    // of recipients outside, where route does not reach them
+	NoBounce bool           `json:"no_bounce"`         // a bounce of it would be discarded
+	Discard  bool           `json:"discard,omitempty"` // it is such a bounce, and ends here
+	Sender   string         `json:"sender"`            // the new envelope sender; "" when it stays
+	Reply    string         `json:"reply"`             // "" when accepted
+	Limits   []answerLimit  `json:"limits"`            // that such a message counts for
 	Reasons  []answerReason `json:"reasons"`
 	Changes  []answerChange `json:"changes"`
 }
@@ -174,7 +175,7 @@ type answerChange struct {
 }
 
 func answerOf(d *policy.Decision) answer {
-	a := answer{Action: d.Action, Asked: d.Asked.String(), Identity: d.Identity.String(), Sender: d.Sender, Mailbox: d.User.String(), NoBounce: d.NoBounce,
+	a := answer{Action: d.Action, Asked: d.Asked.String(), Identity: d.Identity.String(), Sender: d.Sender, Mailbox: d.User.String(), NoBounce: d.NoBounce, Discard: d.Discard,
 		Limits: []answerLimit{}, Reasons: []answerReason{}, Changes: []answerChange{}}
 	if d.Client != nil {
 		a.Client = d.Client.Name
@@ -216,17 +217,12 @@ func writeAnswer(w io.Writer, r *policy.Request, d *policy.Decision, limits []an
 	for i, x := range a.Reasons {
 		fmt.Fprintf(w, "  %d. %s\n", i+1, x.Text)
 	}
-	if len(a.Changes) == 0 && a.Sender == "" && !a.NoBounce {
+	if len(a.Changes) == 0 && a.Sender == "" {
 		return
 	}
 	fmt.Fprintln(w, "changes")
 	if a.Sender != "" {
 		fmt.Fprintf(w, "- MAIL FROM:<%s>\n+ MAIL FROM:<%s>\n", strings.Trim(r.Sender, "<>"), a.Sender)
-	}
-	if a.NoBounce {
-		for _, to := range r.Rcpts {
-			fmt.Fprintf(w, "- RCPT TO:<%s>\n+ RCPT TO:<%s> NOTIFY=NEVER\n", visible(to), visible(to))
-		}
 	}
 	for _, c := range a.Changes {
 		if c.Op != policy.Add {

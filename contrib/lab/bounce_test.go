@@ -46,7 +46,7 @@ func TestNullSender(t *testing.T) {
 			t.Fatalf("%s: %v", tc.name, err)
 		}
 		got := s.Exosim.Messages()[i]
-		if got.Sender != "scan@contoso.com" || got.Header("Auto-Submitted")[0] != tc.marked || len(got.Header("Reply-To")) != 0 {
+		if got.Sender != "scan@CONTOSO.COM" || got.Header("Auto-Submitted")[0] != tc.marked || len(got.Header("Reply-To")) != 0 {
 			t.Errorf("%s: left as %s:\n%s", tc.name, got.Sender, got.Data)
 		}
 		if len(got.Recipients) != 2 {
@@ -73,7 +73,7 @@ func TestOwnBounce(t *testing.T) {
 		t.Errorf("the message: %s", all[0].Reply)
 	}
 	b := all[1]
-	if !b.Accepted() || b.Sender != "monitor@contoso.com" || len(b.Recipients) != 1 || b.Recipients[0] != "billing@contoso.com" {
+	if !b.Accepted() || b.Sender != "monitor@CONTOSO.COM" || len(b.Recipients) != 1 || b.Recipients[0] != "billing@contoso.com" {
 		t.Errorf("the bounce left as %s to %v: %s", b.Sender, b.Recipients, b.Reply)
 	}
 	if got := b.Header("Auto-Submitted"); len(got) != 1 || got[0] != "auto-replied" {

@@ -130,7 +130,7 @@ func TestRecipePrinters(t *testing.T) {
 		{name: "somebody else's address", addr: "10.2.0.9", mailFrom: "boss@contoso.com", from: "The Boss <boss@contoso.com>", to: out,
 			sender: scan, header: "The Boss <scan@contoso.com>", mailbox: scan, rcpt: out, has: map[string]string{"Reply-To": "The Boss <boss@contoso.com>"}},
 		{name: "a null sender", addr: "10.2.0.9", from: "MFP 3 <mfp3@floor.local>", to: out,
-			sender: scan, header: "MFP 3 <scan@contoso.com>", mailbox: scan, rcpt: out, has: map[string]string{"Auto-Submitted": "auto-replied"}},
+			sender: "scan@CONTOSO.COM", header: "MFP 3 <scan@contoso.com>", mailbox: scan, rcpt: out, has: map[string]string{"Auto-Submitted": "auto-replied"}},
 		{name: "no client", addr: "127.0.0.1", mailFrom: scan, from: scan, to: out, refused: "550 5.7.1 127.0.0.1 is not a known client"},
 	}
 	for i, tc := range cases {

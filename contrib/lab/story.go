@@ -90,7 +90,7 @@ func Stories() []Story {
 			Has: []string{`X-Original-From: "The CEO" <ceo@contoso.com>`, "Reply-To: The CEO <ceo@contoso.com>"}},
 		{Name: "bounce with the null sender", Mail: Mail{XClient: printer, From: "", To: to,
 			Data: message("From: MAILER-DAEMON@mfp3.local (Mail Delivery System)", id("bounce"), storyDate)},
-			From: "Mail Delivery System <scan@contoso.com>", Sender: "scan@contoso.com", Mailbox: "scan@contoso.com",
+			From: "Mail Delivery System <scan@contoso.com>", Sender: "scan@CONTOSO.COM", Mailbox: "scan@contoso.com",
 			Has: []string{"Auto-Submitted: auto-replied", "X-Auto-Response-Suppress: All"}, HasNot: []string{"Reply-To"}},
 		{Name: "UTF-8 display name", Mail: Mail{XClient: printer, From: "scan@contoso.com", To: to,
 			Data: message("From: Büro Zürich <scan@contoso.com>", id("utf8"), storyDate)},
