@@ -56,6 +56,7 @@ func (p *Rules) answersBounce(r *Request, h *header) bool {
 		return false
 	}
 	_, known := p.byMailbox(to)
+	known = known || p.verifiedSender(to) // by a connector or direct
 	return known && slices.ContainsFunc(h.other, func(f numbered) bool {
 		return f.key == "content-type" && strings.HasPrefix(strings.ToLower(strings.TrimSpace(f.Value)), "multipart/report")
 	})

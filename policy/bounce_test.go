@@ -23,7 +23,7 @@ func TestBounceOfBounce(t *testing.T) {
 		{"no null sender", "127.0.0.1", "", "<hr@contoso.com>", "<scan@CONTOSO.COM>", report, false},
 		{"no report", "127.0.0.1", "", "<>", "<scan@CONTOSO.COM>", "Content-Type: text/plain\n", false},
 		{"no type", "127.0.0.1", "", "<>", "<scan@CONTOSO.COM>", "", false},
-		{"to an address that is nobody's", "127.0.0.1", "", "<>", "<boss@CONTOSO.COM>", report, false},
+		{"of a bounce that left by a connector", "127.0.0.1", "", "<>", "<boss@CONTOSO.COM>", report, true},
 		{"to another domain in capitals", "127.0.0.1", "", "<>", "<scan@FABRIKAM.COM>", report, false},
 		{"to an address without letters", "127.0.0.1", "", "<>", "<scan@10.2.0.9>", report, false},
 	} {
