@@ -42,7 +42,9 @@ again; SIGTERM ends it once the SMTP sessions that have begun are over.`,
 func runMilter(ctx context.Context, o *options) error {
 	log := service.NewLog(o.stderr, o.verbose)
 	var warns serve.Sparing
-	protocol.LogWarning = func(format string, v ...any) { warns.Warn(log, "milter connection", "error", fmt.Sprintf(format, v...)) }
+	protocol.LogWarning = func(format string, v ...any) {
+		warns.Warn(log, "milter connection", "error", fmt.Sprintf(format, v...))
+	}
 	load := func(path string) (*config.Site, error) { return config.Load(path, config.CheckOwn) }
 	cfg, err := load(o.config)
 	if err != nil {
