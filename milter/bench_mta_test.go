@@ -13,11 +13,11 @@ import (
 	protocol "github.com/d--j/go-milter"
 )
 
-// mta is smtpd(8) and cleanup(8) of Postfix 3.7 in one session with a filter, as far as the filter can
-// tell: the same packets in the same writes, macros included (save that the queue id is known from the
-// start). Postfix sends what needs no reply together with the next that does, and all it has when
-// smtpd(8) passes the connection on to cleanup(8), after DATA. Packets are encoded once, so that the
-// load takes little of the machine.
+// mta is smtpd(8) and cleanup(8) of Postfix 3.7 in one session with a filter, as far as the filter
+// can tell: the same packets in the same writes, macros included (save that the queue id is known
+// from the start). Postfix sends what needs no reply together with the next that does, and all it
+// has when smtpd(8) passes the connection on to cleanup(8), after DATA. Packets are encoded once,
+// so that the load takes little of the machine.
 type mta struct {
 	conn    net.Conn
 	r       *bufio.Reader

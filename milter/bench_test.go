@@ -17,20 +17,20 @@ import (
 	"github.com/sendas/sendas/contrib/lab"
 )
 
-// The benchmarks compare sendas with the least that a filter can do: one in C with libmilter, one in Go
-// with go-milter. Each filter is a process of its own and makes the same changes; they work in turn, in
-// rounds, and figures are medians of the rounds, so that a noisy machine is noisy for all. "xC-msgs" is sendas'
-// messages per second as a multiple of the filter's in C, "xC-cpu" the same of the CPU time that the filter itself
-// needs for a message; "xgo" compares with go-milter. B/op and allocs/op are those of the load generator, and an
-// operation is the whole contest.
+// The benchmarks compare sendas with the least that a filter can do: one in C with libmilter, one
+// in Go with go-milter. Each filter is a process of its own and makes the same changes; they work
+// in turn, in rounds, and figures are medians of the rounds, so that a noisy machine is noisy for
+// all. "xC-msgs" is sendas' messages per second as a multiple of the filter's in C, "xC-cpu" the
+// same of the CPU time that the filter itself needs for a message; "xgo" compares with go-milter.
+// B/op and allocs/op are those of the load generator, and an operation is the whole contest.
 
 const (
 	patience = time.Minute // bounds every wait; nothing takes this long unless it is broken
 	sessions = 4           // at once
 )
 
-// BenchmarkTransaction plays the milter protocol as Postfix does: sessions of many messages, each with
-// two recipients, fifteen header fields, and a From that must be changed.
+// BenchmarkTransaction plays the milter protocol as Postfix does: sessions of many messages, each
+// with two recipients, fifteen header fields, and a From that must be changed.
 func BenchmarkTransaction(b *testing.B) {
 	for _, clients := range []int{1, 20_000} {
 		b.Run(fmt.Sprintf("clients=%d", clients), func(b *testing.B) { transact(b, clients) })

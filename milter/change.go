@@ -9,9 +9,10 @@ import (
 	protocol "github.com/d--j/go-milter"
 )
 
-// changes tells the MTA what to change in a message, at its end (SMFIR_* of libmilter's mfdef.h). The library could do it, but
-// takes 8 kB of memory for each change since v0.10, and refuses some to MTAs whose version of the protocol is old, where
-// Postfix offers them in every version. What was not offered must not be asked for: see needs.
+// changes tells the MTA what to change in a message, at its end (SMFIR_* of libmilter's mfdef.h).
+// The library could do it, but takes 8 kB of memory for each change since v0.10, and refuses some
+// to MTAs whose version of the protocol is old, where Postfix offers them in every version. What
+// was not offered must not be asked for: see needs.
 type changes struct {
 	w   io.Writer
 	buf []byte

@@ -8,8 +8,8 @@ import (
 	"github.com/sendas/sendas/policy/limit"
 )
 
-// A Collector shows what is used of the limits of clients and identities. It looks when it is asked, so a message costs nothing more, and
-// what has left the configuration is gone at once.
+// A Collector shows what is used of the limits of clients and identities. It looks when it is
+// asked, so a message costs nothing more, and what has left the configuration is gone at once.
 type Collector struct{ status func() *Status }
 
 // NewCollector makes the collector of what [Tally.Status] says with the configuration in force.
@@ -18,7 +18,8 @@ func NewCollector(status func() *Status) *Collector { return &Collector{status: 
 // limitSeries are the series of one kind of limit.
 type limitSeries struct{ used, limit, left *prometheus.Desc }
 
-// newLimitSeries describes the series of a limit on who ("client", "identity"), which counts messages or recipients.
+// newLimitSeries describes the series of a limit on who ("client", "identity"), which counts
+// messages or recipients.
 func newLimitSeries(who string, k limit.Kind) limitSeries {
 	name := "sendas_" + who + "_" + string(k)
 	labels := []string{who, "per" /* the period as the configuration writes it: m, h, d, 6s */}

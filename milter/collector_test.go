@@ -57,7 +57,8 @@ sendas_identity_messages_used{identity="scan@contoso.com",per="h"} 5
 	}
 }
 
-// TestOverLimitCounters: what is over a limit is counted by whose limit it is and what becomes of it.
+// TestOverLimitCounters: what is over a limit is counted by whose limit it is and what becomes of
+// it.
 func TestOverLimitCounters(t *testing.T) {
 	m := NewMetrics(prometheus.NewRegistry())
 	m.Clients([]string{"printers"})

@@ -12,9 +12,10 @@ import (
 // clientLabel is the label that names a client.
 const clientLabel = "client"
 
-// A clientCounter is a CounterVec with a label for the client, of which each client of the configuration has some series from the
-// start: an increase from nothing to 1 is none for Prometheus. Those that have counted nothing yet are made when somebody looks,
-// and nothing is kept of them: with 20,000 clients they would be most of the memory of the milter.
+// A clientCounter is a CounterVec with a label for the client, of which each client of the
+// configuration has some series from the start: an increase from nothing to 1 is none for
+// Prometheus. Those that have counted nothing yet are made when somebody looks, and nothing is kept
+// of them: with 20,000 clients they would be most of the memory of the milter.
 type clientCounter struct {
 	*prometheus.CounterVec
 	desc    *prometheus.Desc
@@ -22,8 +23,8 @@ type clientCounter struct {
 	clients atomic.Pointer[[]string]
 }
 
-// newClientCounter makes a counter. start has the values of the labels behind that of the client, one row for each series that is there
-// from the start.
+// newClientCounter makes a counter. start has the values of the labels behind that of the client,
+// one row for each series that is there from the start.
 func newClientCounter(o prometheus.CounterOpts, labels []string, start ...[]string) *clientCounter {
 	c := &clientCounter{CounterVec: prometheus.NewCounterVec(o, labels)}
 	d := make(chan *prometheus.Desc, 1)
@@ -75,7 +76,8 @@ func (c *clientCounter) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// which returns the client of a series and which one it is of those that are there from the start, or -1.
+// which returns the client of a series and which one it is of those that are there from the start,
+// or -1.
 func (c *clientCounter) which(labels []*dto.LabelPair) (client string, index int) {
 	if i := slices.IndexFunc(labels, isClient); i >= 0 {
 		client = labels[i].GetValue()

@@ -12,7 +12,8 @@ import (
 	"github.com/sendas/sendas/policy"
 )
 
-// TestClientSeries: each client of the configuration has its series before anything is counted, and those that have counted stay.
+// TestClientSeries: each client of the configuration has its series before anything is counted, and
+// those that have counted stay.
 func TestClientSeries(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	m := NewMetrics(reg)

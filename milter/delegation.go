@@ -25,10 +25,10 @@ const (
 	maxAttributes = 100
 )
 
-// A PolicyServer answers Postfix's policy delegation protocol (SMTPD_POLICY_README), from the same policy as
-// the milter: refusals that do not depend on the header already at RCPT, and the way out of the message
-// as FILTER. It never says OK, so it opens nothing that Postfix' own restrictions close. The zero value is not
-// usable: fill in all fields, call Use.
+// A PolicyServer answers Postfix's policy delegation protocol (SMTPD_POLICY_README), from the same
+// policy as the milter: refusals that do not depend on the header already at RCPT, and the way out
+// of the message as FILTER. It never says OK, so it opens nothing that Postfix' own restrictions
+// close. The zero value is not usable: fill in all fields, call Use.
 type PolicyServer struct {
 	Log      *slog.Logger
 	Metrics  *Metrics
@@ -60,8 +60,8 @@ func (s *PolicyServer) Serve(ln net.Listener) error {
 	})
 }
 
-// Shutdown waits until Postfix has closed all connections or ctx ends, then closes what is left: smtpd(8)
-// connects again, to the next process. Close the listeners first.
+// Shutdown waits until Postfix has closed all connections or ctx ends, then closes what is left:
+// smtpd(8) connects again, to the next process. Close the listeners first.
 func (s *PolicyServer) Shutdown(ctx context.Context) {
 	done := make(chan struct{})
 	go func() { s.wg.Wait(); close(done) }()

@@ -160,7 +160,8 @@ func TestNotAPolicyRequest(t *testing.T) {
 	}
 }
 
-// TestPolicyShutdown: a connection that rests between two requests is closed in the end; smtpd(8) makes another one.
+// TestPolicyShutdown: a connection that rests between two requests is closed in the end; smtpd(8)
+// makes another one.
 func TestPolicyShutdown(t *testing.T) {
 	s, log := newPolicyServer(t)
 	ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "policy"))
@@ -193,8 +194,9 @@ func TestPolicyShutdown(t *testing.T) {
 	}
 }
 
-// TestFingerprints: what the policy service hears at RCPT reaches the milter at the end of the same session's
-// message, and no other's; where it heard nothing the message waits rather than leave under a wrong name.
+// TestFingerprints: what the policy service hears at RCPT reaches the milter at the end of the same
+// session's message, and no other's; where it heard nothing the message waits rather than leave
+// under a wrong name.
 func TestFingerprints(t *testing.T) {
 	s := start(t)
 	p := routed(t)
@@ -255,7 +257,8 @@ func TestSessionsForget(t *testing.T) {
 	})
 }
 
-// TestSessionsOnePerKey: what names no single session is not remembered, or one client would pass for another.
+// TestSessionsOnePerKey: what names no single session is not remembered, or one client would pass
+// for another.
 func TestSessionsOnePerKey(t *testing.T) {
 	here := netip.MustParseAddr("192.0.2.7")
 	for _, k := range []sessionKey{{}, {here, ""}, {here, "0"}, {here, "unknown"}, {here, "65536"}, {netip.Addr{}, "25"}} {

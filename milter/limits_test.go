@@ -56,7 +56,8 @@ func (s *site) counted(t *testing.T, key string, used, reserved int) {
 	})
 }
 
-// TestManyRecipients: of 600 recipients, the 501st is the first that is refused, and the message goes on with the others.
+// TestManyRecipients: of 600 recipients, the 501st is the first that is refused, and the message
+// goes on with the others.
 func TestManyRecipients(t *testing.T) {
 	for _, tc := range []struct {
 		on   quota.OnLimit
@@ -110,7 +111,8 @@ func (s *site) finish(c *protocol.ClientSession) *protocol.Action {
 	return act
 }
 
-// TestRefusedSender: a client over its messages is refused at MAIL, and one that has a place takes it until its message ends.
+// TestRefusedSender: a client over its messages is refused at MAIL, and one that has a place takes
+// it until its message ends.
 func TestRefusedSender(t *testing.T) {
 	s := startWith(t, newQuotas(quota.ClientLimit{Rates: quota.Rates{Messages: perDay(1)}, OnLimit: quota.DeferOver}))
 	first, _ := s.dial("10.2.0.9", "")
@@ -188,7 +190,8 @@ func TestNothingLeaks(t *testing.T) {
 	}
 }
 
-// TestIdentityLimits: whoever sends as an identity is counted for it, and a message that is over one limit counts for no other.
+// TestIdentityLimits: whoever sends as an identity is counted for it, and a message that is over
+// one limit counts for no other.
 func TestIdentityLimits(t *testing.T) {
 	both := quota.IdentityLimit{Address: "hr@contoso.com", Rates: quota.Rates{Messages: perDay(2)}, OnLimit: quota.RejectOver}
 	each := quota.IdentityLimit{Address: "*@Contoso.com", Rates: quota.Rates{Messages: perDay(1)}, OnLimit: quota.DeferOver}
@@ -221,7 +224,8 @@ func TestIdentityLimits(t *testing.T) {
 	}
 }
 
-// TestHeldIdentity: hold at an identity or a client accepts the message and counts it for none, unless the other one refuses.
+// TestHeldIdentity: hold at an identity or a client accepts the message and counts it for none,
+// unless the other one refuses.
 func TestHeldIdentity(t *testing.T) {
 	none, plenty := quota.Rates{Messages: perDay(1)}, quota.Rates{Messages: perDay(9)}
 	for _, tc := range []struct {
@@ -285,7 +289,8 @@ func TestFirstIdentityWins(t *testing.T) {
 	}
 }
 
-// TestRepliesAreAskedFor: Postfix waits for answers to MAIL and RCPT only where a limit may refuse there.
+// TestRepliesAreAskedFor: Postfix waits for answers to MAIL and RCPT only where a limit may refuse
+// there.
 func TestRepliesAreAskedFor(t *testing.T) {
 	refuses := quota.ClientLimit{Rates: quota.Rates{Messages: perDay(1)}, OnLimit: quota.DeferOver}
 	held := quota.ClientLimit{Rates: quota.Rates{Messages: perDay(1)}, OnLimit: quota.HoldOver}
@@ -308,7 +313,8 @@ func TestRepliesAreAskedFor(t *testing.T) {
 	}
 }
 
-// TestPeekCountsNothingTwice: the policy service is asked at RCPT, when the milter holds the message's place already.
+// TestPeekCountsNothingTwice: the policy service is asked at RCPT, when the milter holds the
+// message's place already.
 func TestPeekCountsNothingTwice(t *testing.T) {
 	q := newQuotas(quota.ClientLimit{Rates: quota.Rates{Messages: perDay(1), Recipients: perDay(1)}, OnLimit: quota.DeferOver})
 	s := startWith(t, q)
@@ -335,7 +341,8 @@ func TestPeekCountsNothingTwice(t *testing.T) {
 	}
 }
 
-// TestLimitsReloadedInTheMiddle: a message ends under the limits it began with, whatever becomes of them, and leaves no place taken.
+// TestLimitsReloadedInTheMiddle: a message ends under the limits it began with, whatever becomes of
+// them, and leaves no place taken.
 func TestLimitsReloadedInTheMiddle(t *testing.T) {
 	day, other := quota.Rates{Messages: perDay(5)}, quota.Rates{Messages: []limit.Rate{{N: 5, Per: time.Hour}}}
 	for _, tc := range []struct {

@@ -9,8 +9,9 @@ import (
 	"github.com/sendas/sendas/policy"
 )
 
-// Metrics are the series of what happens in the milter; [Collector] has those of its limits. Labels are names of the
-// configuration and words of this package and of package policy: never a stranger's text.
+// Metrics are the series of what happens in the milter; [Collector] has those of its limits. Labels
+// are names of the configuration and words of this package and of package policy: never a
+// stranger's text.
 type Metrics struct {
 	messages *clientCounter
 	asked    *clientCounter
@@ -91,7 +92,8 @@ func overStart() [][]string {
 	return list
 }
 
-// Clients makes the series of the clients exist before their first message. The list belongs to the Metrics from then on.
+// Clients makes the series of the clients exist before their first message. The list belongs to the
+// Metrics from then on.
 func (m *Metrics) Clients(names []string) {
 	for _, c := range []*clientCounter{m.messages, m.asked, m.rcpts, m.over} {
 		c.clients.Store(&names)

@@ -61,8 +61,8 @@ func (s *Server) Serve(ln net.Listener) error {
 	})
 }
 
-// session gives a connection a server of the library's of its own, because what its MTA is asked for depends on what that
-// offers, and on the limits in force.
+// session gives a connection a server of the library's of its own, because what its MTA is asked
+// for depends on what that offers, and on the limits in force.
 func (s *Server) session(c *buffered) {
 	o, err := c.offer()
 	if err != nil {
@@ -165,7 +165,8 @@ func (c *conn) Close() (err error) {
 	return err
 }
 
-// transaction is the message under way on a connection; the next one takes its place. The library runs it in one goroutine.
+// transaction is the message under way on a connection; the next one takes its place. The library
+// runs it in one goroutine.
 type transaction struct {
 	protocol.NoOpMilter
 	s       *Server
@@ -189,7 +190,8 @@ func (t *transaction) Connect(_, _ string, port uint16, addr string, _ protocol.
 	return protocol.RespContinue, nil
 }
 
-// Helo is called where Connect is. The MTA says of a certificate here, and the library forgets it after the first message.
+// Helo is called where Connect is. The MTA says of a certificate here, and the library forgets it
+// after the first message.
 func (t *transaction) Helo(_ string, m protocol.Modifier) (*protocol.Response, error) {
 	t.told.tls, t.told.subject = m.Get(protocol.MacroTlsVersion), m.Get(protocol.MacroCertSubject)
 	return protocol.RespContinue, nil
@@ -230,8 +232,8 @@ func (t *transaction) refuseSender(client string, over *quota.Overrun, now time.
 	return respond(reply)
 }
 
-// macros are what Postfix says of the one who speaks. They outlive the first message of a session, as the arguments of
-// Connect do not.
+// macros are what Postfix says of the one who speaks. They outlive the first message of a session,
+// as the arguments of Connect do not.
 type macros struct{ addr, port, login, subject, tls string }
 
 // macros returns what the MTA says by now.
@@ -266,8 +268,8 @@ func (t *transaction) peer(m protocol.Modifier) policy.Peer {
 	return p
 }
 
-// RcptTo collects a recipient, unless a limit refuses it: then the message goes on with those that it has. Postfix sends those
-// that it has accepted itself.
+// RcptTo collects a recipient, unless a limit refuses it: then the message goes on with those that
+// it has. Postfix sends those that it has accepted itself.
 func (t *transaction) RcptTo(to, _ string, _ protocol.Modifier) (*protocol.Response, error) {
 	if t.booking.Places != nil {
 		now := time.Now()

@@ -221,8 +221,8 @@ func TestTransactions(t *testing.T) {
 	}
 }
 
-// TestSeveralMessages sends several messages in one session: each is decided on its own, a refused and an
-// aborted one among them, and who the client is stays known.
+// TestSeveralMessages sends several messages in one session: each is decided on its own, a refused
+// and an aborted one among them, and who the client is stays known.
 func TestSeveralMessages(t *testing.T) {
 	s := start(t)
 	c, _ := s.dial("10.2.0.9", "")
@@ -284,8 +284,8 @@ func TestPieces(t *testing.T) {
 	}
 }
 
-// TestReloadInTheMiddle: a message is decided by the rules it began with. Nothing is answered before its end, so
-// only the transaction itself knows when it has begun.
+// TestReloadInTheMiddle: a message is decided by the rules it began with. Nothing is answered
+// before its end, so only the transaction itself knows when it has begun.
 func TestReloadInTheMiddle(t *testing.T) {
 	s := &Server{}
 	s.Use(rules(t, "scan@contoso.com"))

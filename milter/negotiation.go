@@ -10,16 +10,18 @@ import (
 	"github.com/sendas/sendas/policy"
 )
 
-// An offer is what an MTA begins a connection with (SMFIC_OPTNEG): the version of the milter protocol that it speaks, what
-// it lets a milter do, and which steps and replies it can leave out. No RFC tells; libmilter's mfdef.h and Postfix's
-// milter8.c do. Connections with equal offers are of one kind.
+// An offer is what an MTA begins a connection with (SMFIC_OPTNEG): the version of the milter
+// protocol that it speaks, what it lets a milter do, and which steps and replies it can leave out.
+// No RFC tells; libmilter's mfdef.h and Postfix's milter8.c do. Connections with equal offers are
+// of one kind.
 type offer struct {
 	version uint32
 	actions protocol.OptAction
 	steps   protocol.OptProtocol
 }
 
-// The versions that are served. Version 2 is that of Sendmail 8.12; 6, that of Sendmail 8.14, is the newest there is.
+// The versions that are served. Version 2 is that of Sendmail 8.12; 6, that of Sendmail 8.14, is
+// the newest there is.
 const (
 	oldestVersion = 2
 	newestVersion = protocol.MaxServerProtocolVersion
@@ -28,8 +30,9 @@ const (
 // Actions are what the milter asks Postfix to be allowed to do; "sendas doctor" knows it by them.
 const Actions = protocol.OptAddHeader | protocol.OptChangeHeader | protocol.OptChangeFrom | protocol.OptQuarantine
 
-// quiet are the steps and replies that no decision needs; the reply to the end of the message remains, and those to MAIL and RCPT where limits
-// have something to say there. Strangers are turned away earlier by the policy service, which costs one request more.
+// quiet are the steps and replies that no decision needs; the reply to the end of the message
+// remains, and those to MAIL and RCPT where limits have something to say there. Strangers are
+// turned away earlier by the policy service, which costs one request more.
 const (
 	quiet = protocol.OptNoConnect | protocol.OptNoHelo | protocol.OptNoData | protocol.OptNoEOH |
 		protocol.OptNoBody | protocol.OptNoUnknown | protocol.OptNoHeaderReply
@@ -52,12 +55,12 @@ func parseOffer(packet []byte) (offer, error) {
 	return o, nil
 }
 
-// choosesMacros reports whether the MTA sends the macros that it is asked for. One that does not has some by itself, which may
-// lack the client's address; the connection's own step has it.
+// choosesMacros reports whether the MTA sends the macros that it is asked for. One that does not
+// has some by itself, which may lack the client's address; the connection's own step has it.
 func (o offer) choosesMacros() bool { return o.actions&protocol.OptSetMacros != 0 }
 
-// terms returns what a connection is served on: what we ask for, as far as it is offered. What cannot be left out is
-// answered.
+// terms returns what a connection is served on: what we ask for, as far as it is offered. What
+// cannot be left out is answered.
 func (o offer) terms(early bool) (protocol.OptAction, protocol.OptProtocol) {
 	steps := quieter
 	if early {
@@ -170,7 +173,8 @@ func (s *Server) first(o offer) bool {
 	return true
 }
 
-// untold reports whether the MTA could not be asked who the client is, and has not told it by itself.
+// untold reports whether the MTA could not be asked who the client is, and has not told it by
+// itself.
 func (t *transaction) untold() bool {
 	return !t.offer.choosesMacros() && !t.req.Peer.Addr.IsValid() && t.req.Peer.Login == ""
 }

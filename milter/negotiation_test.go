@@ -14,8 +14,8 @@ import (
 	"github.com/sendas/sendas/milter/quota"
 )
 
-// oldMTA plays an MTA at the level of packets: it sends each step that it was not asked to leave out and waits for each reply
-// that it was not told to do without, as Postfix's milter8.c does.
+// oldMTA plays an MTA at the level of packets: it sends each step that it was not asked to leave
+// out and waits for each reply that it was not told to do without, as Postfix's milter8.c does.
 type oldMTA struct {
 	t      *testing.T
 	conn   net.Conn
@@ -72,7 +72,8 @@ func (m *oldMTA) read() (code byte, data string) {
 	return head[4], string(rest)
 }
 
-// step sends a step, unless it is left out, and wants to hear that it goes on, unless no reply is due.
+// step sends a step, unless it is left out, and wants to hear that it goes on, unless no reply is
+// due.
 func (m *oldMTA) step(code byte, data string, without, unanswered protocol.OptProtocol) {
 	m.t.Helper()
 	if m.answer.steps&without != 0 {
@@ -146,7 +147,8 @@ const (
 	hrFrom      = "From: hr@contoso.com"
 )
 
-// TestOffers: what an MTA cannot leave out is answered; what it does not let us do defers the messages that need it.
+// TestOffers: what an MTA cannot leave out is answered; what it does not let us do defers the
+// messages that need it.
 func TestOffers(t *testing.T) {
 	for _, tc := range []struct {
 		name         string
@@ -199,8 +201,8 @@ func TestOffers(t *testing.T) {
 	}
 }
 
-// TestOffersWithoutMacros: an MTA that cannot be asked for the client's address tells it when the connection begins, or the
-// message waits.
+// TestOffersWithoutMacros: an MTA that cannot be asked for the client's address tells it when the
+// connection begins, or the message waits.
 func TestOffersWithoutMacros(t *testing.T) {
 	const want = notAllowed + "ask who the client is (SMFIF_SETSYMLIST)" + hasToAllow
 	for _, tc := range []struct{ name, family, want string }{
@@ -241,7 +243,8 @@ func TestOffersToHold(t *testing.T) {
 	}
 }
 
-// TestOffersOfSpace: no version passes the first blank after a field's colon, and each puts one there again.
+// TestOffersOfSpace: no version passes the first blank after a field's colon, and each puts one
+// there again.
 func TestOffersOfSpace(t *testing.T) {
 	for _, o := range []offer{{2, all, 0x7f}, {6, all, 0x1fffff}} {
 		m := begin(t, start(t), o)
@@ -263,7 +266,8 @@ func TestOffersOfSpace(t *testing.T) {
 	}
 }
 
-// TestOffersRefused: what is no offer, or too old a one, costs its connection and one line in the log.
+// TestOffersRefused: what is no offer, or too old a one, costs its connection and one line in the
+// log.
 func TestOffersRefused(t *testing.T) {
 	s := start(t)
 	for _, tc := range []struct{ name, bytes, log string }{

@@ -11,7 +11,8 @@ import (
 	"github.com/sendas/sendas/policy/limit"
 )
 
-// TestClientLimits: a client over its limit is deferred, refused or held; others are not touched, and what is refused counts for nothing.
+// TestClientLimits: a client over its limit is deferred, refused or held; others are not touched,
+// and what is refused counts for nothing.
 func TestClientLimits(t *testing.T) {
 	day := func(n int) []limit.Rate { return []limit.Rate{{N: n, Per: 24 * time.Hour}} }
 	for _, tc := range []struct {
@@ -52,7 +53,8 @@ func TestClientLimits(t *testing.T) {
 	}
 }
 
-// TestLimitAtRcpt: the policy service says the same before the message comes, and counts nothing itself.
+// TestLimitAtRcpt: the policy service says the same before the message comes, and counts nothing
+// itself.
 func TestLimitAtRcpt(t *testing.T) {
 	s, _ := newPolicyServer(t)
 	counters := quota.New()

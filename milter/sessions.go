@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// Sessions tells the milter what only the policy delegation protocol knows of an SMTP session: the fingerprint of
-// the client certificate. Address and port of the client, as Postfix sees them, name the
-// session on both sides. The zero value is ready; methods are safe for concurrent use.
+// Sessions tells the milter what only the policy delegation protocol knows of an SMTP session: the
+// fingerprint of the client certificate. Address and port of the client, as Postfix sees them, name
+// the session on both sides. The zero value is ready; methods are safe for concurrent use.
 type Sessions struct {
 	mu    sync.Mutex // guards what follows
 	known map[sessionKey]session
@@ -21,8 +21,8 @@ type sessionKey struct {
 	port string
 }
 
-// unique tells whether the key names one session. A client behind a proxy may come without a port, and then
-// would be taken for another one from the same address.
+// unique reports whether the key names one session. A client behind a proxy may come without a
+// port, and then would be taken for another one from the same address.
 func (k sessionKey) unique() bool {
 	n, err := strconv.ParseUint(k.port, 10, 16)
 	return k.addr.IsValid() && err == nil && n > 0
@@ -33,8 +33,8 @@ type session struct {
 	at time.Time // of the last request
 }
 
-// certificate holds the fingerprints of a client certificate and of its public key, both empty where the
-// client has none.
+// certificate holds the fingerprints of a client certificate and of its public key, both empty
+// where the client has none.
 type certificate struct{ fingerprint, publicKey string }
 
 const (

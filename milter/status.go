@@ -13,11 +13,12 @@ import (
 // RecentMinutes is how far back [Recent] looks.
 const RecentMinutes = 15
 
-// actions are all that can become of a message; each is a key of the counts, also where nothing was counted.
+// actions are all that can become of a message; each is a key of the counts, also where nothing was
+// counted.
 var actions = policy.Actions()
 
-// A Tally counts decisions for [Status]; Server and PolicyServer share one. The zero value is ready, a nil one counts
-// nothing. It is safe for concurrent use.
+// A Tally counts decisions for [Status]; Server and PolicyServer share one. The zero value is
+// ready, a nil one counts nothing. It is safe for concurrent use.
 type Tally struct {
 	mu      sync.Mutex // guards what follows
 	clients map[string]*clientTally
@@ -94,8 +95,9 @@ type StatusInput struct {
 	Clients []string  // names, in the order of the configuration
 }
 
-// Status is what the milter shows of itself. Its JSON keys are stable: later versions add to them only. Moments are in UTC;
-// null is "never" or "not known". It holds no secret, no stranger's address, and of names only those of the configuration.
+// Status is what the milter shows of itself. Its JSON keys are stable: later versions add to them
+// only. Moments are in UTC; null is "never" or "not known". It holds no secret, no stranger's
+// address, and of names only those of the configuration.
 type Status struct {
 	Version    string           `json:"version"`
 	Time       time.Time        `json:"time"` // of this answer
@@ -113,7 +115,8 @@ type Counts struct {
 	LastMessage *time.Time               `json:"last_message"`
 }
 
-// Became returns how many came to an action, as people count: a recipient that was refused is a rejection too.
+// Became returns how many came to an action, as people count: a recipient that was refused is a
+// rejection too.
 func (c *Counts) Became(a policy.Action) uint64 {
 	n := c.Messages[a]
 	if a == policy.Reject {
@@ -220,7 +223,8 @@ func (t *Tally) recent(now time.Time) Recent {
 	return r
 }
 
-// identitiesOf tells of the addresses that have limits. What a pattern stands for is left out: strangers choose those addresses.
+// identitiesOf tells of the addresses that have limits. What a pattern stands for is left out:
+// strangers choose those addresses.
 func identitiesOf(q *quota.Desk, now time.Time) []IdentityStatus {
 	list := []IdentityStatus{}
 	for _, l := range q.Identities() {
@@ -235,8 +239,8 @@ func identitiesOf(q *quota.Desk, now time.Time) []IdentityStatus {
 	return list
 }
 
-// usageOf tells what a key has used of the limits in force, and whether nothing is left of one. Limits that the key has
-// not met yet are unused.
+// usageOf tells what a key has used of the limits in force, and whether nothing is left of one.
+// Limits that the key has not met yet are unused.
 func usageOf(q *quota.Desk, key string, quota quota.Rates, now time.Time) (list []LimitStatus, over bool) {
 	used := q.Used(key, now)
 	add := func(k limit.Kind, rates []limit.Rate) {
@@ -257,7 +261,8 @@ func usageOf(q *quota.Desk, key string, quota quota.Rates, now time.Time) (list 
 	return list, over
 }
 
-// moment makes null of a time that never was, and drops what nobody reads: the monotonic clock and parts of a second.
+// moment makes null of a time that never was, and drops what nobody reads: the monotonic clock and
+// parts of a second.
 func moment(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil

@@ -13,7 +13,8 @@ import (
 	"github.com/sendas/sendas/policy/limit"
 )
 
-// TestStatus: what the milter decides is counted by client and minute, and strangers' addresses are not kept.
+// TestStatus: what the milter decides is counted by client and minute, and strangers' addresses are
+// not kept.
 func TestStatus(t *testing.T) {
 	day := func(n int) quota.Rates { return quota.Rates{Messages: []limit.Rate{{N: n, Per: 24 * time.Hour}}} }
 	quotas := quota.NewDesk(quota.New())

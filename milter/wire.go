@@ -9,11 +9,11 @@ import (
 
 // buffered asks the kernel once for what the library reads and writes in small pieces. A message is
 // some forty packets, which Postfix sends in two or three writes of at most 4096 bytes (its
-// VSTREAM_BUFSIZE), the size of these buffers. The library reads each packet in two pieces and writes each
-// change in two: that took more time than all the rest.
+// VSTREAM_BUFSIZE), the size of these buffers. The library reads each packet in two pieces and
+// writes each change in two: that took more time than all the rest.
 //
-// It also looks at each packet before the library does, because go-milter v0.10.2 ends the whole process on one
-// that is cut short, and makes room for 512 MiB when one says so.
+// It also looks at each packet before the library does, because go-milter v0.10.2 ends the whole
+// process on one that is cut short, and makes room for 512 MiB when one says so.
 type buffered struct {
 	*conn
 	in   *bufio.Reader
@@ -23,7 +23,8 @@ type buffered struct {
 
 const bufferSize = 4096
 
-// maxPacket is what Postfix can have to say at once: a header field of header_size_limit (102400 bytes) with its name.
+// maxPacket is what Postfix can have to say at once: a header field of header_size_limit (102400
+// bytes) with its name.
 const maxPacket = 256 << 10
 
 // wrap gives a connection its buffers.
@@ -31,8 +32,9 @@ func wrap(k *conn) *buffered {
 	return &buffered{conn: k, in: bufio.NewReaderSize(k, bufferSize), out: bufio.NewWriterSize(k, bufferSize)}
 }
 
-// Read sends the answers before it waits for more. They need no flush when the connection is closed:
-// the library reads again after each whole answer, and one that breaks off with an error should not be seen.
+// Read sends the answers before it waits for more. They need no flush when the connection is
+// closed: the library reads again after each whole answer, and one that breaks off with an error
+// should not be seen.
 func (b *buffered) Read(p []byte) (int, error) {
 	if b.left == 0 {
 		n, err := b.next()

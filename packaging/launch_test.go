@@ -42,8 +42,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// launch does what systemd does between fork and exec for the settings of the unit (systemd.exec(5)), as far as they can be
-// had without systemd. It returns if something is wrong.
+// launch does what systemd does between fork and exec for the settings of the unit
+// (systemd.exec(5)), as far as they can be had without systemd. It returns if something is wrong.
 func launch(unit string) error {
 	runtime.LockOSThread() // what follows is each thread's own
 	u, err := readUnit(unit)
@@ -91,7 +91,7 @@ func readUnit(name string) (unit, error) {
 	return u, nil
 }
 
-// want tells whether the unit has the setting that is about to be put into force.
+// want reports whether the unit has the setting that is about to be put into force.
 func (u unit) want(key, value string) error {
 	if !slices.Equal(u[key], []string{value}) {
 		return fmt.Errorf("%s= is %q, and this test knows %q alone", key, u[key], value)
@@ -141,8 +141,8 @@ func confine(program []bpf.RawInstruction) error {
 	return unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&fprog)), 0, 0)
 }
 
-// filter makes the filter of SystemCallFilter= and RestrictAddressFamilies=. Where the unit answers a call that is not allowed with
-// an error, this one ends the process: it shall need none.
+// filter makes the filter of SystemCallFilter= and RestrictAddressFamilies=. Where the unit answers
+// a call that is not allowed with an error, this one ends the process: it shall need none.
 func (u unit) filter() ([]bpf.RawInstruction, error) {
 	numbers, err := callNumbers()
 	if err != nil {

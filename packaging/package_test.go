@@ -51,7 +51,8 @@ func machine() string {
 	return "x86_64"
 }
 
-// command returns a function that runs a program with more in its environment, and returns what it says.
+// command returns a function that runs a program with more in its environment, and returns what it
+// says.
 func command(env ...string) func(name string, args ...string) (string, error) {
 	return func(name string, args ...string) (string, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), buildTime)

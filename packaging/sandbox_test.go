@@ -22,8 +22,9 @@ import (
 // patience bounds every wait.
 const patience = 2 * time.Minute
 
-// A sandboxed service is the program below what its unit allows: user, file system, capabilities, system calls and
-// address families are set as systemd sets them, by TestMain in another process of this test (see launch_test.go).
+// A sandboxed service is the program below what its unit allows: user, file system, capabilities,
+// system calls and address families are set as systemd sets them, by TestMain in another process of
+// this test (see launch_test.go).
 type sandboxed struct {
 	t       *testing.T
 	dir     string

@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// TestBounceOfBounce: what Postfix's bounce of a bounce looks like ends here, and nothing else does.
+// TestBounceOfBounce: what Postfix's bounce of a bounce looks like ends here, and nothing else
+// does.
 func TestBounceOfBounce(t *testing.T) {
 	s := contoso()
 	s.Clients = append(s.Clients, ClientSettings{Name: "this-host", Networks: []string{"127.0.0.0/8", "::1"}, From: "scan@contoso.com"})

@@ -12,7 +12,8 @@ import (
 )
 
 // A Client is a device or application that sends to Postfix. Every kind of condition it lists must
-// hold: one of the networks, one of the logins, one of the certificates' subjects, one of the fingerprints.
+// hold: one of the networks, one of the logins, one of the certificates' subjects, one of the
+// fingerprints.
 type Client struct {
 	Name           string
 	Networks       []netip.Prefix
@@ -30,7 +31,7 @@ type Client struct {
 	noReplyTo   bool
 }
 
-// maySend tells whether the client may ask for the address at all.
+// maySend reports whether the client may ask for the address at all.
 func (c *Client) maySend(a address.Spec) bool {
 	return len(c.Senders) == 0 || slices.ContainsFunc(c.Senders, func(p address.Pattern) bool { return p.Match(a) })
 }
@@ -70,9 +71,9 @@ func (p Peer) String() string {
 	return p.Addr.String()
 }
 
-// fingerprint returns a fingerprint in the form in which they are compared, and "" for what is none: SHA-1,
-// SHA-256, SHA-384 or SHA-512 in hexadecimal, with or without colons. MD5 is none: two certificates can be made
-// to have the same.
+// fingerprint returns a fingerprint in the form in which they are compared, and "" for what is
+// none: SHA-1, SHA-256, SHA-384 or SHA-512 in hexadecimal, with or without colons. MD5 is none: two
+// certificates can be made to have the same.
 func fingerprint(s string) string {
 	if s == "" {
 		return ""
@@ -199,7 +200,8 @@ func (x *clientIndex) firstOf(candidates []int, p *Peer, best int) int {
 	return best
 }
 
-// is tells whether the peer, as find has prepared it, meets every kind of condition that the client lists.
+// is reports whether the peer, as find has prepared it, meets every kind of condition that the
+// client lists.
 func (c *Client) is(p *Peer) bool {
 	has := func(list []string, values ...string) bool {
 		return len(list) == 0 || slices.ContainsFunc(values, func(v string) bool { return v != "" && slices.Contains(list, v) })

@@ -13,7 +13,8 @@ import (
 	"github.com/sendas/sendas/policy/corpus"
 )
 
-// corpusSite is the site that the corpus is written for; contrib/lab has the same as a configuration file.
+// corpusSite is the site that the corpus is written for; contrib/lab has the same as a
+// configuration file.
 func corpusSite() Settings {
 	return Settings{
 		Domains: []string{"contoso.com"},
@@ -79,7 +80,8 @@ func corpusRequest(c *corpus.Case, m corpus.Message) *Request {
 	return r
 }
 
-// withoutRoute drops a source route (RFC 5321, appendix C) from an envelope address, as smtpd(8) does.
+// withoutRoute drops a source route (RFC 5321, appendix C) from an envelope address, as smtpd(8)
+// does.
 func withoutRoute(addr string) string {
 	if route, rest, ok := strings.Cut(addr, ":"); ok && strings.HasPrefix(route, "@") {
 		return rest
@@ -87,7 +89,8 @@ func withoutRoute(addr string) string {
 	return addr
 }
 
-// applyChanges does what cleanup(8) does: one change after the other, and a deleted field no longer counts.
+// applyChanges does what cleanup(8) does: one change after the other, and a deleted field no longer
+// counts.
 func applyChanges(t *testing.T, m corpus.Message, changes []HeaderChange) corpus.Message {
 	t.Helper()
 	m.Fields = slices.Clone(m.Fields)
@@ -160,8 +163,8 @@ func checkChanges(t *testing.T, sent, left corpus.Message, d *Decision) {
 	}
 }
 
-// checkValue checks a value that we write: printable ASCII, in lines that RFC 5322 allows, encoded words no longer
-// than RFC 2047 allows.
+// checkValue checks a value that we write: printable ASCII, in lines that RFC 5322 allows, encoded
+// words no longer than RFC 2047 allows.
 func checkValue(t *testing.T, c HeaderChange) {
 	t.Helper()
 	if bad := addresstest.BadValue(c.Value); bad != "" {

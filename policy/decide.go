@@ -49,18 +49,20 @@ type Decision struct {
 	Client   *Client      // nil where none matched
 	Asked    address.Spec // the sender that was wanted; may be zero
 	Identity address.Spec // as whom it leaves; zero unless accepted
-	// Mailbox is the one that the message leaves through, User who authenticates. They are nil and zero where
-	// the message leaves by a connector or directly. Of a pool they are the first one's: which one it will be is not known yet.
+	// Mailbox is the one that the message leaves through, User who authenticates. They are nil and
+	// zero where the message leaves by a connector or directly. Of a pool they are the first one's:
+	// which one it will be is not known yet.
 	Mailbox *Mailbox
 	User    address.Spec
 	Pool    int // how many mailboxes may send as Identity; 0 where none has to
-	// Route is the way out, that of the tenant's own recipients if External says that the others leave another way.
-	// It is nil where no client matched.
+	// Route is the way out, that of the tenant's own recipients if External says that the others
+	// leave another way. It is nil where no client matched.
 	Route    *Route
 	External *Route
 	Sender   string // the new envelope sender; "" leaves it as it is
-	// NoBounce is for a message that came with the null sender and leaves with another one: nothing may answer it with a bounce, or
-	// two refusals would chase each other for ever. Sender has the mark then by which Postfix's bounce of it is known.
+	// NoBounce is for a message that came with the null sender and leaves with another one: nothing
+	// may answer it with a bounce, or two refusals would chase each other for ever. Sender has the
+	// mark then by which Postfix's bounce of it is known.
 	NoBounce bool
 	Discard  bool // it is a bounce of such a message, and ends here
 	Changes  []HeaderChange
@@ -68,13 +70,13 @@ type Decision struct {
 	Reasons  []Reason
 }
 
-// Rewritten tells whether the message leaves as another sender than it asked for.
+// Rewritten reports whether the message leaves as another sender than it asked for.
 func (d *Decision) Rewritten() bool {
 	return d.Action == Accept && !d.Asked.Same(d.Identity)
 }
 
-// Through names the mailbox that the message leaves through: "erp1@contoso.com", or "erp1@contoso.com (one of 3)" where several
-// may send as the identity; "" where it needs none.
+// Through names the mailbox that the message leaves through: "erp1@contoso.com", or
+// "erp1@contoso.com (one of 3)" where several may send as the identity; "" where it needs none.
 func (d *Decision) Through() string { return through(d.User, d.Pool) }
 
 func through(user address.Spec, pool int) string {
@@ -88,7 +90,8 @@ func through(user address.Spec, pool int) string {
 // Reply is nil when it is one.
 func (p *Rules) Admit(peer Peer) (*Client, *Reply) {
 	if peer.NoFingerprint && p.clients.fingerprints {
-		// Without it the peer could be taken for another client, and its mail leave under a wrong name.
+		// Without it the peer could be taken for another client, and its mail leave under a wrong
+		// name.
 		return nil, later("4.3.5", "the relay does not know the fingerprint of the client certificate; its administrator has to add "+
 			"check_policy_service unix:sendas/policy to smtpd_recipient_restrictions")
 	}
@@ -201,7 +204,7 @@ func (p *Rules) route(r *Request, d *Decision) bool {
 	return true
 }
 
-// bySubmission tells whether some of the message leaves through a mailbox.
+// bySubmission reports whether some of the message leaves through a mailbox.
 func (d *Decision) bySubmission() bool { return d.Route.Type == Submission || d.External != nil }
 
 // authorise answers the two questions apart: may the client ask for it, and does the

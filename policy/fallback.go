@@ -109,7 +109,8 @@ func (b *builder) from(path, text string, r *Route) fallback {
 	return f
 }
 
-// cutTemplate takes the template out of "scan+{local}@contoso.com": "scan@contoso.com" and "+{local}".
+// cutTemplate takes the template out of "scan+{local}@contoso.com": "scan@contoso.com" and
+// "+{local}".
 func cutTemplate(text string) (base, tail string, ok bool) {
 	if !strings.ContainsAny(text, "{}") {
 		return text, "", true

@@ -53,8 +53,8 @@ var usedLengths = func() (lengths [32]bool) {
 	return lengths
 }()
 
-// Wants reports whether a decision depends on fields of that name, whatever its case. Nothing else of a message needs to be
-// kept, but for what is [TooLong].
+// Wants reports whether a decision depends on fields of that name, whatever its case. Nothing else
+// of a message needs to be kept, but for what is [TooLong].
 func Wants(name string) bool {
 	if len(name) >= len(usedLengths) || !usedLengths[len(name)] {
 		return false
@@ -63,8 +63,9 @@ func Wants(name string) bool {
 	return ok
 }
 
-// maxValue is how long the value of a field may be, whatever its name: Exchange refuses a longer one for good ("5.6.211
-// Invalid MIME Content: Single text value size (33061) exceeded allowed maximum (32768)", "5.6.0 … IMC53").
+// maxValue is how long the value of a field may be, whatever its name: Exchange refuses a longer
+// one for good ("5.6.211 Invalid MIME Content: Single text value size (33061) exceeded allowed
+// maximum (32768)", "5.6.0 … IMC53").
 const maxValue = 32768
 
 // TooLong reports whether Exchange would refuse a field with this value.
@@ -84,8 +85,8 @@ func firstTooLong(list []Field) *Field {
 	return nil
 }
 
-// mend makes fields leave whole that would leave broken, and one of those that a message may have once: receivers refuse mail
-// with two To fields for good.
+// mend makes fields leave whole that would leave broken, and one of those that a message may have
+// once: receivers refuse mail with two To fields for good.
 func (h *header) mend(list []HeaderChange) []HeaderChange {
 	for i, f := range h.other {
 		u := uses[f.key]
@@ -122,7 +123,8 @@ func (h *header) named(key string, i int) []numbered {
 	return list
 }
 
-// fitted returns the value as it may leave: in lines that are not too long, with no more message ids than Exchange takes.
+// fitted returns the value as it may leave: in lines that are not too long, with no more message
+// ids than Exchange takes.
 func fitted(name, value string, u use) string {
 	if u.shortened && TooLong(value) {
 		value = shorten(value)
@@ -133,8 +135,9 @@ func fitted(name, value string, u use) string {
 	return value
 }
 
-// shorten drops message ids of a thread from the middle, until Exchange takes the rest and readers still find the thread: by its
-// beginning, and by the latest ones (RFC 5537, section 3.4.4, words the same need of news).
+// shorten drops message ids of a thread from the middle, until Exchange takes the rest and readers
+// still find the thread: by its beginning, and by the latest ones (RFC 5537, section 3.4.4, words
+// the same need of news).
 func shorten(value string) string {
 	ids := strings.Fields(strings.ReplaceAll(value, "><", "> <"))
 	if len(ids) == 0 {
@@ -152,7 +155,8 @@ func shorten(value string) string {
 	return strings.Join(slices.Insert(ids[first:], 0, ids[0]), " ")
 }
 
-// oneOf returns the value that the only one of several fields shall have. It is not ok where an address could get lost.
+// oneOf returns the value that the only one of several fields shall have. It is not ok where an
+// address could get lost.
 func oneOf(fields []numbered, u use) (value string, ok bool) {
 	var values []string
 	for _, f := range fields {
@@ -172,8 +176,8 @@ func oneOf(fields []numbered, u use) (value string, ok bool) {
 	return fields[0].Value, true
 }
 
-// join makes one list of addresses of several. What is well formed stays as it was written, and what is not is written anew
-// where one could be taken for a part of the other.
+// join makes one list of addresses of several. What is well formed stays as it was written, and
+// what is not is written anew where one could be taken for a part of the other.
 func join(name string, values []string) (string, bool) {
 	joined := address.Refold(name, strings.Join(values, ",\n "), true)
 	if !slices.ContainsFunc(values, func(v string) bool { return !wellFormedList(v) && !closedList(v) }) {
@@ -190,12 +194,14 @@ func join(name string, values []string) (string, bool) {
 	return address.WriteList(name, all), true
 }
 
-// closedList reports whether a text, well formed or not, ends there for every reader: what is opened in it is closed.
+// closedList reports whether a text, well formed or not, ends there for every reader: what is
+// opened in it is closed.
 func closedList(v string) bool {
 	return readable(v) && !strings.ContainsAny(v, `"\\()<>:;`)
 }
 
-// settle leaves one of the fields, the first that has the value, or else the first, and lets it leave as the value says.
+// settle leaves one of the fields, the first that has the value, or else the first, and lets it
+// leave as the value says.
 func settle(list []HeaderChange, fields []numbered, value, leaves string) []HeaderChange {
 	kept := max(0, slices.IndexFunc(fields, func(f numbered) bool { return f.Value == value }))
 	for i, f := range slices.Backward(fields) {
@@ -209,15 +215,15 @@ func settle(list []HeaderChange, fields []numbered, value, leaves string) []Head
 	return list
 }
 
-// unanswerable reports whether a field names addresses, and nobody can answer to any of them. They are judged as the one in
-// From, which would not become a Reply-To.
+// unanswerable reports whether a field names addresses, and nobody can answer to any of them. They
+// are judged as the one in From, which would not become a Reply-To.
 func unanswerable(value string) bool {
 	list := address.ParseWhole(value)
 	return len(list) > 0 && !slices.ContainsFunc(list, func(e address.Named) bool { return e.Spec.Answerable() })
 }
 
-// replyTo makes answers go where they would have gone, or where the client's reply_to says. Nothing should
-// answer what came with the null sender. A Reply-To that nobody can answer counts as none.
+// replyTo makes answers go where they would have gone, or where the client's reply_to says. Nothing
+// should answer what came with the null sender. A Reply-To that nobody can answer counts as none.
 func (h *header) replyTo(list []HeaderChange, c *Client, rewritten bool) []HeaderChange {
 	fields := h.named("reply-to", 0)
 	value, leaves, open := h.answers(fields)
@@ -249,9 +255,10 @@ func dropAll(list []HeaderChange, fields []numbered) []HeaderChange {
 	return list
 }
 
-// answers returns what a message says of where answers go, and how that leaves: a malformed one anew, since Exchange Online
-// has refused messages since 2018 for an address without brackets or a bare @ in a display name ("Improvements in the SMTP AUTH
-// client submission protocol"). One without any address would be as bad; it goes. It is open where that leaves room for another
+// answers returns what a message says of where answers go, and how that leaves: a malformed one
+// anew, since Exchange Online has refused messages since 2018 for an address without brackets or a
+// bare @ in a display name ("Improvements in the SMTP AUTH client submission protocol"). One
+// without any address would be as bad; it goes. It is open where that leaves room for another
 // address: not where there was text without any, of which nobody knows what it meant.
 func (h *header) answers(fields []numbered) (value, leaves string, open bool) {
 	if !h.has("reply-to") {
@@ -271,7 +278,8 @@ func (h *header) answers(fields []numbered) (value, leaves string, open bool) {
 	return "", address.WriteList("Reply-To", all), false
 }
 
-// wellFormedList tells whether a field holds a strict list of addresses, or groups of them, in ASCII.
+// wellFormedList reports whether a field holds a strict list of addresses, or groups of them, in
+// ASCII.
 func wellFormedList(value string) bool {
 	if !readable(value) {
 		return false

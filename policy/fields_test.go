@@ -11,7 +11,8 @@ import (
 	"github.com/sendas/sendas/policy/address"
 )
 
-// TestFieldsThatStandOnce: several become one, and no address gets lost; where one could, all stay as they are.
+// TestFieldsThatStandOnce: several become one, and no address gets lost; where one could, all stay
+// as they are.
 func TestFieldsThatStandOnce(t *testing.T) {
 	p := mustPolicy(t, contoso())
 	for _, tc := range []struct{ what, header, want string }{
@@ -48,7 +49,8 @@ func TestFieldsThatStandOnce(t *testing.T) {
 	}
 }
 
-// TestTooLong: what Exchange would refuse for its length is refused while the device listens, or is shortened, or goes anyway.
+// TestTooLong: what Exchange would refuse for its length is refused while the device listens, or is
+// shortened, or goes anyway.
 func TestTooLong(t *testing.T) {
 	p := mustPolicy(t, contoso())
 	decide := func(header string) Decision {
@@ -91,8 +93,8 @@ func TestTooLong(t *testing.T) {
 	}
 }
 
-// FuzzLists holds for any bytes in two To fields and a Reply-To: what leaves is no other field, and has all addresses that were
-// there, in the eyes of another reader than the one that wrote it.
+// FuzzLists holds for any bytes in two To fields and a Reply-To: what leaves is no other field, and
+// has all addresses that were there, in the eyes of another reader than the one that wrote it.
 func FuzzLists(f *testing.F) {
 	f.Add("a@b.com", "c@d.com", "e@f.com g@h.com")
 	f.Add("\"a <a@b.com>", "x (y <c@d.com>", "<e@f.com> <g@h.com>")

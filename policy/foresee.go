@@ -4,8 +4,9 @@ package policy
 type Forecast struct {
 	Client *Client // nil where none matched
 	Reply  *Reply  // with what [Rules.Decide] would surely refuse the message; nil where it depends on the header
-	// Filter is the transport and next-hop for the whole message, "" where Postfix finds the way
-	// by its tables. It is the same for every recipient and every sender of a client, because Postfix keeps the last one.
+	// Filter is the transport and next-hop for the whole message, "" where Postfix finds the way by
+	// its tables. It is the same for every recipient and every sender of a client, because Postfix
+	// keeps the last one.
 	Filter  string
 	Reasons []Reason
 }
@@ -23,8 +24,9 @@ func (p *Rules) Foresee(r *Request) Forecast {
 	return f
 }
 
-// filter tells which clients' mail does not go the way that Postfix's tables say. Where a client has a direct route,
-// transport_maps sends mail for own recipients there, so the others' mail has to be kept out of it.
+// filter tells which clients' mail does not go the way that Postfix's tables say. Where a client
+// has a direct route, transport_maps sends mail for own recipients there, so the others' mail has
+// to be kept out of it.
 func (p *Rules) filter(c *Client) string {
 	switch {
 	case c.Route.Type == Connector:

@@ -14,8 +14,8 @@ import (
 // maxFrom is how many From fields we still repair; a message with more is an attack.
 const maxFrom = 20
 
-// maxFields is the same for all fields that a decision reads, taken together. There are programs that write a To for each of
-// the recipients, of which Exchange Online takes 1,000.
+// maxFields is the same for all fields that a decision reads, taken together. There are programs
+// that write a To for each of the recipients, of which Exchange Online takes 1,000.
 const maxFields = 2000
 
 // header is what a decision needs to know of a message's header.
@@ -63,7 +63,8 @@ func readHeader(r *Request) header {
 			}
 		}
 	}
-	// One that cannot be read may not be used: the identity takes its place. It is not the null sender, whose mail no person sent.
+	// One that cannot be read may not be used: the identity takes its place. It is not the null
+	// sender, whose mail no person sent.
 	h.null = isNull(r.Sender)
 	var err error
 	if h.sender, err = address.Parse(r.Sender); err != nil {
@@ -76,7 +77,8 @@ func readHeader(r *Request) header {
 	return h
 }
 
-// isNull reports whether an envelope sender is the null one: RFC 5321, section 4.5.5, has no other form of it than "<>".
+// isNull reports whether an envelope sender is the null one: RFC 5321, section 4.5.5, has no other
+// form of it than "<>".
 func isNull(sender string) bool {
 	s := strings.TrimSpace(sender)
 	return s == "" || s == "<>"
@@ -105,10 +107,11 @@ func (h *header) changes(r *Request, c *Client, id address.Spec) []HeaderChange 
 	return h.dropFalseSignatures(list)
 }
 
-// dropTLSRequired deletes each TLS-Required field, whatever it says: with "no" a device asks every server on the way to
-// deliver without TLS or to whoever answers (RFC 8689, section 5), and that is not for a device to decide. Postfix from 3.10
-// on obeys as soon as it has read the field, before a milter can take it out, so on this host tls_required_enable = no
-// guards the token; this keeps the wish from the servers behind it.
+// dropTLSRequired deletes each TLS-Required field, whatever it says: with "no" a device asks every
+// server on the way to deliver without TLS or to whoever answers (RFC 8689, section 5), and that is
+// not for a device to decide. Postfix from 3.10 on obeys as soon as it has read the field, before a
+// milter can take it out, so on this host tls_required_enable = no guards the token; this keeps the
+// wish from the servers behind it.
 func (h *header) dropTLSRequired(list []HeaderChange) []HeaderChange {
 	for _, f := range slices.Backward(h.other) {
 		if f.key == "tls-required" {
@@ -148,7 +151,7 @@ func (h *header) displayName() string {
 	return ""
 }
 
-// wellFormed tells whether a From field may leave byte for byte: sendas could have written it
+// wellFormed reports whether a From field may leave byte for byte: sendas could have written it
 // itself, with the identity as its address and a display name that pretends nothing. That other
 // parsers take it as well is not enough.
 func wellFormed(value string, e address.Named, id address.Spec) bool {
@@ -200,7 +203,7 @@ func (h *header) keepOriginal(list []HeaderChange) []HeaderChange {
 	return append(list, HeaderChange{Op: Add, Name: "X-Original-From", Value: address.EncodeText("X-Original-From", text)})
 }
 
-// has tells whether a field of that name is there and not empty.
+// has reports whether a field of that name is there and not empty.
 func (h *header) has(key string) bool {
 	return slices.ContainsFunc(h.other, func(f numbered) bool { return f.key == key && strings.TrimSpace(f.Value) != "" })
 }

@@ -19,10 +19,11 @@ type Mailbox struct {
 	pool bool // other mailboxes may share an address with it
 }
 
-// Pattern tells whether each sender of a domain is a mailbox of its own.
+// Pattern reports whether each sender of a domain is a mailbox of its own.
 func (m *Mailbox) Pattern() bool { return m.Address.IsZero() }
 
-// owned is an address and who may send as it. A site has many: what a look-up alone knows stands in identity.
+// owned is an address and who may send as it. A site has many: what a look-up alone knows stands in
+// identity.
 type owned struct {
 	addr    address.Spec // as the configuration writes it
 	mailbox *Mailbox     // nil: not by submission
@@ -52,8 +53,8 @@ func (p *Rules) byMailbox(a address.Spec) (identity, bool) {
 	return identity{}, false
 }
 
-// onRoute finds out whether the route lets us use the address. For a direct route, external says whether
-// some recipients leave by submission, which then has to allow it too.
+// onRoute finds out whether the route lets us use the address. For a direct route, external says
+// whether some recipients leave by submission, which then has to allow it too.
 func (p *Rules) onRoute(r *Route, a address.Spec, external bool) (identity, bool) {
 	if id, ok := p.byMailbox(a); ok || r.Type == Submission || external {
 		return id, ok
@@ -64,16 +65,17 @@ func (p *Rules) onRoute(r *Route, a address.Spec, external bool) (identity, bool
 	return identity{owned: owned{addr: a}}, true
 }
 
-// verifiedSender tells whether the tenant's MX endpoint knows the address as one of ours.
+// verifiedSender reports whether the tenant's MX endpoint knows the address as one of ours.
 func (p *Rules) verifiedSender(a address.Spec) bool {
 	return sendable(a) && p.domains[address.ASCIIDomain(a.Domain)]
 }
 
-// sendable tells whether an address that nobody wrote into the configuration may be a sender: nothing
-// that needs quotes, so that no two programs can read it differently.
+// sendable reports whether an address that nobody wrote into the configuration may be a sender:
+// nothing that needs quotes, so that no two programs can read it differently.
 func sendable(a address.Spec) bool { return a.Valid() && address.IsDotAtom(a.Local) }
 
-// withPlus leaves those mailboxes of an identity that may send as its plus addresses too, and tells whether there are any.
+// withPlus leaves those mailboxes of an identity that may send as its plus addresses too, and
+// reports whether there are any.
 func (o *owned) withPlus() bool {
 	if len(o.others) == 0 {
 		return o.mailbox.plus
@@ -86,10 +88,11 @@ func (o *owned) withPlus() bool {
 	return true
 }
 
-// has tells whether the mailbox is one of those that may send as the identity.
+// has reports whether the mailbox is one of those that may send as the identity.
 func (o *owned) has(m *Mailbox) bool { return o.mailbox == m || slices.Contains(o.others, m) }
 
-// mailboxes returns who may send as the identity: several in a pool, none where no mailbox is needed. The slice is the caller's.
+// mailboxes returns who may send as the identity: several in a pool, none where no mailbox is
+// needed. The slice is the caller's.
 func (o *owned) mailboxes() []*Mailbox {
 	if o.mailbox == nil {
 		return nil
@@ -97,9 +100,10 @@ func (o *owned) mailboxes() []*Mailbox {
 	return append([]*Mailbox{o.mailbox}, o.others...)
 }
 
-// MailboxesFor returns the mailboxes that may send as the address, in the order of the settings, and who authenticates for the first
-// of them. More than one are a pool: each message leaves through the one that can send soonest, and authenticates as that. There are none
-// where nobody may. The slice is the caller's.
+// MailboxesFor returns the mailboxes that may send as the address, in the order of the settings,
+// and who authenticates for the first of them. More than one are a pool: each message leaves
+// through the one that can send soonest, and authenticates as that. There are none where nobody
+// may. The slice is the caller's.
 func (p *Rules) MailboxesFor(a address.Spec) ([]*Mailbox, address.Spec) {
 	id, _ := p.byMailbox(a)
 	return id.mailboxes(), id.user()
@@ -107,7 +111,8 @@ func (p *Rules) MailboxesFor(a address.Spec) ([]*Mailbox, address.Spec) {
 
 // Listed returns the words of the settings by which some mailbox may send as the address, "" where
 // none may: the address in one form, "scan+*@contoso.com" for a plus address, "*@contoso.com" for a
-// pattern. Strangers choose addresses; there are no more answers than the settings have lines, twice.
+// pattern. Strangers choose addresses; there are no more answers than the settings have lines,
+// twice.
 func (p *Rules) Listed(a address.Spec) string {
 	if o, ok := p.identities[a.Key()]; ok {
 		return o.addr.String()
@@ -146,15 +151,15 @@ func (p *Rules) Pools() []Pool {
 	return list
 }
 
-// External tells whether a recipient is outside of the tenant, for Microsoft's limits on external recipients: not in a verified
-// domain, for all that this configuration knows. A domain below a verified one counts as outside. However odd the local part is,
-// the domain alone decides.
+// External reports whether a recipient is outside of the tenant, for Microsoft's limits on external
+// recipients: not in a verified domain, for all that this configuration knows. A domain below a
+// verified one counts as outside. However odd the local part is, the domain alone decides.
 func (p *Rules) External(rcpt string) bool {
 	return !p.domains[address.ASCIIDomain(rcpt[strings.LastIndexByte(rcpt, '@')+1:])]
 }
 
-// MailboxFor returns the mailbox that may send as the address and who authenticates for it, or nil. Of a pool it is the
-// first one; see MailboxesFor.
+// MailboxFor returns the mailbox that may send as the address and who authenticates for it, or nil.
+// Of a pool it is the first one; see MailboxesFor.
 func (p *Rules) MailboxFor(a address.Spec) (*Mailbox, address.Spec) {
 	id, _ := p.byMailbox(a)
 	return id.mailbox, id.user()

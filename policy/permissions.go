@@ -139,7 +139,7 @@ func (b *permissionBuilder) addGrant(r permissionRow, grant func(*Grants, addres
 	return nil
 }
 
-// first tells whether the address comes for the first time, and notes it.
+// first reports whether the address comes for the first time, and notes it.
 func (b *permissionBuilder) first(mailbox, address string) bool {
 	k := [2]string{mailbox, address}
 	if b.seen[k] {

@@ -299,7 +299,8 @@ func TestTooManyFrom(t *testing.T) {
 	}
 }
 
-// TestHostileLengths: what costs the parser most is over at once; without a bound it would take hours.
+// TestHostileLengths: what costs the parser most is over at once; without a bound it would take
+// hours.
 func TestHostileLengths(t *testing.T) {
 	p := mustPolicy(t, contoso())
 	for _, unit := range []string{`<`, `"`, `(`, `<"\"`, `("\"`, `\"`, `,`, `<(`, `a@b.c,`, `=?utf-8?q?`, `a@`, `:`, " "} {

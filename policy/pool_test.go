@@ -9,7 +9,8 @@ import (
 	"github.com/sendas/sendas/policy/address"
 )
 
-// poolSettings is three mailboxes that may send as billing@, two of which as hr@ too; erp1@ is itself shared.
+// poolSettings is three mailboxes that may send as billing@, two of which as hr@ too; erp1@ is
+// itself shared.
 func poolSettings() Settings {
 	return Settings{
 		Domains: []string{"contoso.com", "contoso.onmicrosoft.com", "bücher.example"}, AllowOnMicrosoft: true, Submission: "smtp.office365.com:587",
@@ -114,8 +115,8 @@ func TestPoolSettings(t *testing.T) {
 	}
 }
 
-// TestPoolPermissions: mailboxes with pool share what Exchange Online says they may send as; of others the first has it, and what the
-// configuration says stays.
+// TestPoolPermissions: mailboxes with pool share what Exchange Online says they may send as; of
+// others the first has it, and what the configuration says stays.
 func TestPoolPermissions(t *testing.T) {
 	s := poolSettings()
 	grant := func(list ...string) (g Grants) {

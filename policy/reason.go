@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// An Action says what becomes of a message. Actions are stable and part of what users see: in logs, metrics, answers and
-// the configuration (on_limit).
+// An Action says what becomes of a message. Actions are stable and part of what users see: in logs,
+// metrics, answers and the configuration (on_limit).
 type Action string
 
 // The actions.
@@ -86,8 +86,9 @@ const (
 	ReasonNotApplied      ReasonCode = "not-applied"      // the changes could not be handed to Postfix
 )
 
-// reasonTable words the steps. sentence is a format, whose first argument is the subject and whose second one the object. brief is
-// for counts of many messages; it is empty for a step after which there is always another.
+// reasonTable words the steps. sentence is a format, whose first argument is the subject and whose
+// second one the object. brief is for counts of many messages; it is empty for a step after which
+// there is always another.
 var reasonTable = []struct {
 	code            ReasonCode
 	sentence, brief string
@@ -126,7 +127,8 @@ func ReasonCodes() []ReasonCode {
 	return list
 }
 
-// Brief words the code for people who look at many messages; "" where it cannot be the last step of a decision.
+// Brief words the code for people who look at many messages; "" where it cannot be the last step of
+// a decision.
 func (c ReasonCode) Brief() string {
 	_, brief := c.words()
 	return brief

@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// TestReasonWords: each code has a sentence with its subject, and those that can be the last step have brief words.
+// TestReasonWords: each code has a sentence with its subject, and those that can be the last step
+// have brief words.
 func TestReasonWords(t *testing.T) {
 	steps := []ReasonCode{ReasonClient, ReasonExternal, ReasonNotAsked, ReasonMayNotAsk, ReasonUnauthorized, ReasonNotVerified} // another one follows
 	seen := make(map[ReasonCode]bool)

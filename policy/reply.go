@@ -15,7 +15,7 @@ type Reply struct {
 	Text     string // one line, printable ASCII
 }
 
-// Temporary tells whether the client should try again.
+// Temporary reports whether the client should try again.
 func (r Reply) Temporary() bool { return r.Code < 500 }
 
 // String returns the reply as it goes over the wire, without line end.

@@ -18,8 +18,8 @@ const (
 	// Submission is smtp.office365.com:587, authenticated as a mailbox, which may send as
 	// itself, its aliases and its Send As addresses.
 	Submission RouteType = "submission"
-	// Connector is the MX endpoint on port 25 with an inbound connector of the tenant, which knows the relay by
-	// its address or certificate: any sender of a verified domain, any recipient.
+	// Connector is the MX endpoint on port 25 with an inbound connector of the tenant, which knows
+	// the relay by its address or certificate: any sender of a verified domain, any recipient.
 	Connector RouteType = "connector"
 	// Direct is the MX endpoint on port 25 without more: any sender of a verified domain, to
 	// recipients of the tenant's own domains alone.
@@ -35,8 +35,8 @@ type Route struct {
 	Type      RouteType
 	Transport string // of Postfix's master.cf
 	NextHop   string // "[host]:port"
-	// RefuseExternal is for direct routes: whether recipients outside the tenant are refused. Else they
-	// leave by submission, while the own ones of the same message leave directly.
+	// RefuseExternal is for direct routes: whether recipients outside the tenant are refused. Else
+	// they leave by submission, while the own ones of the same message leave directly.
 	RefuseExternal bool
 }
 
@@ -52,7 +52,8 @@ type RouteSettings struct {
 	External  string // submission (default) or reject; for direct routes
 }
 
-// defaultTransport is what delivers by submission where main.cf's relayhost says so: Postfix's own smtp.
+// defaultTransport is what delivers by submission where main.cf's relayhost says so: Postfix's own
+// smtp.
 const defaultTransport = "smtp"
 
 // addRoutes makes the routes, that of submission first.
@@ -178,14 +179,14 @@ func (p *Rules) Route(name string) *Route {
 // Routes returns all routes, that of submission first. The slice is not to be changed.
 func (p *Rules) Routes() []*Route { return p.routes }
 
-// own tells whether a recipient belongs to the tenant: direct send reaches nobody else.
+// own reports whether a recipient belongs to the tenant: direct send reaches nobody else.
 func (p *Rules) own(rcpt string) bool {
 	a, err := address.Parse(rcpt)
 	return err == nil && a.Valid() && p.domains[address.ASCIIDomain(a.Domain)]
 }
 
-// RouteTo answers transport_maps: the direct route for a recipient of the tenant, nil for any other, whom
-// Postfix then sends the default way. Clients of other routes are kept out of it by the
+// RouteTo answers transport_maps: the direct route for a recipient of the tenant, nil for any
+// other, whom Postfix then sends the default way. Clients of other routes are kept out of it by the
 // FILTER of [Rules.Foresee].
 func (p *Rules) RouteTo(rcpt string) *Route {
 	if p.direct != nil && p.own(rcpt) {
@@ -194,9 +195,9 @@ func (p *Rules) RouteTo(rcpt string) *Route {
 	return nil
 }
 
-// RouteFrom answers sender_dependent_default_transport_maps: submission for a sender that a
-// mailbox may send as, the first connector for any other of a verified domain, nil for strangers and
-// the null sender.
+// RouteFrom answers sender_dependent_default_transport_maps: submission for a sender that a mailbox
+// may send as, the first connector for any other of a verified domain, nil for strangers and the
+// null sender.
 func (p *Rules) RouteFrom(sender string) *Route {
 	a, err := address.Parse(sender)
 	if err != nil || a.IsZero() {

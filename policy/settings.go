@@ -139,7 +139,8 @@ func (b *builder) addDomains(s Settings) {
 	}
 	if s.Permissions != nil {
 		for _, d := range s.Permissions.Domains {
-			// Every tenant has its onmicrosoft.com domain among the accepted ones; that nobody asked for it here is no error.
+			// Every tenant has its onmicrosoft.com domain among the accepted ones; that nobody
+			// asked for it here is no error.
 			if key := address.ASCIIDomain(d); address.ValidDomain(key) && (!address.OnMicrosoft(key) || b.allowOnMicrosoft) {
 				b.p.domains[key] = true
 			}
@@ -193,7 +194,8 @@ func (b *builder) addPattern(path, domain string, s *MailboxSettings, m *Mailbox
 	}
 }
 
-// claimKind is why a mailbox may send as an address. An alias belongs to one mailbox; on an address of its own others can have Send As.
+// claimKind is why a mailbox may send as an address. An alias belongs to one mailbox; on an address
+// of its own others can have Send As.
 type claimKind int
 
 const (
@@ -261,8 +263,8 @@ func (b *builder) identity(c claim, text string, m *Mailbox) (address.Spec, bool
 
 // addPermissions enters the aliases and Send As addresses that Exchange Online reports for the
 // listed mailboxes. What the configuration says wins; of several mailboxes that may send as one
-// address, the first does, so that a permission given in Exchange Online never makes a configuration
-// wrong that was right. Those with Pool share what they have Send As on.
+// address, the first does, so that a permission given in Exchange Online never makes a
+// configuration wrong that was right. Those with Pool share what they have Send As on.
 func (b *builder) addPermissions(s *Permissions) {
 	if s == nil {
 		return
@@ -296,7 +298,8 @@ func (b *builder) permit(a address.Spec, m *Mailbox, kind claimKind) {
 	}
 }
 
-// verified reads an address that must lie in a verified domain. The error says what to write instead.
+// verified reads an address that must lie in a verified domain. The error says what to write
+// instead.
 func (b *builder) verified(text string) (address.Spec, error) {
 	a, err := address.ParseOwn(text)
 	if err != nil {
@@ -406,7 +409,8 @@ func (p *Rules) ClientNames() []string {
 	return names
 }
 
-// Verified tells whether a host name is a verified domain or lies below one; it may begin with "*.".
+// Verified reports whether a host name is a verified domain or lies below one; it may begin with
+// "*.".
 func (p *Rules) Verified(name string) bool {
 	d := address.ASCIIDomain(strings.TrimPrefix(name, "*."))
 	for ok := d != ""; ok; _, d, ok = strings.Cut(d, ".") {
@@ -420,5 +424,5 @@ func (p *Rules) Verified(name string) bool {
 // Domains returns the verified domains, sorted.
 func (p *Rules) Domains() []string { return slices.Sorted(maps.Keys(p.domains)) }
 
-// UsesFingerprints tells whether some client is recognised by the fingerprint of its certificate.
+// UsesFingerprints reports whether some client is recognised by the fingerprint of its certificate.
 func (p *Rules) UsesFingerprints() bool { return p.clients.fingerprints }

@@ -131,7 +131,8 @@ func TestWhatADecisionTells(t *testing.T) {
 	}
 }
 
-// TestReplyFits: whatever a stranger puts into a reply, it stays one line of ASCII that SMTP can carry.
+// TestReplyFits: whatever a stranger puts into a reply, it stays one line of ASCII that SMTP can
+// carry.
 func TestReplyFits(t *testing.T) {
 	r := reject("<%s> may not", strings.Repeat("ü\r\n", 1000))
 	if len(r.String()) > 512 || strings.ContainsFunc(r.Text, func(c rune) bool { return c < ' ' || c > '~' }) {

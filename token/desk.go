@@ -79,8 +79,8 @@ func (m *Mailbox) pattern() bool {
 	return ok
 }
 
-// A Desk runs one refresher for each credential in use, and gives the [lease.Lessor] the directory of the
-// mailboxes. All methods are safe for concurrent use.
+// A Desk runs one refresher for each credential in use, and gives the [lease.Lessor] the directory
+// of the mailboxes. All methods are safe for concurrent use.
 type Desk struct {
 	ctx     context.Context
 	leases  *lease.Lessor

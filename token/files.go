@@ -22,20 +22,21 @@ import (
 )
 
 const (
-	// filesEvery is how often the files are compared with the tokens in memory. It is far below
-	// the 20 minutes by which a Refresher is ahead of a token's end, and it costs a read of each file.
+	// filesEvery is how often the files are compared with the tokens in memory. It is far below the
+	// 20 minutes by which a Refresher is ahead of a token's end, and it costs a read of each file.
 	filesEvery = 15 * time.Second
 
 	// filesWait bounds the wait for one credential that has no token yet, so that it does not hold
 	// up the files of the others.
 	filesWait = 5 * time.Second
 
-	// tempPrefix begins the names of unfinished files. No mailbox begins with a full stop (RFC 5321,
-	// section 4.1.2, Dot-string).
+	// tempPrefix begins the names of unfinished files. No mailbox begins with a full stop (RFC
+	// 5321, section 4.1.2, Dot-string).
 	tempPrefix = ".sendas-"
 
-	// noEndpoint is the token_endpoint of our files. libcurl does not know the scheme, so it opens no
-	// connection; the plugin logs the URL, which says whom to ask instead. It also marks a file as ours.
+	// noEndpoint is the token_endpoint of our files. libcurl does not know the scheme, so it opens
+	// no connection; the plugin logs the URL, which says whom to ask instead. It also marks a file
+	// as ours.
 	noEndpoint = "sendas://the-service-sendas-token-renews-this-file"
 )
 
@@ -50,25 +51,30 @@ type File struct {
 // (https://github.com/tarickb/sasl-xoauth2, read and tried as of 0.27), for sites that prefer it to
 // look-ups by socketmap. There are no leases then: nothing here keeps a mailbox below its limits.
 //
-// The plugin reads the file that smtp_sasl_password_maps names in the place of the password, once per AUTH. It wants a JSON
-// object with refresh_token, which must be there though it may be empty, access_token, expiry (seconds
-// since 1970 in a string, as a 32-bit int) and, from 0.25 on, user. While expiry has not come, it sends access_token as it is.
+// The plugin reads the file that smtp_sasl_password_maps names in the place of the password, once
+// per AUTH. It wants a JSON object with refresh_token, which must be there though it may be empty,
+// access_token, expiry (seconds since 1970 in a string, as a 32-bit int) and, from 0.25 on, user.
+// While expiry has not come, it sends access_token as it is.
 //
-// From expiry on, and when the server answers AUTH with a challenge of status 400 or 401, the plugin posts the refresh token
-// with the app's secret to token_endpoint, by itself and in every smtp(8) process, and without a limit of time. A file of
-// ours gives it nothing to post: no secret, an empty refresh_token, and a token_endpoint that libcurl refuses before it opens
-// a connection. So the try fails at once, AUTH fails without a word to Microsoft, and Postfix keeps the mail and
-// tries again later; the plugin logs `Protocol "sendas" not supported`. This only happens when the service has
-// been away, or without a new token, until the old one ended: files are renewed when the [Refresher] gets a new token,
-// 20 minutes before that at the latest. A refresh_window of 0 keeps a window of the site's own from shortening this.
+// From expiry on, and when the server answers AUTH with a challenge of status 400 or 401, the
+// plugin posts the refresh token with the app's secret to token_endpoint, by itself and in every
+// smtp(8) process, and without a limit of time. A file of ours gives it nothing to post: no secret,
+// an empty refresh_token, and a token_endpoint that libcurl refuses before it opens a connection.
+// So the try fails at once, AUTH fails without a word to Microsoft, and Postfix keeps the mail and
+// tries again later; the plugin logs `Protocol "sendas" not supported`. This only happens when the
+// service has been away, or without a new token, until the old one ended: files are renewed when
+// the [Refresher] gets a new token, 20 minutes before that at the latest. A refresh_window of 0
+// keeps a window of the site's own from shortening this.
 //
-// A file is replaced in one step. It belongs to UID and GID, by default to those who own the folder, with mode 0600. A
-// service that is not root cannot give files away; let it own the folder, and Postfix's group read it, and the files have mode 0640:
+// A file is replaced in one step. It belongs to UID and GID, by default to those who own the
+// folder, with mode 0600. A service that is not root cannot give files away; let it own the folder,
+// and Postfix's group read it, and the files have mode 0640:
 //
 //	install -d -o sendas-token -g postfix -m 2750 /var/spool/postfix/sendas-tokens
 //
-// A folder under the queue directory, named relative to it in the password map (erp@contoso.com:sendas-tokens/erp@contoso.com),
-// serves smtp(8) chrooted and not. The plugin then cannot write there, and need not.
+// A folder under the queue directory, named relative to it in the password map
+// (erp@contoso.com:sendas-tokens/erp@contoso.com), serves smtp(8) chrooted and not. The plugin then
+// cannot write there, and need not.
 //
 // The fields must not change after Run was called. All methods are safe for concurrent use.
 type Files struct {
@@ -84,8 +90,9 @@ type Files struct {
 	told map[string]string // by file, the problem that was logged; only Run's goroutine uses it
 }
 
-// FileName returns the name of a mailbox's file in the folder: its address, or its pattern as it is, with the
-// two characters changed that cannot stand there: "a/b@contoso.com" becomes "a%2Fb@contoso.com".
+// FileName returns the name of a mailbox's file in the folder: its address, or its pattern as it
+// is, with the two characters changed that cannot stand there: "a/b@contoso.com" becomes
+// "a%2Fb@contoso.com".
 func FileName(mailbox string) string {
 	return strings.NewReplacer("%", "%25", "/", "%2F").Replace(mailbox)
 }
@@ -111,8 +118,8 @@ func (f *Files) wakerLocked() chan struct{} {
 	return f.wake
 }
 
-// Run keeps the files until ctx ends. The files stay then: a restart of the service must not stop mail. Call it once.
-// Before the first Use it does nothing.
+// Run keeps the files until ctx ends. The files stay then: a restart of the service must not stop
+// mail. Call it once. Before the first Use it does nothing.
 func (f *Files) Run(ctx context.Context) {
 	f.mu.Lock()
 	wake := f.wakerLocked()
@@ -270,7 +277,8 @@ type pluginFile struct {
 
 // keep writes the file of a mailbox unless it is as it should be.
 func (f *Files) keep(x File, t *entra.Token, own ownership) error {
-	// The plugin reads expiry with stoi: a number beyond 32 bits would make the file unreadable to it.
+	// The plugin reads expiry with stoi: a number beyond 32 bits would make the file unreadable to
+	// it.
 	want := pluginFile{AccessToken: string(t.Access), Expiry: strconv.FormatInt(min(t.Expires.Unix(), math.MaxInt32), 10),
 		User: x.User, RefreshWindow: "0", TokenEndpoint: noEndpoint}
 	path := filepath.Join(f.Dir, FileName(x.Mailbox))
@@ -295,7 +303,8 @@ func (f *Files) keep(x File, t *entra.Token, own ownership) error {
 	return nil
 }
 
-// readTokenFile reads a file and whose it is. A link or a FIFO, which whoever owns the folder could make, is an error.
+// readTokenFile reads a file and whose it is. A link or a FIFO, which whoever owns the folder could
+// make, is an error.
 func readTokenFile(path string) (p pluginFile, o ownership, err error) {
 	r, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if err != nil {
@@ -332,8 +341,8 @@ func writeTokenFile(path string, text []byte, own ownership) error {
 	return err
 }
 
-// tidy removes what was ours: files of mailboxes that are gone, and unfinished ones of a service that was
-// killed. What cannot be removed is logged, and tried again in the next round.
+// tidy removes what was ours: files of mailboxes that are gone, and unfinished ones of a service
+// that was killed. What cannot be removed is logged, and tried again in the next round.
 func (f *Files) tidy(list []File) {
 	entries, err := os.ReadDir(f.Dir)
 	if err != nil {
@@ -356,7 +365,7 @@ func (f *Files) tidy(list []File) {
 	}
 }
 
-// isOurs tells whether Files wrote the file, in this run or an earlier one.
+// isOurs reports whether Files wrote the file, in this run or an earlier one.
 func isOurs(path string) bool {
 	p, _, err := readTokenFile(path)
 	return err == nil && p.TokenEndpoint == noEndpoint

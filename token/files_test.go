@@ -20,7 +20,8 @@ import (
 	"github.com/sendas/sendas/token/entra"
 )
 
-// rolling is a source whose token changes every hour, 20 minutes before its end, as a Refresher's does.
+// rolling is a source whose token changes every hour, 20 minutes before its end, as a Refresher's
+// does.
 type rolling struct {
 	mu    sync.Mutex // guards what follows
 	name  string
@@ -163,7 +164,8 @@ func TestTokenFiles(t *testing.T) {
 	})
 }
 
-// TestTokenFilesInTrouble: one credential in trouble keeps no other from its file, and its own old file stays.
+// TestTokenFilesInTrouble: one credential in trouble keeps no other from its file, and its own old
+// file stays.
 func TestTokenFilesInTrouble(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *Files, src *rolling, log *logtest.Buffer) {
 		began := time.Now()

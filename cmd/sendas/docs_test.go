@@ -25,7 +25,8 @@ import (
 	"github.com/sendas/sendas/token/ledger"
 )
 
-// The tests of this file hold the documentation against the program: what a page tells to type or to write has to exist.
+// The tests of this file hold the documentation against the program: what a page tells to type or
+// to write has to exist.
 
 // docBase completes the fragments of a configuration that pages show.
 const docBase = `tenant:
@@ -96,8 +97,9 @@ func loadSnippet(dir, text string) error {
 	return err
 }
 
-// writeSnippet writes a configuration, or a part of one, which docBase completes, into dir, and returns the file. What
-// a snippet says goes first; where it has mailboxes or clients, there are no others.
+// writeSnippet writes a configuration, or a part of one, which docBase completes, into dir, and
+// returns the file. What a snippet says goes first; where it has mailboxes or clients, there are no
+// others.
 func writeSnippet(dir, text string) (string, error) {
 	if p := config.CheckText([]byte(text)); p != nil {
 		return "", errors.New(p.Text)
@@ -118,7 +120,7 @@ func writeSnippet(dir, text string) (string, error) {
 	return file, errors.Join(os.WriteFile(filepath.Join(dir, "permissions.csv"), []byte(permissions), 0o644), os.WriteFile(file, []byte(text), 0o644))
 }
 
-// missing tells whether a part of the base that no configuration can do without is not in own.
+// missing reports whether a part of the base that no configuration can do without is not in own.
 func missing(own, base map[string]any) bool {
 	for key := range base {
 		if _, ok := own[key]; !ok {
@@ -179,8 +181,9 @@ func TestDocsCommands(t *testing.T) {
 	}
 }
 
-// TestDocsExplain runs every "sendas explain" that a page shows below a configuration, with that configuration. What the page shows of the
-// answer has to be in it, line by line in that order; where it shows nothing, the message has to be accepted.
+// TestDocsExplain runs every "sendas explain" that a page shows below a configuration, with that
+// configuration. What the page shows of the answer has to be in it, line by line in that order;
+// where it shows nothing, the message has to be accepted.
 func TestDocsExplain(t *testing.T) {
 	n := 0
 	for _, p := range docPages(t) {
@@ -276,7 +279,8 @@ func TestDocsShell(t *testing.T) {
 
 var inlineCode = regexp.MustCompile("`([^`]+)`")
 
-// parseCommand holds a command line against the commands of the program. Whole ones have all the arguments and flags that they need.
+// parseCommand holds a command line against the commands of the program. Whole ones have all the
+// arguments and flags that they need.
 func parseCommand(line string, whole bool) error {
 	words, err := shellWords(line)
 	if err != nil {
@@ -369,7 +373,8 @@ func TestDocsPostfix(t *testing.T) {
 	}
 }
 
-// docMaster is the part of Debian's master.cf to which parameters of main.cf refer, with the transport of sendas.
+// docMaster is the part of Debian's master.cf to which parameters of main.cf refer, with the
+// transport of sendas.
 const docMaster = `smtp inet n - y - - smtpd
 smtp unix - - y - - smtp
 relay unix - - y - - smtp
@@ -394,7 +399,8 @@ func postconfArgs(b docBlock) []string {
 	return list
 }
 
-// postconfReads fails where postconf(1) warns: of a parameter that nobody knows, or of a line that it cannot read.
+// postconfReads fails where postconf(1) warns: of a parameter that nobody knows, or of a line that
+// it cannot read.
 func postconfReads(t *testing.T, main, master string) error {
 	t.Helper()
 	dir := t.TempDir()
@@ -563,7 +569,8 @@ func TestDocsUnits(t *testing.T) {
 	}
 }
 
-// TestDocsCertificate makes key and certificate as docs/setup.md says, and checks the configuration that follows there with them.
+// TestDocsCertificate makes key and certificate as docs/setup.md says, and checks the configuration
+// that follows there with them.
 func TestDocsCertificate(t *testing.T) {
 	dir := t.TempDir()
 	p := readPage(t, "docs/setup.md")
@@ -604,7 +611,8 @@ func TestDocsLimits(t *testing.T) {
 	}
 }
 
-// TestDocsReasons: docs/logs.md has all actions, and all reasons with the words that the page of the milter has for them.
+// TestDocsReasons: docs/logs.md has all actions, and all reasons with the words that the page of
+// the milter has for them.
 func TestDocsReasons(t *testing.T) {
 	_, text, _ := strings.Cut(readPage(t, "docs/logs.md").text, "## Actions and reasons\n")
 	text, _, _ = strings.Cut(text, "\n## ")
@@ -663,8 +671,8 @@ func TestDocsPaths(t *testing.T) {
 	}
 }
 
-// inPackage tells whether a file or folder is in the package. What is below /usr/share/sendas and /usr/share/doc/sendas comes from the folder of the same
-// name in the source (packaging/build).
+// inPackage reports whether a file or folder is in the package. What is below /usr/share/sendas and
+// /usr/share/doc/sendas comes from the folder of the same name in the source (packaging/build).
 func inPackage(name string, list []string) bool {
 	for prefix, folder := range map[string]string{"/usr/share/sendas": "contrib", "/usr/share/doc/sendas": ""} {
 		if rest, ok := strings.CutPrefix(name, prefix); ok {

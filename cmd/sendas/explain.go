@@ -246,7 +246,8 @@ func fieldAt(list []policy.Field, name string, index int) string {
 	return ""
 }
 
-// visible keeps a stranger's bytes from the terminal: folds stay, what does not print is shown as its code.
+// visible keeps a stranger's bytes from the terminal: folds stay, what does not print is shown as
+// its code.
 func visible(s string) string {
 	var b strings.Builder
 	for line := range strings.SplitSeq(s, "\n") {

@@ -20,7 +20,8 @@ type answerLimit struct {
 	OnLimit    quota.OnLimit `json:"on_limit"`
 }
 
-// limitsFor returns the limits that a message counts for, by the code of the milter. What has been used of them, the running milter knows.
+// limitsFor returns the limits that a message counts for, by the code of the milter. What has been
+// used of them, the running milter knows.
 func limitsFor(c *config.Site, d *policy.Decision) []answerLimit {
 	list := []answerLimit{}
 	if d.Action != policy.Accept {

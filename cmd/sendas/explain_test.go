@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// TestReadFields: explain keeps what the milter keeps, a field of any name among it that is too long only as a whole.
+// TestReadFields: explain keeps what the milter keeps, a field of any name among it that is too
+// long only as a whole.
 func TestReadFields(t *testing.T) {
 	const line = " 0123456789 0123456789 0123456789 0123456789\r\n"
 	in := "X-First: no\r\nFrom : a@b.com\r\nX-Short: no\r\n no\r\nX-Long: yes\r\n" + strings.Repeat(line, 800) + "To: c@d.com,\r\n e@f.com\r\n\r\nSubject: body"

@@ -111,7 +111,8 @@ func roomOf(rows []tourRow, path string) int {
 	return best
 }
 
-// TestHouseImports: the tour's table is the architecture. Each room imports just what its row says, and nothing above it.
+// TestHouseImports: the tour's table is the architecture. Each room imports just what its row says,
+// and nothing above it.
 func TestHouseImports(t *testing.T) {
 	rows := tourTable(t)
 	have := make([]map[string]bool, len(rows))

@@ -30,7 +30,8 @@ func (s *tokenStore) Close() error {
 	return errors.Join(errs...)
 }
 
-// openLedger opens the ledger that the configuration names. onChange is told whether the shared one is in use.
+// openLedger opens the ledger that the configuration names. onChange is told whether the shared one
+// is in use.
 func openLedger(c *config.Site, log *slog.Logger, onChange func(shared bool)) (*tokenStore, error) {
 	s := c.Token.StoreOf()
 	switch {

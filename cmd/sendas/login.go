@@ -176,7 +176,7 @@ func countDown(w io.Writer, end time.Time, done <-chan struct{}) {
 	}
 }
 
-// terminal tells whether a person sees lines change.
+// terminal reports whether a person sees lines change.
 func terminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	if !ok {
@@ -254,8 +254,8 @@ func (l *login) explain(err error) error {
 // userRefusals are for the user to mend: the configuration is good.
 var userRefusals = []string{"authorization_declined", "expired_token", "bad_verification_code"}
 
-// check looks at who has signed in, and for what. It returns the user's name, or "" where the token does not tell: then
-// the sign-in is stored all the same, because a token is opaque by contract.
+// check looks at who has signed in, and for what. It returns the user's name, or "" where the token
+// does not tell: then the sign-in is stored all the same, because a token is opaque by contract.
 func (l *login) check(access entra.Secret) (string, error) {
 	claims, err := entra.ParseClaims(access)
 	if err != nil || claims.User == "" {

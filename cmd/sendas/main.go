@@ -40,7 +40,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return exit.OK
 }
 
-// tell prints the error and picks the exit code. What is wrong with the configuration is a page of its own.
+// tell prints the error and picks the exit code. What is wrong with the configuration is a page of
+// its own.
 func tell(w io.Writer, err error) int {
 	if _, ok := errors.AsType[*config.Error](err); ok {
 		fmt.Fprintln(w, strings.TrimRight(err.Error(), "\n"))

@@ -15,8 +15,8 @@ import (
 	"github.com/sendas/sendas/packaging"
 )
 
-// cmdMan is for the makers of packages. The pages are made of what the commands say of themselves, so
-// that a flag and its description have one source.
+// cmdMan is for the makers of packages. The pages are made of what the commands say of themselves,
+// so that a flag and its description have one source.
 func cmdMan(o *options) *cobra.Command {
 	var date string
 	c := &cobra.Command{
@@ -202,5 +202,6 @@ func (p *roff) seeAlso(c *cobra.Command) {
 
 var roffEscape = strings.NewReplacer(`\`, `\e`, "-", `\-`, "^", `\(ha`, "~", `\(ti`, "`", `\(ga`, "→", "\\(->", "…", "...", "–", "\\(en")
 
-// roffText escapes plain text: groff takes a bare minus for a hyphen, which nobody can copy to a shell.
+// roffText escapes plain text: groff takes a bare minus for a hyphen, which nobody can copy to a
+// shell.
 func roffText(s string) string { return roffEscape.Replace(s) }

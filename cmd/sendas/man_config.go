@@ -15,14 +15,15 @@ type setting struct {
 	line string // as it is written, without the # in front
 }
 
-// sampleLine takes a line apart: indent, "#" where it is commented out, "- " of a list, key and value.
+// sampleLine takes a line apart: indent, "#" where it is commented out, "- " of a list, key and
+// value.
 var sampleLine = regexp.MustCompile(`^( *)(#?)(- )?([a-z_-]+):(.*)$`)
 
 // mapKeys are the settings below which every name is the administrator's.
 var mapKeys = map[string]bool{"credentials": true}
 
-// readSample returns the introduction and the settings of the sample configuration, in its order. Its own
-// first lines say how it is written: "# " is explanation, "#" without a blank a setting.
+// readSample returns the introduction and the settings of the sample configuration, in its order.
+// Its own first lines say how it is written: "# " is explanation, "#" without a blank a setting.
 func readSample(sample string) (intro string, list []setting) {
 	type level struct {
 		column int

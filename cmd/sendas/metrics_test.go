@@ -68,7 +68,8 @@ func documentedSeries(t *testing.T) map[string]seriesDoc {
 // descForm reads what a prometheus.Desc prints of itself; there is no other way.
 var descForm = regexp.MustCompile(`^Desc\{fqName: "([^"]*)", help: "([^"]*)",.* constLabels: \{[^}]*\}, variableLabels: \{([^}]*)\}`)
 
-// serviceSeries returns what the registry of a service holds, without what the Go runtime and the process show.
+// serviceSeries returns what the registry of a service holds, without what the Go runtime and the
+// process show.
 func serviceSeries(t *testing.T, reg *prometheus.Registry) map[string]seriesDoc {
 	t.Helper()
 	families, err := reg.Gather()

@@ -125,13 +125,15 @@ func stopMilter(srv *milter.Server, early *milter.PolicyServer, ln, asked net.Li
 	if err := srv.Shutdown(end); err != nil {
 		log.Warn("milter stopped early", "error", err)
 	}
-	// smtpd(8) keeps its connection between two requests for minutes, and makes another one when it is closed.
+	// smtpd(8) keeps its connection between two requests for minutes, and makes another one when it
+	// is closed.
 	quick, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	early.Shutdown(quick)
 }
 
-// milterSockets opens the socket of the milter, and that of the policy service unless it is switched off: then it is nil.
+// milterSockets opens the socket of the milter, and that of the policy service unless it is
+// switched off: then it is nil.
 func milterSockets(c *config.Site, log *slog.Logger) (ln, asked net.Listener, err error) {
 	open := func(name string, at serve.Address) (net.Listener, error) {
 		l, err := service.Listen(name, at)

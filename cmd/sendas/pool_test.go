@@ -39,7 +39,8 @@ func poolConfig(t *testing.T, external string) *config.Site {
 	return c
 }
 
-// TestPoolDirectory: who may send as what, in which queue of Postfix's it waits, and whose recipients it counts for.
+// TestPoolDirectory: who may send as what, in which queue of Postfix's it waits, and whose
+// recipients it counts for.
 func TestPoolDirectory(t *testing.T) {
 	for _, external := range []string{"off", "500/h"} {
 		c := poolConfig(t, external)
@@ -86,7 +87,8 @@ func TestPoolDirectory(t *testing.T) {
 	}
 }
 
-// TestExternalRate: what all mailboxes together may have, with a hundred kept back for onmicrosoft.com senders.
+// TestExternalRate: what all mailboxes together may have, with a hundred kept back for
+// onmicrosoft.com senders.
 func TestExternalRate(t *testing.T) {
 	day := 24 * time.Hour
 	for _, tc := range []struct {

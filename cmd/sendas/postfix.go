@@ -42,7 +42,8 @@ takes the other one.`,
 	return c
 }
 
-// failed gives an error that has no exit code the one of a failure; others would count as a wrong command line.
+// failed gives an error that has no exit code the one of a failure; others would count as a wrong
+// command line.
 func failed(err error) error {
 	var config *config.Error
 	if _, coded := errors.AsType[*exit.Error](err); err == nil || coded || errors.As(err, &config) {

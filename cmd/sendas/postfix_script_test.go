@@ -13,9 +13,9 @@ import (
 	"github.com/sendas/sendas/cmd/internal/postfix/postfixtest"
 )
 
-// TestPostfixScripts runs the stories of testdata/postfix with the real postconf(1) and postfix(1). "postfix" is "sendas
-// postfix" on the instance of the script; "original" notes what main.cf and master.cf are now, "unchanged" wants them to be that;
-// "append FILE LINE" adds a line.
+// TestPostfixScripts runs the stories of testdata/postfix with the real postconf(1) and postfix(1).
+// "postfix" is "sendas postfix" on the instance of the script; "original" notes what main.cf and
+// master.cf are now, "unchanged" wants them to be that; "append FILE LINE" adds a line.
 func TestPostfixScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/postfix",

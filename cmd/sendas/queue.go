@@ -30,7 +30,8 @@ func queueRules(c *config.Site) queue.Rules {
 	return r
 }
 
-// recipientsLeft asks the token service at that address what each mailbox can still send today; nil when it does not answer.
+// recipientsLeft asks the token service at that address what each mailbox can still send today; nil
+// when it does not answer.
 func recipientsLeft(ctx context.Context, client *http.Client, addr string) map[string]int {
 	body, err := service.Fetch(ctx, client, addr, "/status")
 	var s lease.Status

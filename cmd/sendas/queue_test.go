@@ -12,7 +12,8 @@ import (
 	"github.com/sendas/sendas/token/lease"
 )
 
-// TestRecipientsLeft: what the token service tells of the day; nothing where it does not answer, or tells of another window.
+// TestRecipientsLeft: what the token service tells of the day; nothing where it does not answer, or
+// tells of another window.
 func TestRecipientsLeft(t *testing.T) {
 	day := func(left int) *lease.UsageStatus {
 		return &lease.UsageStatus{Left: left, Limit: 10_000, Window: 86_400}

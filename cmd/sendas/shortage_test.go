@@ -35,8 +35,8 @@ func (s *syncBuffer) String() string {
 	return s.b.String()
 }
 
-// TestNoDescriptorsLeft fills a service with connections until it can open no more: it goes on when they have gone, and
-// says in one line what was short.
+// TestNoDescriptorsLeft fills a service with connections until it can open no more: it goes on when
+// they have gone, and says in one line what was short.
 func TestNoDescriptorsLeft(t *testing.T) {
 	for _, tc := range []struct {
 		command, socket string
@@ -85,7 +85,8 @@ func TestNoDescriptorsLeft(t *testing.T) {
 	}
 }
 
-// startPoor starts a service that may open 40 files. end stops it, and wants it to have lived until then.
+// startPoor starts a service that may open 40 files. end stops it, and wants it to have lived until
+// then.
 func startPoor(t *testing.T, command, dir string) (log *syncBuffer, end func()) {
 	t.Helper()
 	me, err := user.Current()
@@ -162,7 +163,8 @@ func askPolicy(c net.Conn) error {
 	return err
 }
 
-// askCredentials asks for the way out of the null sender. Whoever may not ask is sent away, which is an answer too.
+// askCredentials asks for the way out of the null sender. Whoever may not ask is sent away, which
+// is an answer too.
 func askCredentials(c net.Conn) error {
 	if _, err := io.WriteString(c, "12:transport <>,"); err != nil {
 		return err

@@ -14,7 +14,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// TestStatusScripts runs the stories of testdata/script-status, with services that answer at $TOKEN and $MILTER what testdata/services holds.
+// TestStatusScripts runs the stories of testdata/script-status, with services that answer at $TOKEN
+// and $MILTER what testdata/services holds.
 func TestStatusScripts(t *testing.T) {
 	var requests atomic.Int64
 	serve := func(file string) string {

@@ -126,8 +126,9 @@ func takeOver(ctx context.Context, leases *lease.Lessor, c *config.Site) error {
 	return nil
 }
 
-// serveLookups serves until ctx ends. The server outlives the signal: what is being delivered is watched to its end, since without
-// systemd's socket smtp(8) could not ask anybody about the verdict until the next process is there.
+// serveLookups serves until ctx ends. The server outlives the signal: what is being delivered is
+// watched to its end, since without systemd's socket smtp(8) could not ask anybody about the
+// verdict until the next process is there.
 func serveLookups(ctx context.Context, srv *lease.SocketmapServer, ln net.Listener, leases *lease.Lessor, log *slog.Logger) error {
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -143,10 +144,10 @@ func serveLookups(ctx context.Context, srv *lease.SocketmapServer, ln net.Listen
 	return srv.Serve(serving, ln)
 }
 
-// loadForToken loads the configuration for the service. What is wrong with the files of a credential is
-// logged, but keeps no other credential from working: a certificate that ended in the night must not stop
-// everything at the next restart. The refresher looks at the files again for every request, and refuses
-// what "sendas check" refuses.
+// loadForToken loads the configuration for the service. What is wrong with the files of a
+// credential is logged, but keeps no other credential from working: a certificate that ended in the
+// night must not stop everything at the next restart. The refresher looks at the files again for
+// every request, and refuses what "sendas check" refuses.
 func loadForToken(path string, log *slog.Logger) (*config.Site, error) {
 	c, err := config.Load(path, config.CheckFiles)
 	var wrong *config.Error
@@ -207,7 +208,8 @@ func newSetup(c *config.Site) (*token.Setup, error) {
 	return s, nil
 }
 
-// minLife is the life that a token must have left for the submission host: High Volume Email refuses others.
+// minLife is the life that a token must have left for the submission host: High Volume Email
+// refuses others.
 func minLife(c *config.Site) time.Duration {
 	if strings.HasPrefix(c.Tenant.Endpoints.Submission, "smtp-hve.") {
 		return entra.MinLife

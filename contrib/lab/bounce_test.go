@@ -26,7 +26,8 @@ func (s *Site) settle(ctx context.Context, t *testing.T, verdicts int) {
 	}
 }
 
-// TestNullSender: what comes with the null sender leaves as the client's identity, marked as made by a machine.
+// TestNullSender: what comes with the null sender leaves as the client's identity, marked as made
+// by a machine.
 func TestNullSender(t *testing.T) {
 	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second})
 	for i, tc := range []struct {
@@ -55,8 +56,8 @@ func TestNullSender(t *testing.T) {
 	}
 }
 
-// TestOwnBounce: the bounce that Postfix makes of a refused message leaves as the identity of this host, to whom the
-// message left as.
+// TestOwnBounce: the bounce that Postfix makes of a refused message leaves as the identity of this
+// host, to whom the message left as.
 func TestOwnBounce(t *testing.T) {
 	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second})
 	s.SetMailbox(func(m *mailboxSettings) { m.SendAs = nil })
@@ -84,8 +85,9 @@ func TestOwnBounce(t *testing.T) {
 	}
 }
 
-// TestNoBounceLoop: a bounce that is refused as well, for good, is the end of it. Since it leaves with a
-// sender that can be answered, nothing else would stop Postfix from bouncing the bounce of the bounce.
+// TestNoBounceLoop: a bounce that is refused as well, for good, is the end of it. Since it leaves
+// with a sender that can be answered, nothing else would stop Postfix from bouncing the bounce of
+// the bounce.
 func TestNoBounceLoop(t *testing.T) {
 	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second, YAML: func(y string) string {
 		return strings.Replace(y, "from: monitor@contoso.com", "from: hr@contoso.com", 1) // bounces leave through the same mailbox

@@ -11,15 +11,16 @@ import (
 	"github.com/sendas/sendas/policy/corpus"
 )
 
-// lineLimit is Postfix's smtp_line_length_limit: smtp(8) breaks longer lines (RFC 5322, section 2.1.1).
+// lineLimit is Postfix's smtp_line_length_limit: smtp(8) breaks longer lines (RFC 5322, section
+// 2.1.1).
 const lineLimit = 998
 
 // TestCorpus sends what devices really send through Postfix to Exchange Online, and compares what
 // arrives with what must become of it.
 func TestCorpus(t *testing.T) { sendWholeCorpus(t, SiteConfig{Minute: 500 * time.Millisecond}) }
 
-// TestOlderProtocols: with an older version of the milter protocol every message arrives, or is refused, as with the newest, to the
-// byte; the log says once what Postfix does not offer.
+// TestOlderProtocols: with an older version of the milter protocol every message arrives, or is
+// refused, as with the newest, to the byte; the log says once what Postfix does not offer.
 func TestOlderProtocols(t *testing.T) {
 	for _, version := range []string{"2", "3", "4"} {
 		t.Run(version, func(t *testing.T) {
@@ -70,8 +71,8 @@ func sendWholeCorpus(t *testing.T, c SiteConfig) *Site {
 	return s
 }
 
-// sendCorpus sends all messages over several connections, compares the answers, and returns how many
-// Postfix has taken.
+// sendCorpus sends all messages over several connections, compares the answers, and returns how
+// many Postfix has taken.
 func sendCorpus(t *testing.T, ctx context.Context, s *Site, cases []*corpus.Case) (accepted int) {
 	t.Helper()
 	var (
@@ -121,7 +122,8 @@ func checkAnswer(t *testing.T, c *corpus.Case, res Result) {
 	}
 }
 
-// checkArrived compares a message that arrived with what its case wants. Postfix itself has put a Received on top.
+// checkArrived compares a message that arrived with what its case wants. Postfix itself has put a
+// Received on top.
 func checkArrived(t *testing.T, c *corpus.Case, m *smtp.Message) {
 	t.Helper()
 	got := corpus.Parse(m.Data).WithoutFirst("Received")

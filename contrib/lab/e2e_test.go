@@ -38,8 +38,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// startSite starts a site for a test, and after it looks for the four things that must never happen. Most of a test is
-// waiting, so it runs beside others.
+// startSite starts a site for a test, and after it looks for the four things that must never
+// happen. Most of a test is waiting, so it runs beside others.
 func startSite(t *testing.T, c SiteConfig) (*Site, context.Context) {
 	t.Helper()
 	t.Parallel()
@@ -75,7 +75,8 @@ func last(s string) string {
 	return s[max(0, len(s)-most):]
 }
 
-// checkPromises: nothing is sent twice, nothing leaves under a wrong name, no secret shows anywhere.
+// checkPromises: nothing is sent twice, nothing leaves under a wrong name, no secret shows
+// anywhere.
 func checkPromises(t *testing.T, s *Site) {
 	t.Helper()
 	seen := map[string]int{}
@@ -183,13 +184,13 @@ func TestBurst(t *testing.T) {
 	}
 }
 
-// TestKill kills both services again and again while mail flows: nothing is lost, nothing comes twice. The sockets
-// are systemd's: smtp(8) asks about the verdict of a message that Exchange Online has accepted, and must be
-// able to wait for the next process to answer.
+// TestKill kills both services again and again while mail flows: nothing is lost, nothing comes
+// twice. The sockets are systemd's: smtp(8) asks about the verdict of a message that Exchange
+// Online has accepted, and must be able to wait for the next process to answer.
 func TestKill(t *testing.T) { disturb(t, true, (*Service).Kill) }
 
-// TestRestart restarts both services again and again. They make their own sockets, so for a moment nobody
-// listens; what is being delivered then has come to its end before.
+// TestRestart restarts both services again and again. They make their own sockets, so for a moment
+// nobody listens; what is being delivered then has come to its end before.
 func TestRestart(t *testing.T) { disturb(t, false, (*Service).Stop) }
 
 // disturb ends the services while mail flows, and counts what arrives.
@@ -253,8 +254,8 @@ func disturb(t *testing.T, activated bool, end func(*Service) error) {
 	}
 }
 
-// TestServicesDown: without the milter nothing is accepted, without the token service mail waits; both
-// heal by themselves.
+// TestServicesDown: without the milter nothing is accepted, without the token service mail waits;
+// both heal by themselves.
 func TestServicesDown(t *testing.T) {
 	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second})
 	if err := s.Milter.Stop(); err != nil {
@@ -285,8 +286,8 @@ func TestServicesDown(t *testing.T) {
 	}
 }
 
-// TestWrongSecret: Microsoft refuses the secret; the log and /readyz say what it is, mail waits. Once the
-// administrator has written the right one and reloads, mail flows.
+// TestWrongSecret: Microsoft refuses the secret; the log and /readyz say what it is, mail waits.
+// Once the administrator has written the right one and reloads, mail flows.
 func TestWrongSecret(t *testing.T) {
 	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second})
 	if err := s.Token.Stop(); err != nil {
@@ -452,7 +453,8 @@ func TestReload(t *testing.T) {
 	}
 }
 
-// TestClientLimit: a printer that runs wild is held, through real Postfix; the hold queue gives its mail back when asked.
+// TestClientLimit: a printer that runs wild is held, through real Postfix; the hold queue gives its
+// mail back when asked.
 func TestClientLimit(t *testing.T) {
 	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second, YAML: func(y string) string {
 		return strings.Replace(y, "    from: scan@contoso.com\n", "    from: scan@contoso.com\n    limits: {messages: 2/h}\n    on_limit: hold\n", 1)

@@ -87,7 +87,8 @@ func said(err error) string {
 	return text
 }
 
-// TestEntraTroubles: what goes wrong at Entra or on the way to it, and the sentence that it becomes.
+// TestEntraTroubles: what goes wrong at Entra or on the way to it, and the sentence that it
+// becomes.
 func TestEntraTroubles(t *testing.T) {
 	e := newEntra(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)

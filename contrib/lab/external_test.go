@@ -81,8 +81,9 @@ func record(t *testing.T, s *Site) *recorder {
 	return r
 }
 
-// TestRecipientKeys: in which order smtp(8) asks smtp_generic_maps, on which the counting of external recipients rests: sender, then each
-// recipient, up to the form "@domain", before the replies to them; the header after 354.
+// TestRecipientKeys: in which order smtp(8) asks smtp_generic_maps, on which the counting of
+// external recipients rests: sender, then each recipient, up to the form "@domain", before the
+// replies to them; the header after 354.
 func TestRecipientKeys(t *testing.T) {
 	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second, Postfix: func(_ *Site, main map[string]string) []string {
 		main["smtp_generic_maps"] = "socketmap:unix:sendas/record:recipient"
@@ -152,8 +153,8 @@ func (s *Site) external(ctx context.Context, t *testing.T) lease.UsageStatus {
 	return *st.Groups[0].Recipients
 }
 
-// TestExternalRecipients: recipients outside are counted, over several deliveries of a message too, and nothing of the message is changed. Without
-// the map all of them count.
+// TestExternalRecipients: recipients outside are counted, over several deliveries of a message too,
+// and nothing of the message is changed. Without the map all of them count.
 func TestExternalRecipients(t *testing.T) {
 	to := []string{"boss+tag@contoso.com", "one@fabrikam.com", `"a b"@contoso.com`, "two@fabrikam.com", "sub@sub.contoso.com", "clerk@contoso.com", "three@fabrikam.com"}
 	for _, tc := range []struct {
@@ -195,7 +196,8 @@ func (s *Site) waitLog(ctx context.Context, t *testing.T, text string, n int) {
 	}
 }
 
-// TestExternalLimit: at the limit mail waits in the queue, whatever mailbox it is for, and the reason says why.
+// TestExternalLimit: at the limit mail waits in the queue, whatever mailbox it is for, and the
+// reason says why.
 func TestExternalLimit(t *testing.T) {
 	s, ctx := startSite(t, externalSite("  external_recipients: 52/h\n", true))
 	for i, to := range []string{"boss@contoso.com", "one@fabrikam.com", "two@fabrikam.com", "three@fabrikam.com"} {

@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// TestFairSenders: a sender with a backlog does not hold up another one of the same mailbox. Their mail waits in queues of its own
-// in Postfix, which are served in turn, and the look-ups in the order of their coming.
+// TestFairSenders: a sender with a backlog does not hold up another one of the same mailbox. Their
+// mail waits in queues of its own in Postfix, which are served in turn, and the look-ups in the
+// order of their coming.
 func TestFairSenders(t *testing.T) {
 	const backlog, few = 90, 3
 	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second, Postfix: func(_ *Site, main map[string]string) []string {
@@ -54,8 +55,8 @@ func TestFairSenders(t *testing.T) {
 			last = n
 		}
 	}
-	// Served in the order of their coming, the last one would be the 93rd. In turn it is about the seventh after it was sent; three
-	// look-ups of the other sender were in line already.
+	// Served in the order of their coming, the last one would be the 93rd. In turn it is about the
+	// seventh after it was sent; three look-ups of the other sender were in line already.
 	if most := before + 20; last > most || last == 0 {
 		t.Errorf("the other sender's last message left as the %d., want it before the %d.", last, most)
 	}

@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// limited puts limits into the configuration of a site: what belongs to the printers, and what else there is.
+// limited puts limits into the configuration of a site: what belongs to the printers, and what else
+// there is.
 func limited(printers, more string) func(string) string {
 	return func(yaml string) string {
 		yaml = strings.Replace(yaml, "    from: scan@contoso.com\n", "    from: scan@contoso.com\n"+printers, 1)
@@ -24,7 +25,8 @@ func note(from string, n int, to ...string) Mail {
 		Data: fmt.Appendf(nil, "From: %s\r\nMessage-ID: <limits-%d@mfp3>\r\nSubject: scan %d\r\n\r\nscan\r\n", from, n, n)}
 }
 
-// TestLimitOfRecipients: of 600 recipients 500 may be, so the 501st is refused and the message leaves for the others.
+// TestLimitOfRecipients: of 600 recipients 500 may be, so the 501st is refused and the message
+// leaves for the others.
 func TestLimitOfRecipients(t *testing.T) {
 	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second, YAML: limited("    limits: {recipients: 500/h}\n", "milter:\n"),
 		Postfix: func(_ *Site, main map[string]string) []string {
@@ -82,7 +84,8 @@ func (s *Site) delivered() int {
 	return n
 }
 
-// TestLimitsOfIdentity: all clients together are counted for an identity, a restart forgets nothing, and others are free.
+// TestLimitsOfIdentity: all clients together are counted for an identity, a restart forgets
+// nothing, and others are free.
 func TestLimitsOfIdentity(t *testing.T) {
 	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second, YAML: limited("",
 		"identities:\n  - {address: hr@contoso.com, limits: {messages: 2/h}, on_limit: reject}\n  - {address: \"*@contoso.com\", limits: {messages: 100/h}}\nmilter:\n")})
@@ -122,8 +125,8 @@ func TestLimitsOfIdentity(t *testing.T) {
 	}
 }
 
-// TestLimitOfMessages: a message that breaks off gives its place back, and what is over the limit is refused at MAIL. The policy
-// service is asked at RCPT besides, and counts nothing twice.
+// TestLimitOfMessages: a message that breaks off gives its place back, and what is over the limit
+// is refused at MAIL. The policy service is asked at RCPT besides, and counts nothing twice.
 func TestLimitOfMessages(t *testing.T) {
 	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second, YAML: limited("    limits: {messages: 1/h, recipients: 2/h}\n", "milter:\n"),
 		Postfix: func(_ *Site, main map[string]string) []string {
@@ -188,8 +191,8 @@ func breakOff(t *testing.T, ctx context.Context, s *Site) {
 	}
 }
 
-// TestQueueCeiling: what waits for a mailbox is read from Postfix, also by a milter that has just begun; above the ceiling it takes no more
-// for that mailbox, and others are free.
+// TestQueueCeiling: what waits for a mailbox is read from Postfix, also by a milter that has just
+// begun; above the ceiling it takes no more for that mailbox, and others are free.
 func TestQueueCeiling(t *testing.T) {
 	const room = 30 // messages in a minute
 	s, ctx := startSite(t, SiteConfig{Minute: time.Minute, YAML: limited("", "milter:\n  queue_ceiling: 1m\n"),

@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// TestLogsTellTheStory: what docs/logs.md shows of one message is what Postfix and the services write, line by line.
+// TestLogsTellTheStory: what docs/logs.md shows of one message is what Postfix and the services
+// write, line by line.
 func TestLogsTellTheStory(t *testing.T) {
 	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second, Activated: true})
 	mail := Stories()[0].Mail
@@ -52,8 +53,9 @@ func TestLogsTellTheStory(t *testing.T) {
 	}
 }
 
-// tellStory finds the lines of the one message as an administrator does: by the queue id in what Postfix and the milter
-// log, and by the process id in what the token service logs. It is done when the message has left the queue.
+// tellStory finds the lines of the one message as an administrator does: by the queue id in what
+// Postfix and the milter log, and by the process id in what the token service logs. It is done when
+// the message has left the queue.
 func tellStory(s *Site) (story []string, done bool, err error) {
 	log, err := s.Postfix.Log()
 	if err != nil {
@@ -86,8 +88,8 @@ func tellStory(s *Site) (story []string, done bool, err error) {
 	return story, strings.Contains(log, id+": removed"), nil
 }
 
-// asJournal is a line of a service as it stands in mail.log beside one of Postfix: with the time and host of that one, and no time
-// of its own.
+// asJournal is a line of a service as it stands in mail.log beside one of Postfix: with the time
+// and host of that one, and no time of its own.
 func asJournal(name, beside, line string) string {
 	_, text, _ := strings.Cut(line, "level=")
 	head := regexp.MustCompile(`^\w+ +\d+ [0-9:]+ \S+`).FindString(beside)

@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// TestNullSenderRecipients: mail with the null sender reaches the recipients that other mail reaches, each once, however Postfix stores them.
+// TestNullSenderRecipients: mail with the null sender reaches the recipients that other mail
+// reaches, each once, however Postfix stores them.
 func TestNullSenderRecipients(t *testing.T) {
 	for _, setting := range []string{"yes", "no"} {
 		t.Run("enable_original_recipient="+setting, func(t *testing.T) {

@@ -24,7 +24,8 @@ type Way struct {
 	Main   map[string]string // what main.cf has besides
 }
 
-// Ways returns sendas and what Postfix can do by itself (postconf(5)). All have the connections limited to Microsoft's three.
+// Ways returns sendas and what Postfix can do by itself (postconf(5)). All have the connections
+// limited to Microsoft's three.
 func Ways() []Way {
 	alone := func(name, value string) Way {
 		return Way{Name: "Postfix, `" + name + " = " + value + "`", Main: map[string]string{name: value}}
@@ -38,8 +39,8 @@ func Ways() []Way {
 	}
 }
 
-// PaceConfig says what is measured: a backlog that one mailbox has to send, with real minutes, since
-// Postfix's delays are whole seconds.
+// PaceConfig says what is measured: a backlog that one mailbox has to send, with real minutes,
+// since Postfix's delays are whole seconds.
 type PaceConfig struct {
 	Sendas, PluginDir string // as in SiteConfig
 	Way               Way
@@ -62,11 +63,12 @@ type Pace struct {
 	Bounced   int
 }
 
-// Windows are the most messages in any one window. What Exchange Online has refused counts too: perhaps Microsoft counts it.
+// Windows are the most messages in any one window. What Exchange Online has refused counts too:
+// perhaps Microsoft counts it.
 type Windows struct {
 	ByDot, ByVerdict int
-	// Anyhow is the most that there can be if each message is counted at any moment from its final dot to its
-	// verdict, and one refused as well as one accepted.
+	// Anyhow is the most that there can be if each message is counted at any moment from its final
+	// dot to its verdict, and one refused as well as one accepted.
 	Anyhow int
 }
 
@@ -76,8 +78,9 @@ const (
 	minute    = time.Minute
 )
 
-// MeasurePace starts a relay of its own, gives it the backlog, and watches it for 1 + Minutes minutes. start is held while
-// the relay is started: whoever measures several at a time should start them one after the other.
+// MeasurePace starts a relay of its own, gives it the backlog, and watches it for 1 + Minutes
+// minutes. start is held while the relay is started: whoever measures several at a time should
+// start them one after the other.
 func MeasurePace(ctx context.Context, c PaceConfig, start func() (done func())) (p Pace, err error) {
 	done := start()
 	s, err := startPaced(ctx, c)
@@ -150,8 +153,8 @@ func paced(all []*smtp.Message, minutes int) Pace {
 	return p
 }
 
-// pace returns messages per minute: how long as many messages in a row as a minute allows have taken, on
-// average over all such rows. Counting in whole minutes would be inexact by one message.
+// pace returns messages per minute: how long as many messages in a row as a minute allows have
+// taken, on average over all such rows. Counting in whole minutes would be inexact by one message.
 func pace(times []time.Time) float64 {
 	row := min(allowance, len(times)/2)
 	if row == 0 {
@@ -175,7 +178,8 @@ func WorstWindows(all []*smtp.Message, per time.Duration) Windows {
 	return Windows{deepest(dots), deepest(verdicts), deepest(both)}
 }
 
-// span is the time in which a message can be within a period that has just ended: half open, without its end.
+// span is the time in which a message can be within a period that has just ended: half open,
+// without its end.
 type span struct{ from, to time.Time }
 
 // deepest returns how many spans have a moment in common.
@@ -218,8 +222,8 @@ func startPaced(ctx context.Context, c PaceConfig) (*Site, error) {
 	return startAlone(ctx, site)
 }
 
-// startAlone starts Postfix with Exchange Online, and no service of ours: it sends with one token from a file, like one that a script
-// has written.
+// startAlone starts Postfix with Exchange Online, and no service of ours: it sends with one token
+// from a file, like one that a script has written.
 func startAlone(ctx context.Context, c SiteConfig) (s *Site, err error) {
 	dir, err := MakeDir()
 	if err != nil {

@@ -42,8 +42,9 @@ func poolSite(minute time.Duration) SiteConfig {
 	}
 }
 
-// TestPool: the backlog of one address leaves through three mailboxes at three times the pace of one, within the limits of
-// each, every message once and under its name. The mail of a mailbox that has nothing to do with it does not wait.
+// TestPool: the backlog of one address leaves through three mailboxes at three times the pace of
+// one, within the limits of each, every message once and under its name. The mail of a mailbox that
+// has nothing to do with it does not wait.
 func TestPool(t *testing.T) {
 	const n, minute = 100, 20 * time.Second
 	s, ctx := startSite(t, poolSite(minute))
@@ -76,7 +77,8 @@ func TestPool(t *testing.T) {
 			t.Errorf("%s sent %d of %d messages: %v", a, through[a], n, through)
 		}
 	}
-	// One mailbox sends 30 at once and then 30 a minute: the 91st after three of them. Three send the 91st after one.
+	// One mailbox sends 30 at once and then 30 a minute: the 91st after three of them. Three send
+	// the 91st after one.
 	took := last.Sub(first)
 	t.Logf("%d messages in %v, %v", n, took.Round(time.Millisecond), through)
 	if took > 2*minute {

@@ -762,8 +762,9 @@ func TestUntrustedServer(t *testing.T) {
 	}
 }
 
-// TestLoweredLevel: where something has lowered the security level to "may", the token still goes to nobody who has not proved to be
-// Microsoft's server: noplaintext keeps it. The rows without it show that it is noplaintext.
+// TestLoweredLevel: where something has lowered the security level to "may", the token still goes
+// to nobody who has not proved to be Microsoft's server: noplaintext keeps it. The rows without it
+// show that it is noplaintext.
 func TestLoweredLevel(t *testing.T) {
 	const without, within = "smtp_sasl_security_options=noanonymous", "smtp_sasl_tls_security_options=noanonymous"
 	plugin := pluginDir(t)

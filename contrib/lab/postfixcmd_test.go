@@ -75,8 +75,8 @@ func (s *Site) postfixFiles(t *testing.T) []byte {
 	return all
 }
 
-// TestPostfixCommand: an ordinary Postfix becomes the mail exit of the tenant by "sendas postfix enable" alone, in both shapes, and by
-// disable what it was.
+// TestPostfixCommand: an ordinary Postfix becomes the mail exit of the tenant by "sendas postfix
+// enable" alone, in both shapes, and by disable what it was.
 func TestPostfixCommand(t *testing.T) {
 	for _, tc := range []struct {
 		shape, yaml string
@@ -118,7 +118,8 @@ func TestPostfixCommand(t *testing.T) {
 	}
 }
 
-// sendStories sends a message of each mailbox, which leaves as it; and while the token service is away devices are still served.
+// sendStories sends a message of each mailbox, which leaves as it; and while the token service is
+// away devices are still served.
 func (s *Site) sendStories(ctx context.Context, t *testing.T) {
 	t.Helper()
 	for i, from := range []string{"billing@contoso.com", "hr@contoso.com"} {
@@ -160,13 +161,15 @@ func (s *Site) device(ctx context.Context, t *testing.T, from string) {
 	}
 }
 
-// otherMail leaves by Postfix's own smtp, which knows no mailbox, while the token service is stopped.
+// otherMail leaves by Postfix's own smtp, which knows no mailbox, while the token service is
+// stopped.
 func (s *Site) otherMail(ctx context.Context, t *testing.T) {
 	t.Helper()
 	if err := s.Token.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	// The milter lets nothing out that is not an address of ours. What does not pass it has other senders.
+	// The milter lets nothing out that is not an address of ours. What does not pass it has other
+	// senders.
 	if err := s.Postfix.Postconf(ctx, "non_smtpd_milters="); err != nil {
 		t.Fatal(err)
 	}

@@ -76,7 +76,8 @@ func TestPromtool(t *testing.T) {
 	promtool(t, "test", "rules", "sendas.test.yml")
 }
 
-// TestRulesAreTested: every alert has a test in which it fires and one in which it does not, a severity, and says what to type.
+// TestRulesAreTested: every alert has a test in which it fires and one in which it does not, a
+// severity, and says what to type.
 func TestRulesAreTested(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(figuresDir, "sendas.test.yml"))
 	if err != nil {
@@ -238,7 +239,8 @@ var (
 // quickly makes an expression one for a minute's data.
 func quickly(expr string) string { return window.ReplaceAllString(expr, "[30s]") }
 
-// TestFigures: what the dashboard and the rules ask for is there, with real mail, a real Prometheus, and no secret in it.
+// TestFigures: what the dashboard and the rules ask for is there, with real mail, a real
+// Prometheus, and no secret in it.
 func TestFigures(t *testing.T) {
 	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second, YAML: figuresYAML(t)})
 	rules, text := readRules(t)
@@ -269,7 +271,8 @@ func TestFigures(t *testing.T) {
 	p.checkStored(ctx, t, s)
 }
 
-// figuresYAML adds to the site what the figures are about: limits of a client, and all that ends some day.
+// figuresYAML adds to the site what the figures are about: limits of a client, and all that ends
+// some day.
 func figuresYAML(t *testing.T) func(string) string {
 	t.Helper()
 	dir, err := MakeDir()
@@ -292,8 +295,8 @@ func figuresYAML(t *testing.T) func(string) string {
 	}
 }
 
-// sendForFigures sends a message that passes, one that is rewritten, one of a stranger, one over its client's limit, and one that
-// Exchange Online denies.
+// sendForFigures sends a message that passes, one that is rewritten, one of a stranger, one over
+// its client's limit, and one that Exchange Online denies.
 func sendForFigures(t *testing.T, s *Site, ctx context.Context) {
 	t.Helper()
 	denied.Store(s, 1)
@@ -319,7 +322,8 @@ func sendForFigures(t *testing.T, s *Site, ctx context.Context) {
 // expression is one of the dashboard.
 type expression struct{ panel, expr string }
 
-// dashboardExpressions returns all expressions of the dashboard, with the variables that Grafana would fill in.
+// dashboardExpressions returns all expressions of the dashboard, with the variables that Grafana
+// would fill in.
 func dashboardExpressions(t *testing.T) []expression {
 	t.Helper()
 	text, err := os.ReadFile("../grafana/sendas.json")
@@ -390,7 +394,8 @@ func (p *prometheus) mustHave(ctx context.Context, t *testing.T, where, expr str
 // selector finds what an expression selects of our series and of Prometheus' own.
 var selector = regexp.MustCompile(`\b((?:mailbox:|client:|group:)?sendas_\w+(?::\w+)?|up)\b(\{[^}]*\})?`)
 
-// checkRule looks whether a recording rule has data, and an alert something to look at: where all is well, an alert itself has none.
+// checkRule looks whether a recording rule has data, and an alert something to look at: where all
+// is well, an alert itself has none.
 func (p *prometheus) checkRule(ctx context.Context, t *testing.T, r rule) {
 	t.Helper()
 	if r.Record != "" {
@@ -404,7 +409,8 @@ func (p *prometheus) checkRule(ctx context.Context, t *testing.T, r rule) {
 	p.mustSelect(ctx, t, r.Alert, r.Expr)
 }
 
-// mustSelect reports what an expression selects and there is not: a name with a slip of the pen gives 0 where 0 is what all is well is.
+// mustSelect reports what an expression selects and there is not: a name with a slip of the pen
+// gives 0 where 0 is what all is well is.
 func (p *prometheus) mustSelect(ctx context.Context, t *testing.T, where, expr string) {
 	t.Helper()
 	for _, sel := range selector.FindAllString(expr, -1) {
@@ -414,7 +420,8 @@ func (p *prometheus) mustSelect(ctx context.Context, t *testing.T, where, expr s
 	}
 }
 
-// checkAlerts looks whether the alerts say what they should, and whether others fire than this site has reason for.
+// checkAlerts looks whether the alerts say what they should, and whether others fire than this site
+// has reason for.
 func (p *prometheus) checkAlerts(ctx context.Context, t *testing.T) {
 	t.Helper()
 	var r struct {
@@ -441,7 +448,8 @@ func (p *prometheus) checkAlerts(ctx context.Context, t *testing.T) {
 	}
 }
 
-// checkStored looks for secrets and for addresses that a stranger chose in all that Prometheus keeps.
+// checkStored looks for secrets and for addresses that a stranger chose in all that Prometheus
+// keeps.
 func (p *prometheus) checkStored(ctx context.Context, t *testing.T, s *Site) {
 	t.Helper()
 	var series []map[string]string

@@ -34,8 +34,8 @@ func recipeBlocks(t *testing.T, page, kind string) []string {
 	return list
 }
 
-// recipeSite starts a site as a page says: with the mailboxes and clients of its configuration, and all the
-// settings of Postfix in those of its blocks that are for the relay.
+// recipeSite starts a site as a page says: with the mailboxes and clients of its configuration, and
+// all the settings of Postfix in those of its blocks that are for the relay.
 func recipeSite(t *testing.T, page string, postfix ...int) (*Site, context.Context) {
 	t.Helper()
 	return startSite(t, SiteConfig{
@@ -116,8 +116,8 @@ func (tc recipeCase) compare(t *testing.T, m *smtp.Message) {
 	}
 }
 
-// TestRecipePrinters is docs/recipes/printers.md: whatever a device writes leaves as the one mailbox, and what is over the
-// limit is on hold, since a device does not try again.
+// TestRecipePrinters is docs/recipes/printers.md: whatever a device writes leaves as the one
+// mailbox, and what is over the limit is on hold, since a device does not try again.
 func TestRecipePrinters(t *testing.T) {
 	s, ctx := recipeSite(t, "printers.md", 0)
 	const out, scan = "someone@fabrikam.com", "scan@contoso.com"
@@ -155,7 +155,8 @@ func TestRecipePrinters(t *testing.T) {
 	}
 }
 
-// TestRecipeSAP is docs/recipes/sap.md: permitted senders stay, others are named, and what has no sender leaves as the identity.
+// TestRecipeSAP is docs/recipes/sap.md: permitted senders stay, others are named, and what has no
+// sender leaves as the identity.
 func TestRecipeSAP(t *testing.T) {
 	s, ctx := recipeSite(t, "sap.md", 0)
 	const out, erp = "someone@fabrikam.com", "erp@contoso.com"
@@ -176,7 +177,8 @@ func TestRecipeSAP(t *testing.T) {
 	}
 }
 
-// TestRecipeCron is docs/recipes/cron.md: root's mail of this host and of another one reaches a mailbox, named after where it came from.
+// TestRecipeCron is docs/recipes/cron.md: root's mail of this host and of another one reaches a
+// mailbox, named after where it came from.
 func TestRecipeCron(t *testing.T) {
 	s, ctx := recipeSite(t, "cron.md", 0, 2)
 	const cron, it = "cron@contoso.com", "it@contoso.com"
@@ -194,7 +196,8 @@ func TestRecipeCron(t *testing.T) {
 		sender: cron, header: `"root at web1.contoso.com" <cron@contoso.com>`, mailbox: cron, rcpt: it, has: map[string]string{"Reply-To": ""}})
 }
 
-// TestRecipeLoadBalancer is docs/recipes/load-balancer.md: behind the PROXY protocol a client is the one whose address the load balancer names.
+// TestRecipeLoadBalancer is docs/recipes/load-balancer.md: behind the PROXY protocol a client is
+// the one whose address the load balancer names.
 func TestRecipeLoadBalancer(t *testing.T) {
 	ports, err := freePorts(1)
 	if err != nil {
@@ -224,7 +227,8 @@ func TestRecipeLoadBalancer(t *testing.T) {
 	}
 }
 
-// TestSymptoms breaks one thing after another, and looks whether the device, the queue and the log say what docs/troubleshooting.md names.
+// TestSymptoms breaks one thing after another, and looks whether the device, the queue and the log
+// say what docs/troubleshooting.md names.
 func TestSymptoms(t *testing.T) {
 	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second, Postfix: func(s *Site, main map[string]string) []string {
 		main["smtpd_recipient_restrictions"] = "check_policy_service { unix:sendas/policy, default_action=DEFER_IF_PERMIT }"

@@ -19,9 +19,9 @@ import (
 	"github.com/sendas/sendas/contrib/exosim/smtp"
 )
 
-// The site of the routes: besides that of the stories, an ERP whose mail leaves by a connector that knows the relay's
-// address, a payroll system by one that knows its certificate, and printers that send directly inside. All
-// that docs/routes.md says about Postfix is in force.
+// The site of the routes: besides that of the stories, an ERP whose mail leaves by a connector that
+// knows the relay's address, a payroll system by one that knows its certificate, and printers that
+// send directly inside. All that docs/routes.md says about Postfix is in force.
 const moreRoutes = `  - name: only-inside
     type: direct
     endpoint: contoso-com.mail.protection.outlook.com:MXPORT
@@ -116,14 +116,16 @@ func routesSite(t *testing.T, policy bool) SiteConfig {
 			}
 			s.writeCertificate(t, "relay.contoso.com", "relay.pem")
 			s.writeCertificate(t, "smtp.lab.example", "smtpd.pem")
-			// The lab's machines all have one address; the one that the connector knows is another one of loopback.
+			// The lab's machines all have one address; the one that the connector knows is another
+			// one of loopback.
 			master := strings.Replace(s.snippet(t, "master.cf"), "smtp_reply_filter=\n", "smtp_reply_filter= -o smtp_bind_address=127.0.0.5\n", 1)
 			return []string{master, s.snippet(t, "pickup.cf")}
 		},
 	}
 }
 
-// writeCertificate writes a certificate of the lab's authority, with its key, and returns the certificate.
+// writeCertificate writes a certificate of the lab's authority, with its key, and returns the
+// certificate.
 func (s *Site) writeCertificate(t *testing.T, name, file string) tls.Certificate {
 	t.Helper()
 	cert, key, err := s.Exosim.ClientCertificate(name)
@@ -217,9 +219,9 @@ func (s *Site) sendRoute(ctx context.Context, t *testing.T, id string, tc routeC
 	}
 }
 
-// TestRoutes sends the same messages with the policy service and without it: what is refused is refused with
-// the same words. Without it there is no FILTER, and the sender chooses the way; those whose sender chooses as their
-// client does leave the same way.
+// TestRoutes sends the same messages with the policy service and without it: what is refused is
+// refused with the same words. Without it there is no FILTER, and the sender chooses the way; those
+// whose sender chooses as their client does leave the same way.
 func TestRoutes(t *testing.T) {
 	for _, policy := range []bool{true, false} {
 		t.Run(fmt.Sprintf("policy=%v", policy), func(t *testing.T) {
@@ -251,8 +253,8 @@ func TestRoutes(t *testing.T) {
 	}
 }
 
-// TestCertificates: clients by the subject and by the fingerprint of their certificate, and what happens when Postfix does not ask
-// the policy service, which alone knows fingerprints.
+// TestCertificates: clients by the subject and by the fingerprint of their certificate, and what
+// happens when Postfix does not ask the policy service, which alone knows fingerprints.
 func TestCertificates(t *testing.T) {
 	var known, other tls.Certificate
 	c := routesSite(t, true)
@@ -292,8 +294,8 @@ func TestCertificates(t *testing.T) {
 		code: "451 4.3.5", refused: "its administrator has to add check_policy_service unix:sendas/policy to smtpd_recipient_restrictions"})
 }
 
-// TestEachItsOwnMailbox: with a mailbox "*@contoso.com" a sender authenticates as itself. One that is no mailbox waits, and
-// takes nobody's token away.
+// TestEachItsOwnMailbox: with a mailbox "*@contoso.com" a sender authenticates as itself. One that
+// is no mailbox waits, and takes nobody's token away.
 func TestEachItsOwnMailbox(t *testing.T) {
 	s, ctx := startSite(t, SiteConfig{
 		Minute: 6 * time.Second,

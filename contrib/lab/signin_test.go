@@ -27,7 +27,8 @@ func withCredential(text string) func(string) string {
 	}
 }
 
-// scanUser is a site whose scanners send as a user who signs in; all other mailboxes stay with the app.
+// scanUser is a site whose scanners send as a user who signs in; all other mailboxes stay with the
+// app.
 func scanUser(s *SiteConfig) {
 	s.YAML = func(y string) string {
 		y = strings.Replace(y, "mailboxes:\n", "  scan-user:\n    flow: device_code\n    client_id: "+userApp+"\n    user: scan@contoso.com\nmailboxes:\n", 1)
@@ -42,7 +43,8 @@ func scanUser(s *SiteConfig) {
 
 const userApp = "5f2c0d3e-0000-4000-8000-000000000011"
 
-// login runs "sendas login" as root, and has a user approve the code it shows. It returns all that was said.
+// login runs "sendas login" as root, and has a user approve the code it shows. It returns all that
+// was said.
 func (s *Site) login(ctx context.Context, t *testing.T, user string) (output string, err error) {
 	t.Helper()
 	before := len(s.Exosim.DeviceCodes())
@@ -95,7 +97,8 @@ func (s *Site) deferred(ctx context.Context, t *testing.T, text string) {
 	}
 }
 
-// TestDeviceCode: a mailbox that a user signs in for, from nothing to mail, over a revocation and to a new sign-in.
+// TestDeviceCode: a mailbox that a user signs in for, from nothing to mail, over a revocation and
+// to a new sign-in.
 func TestDeviceCode(t *testing.T) {
 	c := SiteConfig{Minute: 6 * time.Second}
 	scanUser(&c)
@@ -176,7 +179,8 @@ func TestDeviceCode(t *testing.T) {
 	}
 }
 
-// grant returns the stored refresh token of the only credential that has one, whose file must be the service's own.
+// grant returns the stored refresh token of the only credential that has one, whose file must be
+// the service's own.
 func (s *Site) grant(t *testing.T) string {
 	t.Helper()
 	files, _ := filepath.Glob(filepath.Join(s.Dir, "state", "grants", "*")) // beside them is what is being delivered

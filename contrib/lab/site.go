@@ -38,8 +38,8 @@ type SiteConfig struct {
 	Certificate func(dir string) (certFile, keyFile string, err error)
 }
 
-// Site is a running relay with all that is around it: a private Postfix, the two services under users of their
-// own, and the simulated Exchange Online.
+// Site is a running relay with all that is around it: a private Postfix, the two services under
+// users of their own, and the simulated Exchange Online.
 type Site struct {
 	Exosim  *exosim.Server
 	Postfix *Postfix
@@ -66,8 +66,8 @@ const (
 	objectID = "0b1ec700-0000-4000-8000-000000000002"
 )
 
-// Publish copies sendas and its SASL plugin from the folder build to a new one, where the services' users may read them; a home folder is
-// not such a place. The caller removes it.
+// Publish copies sendas and its SASL plugin from the folder build to a new one, where the services'
+// users may read them; a home folder is not such a place. The caller removes it.
 func Publish(build string) (string, error) {
 	dir, err := MakeDir()
 	if err != nil {
@@ -208,8 +208,8 @@ func (s *Site) startPostfix(ctx context.Context, c SiteConfig) (err error) {
 	return os.Chmod(s.Postfix.SocketDir(), 0o775) // both services make their sockets here
 }
 
-// MainCF returns the settings of main.cf that docs/by-hand.md gives, for a submission host on another port
-// and with another authority.
+// MainCF returns the settings of main.cf that docs/by-hand.md gives, for a submission host on
+// another port and with another authority.
 func MainCF(port, caFile string) map[string]string {
 	return map[string]string{
 		"smtpd_milters":                                    "unix:sendas/milter",
@@ -326,7 +326,8 @@ func (s *Site) service(binary, name string, uid uint32, http string) *Service {
 	return &Service{binary: binary, args: []string{name, "--config", s.Config}, uid: uid, gid: uid, log: log, ready: http}
 }
 
-// queueReaders returns the group that may ask Postfix what is in its queue; the milter does for its ceiling.
+// queueReaders returns the group that may ask Postfix what is in its queue; the milter does for its
+// ceiling.
 func queueReaders() ([]uint32, error) {
 	g, err := user.LookupGroup(setgidGroup)
 	if err != nil {
@@ -352,8 +353,9 @@ func writeOwned(path, content string, mode os.FileMode, uid int) error {
 	return os.Chown(path, uid, -1)
 }
 
-// nextPort is the port that freePorts tries next: below those from which the system takes its own (ip_local_port_range), so that
-// no connection gets it before the service that it is meant for, and beginning at another place in each process.
+// nextPort is the port that freePorts tries next: below those from which the system takes its own
+// (ip_local_port_range), so that no connection gets it before the service that it is meant for, and
+// beginning at another place in each process.
 var nextPort = func() *atomic.Uint32 {
 	n := new(atomic.Uint32)
 	n.Store(10_000 + uint32(os.Getpid()*37%20_000))

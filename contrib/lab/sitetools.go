@@ -154,8 +154,8 @@ func (s *Site) Burst(ctx context.Context, n int) error {
 	}
 }
 
-// Share returns which part of an allowance of limit messages per period a mailbox used while it had a
-// backlog: in the whole periods from one period after its first message to its last.
+// Share returns which part of an allowance of limit messages per period a mailbox used while it had
+// a backlog: in the whole periods from one period after its first message to its last.
 func (s *Site) Share(mailbox string, limit int, period time.Duration) float64 {
 	var times []time.Time
 	for _, m := range s.Exosim.Messages() {

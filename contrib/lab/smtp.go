@@ -88,7 +88,7 @@ type Result struct {
 	Replies []Reply // all but that to QUIT, in order
 }
 
-// Accepted tells whether the server took the message for at least one
+// Accepted reports whether the server took the message for at least one
 // recipient; see Refused for the others.
 func (r Result) Accepted() bool {
 	last := r.Verdict()

@@ -189,7 +189,8 @@ func TestSendBreaks(t *testing.T) {
 	}
 }
 
-// TestSendSubmits: a message of a mailbox, as a program that knows OAuth sends it to Exchange Online.
+// TestSendSubmits: a message of a mailbox, as a program that knows OAuth sends it to Exchange
+// Online.
 func TestSendSubmits(t *testing.T) {
 	app := directory.App{ClientID: clientID, ObjectID: objectID, Secret: "x", Mailboxes: []string{"erp@contoso.com"}}
 	s, err := exosim.Start(exosim.Config{DirectoryConfig: exosim.DirectoryConfig{Apps: []directory.App{app}, Mailboxes: []directory.Mailbox{{Address: "erp@contoso.com"}}},

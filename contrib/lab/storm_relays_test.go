@@ -23,7 +23,8 @@ import (
 
 var wholeStorm = flag.Bool("storm", false, "TestStormOfTwoRelays with 2,000 messages and every trouble several times")
 
-// relays is two hosts that share their ledger in one Redis, each of which reaches it by a cable of its own.
+// relays is two hosts that share their ledger in one Redis, each of which reaches it by a cable of
+// its own.
 type relays struct {
 	t      *testing.T
 	a, b   *Site
@@ -31,7 +32,8 @@ type relays struct {
 	cables [2]*cable
 }
 
-// Of the limits in this storm, each host may use (8 − 3) ÷ 2 = 2 messages a minute of 2 s on its own.
+// Of the limits in this storm, each host may use (8 − 3) ÷ 2 = 2 messages a minute of 2 s on its
+// own.
 const (
 	relayLimit  = 8
 	relayMinute = 2 * time.Second
@@ -41,9 +43,10 @@ const (
 // aloneAfter is how long a host sends nothing after it has lost the store: see limit.Shared.
 const aloneAfter = 10*time.Second + relayMinute + time.Second
 
-// TestStormOfTwoRelays: two hosts empty their queues through the same mailboxes while the Redis between them is killed, loses its
-// data, or cannot be reached, and while the token service of one host is killed again and again. Every message arrives once,
-// and in no period does a mailbox send more than it may, though the hosts do not know of each other.
+// TestStormOfTwoRelays: two hosts empty their queues through the same mailboxes while the Redis
+// between them is killed, loses its data, or cannot be reached, and while the token service of one
+// host is killed again and again. Every message arrives once, and in no period does a mailbox send
+// more than it may, though the hosts do not know of each other.
 func TestStormOfTwoRelays(t *testing.T) {
 	n, rounds := 300, 1
 	if *wholeStorm {
@@ -94,7 +97,8 @@ func relayMail(n int) Mail {
 
 func relayBox(i int) string { return fmt.Sprintf("box%d@contoso.com", i) }
 
-// troubles is one round of them. It returns how many messages left while no host could reach the store.
+// troubles is one round of them. It returns how many messages left while no host could reach the
+// store.
 func (r *relays) troubles(ctx context.Context) (alone int) {
 	wait := func(d time.Duration) {
 		select {
@@ -318,8 +322,8 @@ func (s *redisServer) wipe() {
 	os.Remove(filepath.Join(s.dir, "appendonly.aof"))
 }
 
-// cable is a TCP connection's way to a server. While it is cut nothing passes and nobody is told: what was sent
-// arrives when it is mended, as TCP does it.
+// cable is a TCP connection's way to a server. While it is cut nothing passes and nobody is told:
+// what was sent arrives when it is mended, as TCP does it.
 type cable struct {
 	l    net.Listener
 	to   string

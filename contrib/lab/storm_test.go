@@ -33,7 +33,8 @@ func stormMail(n int) Mail {
 
 func stormID(n int) string { return fmt.Sprintf("storm-%d@device.example", n) }
 
-// submit hands messages to Postfix, as clients do that try again as long as the answer is a temporary one.
+// submit hands messages to Postfix, as clients do that try again as long as the answer is a
+// temporary one.
 func submit(ctx context.Context, p *Postfix, mails []Mail) error {
 	var (
 		wg   sync.WaitGroup
@@ -95,8 +96,8 @@ func fates(all []*smtp.Message) map[string]fate {
 	return list
 }
 
-// checkLimits looks at every mailbox's windows, and at its messages at one time. A message that was refused, or whose connection
-// ended after the final dot, counts like one that was accepted.
+// checkLimits looks at every mailbox's windows, and at its messages at one time. A message that was
+// refused, or whose connection ended after the final dot, counts like one that was accepted.
 func checkLimits(t *testing.T, x *exosim.Server, boxes []string, limit int, per time.Duration) {
 	t.Helper()
 	of := map[string][]*smtp.Message{}
@@ -115,12 +116,13 @@ func checkLimits(t *testing.T, x *exosim.Server, boxes []string, limit int, per 
 	}
 }
 
-// TestStorm: for a while Exchange Online is in trouble in every way that is known, at random. After it every message has arrived
-// once, or was returned because Microsoft refused its sender for good.
+// TestStorm: for a while Exchange Online is in trouble in every way that is known, at random. After
+// it every message has arrived once, or was returned because Microsoft refused its sender for good.
 //
-// One kind of trouble has no cure: the server takes a message and the connection ends before it has said so. The sender
-// cannot tell that from a message that was lost, and must send it again (RFC 1047; RFC 5321, section 4.5.3.2.6). The simulator knows
-// which messages these are, and only they may come twice.
+// One kind of trouble has no cure: the server takes a message and the connection ends before it has
+// said so. The sender cannot tell that from a message that was lost, and must send it again (RFC
+// 1047; RFC 5321, section 4.5.3.2.6). The simulator knows which messages these are, and only they
+// may come twice.
 func TestStorm(t *testing.T) {
 	const (
 		n, limit, per = 150, 8, time.Second
@@ -164,7 +166,8 @@ func TestStorm(t *testing.T) {
 		t.Fatal(err)
 	}
 	arrived(n / 3)
-	// The day's recipients are used up, says Microsoft to somebody: that mailbox rests for 15 of the scaled minutes.
+	// The day's recipients are used up, says Microsoft to somebody: that mailbox rests for 15 of
+	// the scaled minutes.
 	storm.Quota = 1
 	blow(storm)
 	quota := func(m *smtp.Message) bool { return strings.Contains(m.Reply, "SubmissionQuotaExceeded") }
@@ -190,7 +193,8 @@ func TestStorm(t *testing.T) {
 	checkLimits(t, s.Exosim, stormMailboxes, limit, per)
 }
 
-// checkStorm looks at what became of each message, those that were refused coming last, and whether all troubles struck.
+// checkStorm looks at what became of each message, those that were refused coming last, and whether
+// all troubles struck.
 func checkStorm(t *testing.T, s *Site, n, refused int) {
 	t.Helper()
 	all := s.Exosim.Messages()

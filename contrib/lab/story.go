@@ -45,8 +45,8 @@ var (
 	stranger   = XClient{Addr: "198.51.100.66", Name: "[UNAVAILABLE]"}
 )
 
-// message makes the text of a message. The body has what a careless filter would change: a line of a single
-// dot, trailing blanks, 8-bit bytes, a From at the beginning of a line.
+// message makes the text of a message. The body has what a careless filter would change: a line of
+// a single dot, trailing blanks, 8-bit bytes, a From at the beginning of a line.
 func message(header ...string) []byte {
 	return []byte(strings.Join(header, "\r\n") + "\r\nSubject: Story\r\nX-Untouched:  two  blanks\tand a tab \r\n\r\n" + Body)
 }

@@ -1,5 +1,6 @@
-// Package exit is how a command ends: the exit code that scripts and systemd read, an error that carries it from where
-// something went wrong to where the process ends, and how that error is told to a person.
+// Package exit is how a command ends: the exit code that scripts and systemd read, an error that
+// carries it from where something went wrong to where the process ends, and how that error is told
+// to a person.
 package exit
 
 import (
@@ -33,8 +34,8 @@ func Errorf(code int, hint, format string, args ...any) error {
 	return &Error{Err: fmt.Errorf(format, args...), Code: code, Hint: hint}
 }
 
-// Tell prints an error, with its hint where it has one, and returns the exit code. An error that is no [*Error] is that of
-// a command line: cobra's own of an unknown command or flag.
+// Tell prints an error, with its hint where it has one, and returns the exit code. An error that is
+// no [*Error] is that of a command line: cobra's own of an unknown command or flag.
 func Tell(w io.Writer, err error) int {
 	fmt.Fprintf(w, "sendas: error: %v\n", err)
 	e, ok := errors.AsType[*Error](err)

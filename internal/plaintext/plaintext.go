@@ -1,9 +1,10 @@
-// Package plaintext makes one line of a stranger's text: for a terminal, a log, a page, or an SMTP reply. What could do something
-// there other than be read goes: control characters steer terminals, line ends forge lines of a log or of a protocol,
-// characters of direction make "moc.osotnoc@oec" read as an address, and invisible ones hide that two names differ.
+// Package plaintext makes one line of a stranger's text: for a terminal, a log, a page, or an SMTP
+// reply. What could do something there other than be read goes: control characters steer terminals,
+// line ends forge lines of a log or of a protocol, characters of direction make "moc.osotnoc@oec"
+// read as an address, and invisible ones hide that two names differ.
 //
-// A [Style] says what else a place needs. Nothing is decided by what a text means, and no style lets more through than another
-// does of what is named above.
+// A [Style] says what else a place needs. Nothing is decided by what a text means, and no style
+// lets more through than another does of what is named above.
 package plaintext
 
 import (
@@ -12,10 +13,11 @@ import (
 	"unicode/utf8"
 )
 
-// A Style is how a place shows foreign text. The zero value joins white space, drops what cannot be shown, and has no limit.
+// A Style is how a place shows foreign text. The zero value joins white space, drops what cannot be
+// shown, and has no limit.
 type Style struct {
-	// Exact keeps blanks as many as there are; other white space cannot be shown then. Otherwise white space of any kind
-	// and length becomes one blank, and none is left at the ends.
+	// Exact keeps blanks as many as there are; other white space cannot be shown then. Otherwise
+	// white space of any kind and length becomes one blank, and none is left at the ends.
 	Exact bool
 
 	ASCII    bool   // nothing but printable ASCII
@@ -23,8 +25,8 @@ type Style struct {
 	Bad      rune   // stands for each character that cannot be shown; 0 drops it. Beyond ASCII, a byte that is no UTF-8 has U+FFFD
 	Bytewise bool   // Bad stands for each byte of such a character
 
-	// MaxRunes and MaxBytes are how long the result is at most; 0 is no limit. Cut ends a text that was longer, within
-	// the limit, which is longer than Cut.
+	// MaxRunes and MaxBytes are how long the result is at most; 0 is no limit. Cut ends a text that
+	// was longer, within the limit, which is longer than Cut.
 	MaxRunes, MaxBytes int
 	Cut                string
 }
@@ -47,7 +49,8 @@ func (s Style) Line(text string) string {
 	return s.shorten(text)
 }
 
-// fine reports whether the text is printable ASCII, as most texts are, so that nothing has to be mapped.
+// fine reports whether the text is printable ASCII, as most texts are, so that nothing has to be
+// mapped.
 func (s Style) fine(text string) bool {
 	for i := range len(text) {
 		if text[i] < ' ' || text[i] >= 0x7f {
@@ -83,8 +86,9 @@ func (s Style) shows(r rune, size int) bool {
 	return unicode.IsPrint(r) && !Hidden(r)
 }
 
-// Hidden reports whether a character is not seen, or turns text around: control and formatting characters, separators of lines
-// and paragraphs, and fillers that look like a blank and count as letters. Blanks of any width are seen.
+// Hidden reports whether a character is not seen, or turns text around: control and formatting
+// characters, separators of lines and paragraphs, and fillers that look like a blank and count as
+// letters. Blanks of any width are seen.
 func Hidden(r rune) bool {
 	switch r {
 	case 0x34f, 0x115f, 0x1160, 0x2028, 0x2029, 0x2800, 0x3164, 0xffa0: // a joiner, fillers of Hangul, separators, an empty cell of Braille

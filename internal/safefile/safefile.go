@@ -1,10 +1,11 @@
-// Package safefile writes a file whole: whoever reads it finds what was there before or what is there afterwards, and nothing
-// between, whatever dies meanwhile: the process, the disk's last block, the power. Nobody who may not read the file can
-// read it at any moment.
+// Package safefile writes a file whole: whoever reads it finds what was there before or what is
+// there afterwards, and nothing between, whatever dies meanwhile: the process, the disk's last
+// block, the power. Nobody who may not read the file can read it at any moment.
 //
-// The steps are always the same. A temporary file is made in the same folder, with mode 0600. It gets its owner, its mode, its
-// content. When that is on the disk, it is renamed, and the folder is written to the disk as well: a power failure could
-// bring the old name back otherwise. What goes wrong is an [*Error] that says at which step; the temporary file is gone then.
+// The steps are always the same. A temporary file is made in the same folder, with mode 0600. It
+// gets its owner, its mode, its content. When that is on the disk, it is renamed, and the folder is
+// written to the disk as well: a power failure could bring the old name back otherwise. What goes
+// wrong is an [*Error] that says at which step; the temporary file is gone then.
 package safefile
 
 import (
@@ -19,18 +20,21 @@ import (
 	"time"
 )
 
-// Options say what a file is to be like. The zero value is a file of this process's user that nobody else can read.
+// Options say what a file is to be like. The zero value is a file of this process's user that
+// nobody else can read.
 type Options struct {
 	Mode  fs.FileMode // the permissions, whatever the umask; zero is 0600
 	Owner *Owner      // nil is whom the system gives it to
 	Time  time.Time   // when it was last changed, for readers who look at that; zero is now
 
-	// Temp names the temporary file. A star in it stands for a number that no other file has: so several processes can
-	// write at a time, and what a killed one has left stays until somebody sweeps it. Without a star there is one
-	// name, and what has it is removed first; the caller sees to it that nobody else writes. Empty is ".NAME.*".
+	// Temp names the temporary file. A star in it stands for a number that no other file has: so
+	// several processes can write at a time, and what a killed one has left stays until somebody
+	// sweeps it. Without a star there is one name, and what has it is removed first; the caller
+	// sees to it that nobody else writes. Empty is ".NAME.*".
 	Temp string
 
-	// Ready is asked when all but the last step is done. Its error stops that one, and is returned as it is. Nil is no question.
+	// Ready is asked when all but the last step is done. Its error stops that one, and is returned
+	// as it is. Nil is no question.
 	Ready func() error
 }
 
@@ -54,7 +58,8 @@ const (
 	Place              // it where the file is to be
 )
 
-// An Error says at which step writing a file ended. Its text is the operating system's, with the names of the files.
+// An Error says at which step writing a file ended. Its text is the operating system's, with the
+// names of the files.
 type Error struct {
 	Step Step
 	Err  error
@@ -63,8 +68,8 @@ type Error struct {
 func (e *Error) Error() string { return e.Err.Error() }
 func (e *Error) Unwrap() error { return e.Err }
 
-// Replace is [Write] for a file that is there already: its mode and owner stay, whatever o says, and a symbolic link goes on
-// leading to it.
+// Replace is [Write] for a file that is there already: its mode and owner stay, whatever o says,
+// and a symbolic link goes on leading to it.
 func Replace(path string, data []byte, o Options) error {
 	path, err := filepath.EvalSymlinks(path)
 	if err != nil {
@@ -79,7 +84,8 @@ func Replace(path string, data []byte, o Options) error {
 	return Write(path, data, o)
 }
 
-// Write puts a file into the place of the one at path, if there is one. A symbolic link there is replaced itself.
+// Write puts a file into the place of the one at path, if there is one. A symbolic link there is
+// replaced itself.
 func Write(path string, data []byte, o Options) error {
 	dir, err := os.OpenRoot(filepath.Dir(path))
 	if err != nil {
@@ -191,7 +197,8 @@ func (w *writer) place(changed time.Time) error {
 	return w.fail(Place, "sync", errors.Join(folder.Sync(), folder.Close()))
 }
 
-// named gives an error of the operating system the whole name of the file: an [os.Root] knows the last part.
+// named gives an error of the operating system the whole name of the file: an [os.Root] knows the
+// last part.
 func named(dir *os.Root, op, name string, err error) error {
 	if err == nil {
 		return nil

@@ -125,7 +125,8 @@ func TestReplaceKeeps(t *testing.T) {
 	if to, err := os.Readlink(link); string(got) != "new" || to != target || err != nil || info.Mode() != 0o664 || OwnerOf(info) != *owner {
 		t.Errorf("%q with mode %v and owner %v, the link leads to %q; want the new text, and all else as it was", got, info.Mode(), OwnerOf(info), to)
 	}
-	// Write puts the file in the place of a link: whoever made that cannot choose another file to be overwritten.
+	// Write puts the file in the place of a link: whoever made that cannot choose another file to
+	// be overwritten.
 	if err := Write(link, []byte("own"), Options{}); err != nil {
 		t.Fatal(err)
 	}

@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// passing are the errors of accept(2) that go by themselves: what is short comes back when connections end, and what had
-// happened to one connection before it was accepted is not the listener's (accept(2), "Error handling").
+// passing are the errors of accept(2) that go by themselves: what is short comes back when
+// connections end, and what had happened to one connection before it was accepted is not the
+// listener's (accept(2), "Error handling").
 var passing = []syscall.Errno{
 	syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED,
 	syscall.ENETDOWN, syscall.EPROTO, syscall.EHOSTDOWN, syscall.EHOSTUNREACH, syscall.ENETUNREACH,
@@ -19,13 +20,15 @@ var passing = []syscall.Errno{
 const (
 	minWait = 5 * time.Millisecond
 	maxWait = time.Second
-	// quiet is how long nothing more is logged of a shortage: a process at the edge of it has one after the other.
+	// quiet is how long nothing more is logged of a shortage: a process at the edge of it has one
+	// after the other.
 	quiet = time.Minute
 )
 
-// Each accepts the connections of a listener and gives each to serve, which must return at once: a connection has
-// a goroutine of its own. Each returns nil when the listener is closed, up to a second later in a shortage,
-// and an error where the listener is of no more use. A shortage is waited out and logged, once and not for each try.
+// Each accepts the connections of a listener and gives each to serve, which must return at once: a
+// connection has a goroutine of its own. Each returns nil when the listener is closed, up to a
+// second later in a shortage, and an error where the listener is of no more use. A shortage is
+// waited out and logged, once and not for each try.
 func Each(ln net.Listener, log *slog.Logger, serve func(net.Conn)) error {
 	s := shortage{addr: ln.Addr(), log: log}
 	for {

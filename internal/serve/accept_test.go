@@ -14,7 +14,8 @@ import (
 	"time"
 )
 
-// script is a listener whose Accept returns what it is told to, in turn: an error, or nil for a connection. Then it is closed.
+// script is a listener whose Accept returns what it is told to, in turn: an error, or nil for a
+// connection. Then it is closed.
 type script struct{ results []error }
 
 func (s *script) Accept() (net.Conn, error) {

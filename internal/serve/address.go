@@ -5,8 +5,9 @@ import (
 	"strings"
 )
 
-// An Address is where a service listens: "unix:/path" or "inet:host:port", in main.cf also "unix:path" with a path below
-// the queue directory. It is kept as it was written, so that what is wrong with it can be quoted; empty is nowhere.
+// An Address is where a service listens: "unix:/path" or "inet:host:port", in main.cf also
+// "unix:path" with a path below the queue directory. It is kept as it was written, so that what is
+// wrong with it can be quoted; empty is nowhere.
 type Address string
 
 // The kinds of addresses.
@@ -58,7 +59,8 @@ func (a Address) Network() (network, address string) {
 	return "", ""
 }
 
-// Below places a relative path below a folder, as Postfix places it below its queue directory. Other addresses stay.
+// Below places a relative path below a folder, as Postfix places it below its queue directory.
+// Other addresses stay.
 func (a Address) Below(dir string) Address {
 	if a.Path() == "" || filepath.IsAbs(a.Path()) {
 		return a
@@ -66,8 +68,8 @@ func (a Address) Below(dir string) Address {
 	return Unix(filepath.Join(dir, a.Path()))
 }
 
-// FromPostfix reads an address of main.cf, where "local:" is another word for "unix:" and a path is below the
-// queue directory.
+// FromPostfix reads an address of main.cf, where "local:" is another word for "unix:" and a path is
+// below the queue directory.
 func FromPostfix(s, queue string) Address {
 	if path, ok := strings.CutPrefix(s, "local:"); ok {
 		return Unix(path).Below(queue)
@@ -75,8 +77,8 @@ func FromPostfix(s, queue string) Address {
 	return Address(s).Below(queue)
 }
 
-// RelativeTo is the opposite of Below: it writes a path below the folder relative to it, so that Postfix's
-// daemons find the socket in a chroot and without one. Other addresses stay.
+// RelativeTo is the opposite of Below: it writes a path below the folder relative to it, so that
+// Postfix's daemons find the socket in a chroot and without one. Other addresses stay.
 func (a Address) RelativeTo(dir string) Address {
 	rel, err := filepath.Rel(dir, a.Path())
 	if a.Kind() != KindUnix || err != nil || !filepath.IsLocal(rel) {
@@ -85,8 +87,8 @@ func (a Address) RelativeTo(dir string) Address {
 	return Unix(rel)
 }
 
-// Same reports whether two addresses are one socket. Paths are followed through symbolic links; make relative ones
-// absolute by Below first.
+// Same reports whether two addresses are one socket. Paths are followed through symbolic links;
+// make relative ones absolute by Below first.
 func (a Address) Same(b Address) bool {
 	if a.Kind() == KindUnix && b.Kind() == KindUnix {
 		return realPath(a.Path()) == realPath(b.Path())

@@ -34,7 +34,8 @@ func TestAddress(t *testing.T) {
 	}
 }
 
-// TestAddressOfPostfix: what main.cf says is below the queue directory, and is written relative to it.
+// TestAddressOfPostfix: what main.cf says is below the queue directory, and is written relative to
+// it.
 func TestAddressOfPostfix(t *testing.T) {
 	const queue = "/var/spool/postfix"
 	for _, tc := range []struct {

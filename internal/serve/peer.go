@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Peer is the process at the other end of a unix socket, as the kernel names it (SO_PEERCRED, unix(7)).
+// A Peer is the process at the other end of a unix socket, as the kernel names it (SO_PEERCRED,
+// unix(7)).
 type Peer struct {
 	PID int32 // 0: it is in another PID namespace, as Postfix in a container may be
 	UID uint32

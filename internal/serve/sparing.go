@@ -12,8 +12,9 @@ const (
 	sparingTime  = time.Minute
 )
 
-// A Sparing writes warnings whose cause anybody on this host or network can repeat at will: the first few of a minute,
-// and with the first of a later one how many were left out. The zero value is ready to use.
+// A Sparing writes warnings whose cause anybody on this host or network can repeat at will: the
+// first few of a minute, and with the first of a later one how many were left out. The zero value
+// is ready to use.
 type Sparing struct {
 	mu      sync.Mutex // guards what follows
 	began   time.Time  // when the minute did

@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// TestSparing: a flood of warnings is ten lines a minute, and the next line tells how many are missing.
+// TestSparing: a flood of warnings is ten lines a minute, and the next line tells how many are
+// missing.
 func TestSparing(t *testing.T) {
 	for _, tc := range []struct {
 		name  string

@@ -1,9 +1,9 @@
 // Package xoauth2 is the SASL mechanism XOAUTH2, by which a program shows an access token to
 // Exchange Online, in the shape of go-sasl, which has no such mechanism itself.
 //
-// There is one response, in which user and token stand between bytes 0x01. Microsoft refuses it
-// at once. Google sends an error in JSON first and refuses when the client has answered it; a
-// client that follows both gives an empty answer.
+// There is one response, in which user and token stand between bytes 0x01. Microsoft refuses it at
+// once. Google sends an error in JSON first and refuses when the client has answered it; a client
+// that follows both gives an empty answer.
 // https://learn.microsoft.com/exchange/client-developer/legacy-protocols/how-to-authenticate-an-imap-pop-smtp-application-by-using-oauth
 package xoauth2
 

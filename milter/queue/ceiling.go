@@ -8,19 +8,21 @@ import (
 	"github.com/sendas/sendas/policy/limit"
 )
 
-// A Ceiling protects Postfix's queue: no more mail is taken for a mailbox than can leave before it would be too old. It is
-// not for pacing, since the queue absorbs what has to wait and the lease paces; it is for the client that submits for days
-// more than Microsoft takes, whose mail would fill the disk and bounce at last. The zero value takes everything.
+// A Ceiling protects Postfix's queue: no more mail is taken for a mailbox than can leave before it
+// would be too old. It is not for pacing, since the queue absorbs what has to wait and the lease
+// paces; it is for the client that submits for days more than Microsoft takes, whose mail would
+// fill the disk and bounce at last. The zero value takes everything.
 type Ceiling struct {
 	// Limits are the mailbox's own. Connections does not matter here.
 	Limits limit.Allowance
-	// Wait is how long the message that is taken last may have to wait; well below Postfix's maximal_queue_lifetime (5
-	// days), since mail is tried again with pauses. 0 is no ceiling.
+	// Wait is how long the message that is taken last may have to wait; well below Postfix's
+	// maximal_queue_lifetime (5 days), since mail is tried again with pauses. 0 is no ceiling.
 	Wait time.Duration
 }
 
-// A Backlog is what waits for one mailbox and what can leave. All are plain numbers that somebody has counted: negative ones,
-// as of two counts that were not taken at the same moment, are taken for 0.
+// A Backlog is what waits for one mailbox and what can leave. All are plain numbers that somebody
+// has counted: negative ones, as of two counts that were not taken at the same moment, are taken
+// for 0.
 type Backlog struct {
 	Messages, Recipients         int // accepted, not delivered
 	MessagesLeft, RecipientsLeft int // can still leave within the next 24 h
@@ -58,8 +60,8 @@ func (c Ceiling) take(k limit.Kind, r limit.Rate, waiting, more, left int) *Over
 	return o
 }
 
-// room returns how many can leave within Wait: of the first 24 h no more than is left of them, of the others all that
-// the rate gives.
+// room returns how many can leave within Wait: of the first 24 h no more than is left of them, of
+// the others all that the rate gives.
 func (c Ceiling) room(r limit.Rate, left int) int {
 	const day = 24 * time.Hour
 	if r.N <= 0 || r.Per <= 0 {
@@ -79,8 +81,8 @@ func timeFor(n int, r limit.Rate) time.Duration {
 	return time.Duration(min(float64(n)*float64(r.Per)/float64(r.N), math.MaxInt64/2))
 }
 
-// DescribeOverflow says in one sentence, for an SMTP reply, why a mailbox takes no more. It is printable ASCII and no longer than
-// 250 bytes.
+// DescribeOverflow says in one sentence, for an SMTP reply, why a mailbox takes no more. It is
+// printable ASCII and no longer than 250 bytes.
 func DescribeOverflow(mailbox string, o *Overflow) string {
 	s := fmt.Sprintf("mailbox <%s> would have %s waiting, and only %d can leave in time", limit.ShownName.Line(mailbox), limit.Amount(o.Waiting, o.Kind), o.Room)
 	if o.Retry == 0 {

@@ -36,10 +36,11 @@ const (
 	maxQueueIDs = 500_000
 )
 
-// A Watch watches what waits in Postfix's queue for each mailbox, and says when no more is to be taken: see [Ceiling]. It
-// reads only while there is a ceiling. Decisions never wait for a reading, and while there is none, everything is taken: our
-// failure must not refuse mail. Messages that are decided on at one moment do not see each other, so a ceiling may be
-// passed by as many as come in at once. A nil Watch takes everything. It is safe for concurrent use.
+// A Watch watches what waits in Postfix's queue for each mailbox, and says when no more is to be
+// taken: see [Ceiling]. It reads only while there is a ceiling. Decisions never wait for a reading,
+// and while there is none, everything is taken: our failure must not refuse mail. Messages that are
+// decided on at one moment do not see each other, so a ceiling may be passed by as many as come in
+// at once. A nil Watch takes everything. It is safe for concurrent use.
 type Watch struct {
 	log     *slog.Logger
 	up      *prometheus.GaugeVec // without labels; none where there is no ceiling
@@ -69,8 +70,9 @@ type Rules struct {
 	Wait   time.Duration              // limit.Ceiling.Wait; 0: no ceiling
 	Limits map[string]limit.Allowance // by policy.Mailbox.Name
 	Policy *policy.Rules              // says whose mailbox a sender's mail leaves through
-	// Left tells how many recipients mailboxes can still have in 24 h, by policy.Mailbox.Name; one that is missing is not known.
-	// It is asked when the queue is read, and must return when ctx ends. nil: nothing is known.
+	// Left tells how many recipients mailboxes can still have in 24 h, by policy.Mailbox.Name; one
+	// that is missing is not known. It is asked when the queue is read, and must return when ctx
+	// ends. nil: nothing is known.
 	Left func(ctx context.Context) map[string]int
 }
 
@@ -145,7 +147,8 @@ func (q *Watch) Look(ctx context.Context) {
 	q.show(r, view)
 }
 
-// set puts a view into force, nil for none, and forgets what it contains. It tells whether there was none before.
+// set puts a view into force, nil for none, and forgets what it contains. It reports whether there
+// was none before.
 func (q *Watch) set(view map[string]*Backlog, named *idSet, began time.Time) (failed bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -188,7 +191,8 @@ func (q *Watch) show(r *Rules, view map[string]*Backlog) {
 	}
 }
 
-// Overflow says with what a message is refused whose mailbox has too much waiting, nil where it is not.
+// Overflow says with what a message is refused whose mailbox has too much waiting, nil where it is
+// not.
 func (q *Watch) Overflow(d *policy.Decision, rcpts int) *policy.Reply {
 	r, key, limits := q.of(d)
 	if r == nil {
@@ -214,8 +218,9 @@ func (q *Watch) Overflow(d *policy.Decision, rcpts int) *policy.Reply {
 	return &policy.Reply{Code: 451, Enhanced: "4.3.1", Text: DescribeOverflow(d.User.String(), o)}
 }
 
-// leftForLocked returns how many recipients the mailboxes of a message can still have in 24 h, in sum. Where the token service has not told, that is
-// no bound, and the ceiling is too high by a day's allowance at most. q.mu is held.
+// leftForLocked returns how many recipients the mailboxes of a message can still have in 24 h, in
+// sum. Where the token service has not told, that is no bound, and the ceiling is too high by a
+// day's allowance at most. q.mu is held.
 func (q *Watch) leftForLocked(r *Rules, d *policy.Decision) int {
 	list, _ := r.Policy.MailboxesFor(d.Identity)
 	sum := 0
@@ -251,7 +256,8 @@ func (q *Watch) Accepted(d *policy.Decision, id string, rcpts int, now time.Time
 	add(q.since, key, rcpts)
 }
 
-// of returns the ceiling that a message is held against, nil where there is none, and whose queue it goes into.
+// of returns the ceiling that a message is held against, nil where there is none, and whose queue
+// it goes into.
 func (q *Watch) of(d *policy.Decision) (*Rules, string, limit.Allowance) {
 	if q == nil || d.Mailbox == nil {
 		return nil, "", limit.Allowance{}
@@ -267,8 +273,8 @@ func (q *Watch) of(d *policy.Decision) (*Rules, string, limit.Allowance) {
 	return r, key, l
 }
 
-// queue names the queue that mail of a sender waits in, "" where it leaves through no mailbox: who authenticates, or all that are in the
-// sender's pool. With it come the limits, in sum.
+// queue names the queue that mail of a sender waits in, "" where it leaves through no mailbox: who
+// authenticates, or all that are in the sender's pool. With it come the limits, in sum.
 func (r *Rules) queue(sender address.Spec) (string, limit.Allowance) {
 	list, user := r.Policy.MailboxesFor(sender)
 	if len(list) == 0 {
@@ -369,10 +375,12 @@ func (s *idSet) has(id string) bool {
 	return ok
 }
 
-// leaving are the queues whose mail leaves by itself; what is held does not, and what is in maildrop has not been decided on.
+// leaving are the queues whose mail leaves by itself; what is held does not, and what is in
+// maildrop has not been decided on.
 var leaving = map[string]bool{"incoming": true, "active": true, "deferred": true}
 
-// maxQueueName bounds what is kept of a name or value; showq(8) also tells reasons, which may be long.
+// maxQueueName bounds what is kept of a name or value; showq(8) also tells reasons, which may be
+// long.
 const maxQueueName = 4096
 
 // queued is a message as showq(8) tells it.
@@ -381,9 +389,10 @@ type queued struct {
 	rcpts             int
 }
 
-// read reads what showq(8) says of the queue: lists of attributes, each a name and a value that end in NUL, and each list ends in one more
-// NUL, as the whole does (Postfix, src/showq/showq.c and src/util/attr_print0.c). A message is one list with an attribute "recipient"
-// for each. Since 3.6 a list that names the protocol comes first.
+// read reads what showq(8) says of the queue: lists of attributes, each a name and a value that end
+// in NUL, and each list ends in one more NUL, as the whole does (Postfix, src/showq/showq.c and
+// src/util/attr_print0.c). A message is one list with an attribute "recipient" for each. Since 3.6
+// a list that names the protocol comes first.
 func read(r *bufio.Reader, fn func(queued)) error {
 	for lists := 0; ; lists++ {
 		var m queued

@@ -48,20 +48,22 @@ func contradiction(a, b limit.Rate) error {
 	return nil
 }
 
-// ReservationLife is how long a [Reservation] holds its places after it was last asked for more. Between two
-// commands Postfix waits 300 s (smtpd_timeout); a message that takes longer to come in loses its
-// places, and [Counts.Commit] asks for them again.
+// ReservationLife is how long a [Reservation] holds its places after it was last asked for more.
+// Between two commands Postfix waits 300 s (smtpd_timeout); a message that takes longer to come in
+// loses its places, and [Counts.Commit] asks for them again.
 const ReservationLife = 15 * time.Minute
 
-// Counts counts what clients and identities submit and says whether one may submit more. In any period of a
-// rate's length at most that many are committed; a place may stay taken up to a twelfth of the period longer
-// than it must (see [slots]), so that the memory for a key does not depend on what it sends.
+// Counts counts what clients and identities submit and says whether one may submit more. In any
+// period of a rate's length at most that many are committed; a place may stay taken up to a twelfth
+// of the period longer than it must (see [slots]), so that the memory for a key does not depend on
+// what it sends.
 //
-// A key is the name of a client, or the result of [IdentityKey]. Each decision takes the same
-// time, however many keys there are, and idle keys are forgotten. Counts needs no goroutine of its own unless it
-// has a store. All methods are safe for concurrent use.
+// A key is the name of a client, or the result of [IdentityKey]. Each decision takes the same time,
+// however many keys there are, and idle keys are forgotten. Counts needs no goroutine of its own
+// unless it has a store. All methods are safe for concurrent use.
 //
-// Pass the time as time.Now returned it: with its monotonic reading, setting the clock changes nothing.
+// Pass the time as time.Now returned it: with its monotonic reading, setting the clock changes
+// nothing.
 type Counts struct {
 	store  Store // nil for none
 	shared *sharedCounts  // nil for none; in place of a store
@@ -88,8 +90,8 @@ type Refusal struct {
 	Key  string
 	Kind limit.Kind
 	Rate limit.Rate // of the limit that opens last, if there are several
-	// Opens is when so much more will be taken, if nobody else comes first and what is under way is accepted now. It is
-	// zero if the limit is lower than what one message asks for at once.
+	// Opens is when so much more will be taken, if nobody else comes first and what is under way is
+	// accepted now. It is zero if the limit is lower than what one message asks for at once.
 	Opens time.Time
 }
 
@@ -107,8 +109,8 @@ type Reservation struct {
 	prev, next *Reservation
 }
 
-// Begin reserves the place of one message: MAIL. It checks the rates of messages alone. Refused, it returns a
-// nil Reservation.
+// Begin reserves the place of one message: MAIL. It checks the rates of messages alone. Refused, it
+// returns a nil Reservation.
 func (a *Counts) Begin(key string, q Rates, now time.Time) (*Reservation, *Refusal) {
 	if len(q.Messages)+len(q.Recipients) == 0 {
 		return nil, nil
@@ -132,8 +134,8 @@ func (a *Counts) Begin(key string, q Rates, now time.Time) (*Reservation, *Refus
 	return r, nil
 }
 
-// Recipients reserves places for n more recipients, all or none: 1 at RCPT. A refusal leaves the reservation as
-// it was, so the message can go on with the recipients that it has.
+// Recipients reserves places for n more recipients, all or none: 1 at RCPT. A refusal leaves the
+// reservation as it was, so the message can go on with the recipients that it has.
 func (r *Reservation) Recipients(n int, now time.Time) *Refusal {
 	if r == nil || n <= 0 {
 		return nil
@@ -147,8 +149,9 @@ func (r *Reservation) Recipients(n int, now time.Time) *Refusal {
 	return r.of.reserveLocked(r, r.of.homeLocked(r, at), n, at)
 }
 
-// Commit counts a message at its end: all its reservations, of its client and its identity, or none. It refuses only if one
-// has expired and meanwhile others took its place; then all are aborted. Reservations that have ended are passed over.
+// Commit counts a message at its end: all its reservations, of its client and its identity, or
+// none. It refuses only if one has expired and meanwhile others took its place; then all are
+// aborted. Reservations that have ended are passed over.
 func (a *Counts) Commit(now time.Time, list ...*Reservation) *Refusal {
 	if a.shared != nil {
 		return a.commitShared(now, list)
@@ -169,8 +172,8 @@ func (a *Counts) Commit(now time.Time, list ...*Reservation) *Refusal {
 	return nil
 }
 
-// renewLocked returns the reservations that have not ended, all of them held, or says why one of those that had expired cannot be held again; then
-// all are aborted.
+// renewLocked returns the reservations that have not ended, all of them held, or says why one of
+// those that had expired cannot be held again; then all are aborted.
 func (a *Counts) renewLocked(list []*Reservation, at int64) (live []*Reservation, no *Refusal) {
 	for _, r := range list {
 		if r == nil || r.done {
@@ -212,8 +215,8 @@ func (r *Reservation) endLocked() {
 	r.done = true
 }
 
-// Peek tells whether a message with so many recipients would be taken now if nothing else were under way: the very message that is
-// asked about may hold its places already. It reserves nothing.
+// Peek reports whether a message with so many recipients would be taken now if nothing else were
+// under way: the very message that is asked about may hold its places already. It reserves nothing.
 func (a *Counts) Peek(key string, q Rates, recipients int, now time.Time) *Refusal {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -237,8 +240,8 @@ type Used struct {
 	Reserved int // for messages under way
 }
 
-// Usage tells what a key has used of each limit that it last had, for people and metrics. A key that is not known has used nothing and
-// has no limits.
+// Usage tells what a key has used of each limit that it last had, for people and metrics. A key
+// that is not known has used nothing and has no limits.
 func (a *Counts) Usage(key string, now time.Time) []Used {
 	a.mu.Lock()
 	defer a.mu.Unlock()

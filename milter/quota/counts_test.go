@@ -412,7 +412,8 @@ type pending struct {
 	expired    bool
 }
 
-// counted returns how much of a kind was committed in the last period before now, which is open at its beginning.
+// counted returns how much of a kind was committed in the last period before now, which is open at
+// its beginning.
 func (m *model) counted(key string, k limit.Kind, per time.Duration, now time.Time) int {
 	n := 0
 	for _, e := range m.done[key] {
@@ -449,8 +450,8 @@ func (m *model) expire(now time.Time) {
 	}
 }
 
-// judge holds a decision against the model: what was let in fits into the exact window, and what was refused
-// would not have fitted into one that is longer by the documented error.
+// judge holds a decision against the model: what was let in fits into the exact window, and what
+// was refused would not have fitted into one that is longer by the documented error.
 func (m *model) judge(t *rapid.T, key string, messages, recipients int, now time.Time, no *Refusal) {
 	t.Helper()
 	full := false

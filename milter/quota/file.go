@@ -14,8 +14,8 @@ import (
 
 // An File is an [Store] in a file of its own, which one process may have open at a time.
 type File struct {
-	// Replaced tells why the file begins empty: the former one was damaged, and has the same name with ".damaged"
-	// now. It is nil otherwise.
+	// Replaced tells why the file begins empty: the former one was damaged, and has the same name
+	// with ".damaged" now. It is nil otherwise.
 	Replaced error
 
 	db     *bbolt.DB
@@ -30,7 +30,8 @@ const admissionLockTime = 5 * time.Second
 var admissionBucket = []byte("admission")
 
 // OpenFile opens the file, or makes it with mode 0600. The caller closes it, after [Counts.Run] has
-// returned. A damaged file is replaced, since what it holds is worth no trouble; a file that is not ours is an error.
+// returned. A damaged file is replaced, since what it holds is worth no trouble; a file that is not
+// ours is an error.
 func OpenFile(path string) (*File, error) {
 	return openAdmissionFile(path, admissionLockTime)
 }
@@ -103,7 +104,8 @@ func inspect(db *bbolt.DB, path string) error {
 	})
 }
 
-// guard turns a panic of bbolt over a damaged page, and a fault of the memory under it, into an error.
+// guard turns a panic of bbolt over a damaged page, and a fault of the memory under it, into an
+// error.
 func guard(f func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -164,7 +166,8 @@ func (f *File) Save(ctx context.Context, records map[string][]byte) error {
 	})
 }
 
-// saveRecord writes or removes one record. bbolt has no empty keys, so each begins with a byte of ours.
+// saveRecord writes or removes one record. bbolt has no empty keys, so each begins with a byte of
+// ours.
 func saveRecord(b *bbolt.Bucket, key string, record []byte) error {
 	k := append([]byte{'='}, key...)
 	switch {

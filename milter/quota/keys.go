@@ -3,9 +3,9 @@ package quota
 import "fmt"
 
 const (
-	// maxKeys is how many keys are kept at most, in some 210 MB. Where each address of a domain is an identity, strangers choose
-	// the keys: beyond it one is forgotten for each new one, which lets that one submit more, but keeps no
-	// mail from anyone.
+	// maxKeys is how many keys are kept at most, in some 210 MB. Where each address of a domain is
+	// an identity, strangers choose the keys: beyond it one is forgotten for each new one, which
+	// lets that one submit more, but keeps no mail from anyone.
 	maxKeys = 500_000
 	// sweepStep is how many keys each new message looks at, to find those that are idle.
 	sweepStep = 2
@@ -33,8 +33,9 @@ func (a *Counts) enterLocked(m *meter) {
 	a.meters[m.key] = m
 }
 
-// evictLocked forgets keys until there is room for one more, whatever they have counted. Those with messages under way stay; they
-// are few, so what a search finds none for, the next one makes up for.
+// evictLocked forgets keys until there is room for one more, whatever they have counted. Those with
+// messages under way stay; they are few, so what a search finds none for, the next one makes up
+// for.
 func (a *Counts) evictLocked() {
 	for range evictStep {
 		if len(a.all) < a.most {

@@ -12,7 +12,8 @@ type meter struct {
 	key     string
 	shape   *shape
 	windows []slots // one for each of shape.rates
-	// oldest is the first of a ring of reservations, in the order in which they expire; nil if there are none.
+	// oldest is the first of a ring of reservations, in the order in which they expire; nil if
+	// there are none.
 	oldest               *Reservation
 	messages, recipients uint32 // reserved
 	booked               int64  // time of the last message
@@ -40,7 +41,8 @@ type kindRate struct {
 	limit.Rate
 }
 
-// is tells whether the shape is that of the quota. It runs for every message, so it allocates nothing.
+// is reports whether the shape is that of the quota. It runs for every message, so it allocates
+// nothing.
 func (s *shape) is(q *Rates) bool {
 	n := len(q.Messages)
 	if len(s.rates) != n+len(q.Recipients) {
@@ -71,8 +73,8 @@ func newMeter(key string, s *shape) *meter {
 	return &meter{key: key, shape: s, windows: make([]slots, len(s.rates))}
 }
 
-// reshape puts another quota into force. A window goes on if the new quota has a rate of its period; a new
-// period begins empty, since nobody knows what it held.
+// reshape puts another quota into force. A window goes on if the new quota has a rate of its
+// period; a new period begins empty, since nobody knows what it held.
 func (m *meter) reshape(s *shape) {
 	old := m.shape
 	m.windows, m.shape = old.reshape(s, m.windows), s
@@ -190,8 +192,8 @@ func (m *meter) expire(now int64) {
 	}
 }
 
-// idle tells whether the meter says no more than a new one would. It looks at no window: those of other
-// keys than the one decided on are far away in memory, and this runs for every message.
+// idle reports whether the meter says no more than a new one would. It looks at no window: those of
+// other keys than the one decided on are far away in memory, and this runs for every message.
 func (m *meter) idle(now int64) bool {
 	m.expire(now)
 	return m.oldest == nil && now-m.booked >= m.shape.lasting

@@ -32,16 +32,17 @@ type IdentityLimit struct {
 	OnLimit OnLimit
 }
 
-// Desk counts what clients submit, and what is sent as an identity; Server and PolicyServer share one. A client that floods
-// harms only itself: Microsoft's own limits are the token service's business, and nobody is refused for them. It is safe for
-// concurrent use, and a nil one limits nothing.
+// Desk counts what clients submit, and what is sent as an identity; Server and PolicyServer share
+// one. A client that floods harms only itself: Microsoft's own limits are the token service's
+// business, and nobody is refused for them. It is safe for concurrent use, and a nil one limits
+// nothing.
 type Desk struct {
 	counters *Counts
 	current  atomic.Pointer[rules]
 }
 
-// rules are the limits of one configuration. They never change; a message keeps those that it began with, and what it holds is
-// counted under them.
+// rules are the limits of one configuration. They never change; a message keeps those that it began
+// with, and what it holds is counted under them.
 type rules struct {
 	clients map[string]ClientLimit // by name
 	list    []IdentityLimit
@@ -53,8 +54,8 @@ type rules struct {
 // NewDesk puts the counters to use.
 func NewDesk(a *Counts) *Desk { return &Desk{counters: a} }
 
-// Use puts limits into force: those of clients by name, and those of identities, of which the first that matches wins. What was counted
-// stays.
+// Use puts limits into force: those of clients by name, and those of identities, of which the first
+// that matches wins. What was counted stays.
 func (q *Desk) Use(clients map[string]ClientLimit, identities ...IdentityLimit) {
 	r := &rules{clients: clients, list: identities, first: make(map[string]int, len(identities)), domains: make(map[string]int)}
 	for _, l := range clients {
@@ -89,7 +90,8 @@ func (q *Desk) inForce() *rules {
 	return q.current.Load()
 }
 
-// Early tells whether some limit can refuse a message before its end. The identity is known only then, and what is held is never refused.
+// Early reports whether some limit can refuse a message before its end. The identity is known only
+// then, and what is held is never refused.
 func (q *Desk) Early() bool {
 	r := q.inForce()
 	return r != nil && r.early
@@ -143,7 +145,8 @@ type Overrun struct {
 	Reason policy.ReasonCode
 }
 
-// A booking is what one message holds of its limits, from MAIL to its end. The zero value holds nothing. One goroutine uses it at a time.
+// A booking is what one message holds of its limits, from MAIL to its end. The zero value holds
+// nothing. One goroutine uses it at a time.
 type Booking struct {
 	q        *Desk
 	rules    *rules
@@ -157,7 +160,8 @@ type Booking struct {
 // Begin makes room for a booking under the limits in force.
 func (q *Desk) Begin() Booking { return Booking{q: q, rules: q.inForce()} }
 
-// Mail asks for the place of one message of a client: at MAIL, or where the client was not known before, at the end.
+// Mail asks for the place of one message of a client: at MAIL, or where the client was not known
+// before, at the end.
 func (b *Booking) Mail(client string, now time.Time) *Overrun {
 	l, ok := b.rules.client(client)
 	if !ok {
@@ -179,14 +183,14 @@ func (b *Booking) Recipients(n int, now time.Time) *Overrun {
 	return nil
 }
 
-// Refuses tells whether the limits of a client can refuse its message before the end.
+// Refuses reports whether the limits of a client can refuse its message before the end.
 func (b *Booking) Refuses(client string) bool {
 	l, ok := b.rules.client(client)
 	return ok && l.OnLimit != HoldOver
 }
 
-// End asks for all that a message needs, of its client and of its identity, less what it holds already. What is over a limit that refuses is
-// told rather than what is only held.
+// End asks for all that a message needs, of its client and of its identity, less what it holds
+// already. What is over a limit that refuses is told rather than what is only held.
 func (b *Booking) End(client string, identity address.Spec, rcpts int, now time.Time) *Overrun {
 	var over *Overrun
 	if b.Client != client { // not known before, or by another one's certificate
@@ -213,7 +217,8 @@ func (b *Booking) End(client string, identity address.Spec, rcpts int, now time.
 	return over
 }
 
-// Commit counts the message for its client and its identity, or for none of them. It refuses what others have taken the place of meanwhile.
+// Commit counts the message for its client and its identity, or for none of them. It refuses what
+// others have taken the place of meanwhile.
 func (b *Booking) Commit(now time.Time) *Overrun {
 	if b.Places == nil && b.identity == nil {
 		return nil
@@ -235,8 +240,9 @@ func (b *Booking) Abort() {
 	*b = Booking{}
 }
 
-// Foresee tells at RCPT whether one more recipient would be over a limit; what is held is no matter for RCPT. It passes over the messages
-// that are under way: the milter may have reserved the place of the very message that is asked about.
+// Foresee tells at RCPT whether one more recipient would be over a limit; what is held is no matter
+// for RCPT. It passes over the messages that are under way: the milter may have reserved the place
+// of the very message that is asked about.
 func (q *Desk) Foresee(client string, now time.Time) *policy.Reply {
 	l, ok := q.Of(client)
 	if !ok || l.OnLimit == HoldOver {

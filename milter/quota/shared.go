@@ -22,8 +22,8 @@ var admissionSource string
 var admissionScript = redis.NewScript(admissionSource)
 
 const (
-	// sharedTimeout is how long a message may wait for the server, when no other time is given. SMTP clients have
-	// minutes, but whoever waits holds one of Postfix's smtpd(8) processes.
+	// sharedTimeout is how long a message may wait for the server, when no other time is given.
+	// SMTP clients have minutes, but whoever waits holds one of Postfix's smtpd(8) processes.
 	sharedTimeout = 500 * time.Millisecond
 	// beatInterval is how often a host looks whether the server is there and still has its data.
 	beatInterval = time.Second
@@ -31,25 +31,30 @@ const (
 	bookBatch = 200
 )
 
-// OpenShared makes a Counts whose counts several hosts have in common, in a Redis (from 5) or Valkey; [Counts.Run]
-// has to run. What is told by MaxSession in the options does not matter here, and Timeout is half a second where it is 0.
+// OpenShared makes a Counts whose counts several hosts have in common, in a Redis (from 5) or
+// Valkey; [Counts.Run] has to run. What is told by MaxSession in the options does not matter here,
+// and Timeout is half a second where it is 0.
 //
 // # What is shared
 //
-// Places are reserved on each host alone, with the numbers that the server told it last. [Counts.Commit] asks the server, in one round trip
-// and with one script, which counts the message for all its keys or for none: so never more than a rate is
-// admitted by all hosts in sum, whatever each of them believes. Time is the server's; one that is set moves nothing. Keys expire
-// when their last message has left every window.
+// Places are reserved on each host alone, with the numbers that the server told it last.
+// [Counts.Commit] asks the server, in one round trip and with one script, which counts the message
+// for all its keys or for none: so never more than a rate is admitted by all hosts in sum, whatever
+// each of them believes. Time is the server's; one that is set moves nothing. Keys expire when
+// their last message has left every window.
 //
 // # While the server is away
 //
-// A host goes on with its share: each rate divided by the number of hosts, at least 1, of which what it has itself admitted lately is
-// taken away, and never more than the whole rate allows by the numbers it knew last. Nobody is refused because of
-// the server, and nobody waits longer than the timeout. When it is back, the hosts tell what they have admitted; so a period in which
-// the server goes or comes can have more than the rate, by at most the shares of the other hosts, and one of which an answer was lost counts
-// it twice. A server that has lost its data is told within a second what each host knows of its own.
+// A host goes on with its share: each rate divided by the number of hosts, at least 1, of which
+// what it has itself admitted lately is taken away, and never more than the whole rate allows by
+// the numbers it knew last. Nobody is refused because of the server, and nobody waits longer than
+// the timeout. When it is back, the hosts tell what they have admitted; so a period in which the
+// server goes or comes can have more than the rate, by at most the shares of the other hosts, and
+// one of which an answer was lost counts it twice. A server that has lost its data is told within a
+// second what each host knows of its own.
 //
-// report hears when the server is away, once, and with nil when it is back. The error never has the password. It may be nil.
+// report hears when the server is away, once, and with nil when it is back. The error never has the
+// password. It may be nil.
 func OpenShared(o limit.Redis, hosts int, report func(error)) (*Counts, error) {
 	if o.Timeout <= 0 {
 		o.Timeout = sharedTimeout
@@ -90,7 +95,8 @@ type sharedCounts struct {
 	owing  map[string]*meter // that the server has to be told of
 }
 
-// mine is what this host has admitted of a meter's key, where the meter's own windows are those of all hosts.
+// mine is what this host has admitted of a meter's key, where the meter's own windows are those of
+// all hosts.
 type mine struct {
 	windows []slots
 	owed    []slots // of these, what the server has not been told; nil for nothing
@@ -315,7 +321,8 @@ func (a *Counts) lost(err error) {
 	}
 }
 
-// beat looks whether the server is there, and tells it what it does not know. It returns whether it is.
+// beat looks whether the server is there, and tells it what it does not know. It returns whether it
+// is.
 func (a *Counts) beat(ctx context.Context) bool {
 	s := a.shared
 	s.beating.Lock()
@@ -341,7 +348,8 @@ func (a *Counts) beat(ctx context.Context) bool {
 	return true
 }
 
-// oweAll makes all that this host has admitted owed, once, if the server has other data than this host knew.
+// oweAll makes all that this host has admitted owed, once, if the server has other data than this
+// host knew.
 func (a *Counts) oweAll(epoch string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

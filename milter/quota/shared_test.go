@@ -111,7 +111,8 @@ func TestSharedHostsHaveOneLimit(t *testing.T) {
 	}
 }
 
-// A message counts for its client and its identity or for neither, also where only the server knows that one is full.
+// A message counts for its client and its identity or for neither, also where only the server knows
+// that one is full.
 func TestSharedCommitIsAllOrNothing(t *testing.T) {
 	server := redistest.Start(t)
 	a, _ := openShared(t, server.URL(), 2)
@@ -153,7 +154,8 @@ func TestSharedConcurrency(t *testing.T) {
 	}
 }
 
-// While the server is away a host has its share; when it is back, what was admitted meanwhile counts for all.
+// While the server is away a host has its share; when it is back, what was admitted meanwhile
+// counts for all.
 func TestSharedAway(t *testing.T) {
 	server := redistest.Start(t)
 	k := redistest.NewLink(t, server.Socket())
@@ -281,7 +283,8 @@ func TestSharedErrorsHaveNoPassword(t *testing.T) {
 	}
 }
 
-// The script admits what a Counts of one host admits, and never more than the rate in any period, whatever the server's clock does.
+// The script admits what a Counts of one host admits, and never more than the rate in any period,
+// whatever the server's clock does.
 func TestSharedAgainstTheRates(t *testing.T) {
 	server := redistest.Start(t)
 	n := 0
@@ -331,7 +334,8 @@ func TestSharedAgainstTheRates(t *testing.T) {
 			}
 		}
 		for i := rate.N; i < len(sent); i++ {
-			// A server's clock that is set moves what it counts by up to the jitter for each host that looks next.
+			// A server's clock that is set moves what it counts by up to the jitter for each host
+			// that looks next.
 			if d := sent[i].Sub(sent[i-rate.N]); d < rate.Per-time.Duration(sets*2)*time.Second {
 				t.Fatalf("%d messages within %v, the rate is %v", rate.N+1, d, rate)
 			}

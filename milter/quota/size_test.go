@@ -50,8 +50,9 @@ func TestMemoryOfManyKeys(t *testing.T) {
 	runtime.KeepAlive(a)
 }
 
-// BenchmarkAdmission decides on a message with two recipients, among ten keys and among a hundred thousand, in turn,
-// so that a noisy machine is noisy for both. "x10keys" is the time among the many as a multiple of that among the few.
+// BenchmarkAdmission decides on a message with two recipients, among ten keys and among a hundred
+// thousand, in turn, so that a noisy machine is noisy for both. "x10keys" is the time among the
+// many as a multiple of that among the few.
 func BenchmarkAdmission(b *testing.B) {
 	const batch = 1000
 	few, many := newLoad(b, 10), newLoad(b, manyKeys)
@@ -67,7 +68,8 @@ func BenchmarkAdmission(b *testing.B) {
 	b.ReportMetric(float64(many.took)/float64(few.took), "x10keys")
 }
 
-// A load sends for its keys in turn, each once an hour, so that the windows of each hold the same, however many there are.
+// A load sends for its keys in turn, each once an hour, so that the windows of each hold the same,
+// however many there are.
 type load struct {
 	a     *Counts
 	keys  int

@@ -12,22 +12,25 @@ const slotsPerPeriod = 12
 
 // slots counts what has happened in the last period, in stretches of a twelfth of it.
 //
-// The error is to the safe side and bounded. What is counted leaves the window no sooner than
-// a whole period after it happened, and at most a twelfth of the period (5 s of a minute, two hours of a day) later:
-// a stretch leaves as a whole, a period after the last that was counted in it. So what comes at once or
-// far apart leaves on time; its moment is kept to a 3072nd of the period, rounded up. It takes 80 bytes.
+// The error is to the safe side and bounded. What is counted leaves the window no sooner than a
+// whole period after it happened, and at most a twelfth of the period (5 s of a minute, two hours
+// of a day) later: a stretch leaves as a whole, a period after the last that was counted in it. So
+// what comes at once or far apart leaves on time; its moment is kept to a 3072nd of the period,
+// rounded up. It takes 80 bytes.
 type slots struct {
 	newest int64                      // number of the stretch that count[0] is of, from 1970 on
 	count  [slotsPerPeriod + 1]uint32 // the newest first
 	last   [slotsPerPeriod + 1]uint8  // where in its stretch the last was counted, in 256ths, rounded down
 }
 
-// slotWidth is the length of a stretch, rounded up so that the period has no more than slotsPerPeriod of them.
+// slotWidth is the length of a stretch, rounded up so that the period has no more than
+// slotsPerPeriod of them.
 func slotWidth(per time.Duration) int64 {
 	return max(1, (int64(per)+slotsPerPeriod-1)/slotsPerPeriod)
 }
 
-// add counts n at the time now, in nanoseconds since 1970, which must not be before the one of the last call.
+// add counts n at the time now, in nanoseconds since 1970, which must not be before the one of the
+// last call.
 func (s *slots) add(per time.Duration, n int, now int64) {
 	width := slotWidth(per)
 	number := now / width
@@ -70,8 +73,8 @@ func (s *slots) used(per time.Duration, now int64) int64 {
 }
 
 // opens returns when the window, with that much more in it, has room for need; now if it has room
-// already, neverOpens where even an empty one has not. What is held leaves a period from now, if it is
-// counted now.
+// already, neverOpens where even an empty one has not. What is held leaves a period from now, if it
+// is counted now.
 func (s *slots) opens(r limit.Rate, held, need, now int64) int64 {
 	if need > int64(r.N) {
 		return neverOpens

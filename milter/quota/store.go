@@ -10,8 +10,8 @@ import (
 	"github.com/sendas/sendas/policy/limit"
 )
 
-// A Store keeps what a [Counts] has counted, so that a restart does not forget it. One process has it at
-// a time. Its methods are not called concurrently.
+// A Store keeps what a [Counts] has counted, so that a restart does not forget it. One process has
+// it at a time. Its methods are not called concurrently.
 type Store interface {
 	// Load calls fn for every key that is saved. The record is valid during the call only.
 	Load(ctx context.Context, fn func(key string, record []byte)) error
@@ -21,8 +21,8 @@ type Store interface {
 }
 
 const (
-	// saveInterval is how much a crash can lose. An admission is no promise to Microsoft, as the ledger's is,
-	// so nobody waits for the disk.
+	// saveInterval is how much a crash can lose. An admission is no promise to Microsoft, as the
+	// ledger's is, so nobody waits for the disk.
 	saveInterval = time.Second
 	// saveBatch is how many keys are saved at once: their encoding holds up other decisions.
 	saveBatch = 1000
@@ -30,10 +30,12 @@ const (
 	lastSaveTime = 5 * time.Second
 )
 
-// Open makes a Counts that begins with what the store has saved; [Counts.Run] saves it. A nil store is none.
+// Open makes a Counts that begins with what the store has saved; [Counts.Run] saves it. A nil store
+// is none.
 //
-// report is told of what goes wrong later: nobody has to be refused for it. It hears of a record that cannot be read, which is forgotten,
-// of a failing save, once, and with nil when saving works again. It may be nil.
+// report is told of what goes wrong later: nobody has to be refused for it. It hears of a record
+// that cannot be read, which is forgotten, of a failing save, once, and with nil when saving works
+// again. It may be nil.
 func Open(ctx context.Context, store Store, report func(error)) (*Counts, error) {
 	a := New()
 	a.store, a.report = store, report
@@ -60,8 +62,9 @@ func Open(ctx context.Context, store Store, report func(error)) (*Counts, error)
 	return a, nil
 }
 
-// Run saves every second what has changed, or looks whether the shared store is there, and looks for idle keys where no mail comes in to do so, until ctx ends. Then it
-// saves a last time and returns the error of that. It must run where there is a store, once.
+// Run saves every second what has changed, or looks whether the shared store is there, and looks
+// for idle keys where no mail comes in to do so, until ctx ends. Then it saves a last time and
+// returns the error of that. It must run where there is a store, once.
 func (a *Counts) Run(ctx context.Context) error {
 	if a.shared != nil {
 		return a.runShared(ctx)
@@ -113,8 +116,8 @@ func (a *Counts) save(ctx context.Context) error {
 	}
 }
 
-// changes takes the next keys to save, and tells whether there are more. Removed ones come first, so that one that came back is
-// written after it is removed.
+// changes takes the next keys to save, and reports whether there are more. Removed ones come first,
+// so that one that came back is written after it is removed.
 func (a *Counts) changes() (batch map[string][]byte, more bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -173,11 +176,13 @@ func (a *Counts) internLocked(s *shape) *shape {
 	return a.shapeOfLocked(&q)
 }
 
-// meterVersion changes with the form of a record and with slotsPerPeriod. Records of another version are forgotten.
+// meterVersion changes with the form of a record and with slotsPerPeriod. Records of another
+// version are forgotten.
 const meterVersion = 1
 
-// encodeMeter writes the counts of a meter: version, time of the last message, number of rates; for each rate its kind, count
-// and period, the newest stretch, and the stretches. Reservations are not saved: their messages end with the process.
+// encodeMeter writes the counts of a meter: version, time of the last message, number of rates; for
+// each rate its kind, count and period, the newest stretch, and the stretches. Reservations are not
+// saved: their messages end with the process.
 func encodeMeter(m *meter) []byte {
 	b := binary.AppendUvarint([]byte{meterVersion}, uint64(m.booked))
 	b = append(b, byte(len(m.windows)))

@@ -129,8 +129,9 @@ func TestRestartUnderAClockThatIsBehind(t *testing.T) {
 	}
 }
 
-// recordV1 is the record of a key with 20/m for messages and 500/h for recipients after two messages, of 7 recipients at
-// dawn and of 300 recipients 61 s later. Where its form changes, meterVersion must change too.
+// recordV1 is the record of a key with 20/m for messages and 500/h for recipients after two
+// messages, of 7 recipients at dawn and of 300 recipients 61 s later. Where its form changes,
+// meterVersion must change too.
 var recordV1 = strings.Join([]string{
 	"01",                                                                                    // version
 	"80c4f4fc989380f518",                                                                    // 61 s after dawn

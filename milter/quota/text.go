@@ -11,12 +11,12 @@ import (
 // identityPrefix tells the keys of identities from those of clients.
 const identityPrefix = "identity:"
 
-// IdentityKey returns the key under which an identity is counted. Addresses that are the same must be written the
-// same way.
+// IdentityKey returns the key under which an identity is counted. Addresses that are the same must
+// be written the same way.
 func IdentityKey(address string) string { return identityPrefix + address }
 
-// Describe says in one sentence, for an SMTP reply, what stands in the way and until when. It is printable ASCII
-// and no longer than 250 bytes, whatever the key is.
+// Describe says in one sentence, for an SMTP reply, what stands in the way and until when. It is
+// printable ASCII and no longer than 250 bytes, whatever the key is.
 func Describe(r *Refusal, now time.Time) string {
 	s := keyText(r.Key) + " may send " + rateText(r.Kind, r.Rate)
 	if r.Opens.IsZero() {

@@ -15,8 +15,8 @@ const Maintainer = "The sendas authors <sendas@users.noreply.github.com>"
 // stands under "## Unreleased".
 var release = regexp.MustCompile(`^## (?:Unreleased|([0-9]\S*) \((\d{4}-\d\d-\d\d)\))$`)
 
-// changelog turns CHANGELOG.md into the form of deb-changelog(5). What is not released yet becomes the entry of the
-// version that is built.
+// changelog turns CHANGELOG.md into the form of deb-changelog(5). What is not released yet becomes
+// the entry of the version that is built.
 func changelog(md, version string, now time.Time) (string, error) {
 	var b strings.Builder
 	var items []string

@@ -112,8 +112,8 @@ func readOne(dir string, names ...string) (text string, err error) {
 	return "", err
 }
 
-// licence recognises the licences that Go modules have, "" for any other. Adding a module with another licence is a
-// decision that somebody has to make.
+// licence recognises the licences that Go modules have, "" for any other. Adding a module with
+// another licence is a decision that somebody has to make.
 func licence(text string) string {
 	text = strings.Join(strings.Fields(text), " ")
 	for _, l := range []struct{ has, name string }{

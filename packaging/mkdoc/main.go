@@ -1,5 +1,5 @@
-// Mkdoc writes what a Debian package has to have besides the program: its changelog, and the licences of all
-// that the program is linked with.
+// Mkdoc writes what a Debian package has to have besides the program: its changelog, and the
+// licences of all that the program is linked with.
 //
 //	mkdoc changelog VERSION < CHANGELOG.md
 //	mkdoc copyright ./cmd/sendas

@@ -17,8 +17,8 @@ import (
 	"testing"
 )
 
-// inside is set in the process that has mounts and processes of its own: when it ends, however it does, the kernel
-// ends all others in there and takes the mounts away.
+// inside is set in the process that has mounts and processes of its own: when it ends, however it
+// does, the kernel ends all others in there and takes the mounts away.
 const inside = "SENDAS_PROOF_INSIDE"
 
 // isolate runs the calling test once more in namespaces of its own, and returns false there.
@@ -49,7 +49,8 @@ type debian struct {
 	root string
 }
 
-// newDebian makes one, with Postfix in it, which does not run yet. The suite "" is the version of this host.
+// newDebian makes one, with Postfix in it, which does not run yet. The suite "" is the version of
+// this host.
 func newDebian(t *testing.T, suite string) *debian {
 	t.Helper()
 	d := &debian{t: t, root: filepath.Join(os.Getenv(inside), "r")}
@@ -105,7 +106,8 @@ func aptFiles(t *testing.T) []string {
 	return list
 }
 
-// copyApt gives it this host's way to Debian: mirrors, of the suite instead of this host's own, proxies, certificates and resolvers.
+// copyApt gives it this host's way to Debian: mirrors, of the suite instead of this host's own,
+// proxies, certificates and resolvers.
 func (d *debian) copyApt(own, suite string) {
 	d.t.Helper()
 	os.Remove(d.path("/etc/apt/sources.list"))
@@ -170,7 +172,8 @@ func output(name string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// notOurs is what changes without the package: what Postfix, apt and dpkg keep, and what does not outlive a start.
+// notOurs is what changes without the package: what Postfix, apt and dpkg keep, and what does not
+// outlive a start.
 var notOurs = regexp.MustCompile(`^/(proc|sys|dev|run|tmp|root)(/|$)|^/var/(log|cache|tmp|lib/(apt|dpkg|postfix))(/|$)|^/var/spool/postfix/[^s]|^/etc/postfix/(main|master)\.cf$|^/etc/ld\.so\.cache$`)
 
 // files lists all files with mode, owner and what they hold, but times.
@@ -210,7 +213,8 @@ func compare(before, after map[string]string) []string {
 	return list
 }
 
-// standIns pretends that systemd runs. What it is told is written down; the function that is returned reads that.
+// standIns pretends that systemd runs. What it is told is written down; the function that is
+// returned reads that.
 func (d *debian) standIns() (calls func() string) {
 	d.t.Helper()
 	d.write("/run/systemd/system/.here", "", 0o644)

@@ -191,7 +191,8 @@ func freeAddr(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// setUpPostfix is what an administrator has done before sendas came, and what a test without DNS needs.
+// setUpPostfix is what an administrator has done before sendas came, and what a test without DNS
+// needs.
 func (s *site) setUpPostfix() {
 	s.t.Helper()
 	s.sh(`postconf -e myhostname=relay.lab.example inet_interfaces=loopback-only inet_protocols=ipv4 mydestination= \
@@ -267,7 +268,8 @@ func (s *site) stop() {
 // startPostfix starts it as Debian does: chrooted, with the files that this needs.
 func (s *site) startPostfix() {
 	s.t.Helper()
-	// Since Debian 13, "postfix start" itself puts into the queue directory what chrooted daemons read.
+	// Since Debian 13, "postfix start" itself puts into the queue directory what chrooted daemons
+	// read.
 	said := s.sh("cd /usr/lib/postfix; grep -q 'internal script' configure-instance.sh || ./configure-instance.sh -; postfix check && postfix start")
 	if strings.Contains(said, "warning") {
 		s.t.Errorf("Postfix says\n%s", said)
@@ -305,7 +307,8 @@ func (s *site) send(n int) {
 	}
 }
 
-// wait waits until Exchange Online has taken n messages, and looks whether each is there once and under the right name.
+// wait waits until Exchange Online has taken n messages, and looks whether each is there once and
+// under the right name.
 func (s *site) wait(n int) {
 	s.t.Helper()
 	seen := make(map[string]int)

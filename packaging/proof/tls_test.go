@@ -29,8 +29,9 @@ const newerSuite = "trixie"
 // lowers is the header by which a message asks for delivery without proof, and without TLS.
 const lowers = "TLS-Required: no\r\n"
 
-// TestTLSRequired: on a Debian whose Postfix obeys the header, no message gets a token, or the mail of a connector, to a server that
-// has not proved whose it is. First it is shown that without our settings it would.
+// TestTLSRequired: on a Debian whose Postfix obeys the header, no message gets a token, or the mail
+// of a connector, to a server that has not proved whose it is. First it is shown that without our
+// settings it would.
 func TestTLSRequired(t *testing.T) {
 	if isolate(t) {
 		return
@@ -90,7 +91,8 @@ var lowered = []lowering{
 	{"a header at a connector", firmly + " " + hidden + " " + connector, ""},
 }
 
-// lower sends a message with the header where somebody else answers for Microsoft, and looks what that one gets.
+// lower sends a message with the header where somebody else answers for Microsoft, and looks what
+// that one gets.
 func (s *site) lower(tc lowering, server string) {
 	s.t.Helper()
 	f := startForger(s.t, server == "self-signed")
@@ -113,7 +115,8 @@ func (s *site) lower(tc lowering, server string) {
 // kept is why a message stays that somebody else was not to get.
 var kept = regexp.MustCompile(`TLS is required, but was not offered|Server certificate not verified|no mechanism available`)
 
-// arrives sends a message with the header to Exchange Online: it is there, without the header, and by a connection with proof.
+// arrives sends a message with the header to Exchange Online: it is there, without the header, and
+// by a connection with proof.
 func (s *site) arrives() {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
@@ -126,7 +129,8 @@ func (s *site) arrives() {
 	s.waitLog(`Verified TLS connection established to smtp\.office365\.com`)
 }
 
-// upgradeIsNoticed takes away what a Postfix of Debian 12 did not have yet: the doctor fails, and says what mends it.
+// upgradeIsNoticed takes away what a Postfix of Debian 12 did not have yet: the doctor fails, and
+// says what mends it.
 func (s *site) upgradeIsNoticed() {
 	s.t.Helper()
 	s.sh("postconf -X tls_required_enable")

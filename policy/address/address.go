@@ -16,15 +16,15 @@ const (
 	maxDomain = 255
 )
 
-// A Spec is one mail address (addr-spec, RFC 5322, section 3.4.1), local@domain, as it was written. Two
-// addresses are the same when their keys are ([Spec.Key]): Exchange Online
-// compares local parts without regard to case.
+// A Spec is one mail address (addr-spec, RFC 5322, section 3.4.1), local@domain, as it was written.
+// Two addresses are the same when their keys are ([Spec.Key]): Exchange Online compares local parts
+// without regard to case.
 type Spec struct {
 	Local  string // without quotes; never empty in a non-zero Spec
 	Domain string // as written; may be a single label or an address literal
 }
 
-// IsZero tells whether there is no address: the null sender, or nothing
+// IsZero reports whether there is no address: the null sender, or nothing
 // recognisable where an address should be.
 func (a Spec) IsZero() bool { return a.Local == "" && a.Domain == "" }
 
@@ -54,7 +54,8 @@ func (a Spec) Key() string {
 }
 
 // ASCII returns the address with its domain in the form that goes over the wire without SMTPUTF8
-// (RFC 5891). A local part has no such form, nor do some domains; a [Spec.Valid] address is ASCII then.
+// (RFC 5891). A local part has no such form, nor do some domains; a [Spec.Valid] address is ASCII
+// then.
 func (a Spec) ASCII() Spec {
 	if IsASCII(a.Domain) {
 		return a
@@ -65,15 +66,15 @@ func (a Spec) ASCII() Spec {
 	return a
 }
 
-// Same tells whether a and b name the same mailbox.
+// Same reports whether a and b name the same mailbox.
 func (a Spec) Same(b Spec) bool {
 	return a == b || a.Key() == b.Key()
 }
 
-// Valid tells whether the address may be written into an envelope or a header that
-// leaves for Microsoft: a local part of at most 64 octets in ASCII, a domain name of at
-// least two labels (RFC 5321, section 4.1.2; address literals are not accepted). What a mail program
-// could decode as an encoded word is not valid either.
+// Valid reports whether the address may be written into an envelope or a header that leaves for
+// Microsoft: a local part of at most 64 octets in ASCII, a domain name of at least two labels (RFC
+// 5321, section 4.1.2; address literals are not accepted). What a mail program could decode as an
+// encoded word is not valid either.
 func (a Spec) Valid() bool {
 	if a.Local == "" || len(a.Local) > maxLocal || strings.Contains(a.Local, "=?") {
 		return false
@@ -86,7 +87,7 @@ func (a Spec) Valid() bool {
 	return ValidDomain(ASCIIDomain(a.Domain))
 }
 
-// Answerable tells whether a person could answer to this address: it is valid and its
+// Answerable reports whether a person could answer to this address: it is valid and its
 // domain looks like one of the public internet (RFC 6761, RFC 6762 and RFC 8375
 // reserve the others, besides what device makers invent).
 func (a Spec) Answerable() bool {
@@ -105,14 +106,14 @@ var privateTop = map[string]bool{
 	"workgroup": true, "printer": true, "arpa": true,
 }
 
-// Parse reads an address as an SMTP envelope carries it, with or without angle
-// brackets, with a source route (RFC 5321, appendix C: ignored) or a quoted
-// local part. The empty string and "<>" give the zero Spec. What has no domain
-// keeps an empty one, so that a decision can still name what was asked. UTF-8 is taken as
-// RFC 6531 has it, other 8-bit bytes as devices mean them; such a local part is never [Spec.Valid].
+// Parse reads an address as an SMTP envelope carries it, with or without angle brackets, with a
+// source route (RFC 5321, appendix C: ignored) or a quoted local part. The empty string and "<>"
+// give the zero Spec. What has no domain keeps an empty one, so that a decision can still name what
+// was asked. UTF-8 is taken as RFC 6531 has it, other 8-bit bytes as devices mean them; such a
+// local part is never [Spec.Valid].
 //
-// It refuses what cannot have been meant as an address: nothing before the @, control characters, invisible
-// characters, and separators in the domain.
+// It refuses what cannot have been meant as an address: nothing before the @, control characters,
+// invisible characters, and separators in the domain.
 func Parse(s string) (Spec, error) {
 	s = strings.TrimSpace(s)
 	if len(s) >= 2 && s[0] == '<' && s[len(s)-1] == '>' {
@@ -163,7 +164,7 @@ func checkLocal(local string) error {
 	return nil
 }
 
-// isVisible tells whether all of s may come into a header and a log.
+// isVisible reports whether all of s may come into a header and a log.
 func isVisible(s string) bool { return isPlain(s) || strings.Map(Printable, s) == s }
 
 // plausibleDomain refuses only what could never have been meant as a domain; an empty
@@ -177,7 +178,7 @@ func plausibleDomain(d string) bool {
 	return true
 }
 
-// ValidDomain tells whether d is a host name of at least two labels (RFC 1123,
+// ValidDomain reports whether d is a host name of at least two labels (RFC 1123,
 // section 2.1). d is in lower case and ASCII.
 func ValidDomain(d string) bool {
 	if len(d) > maxDomain || !strings.Contains(d, ".") {
@@ -213,7 +214,7 @@ func ASCIIDomain(d string) string {
 	return strings.ToLower(d)
 }
 
-// IsDotAtom tells whether s may stand unquoted as a local part (RFC 5322, section 3.2.3).
+// IsDotAtom reports whether s may stand unquoted as a local part (RFC 5322, section 3.2.3).
 func IsDotAtom(s string) bool { return IsASCII(s) && isDotString(s) }
 
 // isDotString is IsDotAtom with UTF-8 (RFC 6531, section 3.3), except white space.
@@ -286,8 +287,8 @@ func Clip(s string) string {
 	return strings.ToValidUTF8(s[:most], "") + "…"
 }
 
-// OnMicrosoft tells whether the address is at an onmicrosoft.com domain, from which a whole tenant may send to 100 external
-// recipients in a day.
+// OnMicrosoft reports whether the address is at an onmicrosoft.com domain, from which a whole
+// tenant may send to 100 external recipients in a day.
 func (a Spec) OnMicrosoft() bool { return OnMicrosoft(ASCIIDomain(a.Domain)) }
 
 func OnMicrosoft(domain string) bool {

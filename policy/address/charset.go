@@ -25,11 +25,13 @@ import (
 //     Half-width katakana needs three or four in a row that make sense as syllables.
 //   - Everything else is Windows-1252, which contains ISO-8859-1.
 //
-// In doubt it is western: a wrong Chinese character hides what it was made of, while "É¨Ãè" does not. So these are not
-// recognised: a single character ("3层"), names of rare characters alone, and those few whose bytes are all letters in
-// Windows-1252, Windows-1251 or KOI8-R ("中文", the half-width "ﾌﾟﾘﾝﾀ"). And some text cannot be told apart, and comes out
-// wrong whatever the rule: Cyrillic, Greek and Hebrew as western; EUC-KR, EUC-JP without kana, Big5 without an ASCII
-// byte, and now and then Arabic, Thai and Ukrainian capitals as Chinese. Their devices have to learn UTF-8.
+// In doubt it is western: a wrong Chinese character hides what it was made of, while "É¨Ãè" does
+// not. So these are not recognised: a single character ("3层"), names of rare characters alone, and
+// those few whose bytes are all letters in Windows-1252, Windows-1251 or KOI8-R ("中文", the
+// half-width "ﾌﾟﾘﾝﾀ"). And some text cannot be told apart, and comes out wrong whatever the rule:
+// Cyrillic, Greek and Hebrew as western; EUC-KR, EUC-JP without kana, Big5 without an ASCII byte,
+// and now and then Arabic, Thai and Ukrainian capitals as Chinese. Their devices have to learn
+// UTF-8.
 func toUTF8(s string) string {
 	if IsASCII(s) {
 		return fromISO2022JP(s)
@@ -52,8 +54,8 @@ func decode(e encoding.Encoding, s string) string {
 	return t
 }
 
-// fromISO2022JP decodes 7-bit text with the escape sequences of RFC 1468. Text that does not return to ASCII, as
-// it must, was cut off; decoding it would turn the address behind it into characters.
+// fromISO2022JP decodes 7-bit text with the escape sequences of RFC 1468. Text that does not return
+// to ASCII, as it must, was cut off; decoding it would turn the address behind it into characters.
 func fromISO2022JP(s string) string {
 	back := max(strings.LastIndex(s, "\x1b(B"), strings.LastIndex(s, "\x1b(J"))
 	if away := strings.LastIndex(s, "\x1b$"); away < 0 || back < away {
@@ -62,8 +64,9 @@ func fromISO2022JP(s string) string {
 	return decode(japanese.ISO2022JP, s)
 }
 
-// cutUTF8 tells whether s is UTF-8 but for one character that lacks its end. Two bytes prove little ("ﾃｽﾄ" in
-// Shift-JIS looks like it), so there has to be a longer character, or an accented letter beside a plain one.
+// cutUTF8 reports whether s is UTF-8 but for one character that lacks its end. Two bytes prove
+// little ("ﾃｽﾄ" in Shift-JIS looks like it), so there has to be a longer character, or an accented
+// letter beside a plain one.
 func cutUTF8(s string) bool {
 	cut, sure := 0, false
 	for i := 0; i < len(s); {
@@ -87,7 +90,8 @@ func cutUTF8(s string) bool {
 	return cut == 1 && sure
 }
 
-// cutRune returns the length of the character at the beginning of s, if that is UTF-8 without its last bytes; else 0.
+// cutRune returns the length of the character at the beginning of s, if that is UTF-8 without its
+// last bytes; else 0.
 func cutRune(s string) int {
 	n := 1
 	for n < len(s) && s[n]&0xc0 == 0x80 {
@@ -101,7 +105,7 @@ func cutRune(s string) int {
 
 func isLetter(c byte) bool { return 'a' <= c|0x20 && c|0x20 <= 'z' }
 
-// besideLetter tells whether an ASCII letter stands right before or after s[from:to].
+// besideLetter reports whether an ASCII letter stands right before or after s[from:to].
 func besideLetter(s string, from, to int) bool {
 	return from > 0 && isLetter(s[from-1]) || to < len(s) && isLetter(s[to])
 }
@@ -144,7 +148,7 @@ type reading struct {
 	asciiTrail   bool // the second byte of some character is ASCII
 }
 
-// convincing tells whether the text is in that encoding beyond reasonable doubt.
+// convincing reports whether the text is in that encoding beyond reasonable doubt.
 func (r reading) convincing() bool { return r.fits && r.evidence >= 2 && r.common >= r.rare }
 
 // read reads s in the encoding for which char tells the length and the class of the character, not
@@ -176,9 +180,9 @@ func read(s string, char func(string) (int, class)) reading {
 	return r
 }
 
-// plainWord tells whether a run of bytes could be a word in a European character set: letters alone, in upper
-// or in lower case but for the first. In Windows-1252, Windows-1251, KOI8-R and ISO-8859-7 letters are
-// 0xc0 to 0xff, the two cases 0x20 apart.
+// plainWord reports whether a run of bytes could be a word in a European character set: letters
+// alone, in upper or in lower case but for the first. In Windows-1252, Windows-1251, KOI8-R and
+// ISO-8859-7 letters are 0xc0 to 0xff, the two cases 0x20 apart.
 func plainWord(run string) bool {
 	for i := range len(run) {
 		if run[i] < 0xc0 || i > 1 && run[i]&0x20 != run[1]&0x20 {
@@ -234,7 +238,8 @@ func eucJPChar(s string) (int, class) {
 	return 2, foreign
 }
 
-// shiftJISChar knows Shift-JIS. Its common characters are full-width kana, letters and digits, and level 1 of the kanji.
+// shiftJISChar knows Shift-JIS. Its common characters are full-width kana, letters and digits, and
+// level 1 of the kanji.
 func shiftJISChar(s string) (int, class) {
 	if s[0] >= 0xa1 && s[0] <= 0xdf {
 		return 1, neutral // half-width katakana: see readKatakana
@@ -255,8 +260,8 @@ func shiftJISChar(s string) (int, class) {
 	return 2, foreign
 }
 
-// kanji tells from which the bytes of a level 1 kanji may be western: a letter after typographic quotes, a dash or a bullet,
-// or after Š, Œ or Ž ("‘n’Roll", "vis–à–vis", "ŽIŽEK" in Windows-1252).
+// kanji tells from which the bytes of a level 1 kanji may be western: a letter after typographic
+// quotes, a dash or a bullet, or after Š, Œ or Ž ("‘n’Roll", "vis–à–vis", "ŽIŽEK" in Windows-1252).
 func kanji(b, t byte) class {
 	sign := b == 0x8a || b == 0x8c || b == 0x8e || b >= 0x91 && b <= 0x97
 	if sign && (isLetter(t) || t >= 0xc0) {
@@ -282,9 +287,10 @@ const (
 	certain
 )
 
-// readKatakana tells whether s has half-width katakana of Shift-JIS in it. Those are single bytes, and so little to go
-// by: it has to be a run of at least four, or three with a sign of Windows-1252 in the middle, and follow the rules of
-// Japanese syllables. It is certain where some character obeys a rule that Chinese does not know.
+// readKatakana reports whether s has half-width katakana of Shift-JIS in it. Those are single
+// bytes, and so little to go by: it has to be a run of at least four, or three with a sign of
+// Windows-1252 in the middle, and follow the rules of Japanese syllables. It is certain where some
+// character obeys a rule that Chinese does not know.
 func readKatakana(s string) verdict {
 	found := unlikely
 	for i := 0; i < len(s); {
@@ -388,7 +394,8 @@ type mimeWord struct {
 	closed  bool   // by "?="
 }
 
-// cutWord reads the encoded word at the beginning of s. One that is not closed ends at the next blank or encoded word.
+// cutWord reads the encoded word at the beginning of s. One that is not closed ends at the next
+// blank or encoded word.
 func cutWord(s string) (w mimeWord, ok bool) {
 	head, ok := cutWordHead(s, &w)
 	if !ok {
@@ -541,7 +548,8 @@ func base64Only(r rune) rune {
 	return -1
 }
 
-// appendQ decodes the "Q" encoding (RFC 2047, section 4.2). A "=" without two digits stands for itself.
+// appendQ decodes the "Q" encoding (RFC 2047, section 4.2). A "=" without two digits stands for
+// itself.
 func appendQ(b []byte, s string) []byte {
 	for i := 0; i < len(s); i++ {
 		c := s[i]

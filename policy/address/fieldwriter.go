@@ -17,9 +17,9 @@ const (
 	maxText      = 500 // characters of the original From that we keep for reference
 )
 
-// Write writes a mailbox (RFC 5322, section 3.4) as the body of a field of the
-// given name, folded, in ASCII: the strict counterpart of ParseList. It returns the empty string for an address
-// that must not leave ([Spec.Valid]).
+// Write writes a mailbox (RFC 5322, section 3.4) as the body of a field of the given name, folded,
+// in ASCII: the strict counterpart of ParseList. It returns the empty string for an address that
+// must not leave ([Spec.Valid]).
 func Write(field, name string, a Spec) string {
 	if !a.Valid() {
 		return ""
@@ -80,7 +80,7 @@ func encodeAround(field, name string) string {
 	return strings.Join(done, " ")
 }
 
-// hasWord tells whether a word of s is longer than most.
+// hasWord reports whether a word of s is longer than most.
 func hasWord(s string, most int) bool {
 	for len(s) > most {
 		i := strings.IndexByte(s[:most+1], ' ')
@@ -92,7 +92,7 @@ func hasWord(s string, most int) bool {
 	return false
 }
 
-// isAtoms tells whether s consists of atoms with blanks between them (RFC 5322, section 3.2.3).
+// isAtoms reports whether s consists of atoms with blanks between them (RFC 5322, section 3.2.3).
 func isAtoms(s string) bool {
 	for i := range len(s) {
 		if s[i] != ' ' && !isAtext(s[i]) {
@@ -127,8 +127,8 @@ func cutRunes(s string, n int) string {
 	return s
 }
 
-// encodeWords writes text as encoded words with blanks between them, each of whole characters. The first leaves
-// room for the name of the field.
+// encodeWords writes text as encoded words with blanks between them, each of whole characters. The
+// first leaves room for the name of the field.
 func encodeWords(field, text string) string {
 	const each = (maxWord - wordFrame) / 4 * 3 // bytes
 	room := (wantWordLine - len(field) - len(": ") - wordFrame) / 4 * 3
@@ -177,16 +177,17 @@ func fold(field, body string, limit int) string {
 	return b.String()
 }
 
-// SafeName makes a display name such that nobody can take it for another sender's address: an @ before anything with a
-// dot in it is written " at ". This is the one documented way in which a name may hold an address. As they are stay:
+// SafeName makes a display name such that nobody can take it for another sender's address: an @
+// before anything with a dot in it is written " at ". This is the one documented way in which a
+// name may hold an address. As they are stay:
 //
 //   - the identity itself, as a word of its own;
 //   - an @ before a word without any dot, as in "scanner3@floor 3" and "ceo@contoso": that is how devices call
 //     themselves, it is no address on the internet, and the name "CEO of Contoso" would pretend as much;
 //   - other ways to write an address, such as "ceo%contoso.com" or "ceo (at) contoso.com".
 //
-// Look-alikes of @ and dot count as such. The name also gets its normal form ([TidyName]), and no more than
-// MaxName characters.
+// Look-alikes of @ and dot count as such. The name also gets its normal form ([TidyName]), and no
+// more than MaxName characters.
 func SafeName(name string, identity Spec) string {
 	name = TidyName(name)
 	if strings.Contains(name, "=?") && (len(name) > maxNameBytes || strings.ContainsAny(name, ats)) {
@@ -199,7 +200,8 @@ func SafeName(name string, identity Spec) string {
 	return cutName(name)
 }
 
-// What a reader takes for an @ or a dot (Unicode Technical Standard 39, confusables.txt, and the compatibility forms).
+// What a reader takes for an @ or a dot (Unicode Technical Standard 39, confusables.txt, and the
+// compatibility forms).
 const (
 	ats  = "@＠﹫"
 	dots = ".。．｡․‥…﹒·‧∙⋅・･•٠۰۔܁܂ꓸ꘎𐩐𝅭"
@@ -226,8 +228,8 @@ func defuse(name string, identity Spec) string {
 	return strings.Join(list, " ")
 }
 
-// dotFollows tells whether what stands behind an @ goes on with a dot in the next words: "ceo@ contoso.com",
-// "ceo@contoso .com".
+// dotFollows reports whether what stands behind an @ goes on with a dot in the next words: "ceo@
+// contoso.com", "ceo@contoso .com".
 func dotFollows(rest string, next []string) bool {
 	if len(next) == 0 {
 		return false
@@ -239,13 +241,14 @@ func dotFollows(rest string, next []string) bool {
 	return strings.ContainsRune(dots, r)
 }
 
-// isIdentity tells whether a word, without what may stand around an address, is the identity.
+// isIdentity reports whether a word, without what may stand around an address, is the identity.
 func isIdentity(w string, identity Spec) bool {
 	a := SplitAddress(strings.Trim(w, `<>()[]"',;:`))
 	return strings.Count(w, "@") == 1 && a.Domain != "" && a.Same(identity)
 }
 
-// cutName shortens a name to what we write. An address at the cut goes as a whole, lest it become another one.
+// cutName shortens a name to what we write. An address at the cut goes as a whole, lest it become
+// another one.
 func cutName(name string) string {
 	if len(name) <= MaxName || len(name) <= maxNameBytes && strings.Contains(name, "=?") {
 		return name

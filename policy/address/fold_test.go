@@ -39,8 +39,8 @@ func TestFold(t *testing.T) {
 	}
 }
 
-// FuzzFold holds for any bytes: only white space changes, no line becomes a field of its own, and what has a place to be broken
-// at has no line that is too long.
+// FuzzFold holds for any bytes: only white space changes, no line becomes a field of its own, and
+// what has a place to be broken at has no line that is too long.
 func FuzzFold(f *testing.F) {
 	for _, s := range addresstest.StrangeFields {
 		f.Add(strings.Repeat(s+",", 1000/(len(s)+1)+1), true)
@@ -80,7 +80,8 @@ func longest(line string) int {
 	return most
 }
 
-// TestParseWhole: in a list of any length each address is found, with its own name, whatever stands around it.
+// TestParseWhole: in a list of any length each address is found, with its own name, whatever stands
+// around it.
 func TestParseWhole(t *testing.T) {
 	for _, tc := range []struct{ each, name, joint string }{
 		{"Person %d person%d@fabrikam.com", "Person %d", ","},

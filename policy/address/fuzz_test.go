@@ -14,7 +14,8 @@ import (
 // scan is the address that a name must not deny.
 var scan = Spec{Local: "scan", Domain: "contoso.com"}
 
-// FuzzMailboxes holds for any bytes in a field of addresses: each name and each address that is read can be written.
+// FuzzMailboxes holds for any bytes in a field of addresses: each name and each address that is
+// read can be written.
 func FuzzMailboxes(f *testing.F) {
 	for _, s := range addresstest.StrangeFields {
 		f.Add(s)
@@ -27,7 +28,8 @@ func FuzzMailboxes(f *testing.F) {
 	})
 }
 
-// FuzzName holds for any display name: what is written is strict, pretends nothing, and reads back as it was.
+// FuzzName holds for any display name: what is written is strict, pretends nothing, and reads back
+// as it was.
 func FuzzName(f *testing.F) {
 	for _, s := range addresstest.StrangeFields {
 		name, _, _ := strings.Cut(s, "<")
@@ -75,7 +77,8 @@ func withoutOpaque(name string) string {
 	return strings.Join(list, " ")
 }
 
-// addressLike finds what a reader could take for an address; it is another definition than that of SafeName, on purpose.
+// addressLike finds what a reader could take for an address; it is another definition than that of
+// SafeName, on purpose.
 var addressLike = regexp.MustCompile(`[^ ]*[@＠﹫] ?[^ ]*[.。．｡․﹒·][^ ]*`)
 
 func onlyIdentity(list []string) bool {

@@ -57,8 +57,8 @@ const maxSender = 1000
 // Readable returns a field body as text in UTF-8: without folds (RFC 5322, section 2.2.3), without
 // control characters, 8-bit bytes decoded by [toUTF8].
 //
-// Of a text longer than any real sender it keeps the two ends: what follows looks for closing quotes and
-// brackets again and again, and must not keep a processor busy for a stranger's 100 kB.
+// Of a text longer than any real sender it keeps the two ends: what follows looks for closing
+// quotes and brackets again and again, and must not keep a processor busy for a stranger's 100 kB.
 func Readable(s string) string {
 	if isPlain(s) && len(s) <= maxSender {
 		return s
@@ -69,8 +69,8 @@ func Readable(s string) string {
 	return singleBlanks(strings.Map(Printable, toUTF8(s)))
 }
 
-// ends shortens s to maxSender bytes, at its middle. The rear begins with a whole word, lest an address come out of
-// the middle of another, or half a character spoil the rest.
+// ends shortens s to maxSender bytes, at its middle. The rear begins with a whole word, lest an
+// address come out of the middle of another, or half a character spoil the rest.
 func ends(s string) string {
 	front, rear := s[:maxSender/2], s[len(s)-maxSender/2+1:]
 	if i := strings.IndexByte(rear, ' '); i >= 0 {
@@ -82,7 +82,7 @@ func ends(s string) string {
 	return front + " " + rear
 }
 
-// isPlain tells whether s is printable ASCII.
+// isPlain reports whether s is printable ASCII.
 func isPlain(s string) bool {
 	for i := range len(s) {
 		if s[i] < ' ' || s[i] >= 0x7f {
@@ -95,7 +95,7 @@ func isPlain(s string) bool {
 // singleBlanks makes all white space, also that of Unicode, single blanks.
 func singleBlanks(s string) string { return strings.Join(strings.Fields(s), " ") }
 
-// isSingle tells whether s is printable ASCII with single blanks, and only inside.
+// isSingle reports whether s is printable ASCII with single blanks, and only inside.
 func isSingle(s string) bool {
 	before := byte(' ')
 	for i := range len(s) {
@@ -128,7 +128,8 @@ func Printable(r rune) rune {
 type entry struct{ text, end, group string }
 
 // splitEntries divides at the commas and semicolons that separate addresses: outside quotes,
-// comments, angle brackets and encoded words. A quote or bracket that is never closed does not count.
+// comments, angle brackets and encoded words. A quote or bracket that is never closed does not
+// count.
 func splitEntries(s string) []entry {
 	var (
 		list  []entry
@@ -151,8 +152,9 @@ func splitEntries(s string) []entry {
 	return append(list, entry{s[start:], ", ", group})
 }
 
-// isGroup tells whether a colon ends the name of a group: a semicolon, with nothing or some address between them,
-// ends the list that follows. "Scanner: 3rd floor" is none, nor is a group that was not finished.
+// isGroup reports whether a colon ends the name of a group: a semicolon, with nothing or some
+// address between them, ends the list that follows. "Scanner: 3rd floor" is none, nor is a group
+// that was not finished.
 func isGroup(name, list string) bool {
 	if name = strings.TrimSpace(name); name == "" || strings.ContainsAny(name, "@<>") {
 		return false
@@ -169,7 +171,8 @@ func isGroup(name, list string) bool {
 	return false
 }
 
-// dropRoute takes the source route off an address without brackets: "@a,@b:user@domain" (RFC 5321, appendix C).
+// dropRoute takes the source route off an address without brackets: "@a,@b:user@domain" (RFC 5321,
+// appendix C).
 func dropRoute(s string) string {
 	if !strings.HasPrefix(strings.TrimLeft(s, " "), "@") {
 		return s
@@ -242,8 +245,8 @@ func closingParen(s string, i int) int {
 	return -1
 }
 
-// closingWord returns where the encoded word that begins at i ends, or -1. One with an angle bracket inside is
-// something else: what looks like an address in brackets shall be found.
+// closingWord returns where the encoded word that begins at i ends, or -1. One with an angle
+// bracket inside is something else: what looks like an address in brackets shall be found.
 func closingWord(s string, i int) int {
 	w, ok := cutWord(s[i:])
 	if !ok || !w.closed || strings.ContainsAny(w.text, "<>") {
@@ -296,8 +299,8 @@ func besideComments(s string) string {
 	return s
 }
 
-// cutAngle finds the address in angle brackets: the last that has an @, else the first. A bracket that
-// is never closed counts to the end when an @ follows it.
+// cutAngle finds the address in angle brackets: the last that has an @, else the first. A bracket
+// that is never closed counts to the end when an @ follows it.
 func cutAngle(s string) (before, inside, after string, ok bool) {
 	open, closing := -1, -1
 	for i := 0; i < len(s); i++ {
@@ -326,8 +329,9 @@ func cutAngle(s string) (before, inside, after string, ok bool) {
 	return before, inside, after, true
 }
 
-// readableText takes from an address what devices, people and programs put around it and into it: comments, blanks,
-// brackets, quotes, and whatever ends in a colon (mailto:, smtp:, a source route).
+// readableText takes from an address what devices, people and programs put around it and into it:
+// comments, blanks, brackets, quotes, and whatever ends in a colon (mailto:, smtp:, a source
+// route).
 func readableText(s string) string {
 	if !strings.ContainsAny(s, ` ()<>[]"',;:`) {
 		return s
@@ -381,8 +385,9 @@ func uncomment(s string) string {
 	return unquote(s[1 : len(s)-1])
 }
 
-// bareEntry reads an entry without angle brackets: the first word that is a valid address, else the first that is any, is
-// the address; the other words and comments are the name ("scan@contoso.com (Scanner 3)").
+// bareEntry reads an entry without angle brackets: the first word that is a valid address, else the
+// first that is any, is the address; the other words and comments are the name ("scan@contoso.com
+// (Scanner 3)").
 func bareEntry(s string) Named {
 	list := words(s)
 	var addr Spec
@@ -410,8 +415,8 @@ func bareEntry(s string) Named {
 	return Named{Name: DecodeName(besideComments(strings.Join(name, " "))), Spec: addr}
 }
 
-// words divides at blanks outside quotes, comments and encoded words. A comment and an encoded word are words of their
-// own, but for a comment beside an @ ("scan(the old one)@contoso.com").
+// words divides at blanks outside quotes, comments and encoded words. A comment and an encoded word
+// are words of their own, but for a comment beside an @ ("scan(the old one)@contoso.com").
 func words(s string) []string {
 	var list []string
 	for i := 0; i < len(s); {
@@ -468,11 +473,12 @@ func DecodeName(s string) string {
 	return TidyName(s)
 }
 
-// maxNested is how often a name is decoded. Once is right; but some mail programs decode again what looks
-// like an encoded word after it, and the name must be harmless to them too.
+// maxNested is how often a name is decoded. Once is right; but some mail programs decode again what
+// looks like an encoded word after it, and the name must be harmless to them too.
 const maxNested = 4
 
-// isNobody tells whether s is a group without members: its name is nobody's ("undisclosed-recipients:;").
+// isNobody reports whether s is a group without members: its name is nobody's
+// ("undisclosed-recipients:;").
 func isNobody(s string) bool {
 	if !strings.HasSuffix(s, ";") {
 		return false
@@ -481,8 +487,8 @@ func isNobody(s string) bool {
 	return ok && strings.Trim(list, " ;") == "" && isGroup(name, list)
 }
 
-// unquoteWords takes the quotes off each quoted-string, and drops a quote without partner. Those in encoded
-// words stay.
+// unquoteWords takes the quotes off each quoted-string, and drops a quote without partner. Those in
+// encoded words stay.
 func unquoteWords(s string) string {
 	if strings.IndexByte(s, '"') < 0 {
 		return s
@@ -503,8 +509,8 @@ func unquoteWords(s string) string {
 	return b.String()
 }
 
-// TidyName gives a display name its normal form: printable, white space single, no quotes around all of it, and
-// nothing that starts an encoded word, but for one that nobody here can decode.
+// TidyName gives a display name its normal form: printable, white space single, no quotes around
+// all of it, and nothing that starts an encoded word, but for one that nobody here can decode.
 func TidyName(s string) string {
 	if !isSingle(s) {
 		s = singleBlanks(strings.Map(Printable, s))

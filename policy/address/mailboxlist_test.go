@@ -24,7 +24,8 @@ func showMailboxes(list []Named) string {
 	return strings.Join(s, " ")
 }
 
-// TestParseMailboxes reads everything that devices, careless programs and attackers write into From.
+// TestParseMailboxes reads everything that devices, careless programs and attackers write into
+// From.
 func TestParseMailboxes(t *testing.T) {
 	for _, tc := range []struct{ in, want string }{
 		// RFC 5322, appendix A.
@@ -290,7 +291,8 @@ func TestDecodeName(t *testing.T) {
 	}
 }
 
-// TestEncodedWordsInLists divides lists at the right commas and finds the address behind encoded words.
+// TestEncodedWordsInLists divides lists at the right commas and finds the address behind encoded
+// words.
 func TestEncodedWordsInLists(t *testing.T) {
 	for _, tc := range []struct{ in, want string }{
 		{`=?utf-8?q?M=C3=BCller,_Hans?= <scan@contoso.com>`, `Müller, Hans|scan@contoso.com`},
@@ -313,7 +315,8 @@ func TestEncodedWordsInLists(t *testing.T) {
 	}
 }
 
-// TestRawNames reads names in bytes of a character set that nobody told. The bytes are those of iconv(1).
+// TestRawNames reads names in bytes of a character set that nobody told. The bytes are those of
+// iconv(1).
 func TestRawNames(t *testing.T) {
 	for _, tc := range []struct{ in, want string }{
 		// GB2312 and GBK.
@@ -378,7 +381,8 @@ func TestRawNames(t *testing.T) {
 		{"Espa\xf1a \xa1\xbfQu\xe9?!", "España ¡¿Qué?!"},
 		{"\xcdsland \xde\xf3r\xf0ur", "Ísland Þórður"},
 		{"\xc9", "É"},
-		// Cyrillic comes out wrong, but not as Chinese: Сканер in KOI8-R and Windows-1251, СКАНЕР in Windows-1251.
+		// Cyrillic comes out wrong, but not as Chinese: Сканер in KOI8-R and Windows-1251, СКАНЕР
+		// in Windows-1251.
 		{"\xf3\xcb\xc1\xce\xc5\xd2", "óËÁÎÅÒ"},
 		{"\xd1\xea\xe0\xed\xe5\xf0", "Ñêàíåð"},
 		{"\xd1\xca\xc0\xcd\xc5\xd0", "ÑÊÀÍÅÐ"},
@@ -402,8 +406,9 @@ func TestRawNames(t *testing.T) {
 	}
 }
 
-// TestLanguageNames guesses the character set of all names of languages that x/text knows, in bytes as devices would write
-// them: no western one may be taken for an Asian one, and of the others nearly all must be recognised.
+// TestLanguageNames guesses the character set of all names of languages that x/text knows, in bytes
+// as devices would write them: no western one may be taken for an Asian one, and of the others
+// nearly all must be recognised.
 func TestLanguageNames(t *testing.T) {
 	for _, tc := range []struct {
 		languages string

@@ -19,8 +19,9 @@ const everybody = "*@"
 // WholeDomain returns the pattern for all addresses of a domain: "*@contoso.com".
 func WholeDomain(domain string) Pattern { return Pattern{domain: ASCIIDomain(domain)} }
 
-// CutPattern returns the domain of "*@contoso.com" as it is written there, which need not be a domain; ok is false for a text that
-// is no pattern for all of a domain. It is for texts that are checked elsewhere; see [ParsePattern].
+// CutPattern returns the domain of "*@contoso.com" as it is written there, which need not be a
+// domain; ok is false for a text that is no pattern for all of a domain. It is for texts that are
+// checked elsewhere; see [ParsePattern].
 func CutPattern(s string) (domain string, ok bool) { return strings.CutPrefix(s, everybody) }
 
 // ParsePattern reads a pattern. Nothing but a whole local part can be "*".
@@ -44,7 +45,8 @@ func ParsePattern(s string) (Pattern, error) {
 	return Pattern{key: a.Key()}, nil
 }
 
-// String returns the pattern as the configuration writes it, in the form in which such are compared.
+// String returns the pattern as the configuration writes it, in the form in which such are
+// compared.
 func (p Pattern) String() string {
 	switch {
 	case p.key != "":
@@ -58,10 +60,11 @@ func (p Pattern) String() string {
 // Key returns the one address that the pattern names, as [Spec.Key] does; "" for a wider pattern.
 func (p Pattern) Key() string { return p.key }
 
-// Domain returns the domain all of whose addresses the pattern names, in its ASCII form; "" for one address, and for all.
+// Domain returns the domain all of whose addresses the pattern names, in its ASCII form; "" for one
+// address, and for all.
 func (p Pattern) Domain() string { return p.domain }
 
-// Match tells whether the pattern names the address.
+// Match reports whether the pattern names the address.
 func (p Pattern) Match(a Spec) bool {
 	switch {
 	case a.IsZero():

@@ -5,8 +5,8 @@ import (
 	"unicode/utf8"
 )
 
-// ParseWhole reads a list of addresses as [ParseList] does, but of any length, and so that no address gets lost: it also
-// divides where a comma was forgotten between two of them.
+// ParseWhole reads a list of addresses as [ParseList] does, but of any length, and so that no
+// address gets lost: it also divides where a comma was forgotten between two of them.
 func ParseWhole(body string) []Named {
 	s := singleBlanks(withoutJunk(strings.Map(Printable, toUTF8(body))))
 	var list []Named
@@ -18,8 +18,9 @@ func ParseWhole(body string) []Named {
 	return list
 }
 
-// withoutJunk blanks quotes and brackets where there are more of them than any list of addresses has. For each of them its
-// partner is looked for; a stranger's 30,000 must not keep a processor busy.
+// withoutJunk blanks quotes and brackets where there are more of them than any list of addresses
+// has. For each of them its partner is looked for; a stranger's 30,000 must not keep a processor
+// busy.
 func withoutJunk(s string) string {
 	for _, c := range []string{`"`, "(", "<"} {
 		if isJunk(s, c) {

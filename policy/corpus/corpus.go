@@ -1,10 +1,11 @@
-// Package corpus holds messages as devices and programs really send them, mistakes included, each with what
-// must become of it. The tests of package policy let [github.com/sendas/sendas/policy.Policy.Decide] change them
-// in memory; those of contrib/lab send them through Postfix to the simulated Exchange Online. Both
-// compare with the same files.
+// Package corpus holds messages as devices and programs really send them, mistakes included, each
+// with what must become of it. The tests of package policy let
+// [github.com/sendas/sendas/policy.Policy.Decide] change them in memory; those of contrib/lab send
+// them through Postfix to the simulated Exchange Online. Both compare with the same files.
 //
-// NAME.eml is the message as the device sends it: raw bytes, 8-bit included. A line that ends with a bare LF in
-// the file is sent with CRLF, so that the files can be read and edited; all else is sent as it stands.
+// NAME.eml is the message as the device sends it: raw bytes, 8-bit included. A line that ends with
+// a bare LF in the file is sent with CRLF, so that the files can be read and edited; all else is
+// sent as it stands.
 //
 // NAME.want says who sends it and what must come of it, one "key: value" a line:
 //
@@ -27,9 +28,9 @@
 //	changed      "Name": of those fields that a relay leaves alone, one that changes here; repeated
 //	changes      none: the whole header leaves byte for byte
 //
-// The site is contoso.com as contrib/lab has it. An ellipsis (…) in a value of from, field and no-field
-// stands for any text. What a device does not call From, Sender, Reply-To, Date, and so on has to
-// leave byte for byte anyway, and so has the body: no key is needed for it.
+// The site is contoso.com as contrib/lab has it. An ellipsis (…) in a value of from, field and
+// no-field stands for any text. What a device does not call From, Sender, Reply-To, Date, and so on
+// has to leave byte for byte anyway, and so has the body: no key is needed for it.
 package corpus
 
 import (
@@ -70,8 +71,8 @@ type Case struct {
 	asIs bool // wire: as-is
 }
 
-// Load returns all cases in the order of their names. It refuses a .want file that lacks a key, or says what nobody
-// would check.
+// Load returns all cases in the order of their names. It refuses a .want file that lacks a key, or
+// says what nobody would check.
 func Load() ([]*Case, error) {
 	entries, err := files.ReadDir("testdata")
 	if err != nil {

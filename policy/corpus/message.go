@@ -25,9 +25,9 @@ type Field struct {
 	Text  string // the whole field as it stands
 }
 
-// Parse divides a message as smtpd(8) and cleanup(8) do: a line ends at LF, and a CR before it is part of
-// the line end; the header goes as far as there are fields, and a line that is neither one nor empty is the
-// first one of the body; the first line of an mbox file becomes a field.
+// Parse divides a message as smtpd(8) and cleanup(8) do: a line ends at LF, and a CR before it is
+// part of the line end; the header goes as far as there are fields, and a line that is neither one
+// nor empty is the first one of the body; the first line of an mbox file becomes a field.
 func Parse(wire []byte) Message {
 	var m Message
 	lines := slices.Collect(strings.Lines(string(wire)))
@@ -74,16 +74,16 @@ func (m Message) Get(name string) []Field {
 	return list
 }
 
-// ours are the fields that a relay may change, in lower case. All others have to leave as they came, unless the case says
-// otherwise.
+// ours are the fields that a relay may change, in lower case. All others have to leave as they
+// came, unless the case says otherwise.
 var ours = []string{"from", "sender", "reply-to", "message-id", "date", "auto-submitted", "x-auto-response-suppress",
 	"x-original-from", "dkim-signature", "tls-required"}
 
 // dropped are the fields that cleanup(8) removes from every message (message_drop_headers).
 var dropped = []string{"bcc", "content-length", "resent-bcc", "return-path"}
 
-// Compare says in which ways what left differs from what the case wants: the message, its envelope sender,
-// and who authenticated.
+// Compare says in which ways what left differs from what the case wants: the message, its envelope
+// sender, and who authenticated.
 func (c *Case) Compare(got Message, sender, mailbox string) []string {
 	var bad []string
 	fail := func(format string, args ...any) { bad = append(bad, fmt.Sprintf(format, args...)) }
@@ -160,8 +160,8 @@ func texts(m Message, keep func(name string) bool) []string {
 	return list
 }
 
-// words decodes encoded words (RFC 2047). Names in other character sets than those of the standard library
-// are only met where they leave as they came.
+// words decodes encoded words (RFC 2047). Names in other character sets than those of the standard
+// library are only met where they leave as they came.
 var words = &mime.WordDecoder{CharsetReader: func(charset string, in io.Reader) (io.Reader, error) {
 	e, err := htmlindex.Get(charset)
 	if err != nil {
@@ -171,7 +171,8 @@ var words = &mime.WordDecoder{CharsetReader: func(charset string, in io.Reader) 
 }}
 
 // decode returns the values of all fields of that name as a person would read them: addresses as
-// "NAME" <ADDRESS>, by the strict parser of the standard library, and what it does not take as it stands.
+// "NAME" <ADDRESS>, by the strict parser of the standard library, and what it does not take as it
+// stands.
 func decode(m Message, name string) []string {
 	var list []string
 	for _, f := range m.Get(name) {
@@ -223,8 +224,8 @@ func like(s, want string) bool {
 	return ok && strings.HasSuffix(s, parts[len(parts)-1])
 }
 
-// WithoutFirst returns the message without its first field if that has the name, such as the Received that a
-// relay puts on top.
+// WithoutFirst returns the message without its first field if that has the name, such as the
+// Received that a relay puts on top.
 func (m Message) WithoutFirst(name string) Message {
 	if len(m.Fields) > 0 && strings.EqualFold(m.Fields[0].Name, name) {
 		m.Fields = m.Fields[1:]
@@ -232,9 +233,9 @@ func (m Message) WithoutFirst(name string) Message {
 	return m
 }
 
-// Relayed returns the case as it leaves smtp(8) where no policy changes it. cleanup(8) makes a blank of a CR that is not
-// part of a line end (cleanup_replace_stray_cr_lf); smtp(8) breaks lines longer than limit bytes
-// (smtp_line_length_limit) and goes on behind a blank.
+// Relayed returns the case as it leaves smtp(8) where no policy changes it. cleanup(8) makes a
+// blank of a CR that is not part of a line end (cleanup_replace_stray_cr_lf); smtp(8) breaks lines
+// longer than limit bytes (smtp_line_length_limit) and goes on behind a blank.
 func (c *Case) Relayed(limit int) *Case {
 	var b bytes.Buffer
 	for line := range bytes.Lines(c.Wire()) {

@@ -10,9 +10,10 @@ func Micros(d time.Duration) Instant { return Instant((d + time.Microsecond - 1)
 
 func (i Instant) Duration() time.Duration { return time.Duration(i) * time.Microsecond }
 
-// Clock turns the times that callers tell into ledger time. It never goes back: neither when the wall clock is set, nor when callers
-// overtake each other, nor when a new process reads what an old one has saved under a clock that was ahead. Then time goes on
-// from the latest, so that nothing leaves a window too soon.
+// Clock turns the times that callers tell into ledger time. It never goes back: neither when the
+// wall clock is set, nor when callers overtake each other, nor when a new process reads what an old
+// one has saved under a clock that was ahead. Then time goes on from the latest, so that nothing
+// leaves a window too soon.
 type Clock struct {
 	Now  Instant
 	rest time.Duration // parts of a microsecond that have gone by since then; without them ledger time would lag ever more
@@ -57,5 +58,5 @@ func (c *Clock) StartAt(nanos int64) { c.set(max(c.Latest(), nanos)) }
 // Wall returns what callers call that time, in nanoseconds.
 func (c *Clock) Wall(nanos int64) time.Time { return c.Last.Add(time.Duration(nanos - c.Latest())) }
 
-// monotonic tells whether t has a monotonic reading, which no one can set.
+// monotonic reports whether t has a monotonic reading, which no one can set.
 func monotonic(t time.Time) bool { return t != t.Round(0) }

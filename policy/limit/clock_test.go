@@ -53,8 +53,8 @@ func TestClockInNanoseconds(t *testing.T) {
 	}
 }
 
-// With a monotonic reading the wall does not matter. Time.Add moves both, so the second moment is made
-// of the first one's monotonic reading.
+// With a monotonic reading the wall does not matter. Time.Add moves both, so the second moment is
+// made of the first one's monotonic reading.
 func TestClockWithMonotonicReading(t *testing.T) {
 	var c Clock
 	now := time.Now()

@@ -25,7 +25,8 @@ func Amount(n int, k Kind) string {
 	return fmt.Sprintf("%d %s", n, k)
 }
 
-// WaitText words a wait in the largest unit of which it has two, rounded up: one who waits that long does not come too soon.
+// WaitText words a wait in the largest unit of which it has two, rounded up: one who waits that
+// long does not come too soon.
 func WaitText(d time.Duration) string {
 	up := func(unit time.Duration) int64 { return int64((max(d, 1) + unit - 1) / unit) }
 	switch {
@@ -42,5 +43,6 @@ func WaitText(d time.Duration) string {
 // maxShownName is how many bytes of a name or an address that is too long an SMTP reply shows.
 const maxShownName = 80
 
-// ShownName is how a name stands in a reply: printable ASCII, without the quotes that we put around it, and short.
+// ShownName is how a name stands in a reply: printable ASCII, without the quotes that we put around
+// it, and short.
 var ShownName = plaintext.Style{Exact: true, ASCII: true, Not: `"<>`, Bad: '?', Bytewise: true, MaxBytes: maxShownName + len("..."), Cut: "..."}

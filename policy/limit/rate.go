@@ -60,13 +60,13 @@ type Allowance struct {
 	Recipients  Rate // recipients of accepted messages, each time anew
 	Connections int  // leases out at one time
 
-	// Group names mailboxes that share GroupRecipients, as those of a tenant do; "" where there is no such limit. All mailboxes
-	// of a group must give the same rate.
+	// Group names mailboxes that share GroupRecipients, as those of a tenant do; "" where there is
+	// no such limit. All mailboxes of a group must give the same rate.
 	Group           string
 	GroupRecipients Rate // Outcome.GroupRecipients of all mailboxes of the group
 }
 
-// Grouped tells whether a limit for the whole group is in force.
+// Grouped reports whether a limit for the whole group is in force.
 func (l Allowance) Grouped() bool { return l.Group != "" && l.GroupRecipients.N > 0 }
 
 // Microsoft returns the limits of Exchange Online for one mailbox ("Exchange Online
@@ -79,9 +79,10 @@ func Microsoft() Allowance {
 	}
 }
 
-// TERRL returns the tenant external recipient rate limit of Exchange Online: how many recipients outside of the
-// tenant all its mailboxes may send to in 24 hours, given the number of email licences that are no trial: 500 × licences^0.7 + 9,500
-// (message centre post MC1023294). A tenant without such licences is a trial tenant and has 5,000.
+// TERRL returns the tenant external recipient rate limit of Exchange Online: how many recipients
+// outside of the tenant all its mailboxes may send to in 24 hours, given the number of email
+// licences that are no trial: 500 × licences^0.7 + 9,500 (message centre post MC1023294). A tenant
+// without such licences is a trial tenant and has 5,000.
 func TERRL(licences int) Rate {
 	if licences < 1 {
 		return Rate{5_000, 24 * time.Hour}
@@ -89,6 +90,6 @@ func TERRL(licences int) Rate {
 	return Rate{int(math.Round(500*math.Pow(float64(licences), 0.7) + 9_500)), 24 * time.Hour}
 }
 
-// MOERA returns the limit for senders at onmicrosoft.com domains: recipients outside of the tenant, in 24 hours, for
-// all such senders of the tenant.
+// MOERA returns the limit for senders at onmicrosoft.com domains: recipients outside of the tenant,
+// in 24 hours, for all such senders of the tenant.
 func MOERA() Rate { return Rate{100, 24 * time.Hour} }

@@ -25,7 +25,7 @@ type appIdentity struct {
 	key  *rsa.PrivateKey
 }
 
-// CheckCertificate tells whether the files can prove an app's identity: an RSA
+// CheckCertificate reports whether the files can prove an app's identity: an RSA
 // key that is not encrypted and is closed to other users, and a certificate for
 // it, valid now, all in PEM format. keyFile may be empty when certFile holds
 // both. It returns the end of the certificate's validity. The error is a
@@ -199,7 +199,7 @@ func newUUID() string {
 // they have one or two kB.
 const maxFederated = 16 << 10
 
-// CheckFederatedTokenFile tells whether path holds a token of another issuer as far as
+// CheckFederatedTokenFile reports whether path holds a token of another issuer as far as
 // can be told here: a JWT that has not expired. It may be a name for ResolveFile. The
 // error is a *FileError.
 func CheckFederatedTokenFile(path string) error {

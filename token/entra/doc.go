@@ -12,6 +12,6 @@
 //   - [RefusedError]: Microsoft answered with an OAuth error; it keeps the code.
 //   - [UnreachableError]: no answer, or one that is not Microsoft's; try later.
 //
-// Secrets have the type [Secret], which does not print, and no error of this package holds a secret,
-// a client assertion or a token.
+// Secrets have the type [Secret], which does not print, and no error of this package holds a
+// secret, a client assertion or a token.
 package entra

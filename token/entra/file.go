@@ -13,8 +13,8 @@ import (
 // certificate chain, but a mistake.
 const MaxFile = 1 << 20
 
-// FileError tells what is wrong with a file that proves who we are, and what to do. It lasts until an administrator mends the
-// file; it is read again for every request, so no restart is needed.
+// FileError tells what is wrong with a file that proves who we are, and what to do. It lasts until
+// an administrator mends the file; it is read again for every request, so no restart is needed.
 type FileError struct {
 	Path    string
 	Problem string // "is empty", follows the path
@@ -94,7 +94,7 @@ func (u unit) loadCredential(name string) string {
 	return fmt.Sprintf("type \"systemctl edit %s\", write LoadCredential=%s:/FILE below [Service], and restart the service", u, name)
 }
 
-// CheckSecretFile tells whether path can serve as a client secret: a regular
+// CheckSecretFile reports whether path can serve as a client secret: a regular
 // file, closed to other users, with one line of text. It may be a name for
 // ResolveFile. The error is a *FileError.
 func CheckSecretFile(path string) error {
@@ -102,8 +102,9 @@ func CheckSecretFile(path string) error {
 	return err
 }
 
-// ReadPassword returns the password in a file for the service of that unit ("sendas-milter"): one line, closed to other users as
-// in [CheckSecretFile]. path may be a name for ResolveFile. The error is a *FileError.
+// ReadPassword returns the password in a file for the service of that unit ("sendas-milter"): one
+// line, closed to other users as in [CheckSecretFile]. path may be a name for ResolveFile. The
+// error is a *FileError.
 func ReadPassword(path, serviceUnit string) (Secret, error) {
 	return unit(serviceUnit).readLine(path, "the password")
 }

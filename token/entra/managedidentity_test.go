@@ -147,9 +147,10 @@ func arcAgent(t *testing.T, challenge string, answered http.HandlerFunc) *httpte
 	return srv
 }
 
-// TestArc needs the folder of the agent's keys, whose name is fixed. It makes one that no other process sees: in a mount
-// namespace of its own, by starting itself again. Where no user may make one, as in a container or a chroot, root
-// can without a user namespace, or else has the real folder, if no agent has.
+// TestArc needs the folder of the agent's keys, whose name is fixed. It makes one that no other
+// process sees: in a mount namespace of its own, by starting itself again. Where no user may make
+// one, as in a container or a chroot, root can without a user namespace, or else has the real
+// folder, if no agent has.
 func TestArc(t *testing.T) {
 	const inside = "SENDAS_TEST_ARC"
 	if os.Getenv(inside) != "" {

@@ -337,7 +337,7 @@ func (r *Refresher) backoffLocked(err error, retryAfter time.Duration) time.Dura
 	return max(d, retryAfter+time.Duration(0.1*r.o.Rand()*float64(retryAfter)))
 }
 
-// wasHeard tells whether Microsoft or somebody in its place heard the request.
+// wasHeard reports whether Microsoft or somebody in its place heard the request.
 func wasHeard(err error) bool {
 	if _, ok := errors.AsType[*RefusedError](err); ok {
 		return true
@@ -467,13 +467,13 @@ func (r *Refresher) dueLocked(now time.Time) time.Time {
 	return r.next
 }
 
-// goodLocked tells whether the token may be handed out without a second thought; the
+// goodLocked reports whether the token may be handed out without a second thought; the
 // caller holds mu.
 func (r *Refresher) goodLocked(now time.Time) bool {
 	return r.aliveLocked(now) && !r.suspect && (r.short || r.tok.Expires.Sub(now.Round(0)) >= MinLife)
 }
 
-// aliveLocked tells whether there is a token that has not expired by the wall clock;
+// aliveLocked reports whether there is a token that has not expired by the wall clock;
 // the caller holds mu.
 func (r *Refresher) aliveLocked(now time.Time) bool {
 	return r.tok != nil && now.Round(0).Before(r.tok.Expires)

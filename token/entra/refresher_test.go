@@ -728,7 +728,7 @@ func (w *weather) blow(end time.Time) {
 	}
 }
 
-// obtainable tells whether the weather was good for so long that everybody
+// obtainable reports whether the weather was good for so long that everybody
 // should have a token: the longest back-off and some.
 func (w *weather) obtainable() bool {
 	w.mu.Lock()

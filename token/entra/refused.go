@@ -63,7 +63,7 @@ func (e *RefusedError) Code() string {
 	return "AADSTS" + strconv.Itoa(e.Codes[0])
 }
 
-// Temporary tells whether asking again later can help without anybody doing
+// Temporary reports whether asking again later can help without anybody doing
 // anything.
 func (e *RefusedError) Temporary() bool { return e.explanation().temporary }
 
@@ -191,7 +191,7 @@ var unreachable = []struct {
 		"let {host} through, or name the right one in tenant.endpoints.proxy; run \"sendas doctor\""},
 }
 
-// caused tells whether an error of type E is behind e.
+// caused reports whether an error of type E is behind e.
 func caused[E error](e *UnreachableError) bool {
 	_, ok := errors.AsType[E](e.Err)
 	return ok
@@ -214,13 +214,13 @@ func refusedByProxy(status int) func(*UnreachableError) bool {
 	}
 }
 
-// proxySilent tells whether the connection to a proxy failed: net/http says so in Op.
+// proxySilent reports whether the connection to a proxy failed: net/http says so in Op.
 func proxySilent(e *UnreachableError) bool {
 	oe, ok := errors.AsType[*net.OpError](e.Err)
 	return ok && oe.Op == "proxyconnect"
 }
 
-// isBusy tells whether a platform's status means: later. 404 and 410 are what it says
+// isBusy reports whether a platform's status means: later. 404 and 410 are what it says
 // while it is being updated.
 // https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/how-to-use-vm-token
 func isBusy(status int) bool {

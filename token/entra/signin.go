@@ -274,7 +274,7 @@ func (s *SignIn) poll(ctx context.Context, r *redemption, d *deviceCode) (*Grant
 	}
 }
 
-// passes tells whether asking again with the same code can help.
+// passes reports whether asking again with the same code can help.
 func passes(err error) bool {
 	var t interface{ Temporary() bool }
 	return errors.As(err, &t) && t.Temporary()
@@ -369,13 +369,12 @@ func (q *tokenRequest) acceptGrant(t *oauth2.Token) (*Grant, error) {
 	return &Grant{Token: token, Refresh: Secret(t.RefreshToken)}, nil
 }
 
-// Browser signs a user in with a browser on this machine, or with one whose requests
-// to localhost reach it (RFC 8252 section 7.3, with PKCE). It calls open once with
-// the address to open, which may go there itself, and returns when the browser has come back, after 15 minutes
-// without that, or when ctx has ended. The errors are those of DeviceCode.
+// Browser signs a user in with a browser on this machine, or with one whose requests to localhost
+// reach it (RFC 8252 section 7.3, with PKCE). It calls open once with the address to open, which
+// may go there itself, and returns when the browser has come back, after 15 minutes without that,
+// or when ctx has ended. The errors are those of DeviceCode.
 //
-// The app registration needs the redirect URI http://localhost; Entra ignores the
-// port in it.
+// The app registration needs the redirect URI http://localhost; Entra ignores the port in it.
 func (s *SignIn) Browser(ctx context.Context, open func(url string)) (*Grant, error) {
 	r := s.redemption()
 	if _, err := r.proof(time.Now()); err != nil {

@@ -98,7 +98,7 @@ func (v *Vault) Save(credential string, g *StoredGrant) error {
 	return err
 }
 
-// Check tells whether Save could store a grant now. It goes the whole way but for
+// Check reports whether Save could store a grant now. It goes the whole way but for
 // the last step, so that nobody has to sign in only to hear that the disk is full.
 func (v *Vault) Check(credential string) error {
 	_, err := v.write(credential, &StoredGrant{Refresh: Secret(strings.Repeat("x", 4<<10))}, func(*os.Root) bool { return false })
@@ -241,7 +241,7 @@ func (v *Vault) load(dir *os.Root, credential string) (*StoredGrant, error) {
 	return v.parse(credential, data)
 }
 
-// fit tells whether a file can be a grant that nobody else has seen or written.
+// fit reports whether a file can be a grant that nobody else has seen or written.
 func (v *Vault) fit(dir *os.Root, credential string, info fs.FileInfo) error {
 	path := v.Path(credential)
 	folder, err := dir.Stat(".")
@@ -263,7 +263,7 @@ func (v *Vault) fit(dir *os.Root, credential string, info fs.FileInfo) error {
 	return nil
 }
 
-// trusted tells whether a file belongs to the owner of its folder, to us, or to root.
+// trusted reports whether a file belongs to the owner of its folder, to us, or to root.
 func trusted(file, folder fs.FileInfo) bool {
 	uid := safefile.OwnerOf(file).UID
 	return uid == safefile.OwnerOf(folder).UID || uid == 0 || uid == os.Geteuid()
@@ -313,8 +313,8 @@ func (v *Vault) write(credential string, g *StoredGrant, wanted func(dir *os.Roo
 // errUnwanted stops place before its last step.
 var errUnwanted = errors.New("somebody else's grant stays")
 
-// place writes a file beside the old one and puts it into that one's place. The lock on the folder is ours, so what has the temporary
-// name was left by a process that was killed.
+// place writes a file beside the old one and puts it into that one's place. The lock on the folder
+// is ours, so what has the temporary name was left by a process that was killed.
 func (v *Vault) place(dir *os.Root, credential string, data []byte, wanted func(*os.Root) bool) error {
 	name := fileOf(credential)
 	o := safefile.Options{Temp: "." + name + ".tmp", Ready: func() error {

@@ -10,17 +10,20 @@ import (
 	"github.com/sendas/sendas/token/ledger"
 )
 
-// scrapeTime bounds how long the ledger is asked for one scrape: Prometheus waits 10 s, and what else there is to show is shown in any case.
+// scrapeTime bounds how long the ledger is asked for one scrape: Prometheus waits 10 s, and what
+// else there is to show is shown in any case.
 const scrapeTime = 2 * time.Second
 
-// A Collector shows the state of the token service as series. It looks when it is asked, so a message costs nothing more, and mailboxes and
-// credentials that have left the configuration are gone at once.
+// A Collector shows the state of the token service as series. It looks when it is asked, so a
+// message costs nothing more, and mailboxes and credentials that have left the configuration are
+// gone at once.
 type Collector struct {
 	leases *Lessor
 	status func(context.Context) *Status
 }
 
-// NewCollector makes the collector of a lease desk and of what [Lessor.Status] says about it with the configuration in force.
+// NewCollector makes the collector of a lease desk and of what [Lessor.Status] says about it with
+// the configuration in force.
 func NewCollector(l *Lessor, status func(context.Context) *Status) *Collector {
 	return &Collector{leases: l, status: status}
 }
@@ -30,8 +33,8 @@ func stateSeries(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc(name, help, labels, nil)
 }
 
-// The series of the state. Of a mailbox that is a pattern, used and left are missing: each sender has limits of its own, and their addresses
-// are strangers'.
+// The series of the state. Of a mailbox that is a pattern, used and left are missing: each sender
+// has limits of its own, and their addresses are strangers'.
 var (
 	ledgerUp = stateSeries("sendas_ledger_up", "1 if the store that keeps what the mailboxes have sent answered just now, else 0.")
 
@@ -64,7 +67,8 @@ var (
 		connectionsLimit, connectionsNow, nextLease, pausedUntil, tokenExpiry, lastSuccess, clockSkew, certExpiry, secretExpiry, signInExpiry}
 )
 
-// pauseAuth is the class of a rest that the ledger knows nothing of: Exchange Online refused the token or the mailbox.
+// pauseAuth is the class of a rest that the ledger knows nothing of: Exchange Online refused the
+// token or the mailbox.
 const pauseAuth ledger.PauseClass = "auth"
 
 // pauseReasons are the label values; a class of a later version is counted as other.

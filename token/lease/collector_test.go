@@ -23,7 +23,8 @@ import (
 	"github.com/sendas/sendas/token/ledger"
 )
 
-// wantFigures compares the series of a collector that have the names with lines of the exposition format.
+// wantFigures compares the series of a collector that have the names with lines of the exposition
+// format.
 func wantFigures(t *testing.T, c prometheus.Collector, want string, names ...string) {
 	t.Helper()
 	var lines []string
@@ -88,7 +89,8 @@ func TestCollectorOfMailboxes(t *testing.T) {
 	})
 }
 
-// TestCollectorOfRests: why a mailbox rests is told by classes, not by texts. Time begins at 2000-01-01 in a bubble: 946684800.
+// TestCollectorOfRests: why a mailbox rests is told by classes, not by texts. Time begins at
+// 2000-01-01 in a bubble: 946684800.
 func TestCollectorOfRests(t *testing.T) {
 	const none = "auth 0, blocked 0, mailbox-full 0, other 0, quota 0"
 	for _, tc := range []struct {
@@ -226,7 +228,8 @@ func TestCounters(t *testing.T) {
 	}
 }
 
-// TestFirstCodes: each class that a verdict can have begins with a series, under a code of that kind.
+// TestFirstCodes: each class that a verdict can have begins with a series, under a code of that
+// kind.
 func TestFirstCodes(t *testing.T) {
 	for _, r := range replyRows {
 		if firstCodes[r.class] == "" && r.class != ClassNoAuth { // which is of sessions without a lease

@@ -9,7 +9,8 @@ import (
 	"github.com/sendas/sendas/policy/limit"
 )
 
-// TestOneLineADelivery: every lease that was given has exactly one line in the log, with the same keys, whatever became of it.
+// TestOneLineADelivery: every lease that was given has exactly one line in the log, with the same
+// keys, whatever became of it.
 func TestOneLineADelivery(t *testing.T) {
 	keys := regexp.MustCompile(`level=(\w+) msg=delivery pid=-7 mailbox=erp@contoso.com sender=billing@contoso.com recipients=(\d+) class=([a-z-]+) reply=("[^"]*"|\S+) waited=\S+ took=\S+`)
 	for _, tc := range []struct {

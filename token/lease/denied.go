@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// A Denial counts the messages of one sender that Exchange Online returned because the mailbox has no permission to send as it
-// (554 5.2.252 SendAsDenied). The configuration says that it has.
+// A Denial counts the messages of one sender that Exchange Online returned because the mailbox has
+// no permission to send as it (554 5.2.252 SendAsDenied). The configuration says that it has.
 type Denial struct {
 	Sender string    `json:"sender"` // see Directory.Listed
 	Count  int       `json:"count"`  // since the start

@@ -16,9 +16,10 @@ const (
 	GroupOnMicrosoft = "onmicrosoft"
 )
 
-// Recipient answers the map "recipient" (smtp_generic_maps): nobody is in it. smtp(8) asks it for the envelope sender when it makes the MAIL
-// command and for each recipient when it makes the RCPT command, before it reads the replies, so that the session learns who the
-// recipients are. After DATA it asks for the addresses in the header. The answer never waits for anything.
+// Recipient answers the map "recipient" (smtp_generic_maps): nobody is in it. smtp(8) asks it for
+// the envelope sender when it makes the MAIL command and for each recipient when it makes the RCPT
+// command, before it reads the replies, so that the session learns who the recipients are. After
+// DATA it asks for the addresses in the header. The answer never waits for anything.
 func (l *Lessor) Recipient(_ context.Context, c Caller, key string) Result {
 	d := *l.dir.Load()
 	l.mu.Lock()
@@ -31,8 +32,8 @@ func (l *Lessor) Recipient(_ context.Context, c Caller, key string) Result {
 
 // An envelope is what a session knows of its recipients.
 //
-// smtp(8) asks once for each address (mail_addr_find.c leaves the forms without extension or local part out for a socketmap), for the
-// sender first: the null sender has no lease.
+// smtp(8) asks once for each address (mail_addr_find.c leaves the forms without extension or local
+// part out for a socketmap), for the sender first: the null sender has no lease.
 type envelope struct {
 	sender   bool   // was asked for
 	outside  []bool // of each recipient: whether it counts as external
@@ -49,8 +50,8 @@ func (e *envelope) look(key string, external func(string) bool) {
 	e.outside = append(e.outside, external(key))
 }
 
-// reply takes the reply to one RCPT: they come in the order of the recipients. A recipient who was not seen counts as
-// external, as all do where the map is not configured.
+// reply takes the reply to one RCPT: they come in the order of the recipients. A recipient who was
+// not seen counts as external, as all do where the map is not configured.
 func (e *envelope) reply(accepted bool) {
 	if accepted && (e.replies >= len(e.outside) || e.outside[e.replies]) {
 		e.external++
@@ -58,8 +59,9 @@ func (e *envelope) reply(accepted bool) {
 	e.replies++
 }
 
-// complete is called with all replies in, and how many recipients were accepted. Where there was not one question for each reply, because another
-// map answered some of them or a Postfix asks in another way, it is not certain which reply was whose: then all count.
+// complete is called with all replies in, and how many recipients were accepted. Where there was
+// not one question for each reply, because another map answered some of them or a Postfix asks in
+// another way, it is not certain which reply was whose: then all count.
 func (e *envelope) complete(accepted int) {
 	if len(e.outside) != e.replies {
 		e.external = accepted

@@ -8,7 +8,8 @@ import (
 	"github.com/sendas/sendas/policy/limit"
 )
 
-// TestExternal: which recipients count as external, by the keys of smtp_generic_maps and the replies.
+// TestExternal: which recipients count as external, by the keys of smtp_generic_maps and the
+// replies.
 func TestExternal(t *testing.T) {
 	const (
 		own     = "boss@contoso.com "
@@ -69,8 +70,8 @@ func TestExternal(t *testing.T) {
 	}
 }
 
-// TestGroups: one mailbox with senders of two kinds, each of which has a limit that all mailboxes share. What the lease was given for
-// counts, whatever the mailbox got next.
+// TestGroups: one mailbox with senders of two kinds, each of which has a limit that all mailboxes
+// share. What the lease was given for counts, whatever the mailbox got next.
 func TestGroups(t *testing.T) {
 	d := newDesk(limit.Rate{N: 30, Per: time.Minute})
 	of := func(address, group string, n int) *Mailbox {

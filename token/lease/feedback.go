@@ -10,14 +10,15 @@ import (
 	"github.com/sendas/sendas/token/ledger"
 )
 
-// How long a mailbox rests after a reply that says "not now", in periods of its message limit (a minute).
+// How long a mailbox rests after a reply that says "not now", in periods of its message limit (a
+// minute).
 const (
 	// restAfterQuota is for a full or blocked mailbox and for the day's recipients: whoever mends
 	// it needs minutes, and when the day's window opens is known to Microsoft alone. The delivery
 	// after it is the probe.
 	restAfterQuota = 15
-	// restAfterAuth is for a refused AUTH, as long as there is no other token. Microsoft's own permission changes take up to
-	// two hours to act.
+	// restAfterAuth is for a refused AUTH, as long as there is no other token. Microsoft's own
+	// permission changes take up to two hours to act.
 	restAfterAuth = 5
 )
 
@@ -33,7 +34,7 @@ type authRefusal struct {
 // strangers choose the names. One more is tried again for each message.
 const maxMadeRefusals = 1000
 
-// resting tells whether AUTH would fail again, because it just did with the same token.
+// resting reports whether AUTH would fail again, because it just did with the same token.
 func (l *Lessor) resting(m *Mailbox, t *entra.Token) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -48,12 +49,12 @@ func (l *Lessor) resting(m *Mailbox, t *entra.Token) error {
 	return fmt.Errorf("mailbox %s rests for %v: Exchange Online refused AUTH, %s", m.Address, time.Until(r.until).Round(time.Second), r.reason)
 }
 
-// refused handles a token or mailbox that the server did not take: the token is thrown away, so that one more try
-// is made with a fresh one, and with the same one the mailbox rests.
+// refused handles a token or mailbox that the server did not take: the token is thrown away, so
+// that one more try is made with a fresh one, and with the same one the mailbox rests.
 //
-// Where the mailbox comes from a pattern, it is perhaps the mailbox that does not exist: a token that was good for another
-// one stays, or a client could take everybody's token away by making up senders. Nor is a token to blame where SMTP
-// AUTH is switched off.
+// Where the mailbox comes from a pattern, it is perhaps the mailbox that does not exist: a token
+// that was good for another one stays, or a client could take everybody's token away by making up
+// senders. Nor is a token to blame where SMTP AUTH is switched off.
 //
 // A temporary answer says nothing of either.
 func (l *Lessor) refused(s *session, why Explanation) {
@@ -78,8 +79,8 @@ func (l *Lessor) refused(s *session, why Explanation) {
 	}
 }
 
-// forgetRefusalsLocked drops what is over, and returns how many of mailboxes from patterns are left.
-// l.mu is held.
+// forgetRefusalsLocked drops what is over, and returns how many of mailboxes from patterns are
+// left. l.mu is held.
 func (l *Lessor) forgetRefusalsLocked(now time.Time) (made int) {
 	for name, r := range l.refusals {
 		if !now.Before(r.until) {

@@ -21,13 +21,15 @@ import (
 	"github.com/sendas/sendas/token/ledger"
 )
 
-// A Journal remembers the sessions that have a lease, for the process that comes after this one: smtp(8) goes on with its
-// delivery whatever becomes of the token service, and asks the next process about the replies that are still to come.
+// A Journal remembers the sessions that have a lease, for the process that comes after this one:
+// smtp(8) goes on with its delivery whatever becomes of the token service, and asks the next
+// process about the replies that are still to come.
 //
-// It is a folder with one small file for each smtp(8) process, which holds no secret. The files survive the end of this
-// process, also by kill -9, and that is all they have to survive: after the end of the system there is no session left, and the
-// ledger has its leases on the disk. So nothing waits for the disk here. The methods are safe for concurrent use as long as each
-// process id is used by one goroutine at a time.
+// It is a folder with one small file for each smtp(8) process, which holds no secret. The files
+// survive the end of this process, also by kill -9, and that is all they have to survive: after the
+// end of the system there is no session left, and the ledger has its leases on the disk. So nothing
+// waits for the disk here. The methods are safe for concurrent use as long as each process id is
+// used by one goroutine at a time.
 type Journal struct{ Dir string }
 
 // entry is what one file holds.
@@ -42,8 +44,9 @@ type entry struct {
 	Born     string    `json:"born"` // see processBorn
 }
 
-// entrySize is the size of a file: a whole entry is written at one stroke and over the former one, so that a process that is killed
-// leaves either. Addresses have at most 320 characters (RFC 5321, section 4.5.3.1).
+// entrySize is the size of a file: a whole entry is written at one stroke and over the former one,
+// so that a process that is killed leaves either. Addresses have at most 320 characters (RFC 5321,
+// section 4.5.3.1).
 const entrySize = 2048
 
 // OpenJournal makes the folder, if there is none.
@@ -82,8 +85,9 @@ func (j *Journal) remove(pid int32) error {
 	return err
 }
 
-// load returns the sessions of the process before this one, by process id. A file that cannot be read is none of ours, or was not
-// finished when that process was killed: then its lease had not been handed out.
+// load returns the sessions of the process before this one, by process id. A file that cannot be
+// read is none of ours, or was not finished when that process was killed: then its lease had not
+// been handed out.
 func (j *Journal) load() (map[int32]*entry, error) {
 	files, err := os.ReadDir(j.Dir)
 	if err != nil {
@@ -108,7 +112,7 @@ func (j *Journal) load() (map[int32]*entry, error) {
 	return list, nil
 }
 
-// alive tells whether the process that the entry is about is still there.
+// alive reports whether the process that the entry is about is still there.
 func (e *entry) alive(pid int32) bool {
 	if errors.Is(unix.Kill(int(pid), 0), unix.ESRCH) {
 		return false
@@ -118,8 +122,9 @@ func (e *entry) alive(pid int32) bool {
 	return boot == bootNow && (start == startNow || start == "" || startNow == "")
 }
 
-// processBorn returns the name of this boot, and when within it a process was started (proc_pid_stat(5), starttime): the process's id alone
-// may be another one's by now. The latter is missing where the system does not tell, as under ProtectProc=invisible.
+// processBorn returns the name of this boot, and when within it a process was started
+// (proc_pid_stat(5), starttime): the process's id alone may be another one's by now. The latter is
+// missing where the system does not tell, as under ProtectProc=invisible.
 func processBorn(pid int32) string { return bootID() + " " + startTime(pid) }
 
 var bootID = sync.OnceValue(func() string {
@@ -141,9 +146,10 @@ func startTime(pid int32) string {
 	return fields[starttime]
 }
 
-// Adopt takes over the leases that an earlier process has given on the same ledger, and keeps the journal from now on. Sessions whose
-// smtp(8) is still there go on where they were. The leases of the others are settled, as if their messages had been sent to
-// as many recipients as a delivery can have. Call it after [Lessor.Use] and before the first look-up.
+// Adopt takes over the leases that an earlier process has given on the same ledger, and keeps the
+// journal from now on. Sessions whose smtp(8) is still there go on where they were. The leases of
+// the others are settled, as if their messages had been sent to as many recipients as a delivery
+// can have. Call it after [Lessor.Use] and before the first look-up.
 func (l *Lessor) Adopt(ctx context.Context, j *Journal) error {
 	entries, err := j.load()
 	if err != nil {
@@ -185,7 +191,8 @@ func (l *Lessor) Adopt(ctx context.Context, j *Journal) error {
 	return nil
 }
 
-// Unseen is the outcome of a delivery of which nobody knows what became: the most that can have been.
+// Unseen is the outcome of a delivery of which nobody knows what became: the most that can have
+// been.
 var Unseen = ledger.Outcome{Submitted: true, Recipients: ledger.MaxDelivery, GroupRecipients: ledger.MaxDelivery}
 
 // adopted makes a session of an entry. Its mailbox may have left the configuration meanwhile.

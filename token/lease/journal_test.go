@@ -95,7 +95,8 @@ func (h *host) wantUsage(leases, messages, recipients int) {
 	}
 }
 
-// TestAdopt: smtp(8) goes on with its delivery when the service is killed, and the next one books it.
+// TestAdopt: smtp(8) goes on with its delivery when the service is killed, and the next one books
+// it.
 func TestAdopt(t *testing.T) {
 	h := newHost(t)
 	a, _ := h.smtp()
@@ -117,7 +118,8 @@ func TestAdopt(t *testing.T) {
 	}
 }
 
-// TestAdoptLost: where smtp(8) ended together with the service, or the system did, the most is booked that can have been sent.
+// TestAdoptLost: where smtp(8) ended together with the service, or the system did, the most is
+// booked that can have been sent.
 func TestAdoptLost(t *testing.T) {
 	h := newHost(t)
 	a, end := h.smtp()
@@ -133,7 +135,8 @@ func TestAdoptLost(t *testing.T) {
 	h.wantUsage(1, 3, 2*ledger.MaxDelivery)
 }
 
-// TestJournalForeign: what is no entry of ours disturbs nothing, and a process that got another one's id is not taken for it.
+// TestJournalForeign: what is no entry of ours disturbs nothing, and a process that got another
+// one's id is not taken for it.
 func TestJournalForeign(t *testing.T) {
 	h := newHost(t)
 	a, _ := h.smtp()
@@ -172,7 +175,8 @@ func TestJournalForeign(t *testing.T) {
 	}
 }
 
-// TestJournalUnwritable: mail leaves without the journal too, and the log says once what is missing.
+// TestJournalUnwritable: mail leaves without the journal too, and the log says once what is
+// missing.
 func TestJournalUnwritable(t *testing.T) {
 	h := newHost(t)
 	dir := filepath.Join(h.dir, "sessions")

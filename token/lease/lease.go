@@ -42,29 +42,31 @@ type Mailbox struct {
 	Label   string // what the configuration calls it: the address, or a pattern that holds for many
 	Limits  limit.Allowance
 	Tokens  Tokens
-	// MinLife is the life that a token must have left where the submission host refuses others: High Volume Email
-	// answers "501 5.5.127 … Token will expire soon error" below ten minutes. 0 is any.
+	// MinLife is the life that a token must have left where the submission host refuses others:
+	// High Volume Email answers "501 5.5.127 … Token will expire soon error" below ten minutes. 0
+	// is any.
 	MinLife time.Duration
 }
 
-// made tells whether the address was made from a pattern: whether there is such a mailbox, nobody
+// made reports whether the address was made from a pattern: whether there is such a mailbox, nobody
 // has said.
 func (m *Mailbox) made() bool { return m.Address != m.Label }
 
 // Directory knows the configuration. It must be safe for
 // concurrent use and not change; a new configuration is a new Directory.
 type Directory interface {
-	// Mailboxes returns the mailboxes for the envelope sender, none when none may send as it. More than one are a pool: any
-	// of them will do.
+	// Mailboxes returns the mailboxes for the envelope sender, none when none may send as it. More
+	// than one are a pool: any of them will do.
 	Mailboxes(sender string) []*Mailbox
 	// Listed returns the words of the configuration by which a mailbox may send as the envelope
 	// sender, "" where none may. It has no more answers than the configuration has lines, twice,
 	// and answers its own answers with themselves.
 	Listed(sender string) string
-	// External tells whether a recipient counts for Microsoft's limits on external recipients. It must not wait for anything.
+	// External reports whether a recipient counts for Microsoft's limits on external recipients. It
+	// must not wait for anything.
 	External(rcpt string) bool
-	// RouteFrom returns transport and next-hop of the way out for an envelope sender, RouteTo those for a recipient.
-	// They return "" where Postfix's own settings decide.
+	// RouteFrom returns transport and next-hop of the way out for an envelope sender, RouteTo those
+	// for a recipient. They return "" where Postfix's own settings decide.
 	RouteFrom(sender string) string
 	RouteTo(rcpt string) string
 }
@@ -102,10 +104,10 @@ func NewLessor(ledger ledger.Store, m *Metrics, log *slog.Logger) *Lessor {
 		verdicts: make(map[string]Verdict), denied: make(denials)}
 }
 
-// Drain gives no more leases, and waits until all that are out have come back, or until ctx
-// ends. Look-ups for a lease stay unanswered from now on, while replies are watched to the end: smtp(8) that
-// cannot ask about the verdict of a message that Exchange Online has accepted would
-// send it again.
+// Drain gives no more leases, and waits until all that are out have come back, or until ctx ends.
+// Look-ups for a lease stay unanswered from now on, while replies are watched to the end: smtp(8)
+// that cannot ask about the verdict of a message that Exchange Online has accepted would send it
+// again.
 func (l *Lessor) Drain(ctx context.Context) error {
 	l.drain.Do(func() { close(l.draining) })
 	t := time.NewTicker(20 * time.Millisecond)
@@ -133,8 +135,9 @@ func (l *Lessor) Maps() map[string]Map {
 	return map[string]Map{"lease": l.Lease, "reply": l.Reply, "transport": l.Transport, "route": l.Route, "recipient": l.Recipient}
 }
 
-// Transport answers the map "transport" (sender_dependent_default_transport_maps): the key is the envelope
-// sender, "<>" for none. smtpd(8) asks with "<>" for every recipient, so that one must never fail.
+// Transport answers the map "transport" (sender_dependent_default_transport_maps): the key is the
+// envelope sender, "<>" for none. smtpd(8) asks with "<>" for every recipient, so that one must
+// never fail.
 func (l *Lessor) Transport(_ context.Context, _ Caller, key string) Result {
 	return found((*l.dir.Load()).RouteFrom(key))
 }
@@ -239,7 +242,7 @@ func (e *waitError) Error() string { return "mailbox " + e.inList() }
 // inList says the same behind words about mailboxes.
 func (e *waitError) inList() string { return e.mailbox + " cannot send now: " + e.why }
 
-// without tells whether the process's session is one that got no credential for its sender.
+// without reports whether the process's session is one that got no credential for its sender.
 func (l *Lessor) without(pid int32) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -346,8 +349,8 @@ func (l *Lessor) verdict(pid int32, s *session, line string, x Explanation) {
 	l.end(context.Background(), pid, x.Class)
 }
 
-// ClassUnseen is the class of a delivery in the log whose verdict never came: its recipients were all refused, or the
-// connection broke.
+// ClassUnseen is the class of a delivery in the log whose verdict never came: its recipients were
+// all refused, or the connection broke.
 const ClassUnseen ReplyClass = "unseen"
 
 // unseen writes the log line of a delivery without a verdict.
@@ -360,16 +363,19 @@ func (l *Lessor) unseen(pid int32, s *session, submitted bool) {
 	l.log.Info("delivery", attrs...)
 }
 
-// attrs are what the one log line of every delivery tells. Beside Postfix's own "postfix/smtp[PID]: QUEUEID: …" it is found by pid.
+// attrs are what the one log line of every delivery tells. Beside Postfix's own "postfix/smtp[PID]:
+// QUEUEID: …" it is found by pid.
 func (s *session) attrs(pid int32, class ReplyClass, reply string) []any {
 	return []any{"pid", pid, "mailbox", s.mailbox, "sender", s.sender, "recipients", s.accepted, "class", class, "reply", reply,
 		"waited", s.waited.Round(time.Millisecond), "took", time.Since(s.began).Round(time.Millisecond)}
 }
 
-// tokenForm finds what could be a token, or what AUTH is made of: no reply of Exchange Online has so long a word.
+// tokenForm finds what could be a token, or what AUTH is made of: no reply of Exchange Online has
+// so long a word.
 var tokenForm = regexp.MustCompile(`[A-Za-z0-9._~+/=-]{100,}`)
 
-// withoutToken hides a token that the server repeats, in an error about a command for instance, whole or in part.
+// withoutToken hides a token that the server repeats, in an error about a command for instance,
+// whole or in part.
 func withoutToken(line string) string { return tokenForm.ReplaceAllString(line, entra.Redacted) }
 
 // end closes the session of a process, if it has one, and gives its lease back.

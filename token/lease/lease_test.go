@@ -44,7 +44,8 @@ func (d fakeDirectory) Mailboxes(sender string) []*Mailbox {
 	return []*Mailbox{d[sender]}
 }
 
-// Listed knows addresses in any case, and takes what has a plus sign for one of a mailbox with them.
+// Listed knows addresses in any case, and takes what has a plus sign for one of a mailbox with
+// them.
 func (d fakeDirectory) Listed(sender string) string {
 	sender = strings.ToLower(sender)
 	if local, domain, ok := strings.Cut(sender, "@"); ok {
@@ -328,7 +329,8 @@ func TestLeasesComeBack(t *testing.T) {
 	})
 }
 
-// TestDrain: a service that stops gives no more leases, but watches those that are out to their end.
+// TestDrain: a service that stops gives no more leases, but watches those that are out to their
+// end.
 func TestDrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDesk(limit.Rate{N: 30, Per: time.Minute})
@@ -422,7 +424,8 @@ func TestClassify(t *testing.T) {
 	}
 }
 
-// TestRoutes: the maps by which Postfix finds the way out. smtpd(8) asks about "<>" for every recipient.
+// TestRoutes: the maps by which Postfix finds the way out. smtpd(8) asks about "<>" for every
+// recipient.
 func TestRoutes(t *testing.T) {
 	maps := newDesk(limit.Microsoft().Messages).Maps()
 	for _, tc := range []struct{ name, key, want string }{
@@ -442,8 +445,8 @@ func TestRoutes(t *testing.T) {
 	}
 }
 
-// TestMadeUpMailboxes: a refused AUTH of a sender that a pattern allows does not take away the token that just
-// served another one; a token that never served anybody goes.
+// TestMadeUpMailboxes: a refused AUTH of a sender that a pattern allows does not take away the
+// token that just served another one; a token that never served anybody goes.
 func TestMadeUpMailboxes(t *testing.T) {
 	d := newDesk(limit.Microsoft().Messages)
 	mailbox := func(address string) *Mailbox {
@@ -494,8 +497,8 @@ func TestMinLife(t *testing.T) {
 	}
 }
 
-// TestRest: a refused AUTH is tried once more with a fresh token, then the mailbox rests; a switched-off SMTP AUTH costs no
-// token. A full mailbox rests too, and its queued mail is told why.
+// TestRest: a refused AUTH is tried once more with a fresh token, then the mailbox rests; a
+// switched-off SMTP AUTH costs no token. A full mailbox rests too, and its queued mail is told why.
 func TestRest(t *testing.T) {
 	d := newDesk(limit.Microsoft().Messages)
 	refuse := func(reply string) {

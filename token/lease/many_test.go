@@ -18,7 +18,8 @@ import (
 	"github.com/sendas/sendas/token/ledger"
 )
 
-// manyMailboxes is a directory of n mailboxes, each of which has a second sender: alias0@ to aliasN@contoso.com.
+// manyMailboxes is a directory of n mailboxes, each of which has a second sender: alias0@ to
+// aliasN@contoso.com.
 func manyMailboxes(n int, tokens Tokens) poolDirectory {
 	dir := make(poolDirectory, 2*n)
 	for i := range n {
@@ -34,8 +35,8 @@ func manyLeases(ledger ledger.Store, n int) *Lessor {
 	return l
 }
 
-// TestManyMailboxes: of 1,000 mailboxes, ten have a backlog by two senders. Nobody else waits for them, and the two senders of a mailbox are
-// served in the order of their look-ups.
+// TestManyMailboxes: of 1,000 mailboxes, ten have a backlog by two senders. Nobody else waits for
+// them, and the two senders of a mailbox are served in the order of their look-ups.
 func TestManyMailboxes(t *testing.T) {
 	const mailboxes, busy, backlog = 1000, 10, 60
 	synctest.Test(t, func(t *testing.T) {
@@ -94,8 +95,8 @@ func TestManyMailboxes(t *testing.T) {
 	})
 }
 
-// BenchmarkLease1000 measures a look-up for which there is room, with 1,000 mailboxes and the ledger in a file, and what each mailbox
-// takes of the memory.
+// BenchmarkLease1000 measures a look-up for which there is room, with 1,000 mailboxes and the
+// ledger in a file, and what each mailbox takes of the memory.
 func BenchmarkLease1000(b *testing.B) {
 	const mailboxes = 1000
 	before := heap()

@@ -9,8 +9,9 @@ import (
 	"github.com/sendas/sendas/token/entra"
 )
 
-// Metrics are the series of what happens in the token service; [Collector] has those of its state. Labels are mailbox addresses
-// and credential names of the configuration, codes and classes: never a stranger's text.
+// Metrics are the series of what happens in the token service; [Collector] has those of its state.
+// Labels are mailbox addresses and credential names of the configuration, codes and classes: never
+// a stranger's text.
 type Metrics struct {
 	lookups *prometheus.CounterVec
 	waits   *prometheus.HistogramVec
@@ -106,8 +107,8 @@ const (
 	lostInData     = "data"
 )
 
-// firstCodes are the series of replies that begin at zero, so that the first reply of a kind is an increase: of each class of a
-// verdict the code that it most often has.
+// firstCodes are the series of replies that begin at zero, so that the first reply of a kind is an
+// increase: of each class of a verdict the code that it most often has.
 var firstCodes = map[ReplyClass]string{
 	ClassAccepted: "250", ClassConcurrency: "432", ClassQuota: "554", ClassFull: "554", ClassBlocked: "550", ClassSendAs: "554", ClassLogon: "430",
 	ClassAuth: "535", ClassAuthOff: "535", ClassBusy: "451", ClassTemporary: "450", ClassPermanent: "550",

@@ -12,10 +12,12 @@ import (
 	"github.com/sendas/sendas/token/ledger"
 )
 
-// A lookup is one look-up that waits for a lease of its mailbox, or of any mailbox of a pool. It stands in the line of each of them
-// at once, in the place that its coming gives it, asks the ledger where it is the first, and leaves all lines with the first lease
-// that it gets. So it never holds a lease of one mailbox while it waits for another, nobody overtakes
-// it in any line, and no mailbox stands idle for its sake: where the mailbox cannot send in time, the next in line may ask.
+// A lookup is one look-up that waits for a lease of its mailbox, or of any mailbox of a pool. It
+// stands in the line of each of them at once, in the place that its coming gives it, asks the
+// ledger where it is the first, and leaves all lines with the first lease that it gets. So it never
+// holds a lease of one mailbox while it waits for another, nobody overtakes it in any line, and no
+// mailbox stands idle for its sake: where the mailbox cannot send in time, the next in line may
+// ask.
 type lookup struct {
 	number  uint64        // in the order of coming
 	wake    chan struct{} // something has changed for it
@@ -38,7 +40,8 @@ type choice struct {
 	late   bool      // the answer was: not in time
 }
 
-// line is the look-ups that wait for one mailbox, in the order of their coming. Lessor.mu guards it.
+// line is the look-ups that wait for one mailbox, in the order of their coming. Lessor.mu guards
+// it.
 type line struct {
 	label   string // of the mailbox, in metrics and status
 	lookups []*place
@@ -62,10 +65,10 @@ func (n *line) firstLocked() *place {
 	return nil
 }
 
-// hopelessLocked tells whether the ledger's last answer leaves nothing to wait for.
+// hopelessLocked reports whether the ledger's last answer leaves nothing to wait for.
 func (c *choice) hopelessLocked() bool { return c.late && c.seen == c.line.back }
 
-// dueLocked tells whether it is worth asking the ledger.
+// dueLocked reports whether it is worth asking the ledger.
 func (c *choice) dueLocked(now time.Time) bool {
 	return !c.asked || c.seen != c.line.back || !now.Before(c.again)
 }
@@ -85,8 +88,8 @@ func (w *lookup) nudge() {
 	}
 }
 
-// grant waits for the turn and for the ledger, and returns a session with a lease and a token of one of the mailboxes. With an error it
-// returns the mailbox that the error is about.
+// grant waits for the turn and for the ledger, and returns a session with a lease and a token of
+// one of the mailboxes. With an error it returns the mailbox that the error is about.
 func (l *Lessor) grant(ctx context.Context, mailboxes []*Mailbox) (*session, *Mailbox, error) {
 	w := l.arrive(mailboxes)
 	defer l.leave(w)
@@ -176,8 +179,8 @@ var ended = func() context.Context {
 	return ctx
 }()
 
-// lookForTokens finds out which mailboxes have a token. The others are not waited for in line: while a token is fetched
-// the lookup has no place, and without one there is no use in it.
+// lookForTokens finds out which mailboxes have a token. The others are not waited for in line:
+// while a token is fetched the lookup has no place, and without one there is no use in it.
 func (l *Lessor) lookForTokens(ctx context.Context, w *lookup) {
 	for _, c := range w.choices {
 		if l.failed(c) {
@@ -205,7 +208,7 @@ func (l *Lessor) lookForTokens(ctx context.Context, w *lookup) {
 	}
 }
 
-// failed tells whether it cannot be this mailbox; whoever fetches a token may have found that out.
+// failed reports whether it cannot be this mailbox; whoever fetches a token may have found that out.
 func (l *Lessor) failed(c *choice) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -241,8 +244,9 @@ func (l *Lessor) fetchLocked(ctx context.Context, w *lookup, c *choice) {
 	}()
 }
 
-// next returns the mailbox to ask about now; of several, the one that has served nobody for longest. Else it returns how long
-// to wait for the next one, or -1 when there is nothing to wait for.
+// next returns the mailbox to ask about now; of several, the one that has served nobody for
+// longest. Else it returns how long to wait for the next one, or -1 when there is nothing to wait
+// for.
 func (l *Lessor) next(w *lookup) (best *choice, wait time.Duration) {
 	now := time.Now()
 	wait = -1
@@ -313,8 +317,8 @@ func (w *lookup) wait(ctx context.Context, d time.Duration, draining <-chan stru
 	return true
 }
 
-// why words why there is no lease: that the time is over, or that nothing is left to wait for. Of several mailboxes it names the one that
-// opens soonest; one that has no token comes last.
+// why words why there is no lease: that the time is over, or that nothing is left to wait for. Of
+// several mailboxes it names the one that opens soonest; one that has no token comes last.
 func (l *Lessor) why(w *lookup, timeOver bool) (*Mailbox, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -345,7 +349,8 @@ func (l *Lessor) why(w *lookup, timeOver bool) (*Mailbox, error) {
 	return m, fmt.Errorf("none of %d mailboxes can send now; %w", len(w.choices), err)
 }
 
-// rank orders what is known of mailboxes: when they open, that others are before us, that they cannot be used.
+// rank orders what is known of mailboxes: when they open, that others are before us, that they
+// cannot be used.
 func rank(c *choice) int {
 	switch {
 	case c.err != nil:
@@ -356,7 +361,8 @@ func rank(c *choice) int {
 	return 0
 }
 
-// member returns how the mailbox of that address may be used by a sender, or nil where the configuration no longer says so.
+// member returns how the mailbox of that address may be used by a sender, or nil where the
+// configuration no longer says so.
 func (l *Lessor) member(sender, address string) *Mailbox {
 	for _, m := range (*l.dir.Load()).Mailboxes(sender) {
 		if m.Address == address {

@@ -76,7 +76,8 @@ func (p *pool) deliver(t *testing.T, n int, last string) {
 	}
 }
 
-// TestPoolChoice: which mailbox of a pool of three a look-up gets, and what it is told when none can send.
+// TestPoolChoice: which mailbox of a pool of three a look-up gets, and what it is told when none
+// can send.
 func TestPoolChoice(t *testing.T) {
 	const full = "554 5.2.2 mailbox full; STOREDRV.Submission.Exception:QuotaExceededException.MapiExceptionShutoffQuotaExceeded"
 	noToken := &entra.RefusedError{Credential: "relay-app", OAuth: "invalid_client", Codes: []int{7000215}}
@@ -169,8 +170,8 @@ func (s *slowTokens) Token(ctx context.Context) (*entra.Token, error) {
 
 func (*slowTokens) Discard(entra.Secret) {}
 
-// TestPoolTokens: a token that is being fetched holds up neither the pool nor the line of another mailbox; when it comes, its mailbox
-// takes part.
+// TestPoolTokens: a token that is being fetched holds up neither the pool nor the line of another
+// mailbox; when it comes, its mailbox takes part.
 func TestPoolTokens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limits := limit.Microsoft()
@@ -233,7 +234,8 @@ func TestPoolTurn(t *testing.T) {
 	})
 }
 
-// TestPoolPassesOver: a pool's look-up that waits for one mailbox holds up nobody in the line of another that it will not get in time.
+// TestPoolPassesOver: a pool's look-up that waits for one mailbox holds up nobody in the line of
+// another that it will not get in time.
 func TestPoolPassesOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limits := limit.Microsoft()
@@ -270,7 +272,7 @@ type caller struct {
 	settled    time.Time
 }
 
-// waits tells whether the look-up waits at that moment.
+// waits reports whether the look-up waits at that moment.
 func (v *caller) waits(now time.Time) bool {
 	return !v.came.IsZero() && !v.came.After(now) && (v.left.IsZero() || v.left.After(now))
 }
@@ -371,7 +373,8 @@ func (p *pool) play(t *testing.T, n int, lines []string) {
 	}
 }
 
-// idle finds mailboxes that could send at this moment, and look-ups that wait for them all the same.
+// idle finds mailboxes that could send at this moment, and look-ups that wait for them all the
+// same.
 func (s *scenario) idle(p *pool, now, began time.Time) (wrong []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -421,8 +424,8 @@ func (s *scenario) check() (wrong []string) {
 	return wrong
 }
 
-// TestPoolRules: whatever comes when, over pools and single mailboxes that share members: no mailbox passes its limits, nobody is
-// overtaken, and nobody waits for a mailbox that could send.
+// TestPoolRules: whatever comes when, over pools and single mailboxes that share members: no
+// mailbox passes its limits, nobody is overtaken, and nobody waits for a mailbox that could send.
 func TestPoolRules(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		s := drawScenario(r)

@@ -46,8 +46,8 @@ const (
 )
 
 // replyRows is the one table of replies; the first match counts. A class is explained by its last
-// row, which is the most general one. The keywords are those of Microsoft's "Improvements in SMTP client
-// submission", of its list of non-delivery reports, and of logs.
+// row, which is the most general one. The keywords are those of Microsoft's "Improvements in SMTP
+// client submission", of its list of non-delivery reports, and of logs.
 var replyRows = []replyRow{
 	// Limits.
 	{"432", "4.3.2", "recipient thread limit", ClassConcurrency, true, "", "too many messages go to the recipient's mailbox at one time", retries},
@@ -142,8 +142,8 @@ var replyRows = []replyRow{
 	{"5", "", "", ClassPermanent, false, "", "a refusal that has no explanation here", "look its code up at https://aka.ms/ndr; " + returned},
 }
 
-// Explanation says what a reply of Exchange Online means. Its texts come from a table: of what the server said it has
-// the codes alone.
+// Explanation says what a reply of Exchange Online means. Its texts come from a table: of what the
+// server said it has the codes alone.
 type Explanation struct {
 	Code     string // SMTP's; "" where the text has none, as in a non-delivery report
 	Enhanced string // RFC 3463's; "" where there is none
@@ -153,7 +153,8 @@ type Explanation struct {
 	Act      string // what to do, likewise; MAILBOX stands for the mailbox
 	Passes   bool   // by itself: asking again later can help
 	Later    bool   // the code is permanent, and sendas makes Postfix take it for "not now"
-	// Pause is the class of the pause that the mailbox needs, because nothing will leave through it for a while; "" for none.
+	// Pause is the class of the pause that the mailbox needs, because nothing will leave through it
+	// for a while; "" for none.
 	Pause ledger.PauseClass
 
 	later string // where Later: the beginning of the text that replaces the reply's own
@@ -167,9 +168,9 @@ func (e Explanation) Hint() string {
 	return e.Meaning + "; " + e.Act
 }
 
-// Explain explains a reply: "535 5.7.3 Authentication unsuccessful". Of a reply of several lines the first one counts with
-// the keywords of all. A text without an SMTP code, such as "5.2.2 Submission quota exceeded" of a non-delivery report,
-// is found by its enhanced code.
+// Explain explains a reply: "535 5.7.3 Authentication unsuccessful". Of a reply of several lines
+// the first one counts with the keywords of all. A text without an SMTP code, such as "5.2.2
+// Submission quota exceeded" of a non-delivery report, is found by its enhanced code.
 func Explain(reply string) Explanation {
 	line := strings.TrimSpace(reply)
 	bare := enhancedForm.MatchString(line)
@@ -179,7 +180,8 @@ func Explain(reply string) Explanation {
 	return lookUp(line, bare)
 }
 
-// lookUp explains one line as the server sent it. anyCode leaves SMTP's code out but for its first digit.
+// lookUp explains one line as the server sent it. anyCode leaves SMTP's code out but for its first
+// digit.
 func lookUp(line string, anyCode bool) Explanation {
 	e := Explanation{Class: fallbackClass(line)}
 	if e.Class == ClassUnreadable {
@@ -202,7 +204,8 @@ func lookUp(line string, anyCode bool) Explanation {
 // enhancedForm finds an enhanced code where an SMTP code should be (RFC 3463, section 2).
 var enhancedForm = regexp.MustCompile(`^[245]\.[0-9]{1,3}\.[0-9]{1,3}\b`)
 
-// findReply returns the first row that a line matches, or nil. anyCode leaves SMTP's code out but for its first digit.
+// findReply returns the first row that a line matches, or nil. anyCode leaves SMTP's code out but
+// for its first digit.
 func findReply(line string, anyCode bool) *replyRow {
 	code, enhanced := codesOf(line)
 	for i := range replyRows {
@@ -226,7 +229,7 @@ func codesOf(line string) (code, enhanced string) {
 	return line[:3], enhanced
 }
 
-// inRange tells whether an enhanced code is one of want: "" is any, "4.7.500-699" is a range.
+// inRange reports whether an enhanced code is one of want: "" is any, "4.7.500-699" is a range.
 func inRange(enhanced, want string) bool {
 	low, last, ranged := strings.Cut(want, "-")
 	if !ranged {

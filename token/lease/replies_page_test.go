@@ -15,7 +15,8 @@ func TestTroubleshootingPageOfReplies(t *testing.T) {
 	pagetest.Check(t, map[string][]string{"replies": pageReplies()})
 }
 
-// pageReplies are the replies by code. The rows of one code are in the order in which sendas looks for them: the first that fits counts.
+// pageReplies are the replies by code. The rows of one code are in the order in which sendas looks
+// for them: the first that fits counts.
 func pageReplies() []string {
 	rows := pagetest.Head("reply", "with the words", "what it means", "what to do", "what Postfix does")
 	sorted := slices.Clone(replyRows)
@@ -30,7 +31,8 @@ func pageReplies() []string {
 	return rows
 }
 
-// replyOrder is by SMTP's code and the numbers of the enhanced one. What is for any code comes after what is for one.
+// replyOrder is by SMTP's code and the numbers of the enhanced one. What is for any code comes
+// after what is for one.
 func replyOrder(r replyRow) []int {
 	const last = 1 << 20
 	code, _ := strconv.Atoi(r.code)
@@ -56,8 +58,8 @@ func replyName(r replyRow) string {
 	return strings.TrimSpace(r.code + " " + r.enhanced)
 }
 
-// answersAUTH are the enhanced codes of refusals of AUTH besides 535. Postfix takes all of those for temporary
-// (smtp_sasl_auth_soft_bounce, as smtp_sasl_glue.c applies it).
+// answersAUTH are the enhanced codes of refusals of AUTH besides 535. Postfix takes all of those
+// for temporary (smtp_sasl_auth_soft_bounce, as smtp_sasl_glue.c applies it).
 var answersAUTH = []string{"5.7.30", "5.5.124", "5.5.127", "5.7.4"}
 
 // postfixDoes says what becomes of the message.

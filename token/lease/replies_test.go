@@ -9,8 +9,9 @@ import (
 const outboundSpam = "554 5.2.0 STOREDRV.Submission.Exception:OutboundSpamException; Failed to process message due to a permanent exception with message " +
 	"WASCL UserAction verdict is not None. Actual verdict is "
 
-// knownReplies are replies as Exchange Online was seen to give them, or as Microsoft writes them; … stands for what nobody wrote down.
-// passes and later are said of the row, has stands in meaning or act.
+// knownReplies are replies as Exchange Online was seen to give them, or as Microsoft writes them; …
+// stands for what nobody wrote down. passes and later are said of the row, has stands in meaning or
+// act.
 var knownReplies = []struct {
 	reply  string
 	class  ReplyClass
@@ -214,7 +215,8 @@ func TestReplyRange(t *testing.T) {
 	}
 }
 
-// Whatever a server says, the explanation is one of the table and holds nothing of the server's but codes.
+// Whatever a server says, the explanation is one of the table and holds nothing of the server's but
+// codes.
 func FuzzExplain(f *testing.F) {
 	for _, r := range knownReplies {
 		f.Add(r.reply)

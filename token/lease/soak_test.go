@@ -18,7 +18,8 @@ import (
 	"github.com/sendas/sendas/token/ledger"
 )
 
-// office is Entra for one credential: it knows which of its tokens are good, and is closed now and then.
+// office is Entra for one credential: it knows which of its tokens are good, and is closed now and
+// then.
 type office struct {
 	name   string
 	random *rand.Rand
@@ -54,7 +55,8 @@ func (o *office) Token(ctx context.Context) (*entra.Token, error) {
 	return t, nil
 }
 
-// takes tells whether a server takes the token now, and whether somebody who asked could long have had a better one.
+// takes reports whether a server takes the token now, and whether somebody who asked could long
+// have had a better one.
 func (o *office) takes(access string) (takes, obtainable bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -94,8 +96,9 @@ func (soakSite) External(string) bool                 { return true }
 func (soakSite) RouteFrom(string) string              { return "" }
 func (soakSite) RouteTo(string) string                { return "" }
 
-// TestSoak: seven days of 200 mailboxes on 5 credentials, with Entra away and tokens revoked now and then. No look-up gets a
-// token that has ended while a good one could be had, and Entra is asked hardly more often than it has to be.
+// TestSoak: seven days of 200 mailboxes on 5 credentials, with Entra away and tokens revoked now
+// and then. No look-up gets a token that has ended while a good one could be had, and Entra is
+// asked hardly more often than it has to be.
 func TestSoak(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const days, credentials, mailboxes = 7, 5, 200
@@ -177,7 +180,7 @@ func soakDelivery(t *testing.T, l *Lessor, me Caller, sender string, o *office) 
 	return false
 }
 
-// ended tells whether the token's time is over; one that was revoked is forgotten.
+// ended reports whether the token's time is over; one that was revoked is forgotten.
 func (o *office) ended(access string) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -185,8 +188,8 @@ func (o *office) ended(access string) bool {
 	return ok && !time.Now().Before(end)
 }
 
-// check compares the number of requests with what was needed: each token used until it has to be replaced, and one
-// more for each time that all were revoked.
+// check compares the number of requests with what was needed: each token used until it has to be
+// replaced, and one more for each time that all were revoked.
 func (o *office) check(t *testing.T, total time.Duration) {
 	t.Helper()
 	needed, at := o.forced, time.Duration(0)

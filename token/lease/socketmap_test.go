@@ -17,7 +17,8 @@ import (
 	"github.com/sendas/sendas/internal/logtest"
 )
 
-// serveSocketmap starts a server with an "echo" map and a "hang" map, and returns how to connect to it.
+// serveSocketmap starts a server with an "echo" map and a "hang" map, and returns how to connect to
+// it.
 func serveSocketmap(t *testing.T, peers []uint32) (dial func() net.Conn, logged *logtest.Buffer, stop func() error) {
 	t.Helper()
 	logged = &logtest.Buffer{}
@@ -82,8 +83,8 @@ func TestSocketmapWire(t *testing.T) {
 	}
 }
 
-// TestSocketmapBadPeers sends what no Postfix sends: the connection is closed with one log line, and
-// a well-behaved peer notices nothing.
+// TestSocketmapBadPeers sends what no Postfix sends: the connection is closed with one log line,
+// and a well-behaved peer notices nothing.
 func TestSocketmapBadPeers(t *testing.T) {
 	for _, tc := range []struct{ name, bytes, log string }{
 		{"no length", ":echo x,", `is no part of a netstring's length`},

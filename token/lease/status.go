@@ -10,8 +10,8 @@ import (
 	"github.com/sendas/sendas/token/ledger"
 )
 
-// MaxIdle is how long a refresh token may lie unused before Entra forgets it ("Refresh tokens in the
-// Microsoft identity platform": 90 days). Each use begins it anew.
+// MaxIdle is how long a refresh token may lie unused before Entra forgets it ("Refresh tokens in
+// the Microsoft identity platform": 90 days). Each use begins it anew.
 const MaxIdle = 90 * 24 * time.Hour
 
 // StatusInput is what the composition of the program knows and [Lessor] does not.
@@ -71,8 +71,8 @@ type GroupStatus struct {
 }
 
 // Status is what the token service shows of itself. Its JSON keys are stable: later versions add to
-// them only. Moments are in UTC; null is "never" or "not known". It holds no secret, and of addresses only
-// those of the configuration.
+// them only. Moments are in UTC; null is "never" or "not known". It holds no secret, and of
+// addresses only those of the configuration.
 type Status struct {
 	Version     string             `json:"version"`
 	Time        time.Time          `json:"time"` // of this answer
@@ -184,8 +184,8 @@ func (l *Lessor) noteVerdict(s *session, x Explanation) {
 	l.denied.note(s.label, listed, x.Class, now)
 }
 
-// Status describes the service at this moment. Where the ledger cannot tell what was used, the rest is told
-// all the same.
+// Status describes the service at this moment. Where the ledger cannot tell what was used, the rest
+// is told all the same.
 func (l *Lessor) Status(ctx context.Context, in StatusInput) *Status {
 	now := time.Now()
 	s := &Status{Version: in.Version, Time: *moment(now), Started: moment(in.Started), Stopping: l.stopping(),
@@ -215,7 +215,8 @@ func (l *Lessor) Status(ctx context.Context, in StatusInput) *Status {
 	return s
 }
 
-// group adds what is used of a limit that mailboxes have together, or returns what is wrong with the ledger.
+// group adds what is used of a limit that mailboxes have together, or returns what is wrong with
+// the ledger.
 func (s *Status) group(ctx context.Context, ledger ledger.Store, g GroupInput, now time.Time) *string {
 	limits := limit.Microsoft()
 	limits.Group, limits.GroupRecipients = g.Name, g.Recipients
@@ -272,7 +273,7 @@ func (l *Lessor) deniedTo(label string) []Denial {
 	return l.denied.of(label)
 }
 
-// stopping tells whether Drain was called.
+// stopping reports whether Drain was called.
 func (l *Lessor) stopping() bool {
 	select {
 	case <-l.draining:
@@ -344,7 +345,8 @@ func (u *SignedIn) status(now time.Time) *SignInStatus {
 	return s
 }
 
-// moment makes null of a time that never was, and drops what nobody reads: the monotonic clock and parts of a second.
+// moment makes null of a time that never was, and drops what nobody reads: the monotonic clock and
+// parts of a second.
 func moment(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil

@@ -197,7 +197,8 @@ func TestStatus(t *testing.T) {
 	})
 }
 
-// TestDenials: a sender stays denied until Exchange Online takes a message of it; others do not count.
+// TestDenials: a sender stays denied until Exchange Online takes a message of it; others do not
+// count.
 func TestDenials(t *testing.T) {
 	d := newDesk(limit.Rate{N: 30, Per: time.Minute})
 	for _, x := range []struct{ sender, verdict string }{
@@ -287,7 +288,8 @@ func TestStatusOfPattern(t *testing.T) {
 		in := StatusInput{Mailboxes: []MailboxInput{{Label: "*@contoso.de", Pattern: true, Limits: one}}}
 		s := d.Status(ctx, in)
 		m := s.Mailboxes[0]
-		// Alice's first look-up was refused, so her second would be, too: it does not wait for her lease any longer.
+		// Alice's first look-up was refused, so her second would be, too: it does not wait for her
+		// lease any longer.
 		if m.Leases != 1 || m.Waiting != 2 || m.Messages != nil || m.Recipients != nil {
 			t.Errorf("%+v, want 1 lease, 2 waiting, and no usage", m)
 		}

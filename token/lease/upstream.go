@@ -25,7 +25,8 @@ const (
 	ClassUnreadable  ReplyClass = "not-an-smtp-line" // neither
 )
 
-// pauses are the classes after which nothing leaves through the mailbox for a while, with the class of the pause that they cause.
+// pauses are the classes after which nothing leaves through the mailbox for a while, with the class
+// of the pause that they cause.
 var pauses = map[ReplyClass]ledger.PauseClass{ClassQuota: ledger.PauseQuota, ClassFull: ledger.PauseFull, ClassBlocked: ledger.PauseBlocked}
 
 // fallbackClass is the class of a line that is in no row.

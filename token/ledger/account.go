@@ -82,7 +82,8 @@ type obstacle struct {
 	poll  bool // the wait is a guess: only the end of a lease can help
 }
 
-// take gives the lease id or says what stands in the way and for how long. g is the tally of the group, or nil.
+// take gives the lease id or says what stands in the way and for how long. g is the tally of the
+// group, or nil.
 func (a *account) take(t terms, g *tally, id uint64, now limit.Instant) Answer {
 	a.limits = t.Allowance
 	for _, o := range a.obstacles(t, g, now) {
@@ -111,7 +112,8 @@ func (a *account) undo(g *tally, id uint64) {
 	}
 }
 
-// obstacles brings the account up to date, and returns what stands in the way, in the order in which it is told.
+// obstacles brings the account up to date, and returns what stands in the way, in the order in
+// which it is told.
 func (a *account) obstacles(t terms, g *tally, now limit.Instant) [5]obstacle {
 	a.forget(t, now)
 	list := [5]obstacle{
@@ -147,7 +149,8 @@ func (a *account) forget(t terms, now limit.Instant) {
 	}
 }
 
-// forget books the leases that have expired, and returns when they did; then it drops the buckets that have left the window.
+// forget books the leases that have expired, and returns when they did; then it drops the buckets
+// that have left the window.
 func (y *tally) forget(per time.Duration, session, now limit.Instant) []limit.Instant {
 	y.per = per
 	var expired []limit.Instant
@@ -183,12 +186,13 @@ func (a *account) messages(t terms, now limit.Instant) obstacle {
 	return obstacle{wait: max(0, a.last+a.gap(t.Messages, used)-now), cause: CauseMessages}
 }
 
-// gap returns the least time between two leases. A mailbox that has used less than a
-// third of its window sends at once. After that the places that are left are spread until the
-// first one comes free again, but not evenly: each moment for which a free place waits for its turn is lost. So
-// they are handed out as if there were some more, a seventh of the window. With verdicts of 0.5 to 3 s, a backlog then uses 97.1 % of
-// the allowance, and 97.2 % without any gap: there is no more to have than Per ÷ (Per + lease to verdict). The price is that leases gather:
-// two of them can be 12 s apart, which is far from the time that a look-up can wait.
+// gap returns the least time between two leases. A mailbox that has used less than a third of its
+// window sends at once. After that the places that are left are spread until the first one comes
+// free again, but not evenly: each moment for which a free place waits for its turn is lost. So
+// they are handed out as if there were some more, a seventh of the window. With verdicts of 0.5 to
+// 3 s, a backlog then uses 97.1 % of the allowance, and 97.2 % without any gap: there is no more to
+// have than Per ÷ (Per + lease to verdict). The price is that leases gather: two of them can be 12
+// s apart, which is far from the time that a look-up can wait.
 func (a *account) gap(r limit.Rate, used int) limit.Instant {
 	if used < max(1, r.N/3) {
 		return 0
@@ -235,7 +239,8 @@ func (y *tally) booked() int {
 	return n
 }
 
-// book adds recipients at a time. What is older than the last bucket goes into that one: it leaves later.
+// book adds recipients at a time. What is older than the last bucket goes into that one: it leaves
+// later.
 func (y *tally) book(n int, per time.Duration, at limit.Instant) {
 	if n <= 0 {
 		return
@@ -256,7 +261,7 @@ func (a *account) verdict(at limit.Instant) {
 	a.done = slices.Insert(a.done, i, at)
 }
 
-// settle books the end of a lease. It tells whether more was booked than the lease had held.
+// settle books the end of a lease. It reports whether more was booked than the lease had held.
 func (a *account) settle(g *tally, id uint64, o Outcome, now limit.Instant) (more bool) {
 	h, ok := a.open[id]
 	if !ok {
@@ -282,7 +287,8 @@ func (a *account) settle(g *tally, id uint64, o Outcome, now limit.Instant) (mor
 	return o.Recipients > h.recipients || g != nil && o.GroupRecipients > held.recipients
 }
 
-// withheld returns how many connections are taken away now: one comes back per period since the last 432.
+// withheld returns how many connections are taken away now: one comes back per period since the
+// last 432.
 func (a *account) withheld(per time.Duration, now limit.Instant) int {
 	if a.shrunk == 0 || per <= 0 {
 		return 0
@@ -303,7 +309,7 @@ func (a *account) pause(until limit.Instant, class PauseClass, reason string) {
 	a.until, a.class, a.reason = until, class, reason
 }
 
-// idle tells whether the account says no more than a new one would.
+// idle reports whether the account says no more than a new one would.
 func (a *account) idle(now limit.Instant) bool {
 	return a.empty() && len(a.done) == 0 && a.until <= now && now-a.last >= limit.Micros(a.limits.Messages.Per) &&
 		a.withheld(a.limits.Messages.Per, now) == 0

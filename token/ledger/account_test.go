@@ -36,8 +36,8 @@ var start = time.Date(2026, 11, 21, 8, 0, 0, 0, time.UTC)
 // delivery is one message of a simulated backlog: lease and verdict.
 type delivery struct{ lease, verdict time.Time }
 
-// backlog plays smtp(8) with endless work until the end: it takes a lease whenever it can get one, and
-// settles it after the time that verdict returns.
+// backlog plays smtp(8) with endless work until the end: it takes a lease whenever it can get one,
+// and settles it after the time that verdict returns.
 func backlog(a *subject, l limit.Allowance, length time.Duration, verdict func() time.Duration) []delivery {
 	type flight struct {
 		lease uint64

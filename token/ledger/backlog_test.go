@@ -10,7 +10,8 @@ import (
 	"github.com/sendas/sendas/policy/limit/redistest"
 )
 
-// Every store uses what is allowed: the first ten at once, and then at least 97 % of the allowance, with verdicts after a second.
+// Every store uses what is allowed: the first ten at once, and then at least 97 % of the allowance,
+// with verdicts after a second.
 func TestEveryStoreUsesTheAllowance(t *testing.T) {
 	var now time.Time // of the simulation
 	memory := NewMemory()
@@ -32,7 +33,8 @@ func TestEveryStoreUsesTheAllowance(t *testing.T) {
 	}
 }
 
-// simulate sends a backlog, and returns how many leases came after the first minute, and how many without any wait.
+// simulate sends a backlog, and returns how many leases came after the first minute, and how many
+// without any wait.
 func simulate(t *testing.T, x Store, now *time.Time, minutes int) (sent, atOnce int) {
 	t.Helper()
 	l := limit.Microsoft()

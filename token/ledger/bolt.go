@@ -16,15 +16,16 @@ import (
 	"github.com/sendas/sendas/policy/limit"
 )
 
-// Bolt is a Store in a file (bbolt), for one process. A lease is on the disk before Take returns it; what
-// has become of it follows within settleDelay, or sooner with the next lease: a crash in between leaves the
-// lease out in the file, which gives the mailbox less, never more.
+// Bolt is a Store in a file (bbolt), for one process. A lease is on the disk before Take returns
+// it; what has become of it follows within settleDelay, or sooner with the next lease: a crash in
+// between leaves the lease out in the file, which gives the mailbox less, never more.
 //
-// Leases that were out when the process ended are Outstanding afterwards: somebody has to settle them, or they expire after
-// BoltOptions.MaxSession and count as submitted, with [MaxDelivery] recipients.
+// Leases that were out when the process ended are Outstanding afterwards: somebody has to settle
+// them, or they expire after BoltOptions.MaxSession and count as submitted, with [MaxDelivery]
+// recipients.
 //
-// All mailboxes are kept in memory too, so only writing touches the file. One goroutine writes; it takes
-// along all that has changed since its last commit, so that many leases share one fsync.
+// All mailboxes are kept in memory too, so only writing touches the file. One goroutine writes; it
+// takes along all that has changed since its last commit, so that many leases share one fsync.
 type Bolt struct {
 	db   *bbolt.DB
 	boot func() (id string, up time.Duration)
@@ -81,10 +82,11 @@ var ErrClosed = errors.New("the ledger is closed")
 
 // OpenBolt opens the ledger in the file, and makes it when there is none. The folder must exist.
 //
-// A file that is not such a ledger, is of a later version, or is in use is refused, with an error that says what to do. One that
-// is such a ledger but damaged is moved to NAME.corrupt-TIME and a new one begun, in which every mailbox
-// counts as having used up all its windows at that moment: the record of what was sent is lost, so its message window (1 minute) and its recipient
-// window (24 h) have to pass first. Who knows better deletes the file, with the service stopped.
+// A file that is not such a ledger, is of a later version, or is in use is refused, with an error
+// that says what to do. One that is such a ledger but damaged is moved to NAME.corrupt-TIME and a
+// new one begun, in which every mailbox counts as having used up all its windows at that moment:
+// the record of what was sent is lost, so its message window (1 minute) and its recipient window
+// (24 h) have to pass first. Who knows better deletes the file, with the service stopped.
 func OpenBolt(path string, o BoltOptions) (*Bolt, error) {
 	o = o.withDefaults()
 	b := newBolt(o)
@@ -138,8 +140,8 @@ func bootClock() (id string, up time.Duration) {
 	return bootID(), time.Duration(ts.Nano())
 }
 
-// elapsed returns how long ago the stamp was set. The wall clock may have been set since: within the same boot
-// no more time has passed than the machine has been up, and never less than none.
+// elapsed returns how long ago the stamp was set. The wall clock may have been set since: within
+// the same boot no more time has passed than the machine has been up, and never less than none.
 func (s stamp) elapsed(now time.Time, boot func() (string, time.Duration)) limit.Instant {
 	d := max(0, now.UnixMicro()-s.wall)
 	if id, up := boot(); id != "" && id == s.boot {
@@ -182,7 +184,8 @@ func (c *commit) wait(ctx context.Context) error {
 	}
 }
 
-// undo forgets a lease that was not handed out. Should it have reached the disk, the next commit takes it away.
+// undo forgets a lease that was not handed out. Should it have reached the disk, the next commit
+// takes it away.
 func (b *Bolt) undo(mailbox string, l limit.Allowance, lease uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -210,8 +213,8 @@ func (b *Bolt) pruneLocked(now time.Time) {
 	}
 }
 
-// Settle implements [Store]. An outcome within what the lease has held is written a little later; one that
-// uses more is on the disk when Settle returns, or the error says that it is not.
+// Settle implements [Store]. An outcome within what the lease has held is written a little later;
+// one that uses more is on the disk when Settle returns, or the error says that it is not.
 func (b *Bolt) Settle(ctx context.Context, mailbox string, lease uint64, o Outcome, now time.Time) error {
 	b.mu.Lock()
 	if b.closed {

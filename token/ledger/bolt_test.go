@@ -67,7 +67,8 @@ var crashLimits = limit.Allowance{
 
 const crashSession = 300 * time.Millisecond
 
-// childSends prints a line for each lease that it is given, with the times before and after, until it is killed.
+// childSends prints a line for each lease that it is given, with the times before and after, until
+// it is killed.
 func childSends(path string) {
 	b, err := OpenBolt(path, BoltOptions{MaxSession: crashSession, LockTimeout: 10 * time.Second})
 	if err != nil {
@@ -411,8 +412,8 @@ func cpuTime() time.Duration {
 	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
 }
 
-// 1,000 mailboxes at 500 leases a second together, evenly spread, each settled after a second. What is left of %core without
-// fsync when that of the memory is taken away is the price of the file.
+// 1,000 mailboxes at 500 leases a second together, evenly spread, each settled after a second. What
+// is left of %core without fsync when that of the memory is taken away is the price of the file.
 func BenchmarkThousandMailboxes(b *testing.B) {
 	b.Run("memory", func(b *testing.B) {
 		m := NewMemory()
@@ -461,7 +462,8 @@ func fullRate(b *testing.B, x Store) {
 	b.ReportMetric(float64(waits[len(waits)*99/100].Microseconds()), "p99-µs")
 }
 
-// One lease and its verdict after the other, each with a commit of its own, without fsync: 500 of them a second cost %core-at-500/s.
+// One lease and its verdict after the other, each with a commit of its own, without fsync: 500 of
+// them a second cost %core-at-500/s.
 func BenchmarkBoltLease(b *testing.B) {
 	k := openBolt(b, filepath.Join(b.TempDir(), "ledger.db"), BoltOptions{noSync: true})
 	fullBook(&k.book, 1000, time.Now())

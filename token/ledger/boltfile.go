@@ -42,8 +42,8 @@ func (b *Bolt) open(path string, o BoltOptions) error {
 	return syncDir(filepath.Dir(path))
 }
 
-// closeFile gives the file back. A transaction that ended in a fault still holds bbolt's locks, so Close
-// would wait for ever; the file stays open then, under the name that replace gives it.
+// closeFile gives the file back. A transaction that ended in a fault still holds bbolt's locks, so
+// Close would wait for ever; the file stays open then, under the name that replace gives it.
 func closeFile(db *bbolt.DB, err error) {
 	var f *fault
 	if errors.As(err, &f) {
@@ -52,13 +52,15 @@ func closeFile(db *bbolt.DB, err error) {
 	_ = db.Close()
 }
 
-// boltMagic is at the same place of each of the first two pages of a bbolt file, the metadata pages.
+// boltMagic is at the same place of each of the first two pages of a bbolt file, the metadata
+// pages.
 const (
 	boltMagic   = 0xED0CDAED
 	magicOffset = 16
 )
 
-// ours refuses a file that bbolt has never written, before anything is done to it. A file that is empty is a new one.
+// ours refuses a file that bbolt has never written, before anything is done to it. A file that is
+// empty is a new one.
 func ours(path string) error {
 	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -107,7 +109,8 @@ func openFile(path string, o BoltOptions) (db *bbolt.DB, err error) {
 	return db, whole(db, path)
 }
 
-// whole tells whether the file is as long as its metadata says. What is missing would be a bus error later.
+// whole reports whether the file is as long as its metadata says. What is missing would be a bus
+// error later.
 func whole(db *bbolt.DB, path string) error {
 	var want int64
 	err := db.View(func(tx *bbolt.Tx) error { want = tx.Size(); return nil })
@@ -236,8 +239,8 @@ func (y *tally) clamp(latest limit.Instant) {
 	}
 }
 
-// replace moves a damaged ledger aside and begins a new one. It is safe only when no other process has the file: whoever
-// has it also has its lock.
+// replace moves a damaged ledger aside and begins a new one. It is safe only when no other process
+// has the file: whoever has it also has its lock.
 func (b *Bolt) replace(path string, o BoltOptions, cause error) error {
 	aside := fmt.Sprintf("%s.corrupt-%d", path, o.now().Unix())
 	if err := os.Rename(path, aside); err != nil {

@@ -59,8 +59,8 @@ func (b *book) take(mailbox string, l limit.Allowance, now time.Time) Answer {
 	return b.account(mailbox).take(b.terms(l), b.group(l), b.serial, b.Read(now))
 }
 
-// settle returns the name of the group that the lease was of, whether there was such a lease, and whether more was booked
-// than it had held.
+// settle returns the name of the group that the lease was of, whether there was such a lease, and
+// whether more was booked than it had held.
 func (b *book) settle(mailbox string, lease uint64, o Outcome, now time.Time) (group string, known, more bool) {
 	t := b.Read(now)
 	a := b.accounts[mailbox]
@@ -72,7 +72,8 @@ func (b *book) settle(mailbox string, lease uint64, o Outcome, now time.Time) (g
 	return group, known, a.settle(g, lease, o, t)
 }
 
-// groupOf returns the tally that holds room for the lease, with its name, or nil. The mailbox may have had its last lease under another one.
+// groupOf returns the tally that holds room for the lease, with its name, or nil. The mailbox may
+// have had its last lease under another one.
 func (b *book) groupOf(a *account, lease uint64) (string, *tally) {
 	last := groupName(a.limits)
 	if g := b.groups[last]; g != nil {
@@ -117,8 +118,9 @@ func groupName(l limit.Allowance) string {
 	return ""
 }
 
-// forget drops the accounts that say no more than a new one would, and tells which: where each sender of a domain is a mailbox
-// of its own, strangers could fill the memory with them. Each is looked at once per doubling.
+// forget drops the accounts that say no more than a new one would, and tells which: where each
+// sender of a domain is a mailbox of its own, strangers could fill the memory with them. Each is
+// looked at once per doubling.
 func (b *book) forget(now time.Time) (mailboxes, groups []string) {
 	if len(b.accounts) < b.prune {
 		return nil, nil

@@ -13,11 +13,11 @@ import (
 	"github.com/sendas/sendas/policy/limit"
 )
 
-// A diary is where a host that shares a ledger notes what it sends itself: to tell it to the store anew, should that lose its data. It
-// decides nothing. [Bolt] keeps it over restarts.
+// A diary is where a host that shares a ledger notes what it sends itself: to tell it to the store
+// anew, should that lose its data. It decides nothing. [Bolt] keeps it over restarts.
 type diary interface {
 	noteLease(mailbox string, l limit.Allowance, id uint64, now time.Time)
-	// noteOutcome tells whether the lease was noted and had none before.
+	// noteOutcome reports whether the lease was noted and had none before.
 	noteOutcome(mailbox string, id uint64, o Outcome, now time.Time) bool
 	// written waits until what was noted would outlive the process.
 	written(ctx context.Context) error
@@ -33,7 +33,8 @@ var (
 	_ diary = (*Bolt)(nil)
 )
 
-// apart gives a mailbox a group of its own, since all mailboxes of a group have one tally in a book, and each is told apart to the store.
+// apart gives a mailbox a group of its own, since all mailboxes of a group have one tally in a
+// book, and each is told apart to the store.
 func apart(mailbox string, l limit.Allowance) limit.Allowance {
 	if l.Grouped() {
 		l.Group += "\x00" + mailbox

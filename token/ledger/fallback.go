@@ -13,23 +13,29 @@ import (
 	"github.com/sendas/sendas/policy/limit"
 )
 
-// Shared is the ledger of one of several hosts: the shared store while that is there, and else this host's own share
-// of the limits on a ledger of its own. All hosts together never pass a limit, whoever of them can reach the store.
+// Shared is the ledger of one of several hosts: the shared store while that is there, and else this
+// host's own share of the limits on a ledger of its own. All hosts together never pass a limit,
+// whoever of them can reach the store.
 //
 // How that holds. Every host tells the store that it is there. For a host that has been silent for
-// longer than Silence, the store keeps back that host's share of the messages. The host itself gives no leases for Silence, one more window and a second
-// (71 s for 30/m), and then at most its share: (Messages − Connections) ÷ hosts, because as many messages as there are connections may still have
-// been under way. A day is too long to wait, so of the recipient limits the store always keeps back Reserve percent, and
-// each host may use its part of that on its own in any window. When the store is back, the host first books there what it has
-// given and what became of it, and only then asks for leases again.
+// longer than Silence, the store keeps back that host's share of the messages. The host itself
+// gives no leases for Silence, one more window and a second (71 s for 30/m), and then at most its
+// share: (Messages − Connections) ÷ hosts, because as many messages as there are connections may
+// still have been under way. A day is too long to wait, so of the recipient limits the store always
+// keeps back Reserve percent, and each host may use its part of that on its own in any window. When
+// the store is back, the host first books there what it has given and what became of it, and only
+// then asks for leases again.
 //
-// A share of less than one message, or of fewer recipients than one delivery has, is none: then Take fails until the
-// store is back. That is so for two hosts at 500 recipients a day, where each would have 25.
+// A share of less than one message, or of fewer recipients than one delivery has, is none: then
+// Take fails until the store is back. That is so for two hosts at 500 recipients a day, where each
+// would have 25.
 //
-// When the store has lost its data, each host books anew what it has sent, and the store gives leases when all have done so.
+// When the store has lost its data, each host books anew what it has sent, and the store gives
+// leases when all have done so.
 //
-// What can be passed is only the number of simultaneous connections: for as long as a session lasts that another host began
-// before the store went away, and by more hosts than there are connections. Microsoft defers the surplus (432 4.3.2).
+// What can be passed is only the number of simultaneous connections: for as long as a session lasts
+// that another host began before the store went away, and by more hosts than there are connections.
+// Microsoft defers the surplus (432 4.3.2).
 type Shared struct {
 	primary *Redis
 	hosts   int
@@ -81,19 +87,21 @@ type SharedOptions struct {
 	Reserve int           // percent of the recipient limits that is kept for times without the store; 0: 10
 	Silence time.Duration // after which a host is taken for absent; 0: 10 s. The same on all hosts.
 	Probe   time.Duration // how often an absent store is tried; 0: 1 s
-	// Diary is a file of its own for what this host sends, so that it can tell it anew after a restart too, should the store lose its
-	// data; nil: memory. The caller closes it, after Shared.
+	// Diary is a file of its own for what this host sends, so that it can tell it anew after a
+	// restart too, should the store lose its data; nil: memory. The caller closes it, after Shared.
 	Diary *Bolt
 	Log   *slog.Logger // one line for each change; nil: none
-	// OnChange is told, one call at a time, whether the shared store is in use: for a gauge. It is called at the start, too.
+	// OnChange is told, one call at a time, whether the shared store is in use: for a gauge. It is
+	// called at the start, too.
 	OnChange func(shared bool)
 }
 
 // beatsPerSilence is how often a host tells that it is there, so that one lost packet does no harm.
 const beatsPerSilence = 4
 
-// NewShared puts the shared store, which hosts many hosts use, and this host's own ledger together. It tries to join; when the store is
-// away it goes on trying until Close. The caller closes primary and local, after it.
+// NewShared puts the shared store, which hosts many hosts use, and this host's own ledger together.
+// It tries to join; when the store is away it goes on trying until Close. The caller closes primary
+// and local, after it.
 func NewShared(primary *Redis, hosts int, local Store, o SharedOptions) (*Shared, error) {
 	if hosts < 1 {
 		return nil, fmt.Errorf("%d hosts cannot share a ledger; count this one too", hosts)
@@ -165,7 +173,8 @@ func (s *Shared) run() {
 	}
 }
 
-// tend looks after membership. The store is asked without the lock, so that one that hangs holds up nobody.
+// tend looks after membership. The store is asked without the lock, so that one that hangs holds up
+// nobody.
 func (s *Shared) tend(ctx context.Context) {
 	shared := s.InUse()
 	var err error
@@ -202,8 +211,8 @@ func (s *Shared) awayLocked(err error) {
 	}
 }
 
-// rejoinLocked books what the store does not know, and becomes a member again. The caller holds mu, so that
-// nothing is given in the meantime.
+// rejoinLocked books what the store does not know, and becomes a member again. The caller holds mu,
+// so that nothing is given in the meantime.
 func (s *Shared) rejoinLocked(ctx context.Context) {
 	if err := s.catchUpLocked(ctx); err != nil {
 		s.awayLocked(err)
@@ -308,7 +317,8 @@ func (y *tally) ages(now limit.Instant) [][2]limit.Instant {
 	return out
 }
 
-// spare returns how many recipients each host may use in a window without the store: its part of the reserve.
+// spare returns how many recipients each host may use in a window without the store: its part of
+// the reserve.
 func spare(r limit.Rate, hosts, reserve int) int {
 	if hosts < 1 {
 		return 0
@@ -442,7 +452,8 @@ func (s *Shared) forgetLocked(now limit.Instant) {
 	s.prune = max(minPrune, 2*len(s.leases))
 }
 
-// Settle implements [Store]. While the store is away, what became of its leases is kept until it is back.
+// Settle implements [Store]. While the store is away, what became of its leases is kept until it is
+// back.
 func (s *Shared) Settle(ctx context.Context, mailbox string, id uint64, o Outcome, now time.Time) error {
 	s.mu.Lock()
 	x, known := s.leases[id]
@@ -464,9 +475,11 @@ func (s *Shared) Settle(ctx context.Context, mailbox string, id uint64, o Outcom
 	return err
 }
 
-// settleShared tells the store, which has leases of this host's own among its own since this host came back.
+// settleShared tells the store, which has leases of this host's own among its own since this host
+// came back.
 func (s *Shared) settleShared(ctx context.Context, v verdict, now time.Time) error {
-	// What has happened has happened: the end of the caller's time is no reason not to book it. The store's own time-out bounds this.
+	// What has happened has happened: the end of the caller's time is no reason not to book it. The
+	// store's own time-out bounds this.
 	err := s.primary.Settle(context.WithoutCancel(ctx), v.mailbox, v.lease, v.outcome, now)
 	if err == nil {
 		return nil
@@ -478,17 +491,19 @@ func (s *Shared) settleShared(ctx context.Context, v verdict, now time.Time) err
 	return nil // it will be booked when the store is back
 }
 
-// Outstanding implements [Survivor]. Of this host's own share nothing outlives the process: see [NewShared].
+// Outstanding implements [Survivor]. Of this host's own share nothing outlives the process: see
+// [NewShared].
 func (s *Shared) Outstanding() []Outstanding { return nil }
 
-// Adopt implements [Survivor]. The lease is taken for one of the store's; of this host's own share the store knows nothing, and
-// keeps back more for it.
+// Adopt implements [Survivor]. The lease is taken for one of the store's; of this host's own share
+// the store knows nothing, and keeps back more for it.
 func (s *Shared) Adopt(mailbox string, id uint64, l limit.Allowance) {
 	s.primary.Adopt(mailbox, id, l)
 	s.granted(mailbox, l, id, lease{mailbox: mailbox}, time.Now())
 }
 
-// Pause implements [Store]. It holds here whether the store is away or not, and for all hosts when it is back.
+// Pause implements [Store]. It holds here whether the store is away or not, and for all hosts when
+// it is back.
 func (s *Shared) Pause(ctx context.Context, mailbox string, p Pause, now time.Time) error {
 	err := s.local.Pause(ctx, mailbox, p, now)
 	s.mu.Lock()
@@ -520,7 +535,7 @@ func (s *Shared) Usage(ctx context.Context, mailbox string, l limit.Allowance, n
 	return s.local.Usage(ctx, mailbox, l, now)
 }
 
-// InUse tells whether the shared store is in use, for metrics.
+// InUse reports whether the shared store is in use, for metrics.
 func (s *Shared) InUse() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

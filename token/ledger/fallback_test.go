@@ -218,7 +218,8 @@ func TestSharedThroughAnOutage(t *testing.T) {
 	}
 }
 
-// told checks that each change was told once, in the log and to the gauge. A slow machine may have seen more than one outage.
+// told checks that each change was told once, in the log and to the gauge. A slow machine may have
+// seen more than one outage.
 func (h *host) told(t *testing.T) {
 	t.Helper()
 	h.Shared.mu.Lock() // between log and gauge
@@ -245,7 +246,8 @@ func TestSharedBooksAnewWhatTheStoreHasLost(t *testing.T) {
 	server := redistest.Start(t)
 	a, b := newPatientHost(t, server.URL(), "a", 2, nil), newPatientHost(t, server.URL(), "b", 2, nil)
 	l := limit.Allowance{Messages: limit.Rate{N: 30, Per: time.Hour}, Recipients: limit.Rate{N: 5_000, Per: time.Hour}, Connections: 4}
-	// Both join with nothing known of them, so their shares are kept back for an hour; count as known.
+	// Both join with nothing known of them, so their shares are kept back for an hour; count as
+	// known.
 	for _, h := range []*host{a, b} {
 		h.waitFor(t, true)
 		if err := h.store.client.HSet(t.Context(), h.store.prefix+"clock", "j:"+h.o.Host, 0).Err(); err != nil {
@@ -274,8 +276,9 @@ func TestSharedBooksAnewWhatTheStoreHasLost(t *testing.T) {
 	}
 }
 
-// TestSharedAfterLossAndRestart: what a host has sent is booked anew also by the process that comes after the one that sent it, whether
-// the store has lost everything or is back at an older snapshot.
+// TestSharedAfterLossAndRestart: what a host has sent is booked anew also by the process that comes
+// after the one that sent it, whether the store has lost everything or is back at an older
+// snapshot.
 func TestSharedAfterLossAndRestart(t *testing.T) {
 	t.Parallel()
 	empty := func(t *testing.T, s *redistest.Server, r *Redis) {
@@ -434,7 +437,8 @@ func TestShares(t *testing.T) {
 	}
 }
 
-// A service that starts without the store waits for as long as another one could still be sending for it.
+// A service that starts without the store waits for as long as another one could still be sending
+// for it.
 func TestSharedThatNeverHadTheStore(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, "unix:///nonexistent/socket", "a", 2)

@@ -10,7 +10,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// RedisHealth is what matters of how a server is set up. A field that the server does not tell is empty.
+// RedisHealth is what matters of how a server is set up. A field that the server does not tell is
+// empty.
 type RedisHealth struct {
 	Version   string
 	Eviction  string        // maxmemory_policy; all but noeviction may throw away what was counted

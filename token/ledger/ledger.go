@@ -8,36 +8,38 @@ import (
 	"github.com/sendas/sendas/policy/limit"
 )
 
-// A Store says when a mailbox may submit a message, and remembers what it has sent. It
-// is the one small interface under which stores can differ: in memory ([Memory]), in a file ([Bolt]), shared by
-// several hosts ([Redis], [Shared]). All methods are safe for concurrent use.
+// A Store says when a mailbox may submit a message, and remembers what it has sent. It is the one
+// small interface under which stores can differ: in memory ([Memory]), in a file ([Bolt]), shared
+// by several hosts ([Redis], [Shared]). All methods are safe for concurrent use.
 //
-// The time that a method is told should come from [time.Now]: its monotonic reading is what makes
-// a ledger proof against a wall clock that is set while the process runs.
+// The time that a method is told should come from [time.Now]: its monotonic reading is what makes a
+// ledger proof against a wall clock that is set while the process runs.
 type Store interface {
-	// Take asks for a lease: the right to submit one message as the mailbox now. An
-	// Answer without lease says when it is worth asking again. A lease must be
-	// settled; one that is not counts as submitted, with MaxDelivery recipients, at the end of the
-	// longest session (MaxSession). An error means that the store cannot tell; then nothing may be sent.
+	// Take asks for a lease: the right to submit one message as the mailbox now. An Answer without
+	// lease says when it is worth asking again. A lease must be settled; one that is not counts as
+	// submitted, with MaxDelivery recipients, at the end of the longest session (MaxSession). An
+	// error means that the store cannot tell; then nothing may be sent.
 	Take(ctx context.Context, mailbox string, l limit.Allowance, now time.Time) (Answer, error)
 
 	// Settle ends a lease and books what became of it. Settling a lease that is not out is no
 	// error: two observers may see the same session end.
 	Settle(ctx context.Context, mailbox string, lease uint64, o Outcome, now time.Time) error
 
-	// Pause gives the mailbox no lease before p.Until; it replaces a pause in force. Leases that are out stay good.
+	// Pause gives the mailbox no lease before p.Until; it replaces a pause in force. Leases that
+	// are out stay good.
 	Pause(ctx context.Context, mailbox string, p Pause, now time.Time) error
 
 	// Usage tells what the mailbox has used, for people and metrics.
 	Usage(ctx context.Context, mailbox string, l limit.Allowance, now time.Time) (Usage, error)
 }
 
-// A Survivor is a Store that outlives the process. What the process knew of the leases it has given is lost when it is killed,
-// and a lease that nobody settles occupies a connection of its mailbox until MaxSession.
+// A Survivor is a Store that outlives the process. What the process knew of the leases it has given
+// is lost when it is killed, and a lease that nobody settles occupies a connection of its mailbox
+// until MaxSession.
 type Survivor interface {
 	Store
-	// Outstanding returns the leases that an earlier process was given and nobody has settled, as far as the ledger can tell
-	// them from those of others.
+	// Outstanding returns the leases that an earlier process was given and nobody has settled, as
+	// far as the ledger can tell them from those of others.
 	Outstanding() []Outstanding
 	// Adopt announces that this process will settle a lease that an earlier one was given.
 	Adopt(mailbox string, lease uint64, l limit.Allowance)
@@ -75,10 +77,12 @@ type Outcome struct {
 	Submitted bool
 	// Recipients that Microsoft has accepted; it counts each of them (rolling 24 h).
 	Recipients int
-	// GroupRecipients are those of them that count for Allowance.Group, such as the ones outside of the tenant.
+	// GroupRecipients are those of them that count for Allowance.Group, such as the ones outside of
+	// the tenant.
 	GroupRecipients int
-	// Concurrency: Microsoft refused because of too many connections at one time (432 4.3.2). The mailbox's connections
-	// shrink by one, never below one, and come back one by one, each after a Messages.Per without another refusal.
+	// Concurrency: Microsoft refused because of too many connections at one time (432 4.3.2). The
+	// mailbox's connections shrink by one, never below one, and come back one by one, each after a
+	// Messages.Per without another refusal.
 	Concurrency bool
 }
 
@@ -89,7 +93,8 @@ type Pause struct {
 	Reason string // for people: the words for a class change with versions
 }
 
-// A PauseClass says why a mailbox rests to programs: it is stored beside the words, and a label value of metrics.
+// A PauseClass says why a mailbox rests to programs: it is stored beside the words, and a label
+// value of metrics.
 type PauseClass string
 
 // The classes of pauses. A store keeps whatever class it is given.
@@ -103,7 +108,8 @@ const (
 // known returns the class, or PauseOther for none.
 func (c PauseClass) known() PauseClass { return cmp.Or(c, PauseOther) }
 
-// Usage is what a mailbox has used of its limits. That of a mailbox that has done nothing is the zero value.
+// Usage is what a mailbox has used of its limits. That of a mailbox that has done nothing is the
+// zero value.
 type Usage struct {
 	Messages        int // in the window, leases out included
 	Recipients      int // in the window, rounded up to whole buckets
@@ -112,7 +118,8 @@ type Usage struct {
 
 	// Shrunk is how many of Allowance.Connections are withheld after a 432; see Connections.
 	Shrunk int
-	// Next is when a lease can be given, as far as is known now; zero means at once, or as soon as one that is out comes back.
+	// Next is when a lease can be given, as far as is known now; zero means at once, or as soon as
+	// one that is out comes back.
 	Next time.Time
 
 	PausedUntil time.Time  // zero: not paused
@@ -124,10 +131,10 @@ type Usage struct {
 func (u Usage) Connections(l limit.Allowance) int { return max(1, l.Connections-u.Shrunk) }
 
 // MaxDelivery is how many recipients one delivery is expected to have at most: Postfix's
-// default_destination_recipient_limit. A lease is only given when there is room for that many. A delivery
-// with more can pass a recipient limit by the surplus; it is booked in full.
+// default_destination_recipient_limit. A lease is only given when there is room for that many. A
+// delivery with more can pass a recipient limit by the surplus; it is booked in full.
 const MaxDelivery = 50
 
-// MaxSession is when a lease that nobody has settled is taken back, unless the store is told otherwise. Postfix waits at
-// most smtp_data_done_timeout (600 s) for a verdict.
+// MaxSession is when a lease that nobody has settled is taken back, unless the store is told
+// otherwise. Postfix waits at most smtp_data_done_timeout (600 s) for a verdict.
 const MaxSession = 15 * time.Minute

@@ -211,8 +211,8 @@ func TestMemoryAgainstTheModel(t *testing.T) {
 	})
 }
 
-// playSlowly plays with a clock that may have been set back: until a call has noticed, ledger time stands still,
-// so the gates may open later than the model says by the time between two calls.
+// playSlowly plays with a clock that may have been set back: until a call has noticed, ledger time
+// stands still, so the gates may open later than the model says by the time between two calls.
 func playSlowly(t *rapid.T, s *stage) {
 	jump := s.jump
 	s.jump = func(d time.Duration) {
@@ -231,7 +231,8 @@ func TestBoltAgainstTheModel(t *testing.T) {
 	})
 }
 
-// boltStage is a file on a machine that stays up, while services start and end and the wall clock is set.
+// boltStage is a file on a machine that stays up, while services start and end and the wall clock
+// is set.
 func boltStage(t *rapid.T, path string) *stage {
 	w := &wall{}
 	s := &stage{}

@@ -24,7 +24,8 @@ func pauseOf(t *testing.T, x Store, l limit.Allowance) Pause {
 	return Pause{u.PausedUntil, u.PauseClass, u.PauseReason}
 }
 
-// TestPauseHasItsClass: every store keeps the class beside the words, whatever these are, until the pause ends.
+// TestPauseHasItsClass: every store keeps the class beside the words, whatever these are, until the
+// pause ends.
 func TestPauseHasItsClass(t *testing.T) {
 	server := redistest.Start(t)
 	shared := newHost(t, server.URL(), "a", 1)
@@ -72,7 +73,8 @@ func TestRecordWithoutClass(t *testing.T) {
 	}
 }
 
-// TestBoltReadsPausesWithoutClass: a file of an earlier version goes on to pause the mailbox, with the words that it has.
+// TestBoltReadsPausesWithoutClass: a file of an earlier version goes on to pause the mailbox, with
+// the words that it has.
 func TestBoltReadsPausesWithoutClass(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ledger.db")
 	b := openBolt(t, path, BoltOptions{})
@@ -97,7 +99,8 @@ func TestBoltReadsPausesWithoutClass(t *testing.T) {
 	}
 }
 
-// TestRedisReadsPausesWithoutClass: so is one that a host with an earlier version has told the store.
+// TestRedisReadsPausesWithoutClass: so is one that a host with an earlier version has told the
+// store.
 func TestRedisReadsPausesWithoutClass(t *testing.T) {
 	r := openRedis(t, limit.Redis{URL: redistest.Start(t).URL(), Tenant: "contoso.com"})
 	if err := r.Pause(t.Context(), "erp@contoso.com", Pause{time.Now().Add(time.Hour), PauseQuota, "old words"}, time.Now()); err != nil {

@@ -9,8 +9,9 @@ import (
 	"github.com/sendas/sendas/policy/limit"
 )
 
-// A record is an account or a tally as bytes: a checksum, then numbers as varints, lists with their length before them. Times
-// are told as the distance to the one before, which keeps a busy mailbox under 700 bytes.
+// A record is an account or a tally as bytes: a checksum, then numbers as varints, lists with their
+// length before them. Times are told as the distance to the one before, which keeps a busy mailbox
+// under 700 bytes.
 
 // encoder appends to a record.
 type encoder struct {

@@ -17,17 +17,19 @@ import (
 	"github.com/sendas/sendas/policy/limit"
 )
 
-// Redis is a Store that several hosts share: Redis from 5, or Valkey. Each call is one round trip, to one script that
-// the server runs as a whole; time is the server's, so that hosts need not agree about it. A server clock that
-// is set, forward or back, moves nothing: see the head of redis.lua.
+// Redis is a Store that several hosts share: Redis from 5, or Valkey. Each call is one round trip,
+// to one script that the server runs as a whole; time is the server's, so that hosts need not agree
+// about it. A server clock that is set, forward or back, moves nothing: see the head of redis.lua.
 //
-// The server must not evict keys (maxmemory-policy noeviction), and should write to disk (appendonly yes). When it has lost its
-// data nonetheless, all of it or the latest (it is back at an older snapshot), the first host to ask that had used it before says so, and every mailbox counts as having used up all its windows
-// at that moment, unless all hosts have booked anew what they had sent ([Shared] does that). Who knows better sets the field "lost" of the key that
-// ends in :clock to 0. A server that forgets while all hosts restart cannot be told from a new one.
+// The server must not evict keys (maxmemory-policy noeviction), and should write to disk
+// (appendonly yes). When it has lost its data nonetheless, all of it or the latest (it is back at
+// an older snapshot), the first host to ask that had used it before says so, and every mailbox
+// counts as having used up all its windows at that moment, unless all hosts have booked anew what
+// they had sent ([Shared] does that). Who knows better sets the field "lost" of the key that ends
+// in :clock to 0. A server that forgets while all hosts restart cannot be told from a new one.
 //
-// Keys start with the prefix and, as a hash tag, the tenant, so that they share a slot of a cluster. Those of mailboxes expire;
-// the one that keeps the clock stays.
+// Keys start with the prefix and, as a hash tag, the tenant, so that they share a slot of a
+// cluster. Those of mailboxes expire; the one that keeps the clock stays.
 type Redis struct {
 	client  *redis.Client
 	prefix  string
@@ -146,7 +148,8 @@ type (
 	}
 )
 
-// errRejoin says that the server does not know this host as a member, so it may be counting on less than all.
+// errRejoin says that the server does not know this host as a member, so it may be counting on less
+// than all.
 var errRejoin = errors.New("this host has to join the shared ledger again")
 
 // run sends one request.
@@ -207,8 +210,8 @@ func (r *Redis) limits(l limit.Allowance) *redisLimits {
 	return out
 }
 
-// newID returns the name of a new lease: random, so that one of a server that has lost its data is never taken for
-// another, and exact as a number of Lua.
+// newID returns the name of a new lease: random, so that one of a server that has lost its data is
+// never taken for another, and exact as a number of Lua.
 func newID() uint64 {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails
@@ -217,8 +220,8 @@ func newID() uint64 {
 
 func idText(id uint64) string { return strconv.FormatUint(id, 10) }
 
-// Take implements [Store]. The time of the caller does not matter. After an error the server may have given the lease; it is given
-// back with the next call that succeeds, or expires.
+// Take implements [Store]. The time of the caller does not matter. After an error the server may
+// have given the lease; it is given back with the next call that succeeds, or expires.
 func (r *Redis) Take(ctx context.Context, mailbox string, l limit.Allowance, _ time.Time) (Answer, error) {
 	if err := r.clear(ctx); err != nil {
 		return Answer{}, err
@@ -327,7 +330,7 @@ func (r *Redis) Usage(ctx context.Context, mailbox string, l limit.Allowance, no
 	return u, nil
 }
 
-// ping tells whether the server is there, and changes nothing.
+// ping reports whether the server is there, and changes nothing.
 func (r *Redis) ping(ctx context.Context) error { return r.client.Ping(ctx).Err() }
 
 // beat tells the server that this host is there. It returns errRejoin when the host is no member.
@@ -336,7 +339,8 @@ func (r *Redis) beat(ctx context.Context) error {
 	return err
 }
 
-// join makes this host a member. A host that remembers has booked all that it did since it was last seen.
+// join makes this host a member. A host that remembers has booked all that it did since it was last
+// seen.
 func (r *Redis) join(ctx context.Context, remembers bool) error {
 	_, err := r.run(ctx, "", "", redisRequest{Op: "join", Remembers: remembers})
 	return err

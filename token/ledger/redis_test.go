@@ -214,7 +214,8 @@ func TestRedisPassword(t *testing.T) {
 	}
 }
 
-// TestRedisAdopt: a lease of a process that was killed is settled by the next one, for the group too.
+// TestRedisAdopt: a lease of a process that was killed is settled by the next one, for the group
+// too.
 func TestRedisAdopt(t *testing.T) {
 	server := redistest.Start(t)
 	l := limit.Microsoft()
@@ -232,7 +233,8 @@ func TestRedisAdopt(t *testing.T) {
 	if err != nil || u.Leases != 0 || u.Recipients != 5 || u.GroupRecipients != 3 {
 		t.Errorf("usage %+v, %v, want 5 recipients, 3 of them of the group", u, err)
 	}
-	// The room that the lease held in the group is free again: two deliveries of 50 would not fit otherwise.
+	// The room that the lease held in the group is free again: two deliveries of 50 would not fit
+	// otherwise.
 	if a, err := r.Take(t.Context(), "hr@contoso.com", l, time.Now()); err != nil || a.Lease == 0 {
 		t.Errorf("the next lease: %+v, %v", a, err)
 	}

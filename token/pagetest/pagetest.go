@@ -1,4 +1,5 @@
-// Package pagetest holds the tables of docs/troubleshooting.md against those that sendas explains codes with.
+// Package pagetest holds the tables of docs/troubleshooting.md against those that sendas explains
+// codes with.
 package pagetest
 
 import (

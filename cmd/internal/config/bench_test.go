@@ -85,8 +85,9 @@ func decider(b *testing.B, n int) func(i int) {
 	}
 }
 
-// BenchmarkConfigMemory loads 20,000 mailboxes and 20,000 clients as the milter does, and again while the first are in force. "kept-B/entry"
-// is what stays of each entry, "load-MB" and "reload-MB" the most that the process had at a time, its program text aside.
+// BenchmarkConfigMemory loads 20,000 mailboxes and 20,000 clients as the milter does, and again
+// while the first are in force. "kept-B/entry" is what stays of each entry, "load-MB" and
+// "reload-MB" the most that the process had at a time, its program text aside.
 func BenchmarkConfigMemory(b *testing.B) {
 	const n = 20_000
 	file := filepath.Join(b.TempDir(), "sendas.yaml")
@@ -155,9 +156,9 @@ func peakMemory(f func()) float64 {
 	return float64(max(peak, look()))
 }
 
-// siteConfig is the configuration of a large site as a script writes it from an inventory, and people have edited since: n mailboxes
-// with aliases and Send As addresses, and n clients with one to three networks, of which most have their own from. It is the same for
-// the same n.
+// siteConfig is the configuration of a large site as a script writes it from an inventory, and
+// people have edited since: n mailboxes with aliases and Send As addresses, and n clients with one
+// to three networks, of which most have their own from. It is the same for the same n.
 func siteConfig(n int) []byte {
 	g := siteWriter{rand: rand.New(rand.NewPCG(1, uint64(n)))}
 	g.WriteString("# Written from the inventory; edit below.\ntenant:\n  id: contoso.onmicrosoft.com\n  domains: [contoso.com, contoso.de]\n" +

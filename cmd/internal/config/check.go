@@ -282,7 +282,8 @@ func (k *checker) proof(path string, r Credential) {
 	}
 }
 
-// file reports what is wrong with a file. One that systemd hands to the service is not there for anybody else.
+// file reports what is wrong with a file. One that systemd hands to the service is not there for
+// anybody else.
 func (k *checker) file(path string, err error) {
 	if err != nil && !errors.Is(err, entra.ErrNoCredentials) {
 		k.fail(path, "%v", err)
@@ -440,7 +441,8 @@ func (k *checker) routes() {
 	}
 }
 
-// certificates checks that the names in the certificates for connectors lie in verified domains: Microsoft finds the tenant by them.
+// certificates checks that the names in the certificates for connectors lie in verified domains:
+// Microsoft finds the tenant by them.
 func (k *checker) certificates(p *policy.Rules) {
 	if !k.all {
 		return

@@ -1,9 +1,9 @@
 // Package config reads sendas.yaml: its words, how they are decoded, what is checked and what is
 // refused, each with file, line, excerpt and the sentence that says what to write instead.
 //
-// A [Site] that [Load] returns is valid: no later code checks it again. It never changes; a new file
-// is a new Site. What its parts stand for elsewhere (a policy, limits, sources of tokens) is made from it
-// here, and put to work by the commands.
+// A [Site] that [Load] returns is valid: no later code checks it again. It never changes; a new
+// file is a new Site. What its parts stand for elsewhere (a policy, limits, sources of tokens) is
+// made from it here, and put to work by the commands.
 package config
 
 import (
@@ -104,7 +104,7 @@ const (
 	FlowAuthorizationCode = "authorization_code"
 )
 
-// Delegated tells whether a user signs in, with "sendas login"; else an app acts on its own.
+// Delegated reports whether a user signs in, with "sendas login"; else an app acts on its own.
 func (c *Credential) Delegated() bool {
 	return c.Flow == flowDeviceCode || c.Flow == FlowAuthorizationCode
 }
@@ -120,7 +120,8 @@ type Mailbox struct {
 	Limits        Limits   `yaml:"limits"`
 }
 
-// Senders returns the addresses as which the mailbox may send, its own first. A pattern stands for itself.
+// Senders returns the addresses as which the mailbox may send, its own first. A pattern stands for
+// itself.
 func (m *Mailbox) Senders() []string {
 	return slices.Concat([]string{m.Address}, m.Aliases, m.SendAs)
 }
@@ -149,11 +150,12 @@ const (
 	externalAuto = "auto"
 )
 
-// LimitsExternal tells whether the tenant's external recipients are counted at all.
+// LimitsExternal reports whether the tenant's external recipients are counted at all.
 func (t *Tenant) LimitsExternal() bool { return t.External != externalOff }
 
-// ExternalRate returns how many external recipients all mailboxes of the tenant may have together. Senders at onmicrosoft.com are
-// counted apart, but Microsoft counts them here as well, so as many are kept back.
+// ExternalRate returns how many external recipients all mailboxes of the tenant may have together.
+// Senders at onmicrosoft.com are counted apart, but Microsoft counts them here as well, so as many
+// are kept back.
 func (t *Tenant) ExternalRate() (limit.Rate, error) {
 	r := limit.TERRL(t.Licenses)
 	if t.External != externalAuto {
@@ -204,7 +206,8 @@ type ClientLimits struct {
 	Recipients []limit.Rate `yaml:"recipients"`
 }
 
-// setDefaults keeps an application that can try again from losing mail; a device that cannot has "hold".
+// setDefaults keeps an application that can try again from losing mail; a device that cannot has
+// "hold".
 func (c *Client) setDefaults() { c.OnLimit = string(quota.DeferOver) }
 
 // policy returns the client as package policy wants it.
@@ -242,7 +245,8 @@ func (c *Site) IdentityQuotas() []quota.IdentityLimit {
 	return list
 }
 
-// WithoutLists returns what a milter needs of the configuration once its policy and its limits are made: all but the lists that grow with a site.
+// WithoutLists returns what a milter needs of the configuration once its policy and its limits are
+// made: all but the lists that grow with a site.
 func (c *Site) WithoutLists() *Site {
 	rest := *c
 	rest.Mailboxes, rest.Clients, rest.Identities = nil, nil, nil
@@ -374,7 +378,8 @@ func readFile(path string, check Check) ([]byte, error) {
 	return data, nil
 }
 
-// fit tells whether a file can be part of the configuration. Its errors follow the name of the file.
+// fit reports whether a file can be part of the configuration. Its errors follow the name of the
+// file.
 func fit(path string, check Check, hint string) error {
 	info, err := os.Stat(path) // before it is opened: opening a FIFO would wait for a writer
 	switch {

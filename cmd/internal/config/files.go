@@ -16,7 +16,8 @@ import (
 	"github.com/sendas/sendas/policy"
 )
 
-// readPermissions reads what Exchange Online says of the tenant. Whoever can change the file decides who may send as whom.
+// readPermissions reads what Exchange Online says of the tenant. Whoever can change the file
+// decides who may send as whom.
 func readPermissions(path string, strict bool) (*policy.Permissions, error) {
 	const hint = "export it from Exchange Online, or remove this line"
 	check := SkipFiles
@@ -39,9 +40,10 @@ func readPermissions(path string, strict bool) (*policy.Permissions, error) {
 	return p, nil
 }
 
-// checkRouteCertificate looks at the certificate by which a connector knows the relay, as "openssl verify" and "openssl
-// x509 -text" would: its key, its time, who signed it, and whether Microsoft finds the tenant by a name in it
-// (which has to be an accepted domain or lie below one: New-InboundConnector, TlsSenderCertificateName).
+// checkRouteCertificate looks at the certificate by which a connector knows the relay, as "openssl
+// verify" and "openssl x509 -text" would: its key, its time, who signed it, and whether Microsoft
+// finds the tenant by a name in it (which has to be an accepted domain or lie below one:
+// New-InboundConnector, TlsSenderCertificateName).
 func checkRouteCertificate(p *policy.Rules, certFile, keyFile, caFile string, now time.Time) error {
 	if keyFile == "" {
 		keyFile = certFile
@@ -67,7 +69,8 @@ func checkRouteCertificate(p *policy.Rules, certFile, keyFile, caFile string, no
 	return checkChain(pair, caFile, now)
 }
 
-// checkChain finds out whether somebody else can follow the certificate to an authority that they trust.
+// checkChain finds out whether somebody else can follow the certificate to an authority that they
+// trust.
 func checkChain(pair tls.Certificate, caFile string, now time.Time) error {
 	roots, err := x509.SystemCertPool()
 	if err != nil {
@@ -97,8 +100,8 @@ func checkChain(pair tls.Certificate, caFile string, now time.Time) error {
 	return fmt.Errorf("no trusted authority stands behind the certificate (%s); %s", why, describe(pair.Leaf))
 }
 
-// explainPair says which of the two files is not what it should be. crypto/tls tells it in text alone, so we look ourselves; err
-// is what it said.
+// explainPair says which of the two files is not what it should be. crypto/tls tells it in text
+// alone, so we look ourselves; err is what it said.
 func explainPair(certFile, keyFile string, err error) error {
 	var data [2][]byte
 	for i, f := range []string{certFile, keyFile} {

@@ -39,7 +39,8 @@ func (k *checker) onLimit(path, action string) {
 	}
 }
 
-// identity checks an address or "*@domain", and returns it in the form in which such are compared, "" where it is wrong.
+// identity checks an address or "*@domain", and returns it in the form in which such are compared,
+// "" where it is wrong.
 func (k *checker) identity(path, text string) string {
 	p, err := address.ParsePattern(text)
 	_, domain, ok := strings.Cut(p.String(), "@")
@@ -54,7 +55,8 @@ func (k *checker) identity(path, text string) string {
 	return p.String()
 }
 
-// postfixLifetime is maximal_queue_lifetime: after that Postfix returns mail that has not been delivered.
+// postfixLifetime is maximal_queue_lifetime: after that Postfix returns mail that has not been
+// delivered.
 const postfixLifetime = 5 * 24 * time.Hour
 
 // queue checks the ceiling of the queue.

@@ -11,11 +11,13 @@ import (
 	"github.com/goccy/go-yaml/ast"
 )
 
-// pieceSize is how many bytes of a list are parsed at once. The parser takes about fifty times the memory of its text, so that
-// the tree of a file with many thousand entries would be larger than all that a service keeps of them.
+// pieceSize is how many bytes of a list are parsed at once. The parser takes about fifty times the
+// memory of its text, so that the tree of a file with many thousand entries would be larger than
+// all that a service keeps of them.
 const pieceSize = 64 << 10
 
-// A longList is one of the lists that grow with a site. It is taken out of the document and parsed a piece at a time.
+// A longList is one of the lists that grow with a site. It is taken out of the document and parsed
+// a piece at a time.
 type longList struct {
 	key    string
 	line   int // of the key
@@ -47,9 +49,10 @@ type cutter struct {
 	start int       // of the piece in data
 }
 
-// cutLists takes the long lists out of a file that is written as nearly all are: an entry begins with a dash at the margin of its
-// list, and goes on deeper than that. rest is the file with empty lines in their place, so that all others keep their
-// numbers. Where a list is written in any other way, ok is false.
+// cutLists takes the long lists out of a file that is written as nearly all are: an entry begins
+// with a dash at the margin of its list, and goes on deeper than that. rest is the file with empty
+// lines in their place, so that all others keep their numbers. Where a list is written in any other
+// way, ok is false.
 func cutLists(data []byte, size int) (rest []byte, lists []*longList, ok bool) {
 	c := cutter{data: data, size: size}
 	at, n := 0, 0
@@ -119,8 +122,8 @@ func (p *piece) parse() *ast.SequenceNode {
 	return s
 }
 
-// decodePieces decodes a file whose long lists are parsed a piece at a time. It returns nil where the file has to be parsed as a
-// whole: it is no YAML, or written in an unusual way.
+// decodePieces decodes a file whose long lists are parsed a piece at a time. It returns nil where
+// the file has to be parsed as a whole: it is no YAML, or written in an unusual way.
 func decodePieces(data []byte, size int) (*Site, *decoder) {
 	rest, lists, ok := cutLists(data, size)
 	if !ok {
@@ -172,7 +175,8 @@ func (d *decoder) longList(l *longList, v reflect.Value) bool {
 	return true
 }
 
-// tree returns the tree in which a path has to be looked for, the path in it, and how many lines of the file stand in front of it.
+// tree returns the tree in which a path has to be looked for, the path in it, and how many lines of
+// the file stand in front of it.
 func (d *decoder) tree(path string) (root ast.Node, rest string, before int) {
 	for _, l := range d.lists {
 		key, rest, _ := strings.Cut(path, "[")

@@ -24,7 +24,8 @@ func samePieces(t *testing.T, name string, data []byte) {
 	}
 }
 
-// TestPieces loads every configuration of testdata in pieces: neither a value nor a sentence depends on it.
+// TestPieces loads every configuration of testdata in pieces: neither a value nor a sentence
+// depends on it.
 func TestPieces(t *testing.T) {
 	for _, pattern := range []string{"testdata/good/*.yaml", "testdata/bad/*.yaml"} {
 		for _, file := range glob(t, pattern) {
@@ -35,7 +36,8 @@ func TestPieces(t *testing.T) {
 
 const piecesHead = "tenant: {id: contoso.com, domains: [contoso.com]}\ncredentials:\n  a: {client_id: 5f2c0d3e-1a2b-4c3d-8e4f-0123456789ab, client_secret_file: s}\n"
 
-// TestCutLists looks at which files are taken apart, and at what comes of those that look as if they could be.
+// TestCutLists looks at which files are taken apart, and at what comes of those that look as if
+// they could be.
 func TestCutLists(t *testing.T) {
 	const mailbox = piecesHead + "mailboxes:\n- address: a@contoso.com\n  credential: a\n"
 	for _, tc := range []struct {
@@ -79,7 +81,8 @@ func TestCutLists(t *testing.T) {
 	}
 }
 
-// TestManyProblems has something wrong in each entry: finding the lines does not parse a piece for each of them.
+// TestManyProblems has something wrong in each entry: finding the lines does not parse a piece for
+// each of them.
 func TestManyProblems(t *testing.T) {
 	var b strings.Builder
 	b.WriteString(piecesHead + "mailboxes:\n")

@@ -50,11 +50,12 @@ func (c *Site) Source(name string, client *http.Client, vault *entra.Vault) (ent
 	return nil, fmt.Errorf("credential %q: no such flow: %q", name, cc.Flow)
 }
 
-// federated makes the source of a federated credential. What the configuration leaves empty, the platform has put into
-// the environment (Azure's workload identity).
+// federated makes the source of a federated credential. What the configuration leaves empty, the
+// platform has put into the environment (Azure's workload identity).
 func (c *Site) federated(name string, client *http.Client) (entra.Source, error) {
 	cc, env := c.Credentials[name], entra.FederatedFromEnvironment(os.Getenv)
-	// The tenant and its cloud are those of the configuration: the identities are checked against them.
+	// The tenant and its cloud are those of the configuration: the identities are checked against
+	// them.
 	s := &entra.ClientCredentials{
 		Credential: name, ClientID: cc.ClientID, Scope: c.Tenant.Endpoints.Scope, Client: client,
 		TokenURL: tokenURL(c.Tenant.Endpoints.Authority, c.Tenant.ID), FederatedTokenFile: cc.TokenFile,

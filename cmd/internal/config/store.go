@@ -11,7 +11,8 @@ import (
 	"github.com/sendas/sendas/token/ledger"
 )
 
-// A storeOwner is the service that keeps something in a store. Whoever has to do something about the store is told its names.
+// A storeOwner is the service that keeps something in a store. Whoever has to do something about
+// the store is told its names.
 type storeOwner struct {
 	section string // its keys in the configuration
 	unit    string // what systemd calls it
@@ -67,10 +68,11 @@ func (s Store) Hostname() string {
 	return u.Hostname()
 }
 
-// Shared tells whether several hosts can use the store.
+// Shared reports whether several hosts can use the store.
 func (s *Store) Shared() bool { return s.Store != "memory:" && s.File() == "" }
 
-// completeStore fills in the default file below dir and makes names absolute, which start at the configuration's folder.
+// completeStore fills in the default file below dir and makes names absolute, which start at the
+// configuration's folder.
 func completeStore(store, passwordFile *string, base, dir, name string) {
 	if *store == "" {
 		*store = "bolt:" + filepath.Join(dir, name)
@@ -121,7 +123,8 @@ func (s *Store) Redis(c *Site) (limit.Redis, error) {
 	return o, nil
 }
 
-// maxHosts is more than share one tenant anywhere: each must have one of 30 messages a minute when it is alone.
+// maxHosts is more than share one tenant anywhere: each must have one of 30 messages a minute when
+// it is alone.
 const maxHosts = 9
 
 func (k *checker) storeURL(path, s string) {

@@ -72,7 +72,8 @@ func tooDeep(tokens token.Tokens) int {
 	return 0
 }
 
-// reserved are the characters with which no plain text begins (YAML 1.2.2, section 5.3, "Reserved indicators").
+// reserved are the characters with which no plain text begins (YAML 1.2.2, section 5.3, "Reserved
+// indicators").
 var reserved = []string{"@", "`"}
 
 func syntaxProblem(err error) *Problem {
@@ -106,8 +107,8 @@ type decoder struct {
 	found *ast.SequenceNode // its entries
 }
 
-// decodeConfig puts a file into a Site and returns the decoder with what it found. Lists that are longer than size are parsed
-// in pieces of about that many bytes.
+// decodeConfig puts a file into a Site and returns the decoder with what it found. Lists that are
+// longer than size are parsed in pieces of about that many bytes.
 func decodeConfig(data []byte, size int) (*Site, *decoder, *Problem) {
 	if len(data) > size {
 		if c, d := decodePieces(data, size); d != nil {
@@ -558,7 +559,7 @@ func step(n ast.Node, path string) (ast.Node, string) {
 	return best, path[length:]
 }
 
-// within tells whether path is base or a place below it.
+// within reports whether path is base or a place below it.
 func within(path, base string) bool {
 	rest, ok := strings.CutPrefix(path, base)
 	return ok && (base == "" || rest == "" || rest[0] == '.' || rest[0] == '[')

@@ -162,7 +162,8 @@ func (c *check) unknown(what string, err error) {
 	c.say("not known: %s: %s", what, Failure(err))
 }
 
-// shownText is how text from DNS stands on a terminal. Blanks stay as many as there are, so that a record can be copied.
+// shownText is how text from DNS stands on a terminal. Blanks stay as many as there are, so that a
+// record can be copied.
 var shownText = plaintext.Style{Exact: true, Bad: '?'}
 
 // Failure tells the ways apart in which DNS fails.
@@ -438,7 +439,7 @@ func (c *check) addMissing(ctx context.Context, name string, rec spfRecord) spfR
 	return rec
 }
 
-// passes tells whether all addresses of the network pass. The result can change only where
+// passes reports whether all addresses of the network pass. The result can change only where
 // some term's network begins or ends, so the network is divided there and one address of
 // each part is asked for.
 func (c *check) passes(ctx context.Context, name string, rec spfRecord, edges []netip.Prefix, n netip.Prefix) bool {
@@ -464,7 +465,7 @@ func halves(n netip.Prefix) (low, high netip.Prefix) {
 	return netip.PrefixFrom(n.Addr(), n.Bits()+1), netip.PrefixFrom(a, n.Bits()+1)
 }
 
-// flattened tells whether Microsoft's networks pass although its include is not there: some
+// flattened reports whether Microsoft's networks pass although its include is not there: some
 // services replace includes by what stands behind them.
 func (c *check) flattened(ctx context.Context, name string, rec spfRecord) bool {
 	microsoft := c.walk(ctx, "", spfRecord{mechanisms: []string{"include:" + c.include}})

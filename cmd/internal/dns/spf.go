@@ -181,7 +181,7 @@ func (c *check) walk(ctx context.Context, domain string, rec spfRecord) *spfWalk
 	return w
 }
 
-// record visits all terms. pass tells whether those who pass here pass in the end.
+// record visits all terms. pass reports whether those who pass here pass in the end.
 func (w *spfWalk) record(ctx context.Context, domain string, rec spfRecord, pass bool) {
 	for _, m := range rec.mechanisms {
 		w.mechanism(ctx, domain, m, pass)

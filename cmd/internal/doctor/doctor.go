@@ -1,7 +1,7 @@
 // Package doctor walks the whole way of a message on a host: the configuration, Postfix, the SASL
-// plugin, the sockets of both services, each credential's files and a fresh token, the way to Microsoft's
-// submission server as each mailbox, and DNS. It goes on after a failure, and says of each what it means
-// and what to do. It changes nothing, and sends nothing unless it is asked to.
+// plugin, the sockets of both services, each credential's files and a fresh token, the way to
+// Microsoft's submission server as each mailbox, and DNS. It goes on after a failure, and says of
+// each what it means and what to do. It changes nothing, and sends nothing unless it is asked to.
 package doctor
 
 import (
@@ -79,7 +79,8 @@ func New(q *Options, w *world) *Walk {
 	return d
 }
 
-// Run takes all steps in the order of a message's way, and prints the verdict. The error carries the exit code.
+// Run takes all steps in the order of a message's way, and prints the verdict. The error carries
+// the exit code.
 func (d *Walk) Run(ctx context.Context) error {
 	d.checkConfig()
 	patients, err := d.patients()
@@ -179,8 +180,8 @@ var configAdvice = struct{ wrong, unusable finding.Advice }{
 	unusable: finding.Advice{Means: "without a configuration only Postfix and the sockets can be looked at", Do: `name another file with --config, or write one; packaging/sendas.yaml explains each key`},
 }
 
-// checkConfig loads the configuration. What is wrong with the files that it names keeps nobody from looking at
-// the rest.
+// checkConfig loads the configuration. What is wrong with the files that it names keeps nobody from
+// looking at the rest.
 func (d *Walk) checkConfig() {
 	s := d.Section("config", "configuration")
 	c, err := config.Load(d.File, config.CheckAll)

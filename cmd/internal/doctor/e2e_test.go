@@ -36,8 +36,8 @@ const (
 	labSecret = "s3cr3t~in/the+lab"
 )
 
-// A clinic is a whole relay with a simulated Exchange Online: all that the doctor looks at is there and good. Postfix is
-// its configuration, read by the real postconf(1).
+// A clinic is a whole relay with a simulated Exchange Online: all that the doctor looks at is there
+// and good. Postfix is its configuration, read by the real postconf(1).
 type clinic struct {
 	dir    string
 	sim    *exosim.Server

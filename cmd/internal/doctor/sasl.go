@@ -41,7 +41,8 @@ var saslAdvice = map[string]finding.Advice{
 	"unreadable": {Means: "the folder cannot be read", Do: "ls -ld {folder}"},
 }
 
-// checkPlugin looks for the plugin by which Postfix's smtp(8) speaks XOAUTH2. Nothing is loaded or run.
+// checkPlugin looks for the plugin by which Postfix's smtp(8) speaks XOAUTH2. Nothing is loaded or
+// run.
 func (d *Walk) checkPlugin(context.Context) {
 	s := d.Section("sasl", "SASL plugin")
 	folders := d.pluginFolders()
@@ -91,8 +92,8 @@ func (d *Walk) judgePlugins(s finding.Section, folder string, found []saslPlugin
 
 var saslPathForm = regexp.MustCompile(`\bSASL_PATH\s*=\s*([^\s},]+)`)
 
-// pluginFolders returns the folders of the plugins that are there: those of SASL_PATH, if Postfix passes it on to its
-// programs, else the system's.
+// pluginFolders returns the folders of the plugins that are there: those of SASL_PATH, if Postfix
+// passes it on to its programs, else the system's.
 func (d *Walk) pluginFolders() []string {
 	patterns := d.saslDirs
 	if d.postfix != nil {
@@ -116,7 +117,8 @@ func (d *Walk) pluginFolders() []string {
 	return folders
 }
 
-// machine returns what plugins must be made for: the machine of Postfix's smtp(8), or else of this program; nil where neither is known.
+// machine returns what plugins must be made for: the machine of Postfix's smtp(8), or else of this
+// program; nil where neither is known.
 func (d *Walk) machine() *elf.FileHeader {
 	var files []string
 	if d.postfix != nil {
@@ -135,8 +137,8 @@ func (d *Walk) machine() *elf.FileHeader {
 	return nil
 }
 
-// readPluginFolder returns the files that Cyrus SASL would take for plugins and that have to do with XOAUTH2, in the order of the
-// directory, in which libsasl2 loads them.
+// readPluginFolder returns the files that Cyrus SASL would take for plugins and that have to do
+// with XOAUTH2, in the order of the directory, in which libsasl2 loads them.
 func readPluginFolder(folder string, machine *elf.FileHeader) ([]saslPlugin, error) {
 	f, err := os.Open(folder)
 	if err != nil {
@@ -158,7 +160,7 @@ func readPluginFolder(folder string, machine *elf.FileHeader) ([]saslPlugin, err
 	return list, err
 }
 
-// readPlugin tells whether a file brings XOAUTH2, and why it cannot be loaded.
+// readPlugin reports whether a file brings XOAUTH2, and why it cannot be loaded.
 func readPlugin(path string, machine *elf.FileHeader) (brings bool, problem string) {
 	info, err := os.Stat(path)
 	if err != nil || !info.Mode().IsRegular() || info.Size() > maxPlugin {

@@ -30,7 +30,8 @@ import (
 	"github.com/sendas/sendas/token/lease"
 )
 
-// How long the server may take. Refusals are held back for 5 s and more (tar-pit), verdicts on messages for some seconds.
+// How long the server may take. Refusals are held back for 5 s and more (tar-pit), verdicts on
+// messages for some seconds.
 const (
 	connectTime = 30 * time.Second
 	replyTime   = 60 * time.Second
@@ -44,7 +45,8 @@ const (
 	maxIdentities = 100
 )
 
-// smtpAdvice is about the way to the submission server. What the server itself says is explained by token.Explain.
+// smtpAdvice is about the way to the submission server. What the server itself says is explained by
+// token.Explain.
 var smtpAdvice = map[string]finding.Advice{
 	"no-name":     {Means: "DNS does not know the server", Do: "getent hosts {host}; compare tenant.endpoints.submission and tenant.cloud"},
 	"dns-silent":  {Means: "DNS did not answer", Do: "getent hosts {host}; /etc/resolv.conf says who is asked"},
@@ -218,8 +220,8 @@ func (k *smtpTalk) connect(ctx context.Context) (string, error) {
 	return "port " + k.port + " is open", nil
 }
 
-// use speaks over a connection from now on. What was read ahead of the other is forgotten, since nothing that came before
-// TLS counts (RFC 3207, section 4.2).
+// use speaks over a connection from now on. What was read ahead of the other is forgotten, since
+// nothing that came before TLS counts (RFC 3207, section 4.2).
 func (k *smtpTalk) use(c net.Conn) {
 	k.conn = c
 	k.text = textproto.NewConn(struct {
@@ -315,7 +317,8 @@ func (k *smtpTalk) tlsFault(err error) error {
 	return err // the last row matches all
 }
 
-// roots returns the trust anchors: the system's and those of tenant.endpoints.ca_file; nil is the system's alone.
+// roots returns the trust anchors: the system's and those of tenant.endpoints.ca_file; nil is the
+// system's alone.
 func (d *Walk) roots() (*x509.CertPool, error) {
 	file := d.config.Tenant.Endpoints.CAFile
 	if file == "" {
@@ -349,7 +352,8 @@ func (k *smtpTalk) secureEHLO(context.Context) (string, error) {
 	return fmt.Sprintf("%s; AUTH %s, SIZE %s", first, strings.Join(mechanisms, " "), strings.Join(size, "")), nil
 }
 
-// checkMailboxes walks to the server once for each mailbox, and does there what Postfix does, but for the message.
+// checkMailboxes walks to the server once for each mailbox, and does there what Postfix does, but
+// for the message.
 func (d *Walk) checkMailboxes(ctx context.Context, patients []patient) {
 	s := d.Section("mailbox", "mailbox")
 	if d.config == nil {
@@ -381,7 +385,8 @@ func (d *Walk) excuse(p patient) string {
 	return ""
 }
 
-// examine is the whole session of one mailbox. The way there is walked once even if there is nothing to show.
+// examine is the whole session of one mailbox. The way there is walked once even if there is
+// nothing to show.
 func (d *Walk) examine(ctx context.Context, s finding.Section, p patient) {
 	var k *smtpTalk
 	if why := d.excuse(p); why == "" || !d.reached && !d.blocked {
@@ -411,7 +416,7 @@ func (d *Walk) examine(ctx context.Context, s finding.Section, p patient) {
 	}
 }
 
-// report notes a fault, and tells whether there was none.
+// report notes a fault, and reports whether there was none.
 func (k *smtpTalk) report(s finding.Section, id, what string, err error) bool {
 	if err == nil {
 		return true
@@ -422,7 +427,8 @@ func (k *smtpTalk) report(s finding.Section, id, what string, err error) bool {
 	return false
 }
 
-// walk goes to the server up to AUTH. What is found is noted the first time; what goes wrong, always.
+// walk goes to the server up to AUTH. What is found is noted the first time; what goes wrong,
+// always.
 func (d *Walk) walk(ctx context.Context, own finding.Section) (*smtpTalk, bool) {
 	host, port, _ := net.SplitHostPort(d.config.Tenant.Endpoints.Submission)
 	k := &smtpTalk{d: d, host: host, port: port}
@@ -483,7 +489,8 @@ const maxAuthLine = 12288
 // longRun is what may be a part of a token that a server repeats.
 var longRun = regexp.MustCompile(`[A-Za-z0-9+/=_-]{48,}`)
 
-// authenticate shows the token as the SASL plugin of smtp(8) does: after the server's 334, so that no line that may be repeated in an error has it.
+// authenticate shows the token as the SASL plugin of smtp(8) does: after the server's 334, so that
+// no line that may be repeated in an error has it.
 func (k *smtpTalk) authenticate(user string, access entra.Secret) error {
 	client := xoauth2.NewClient(user, string(access))
 	mechanism, initial, err := client.Start()

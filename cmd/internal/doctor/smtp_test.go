@@ -84,9 +84,9 @@ func (ca *testCA) file(t *testing.T) string {
 	return configtest.WriteFile(t, filepath.Join(t.TempDir(), "ca.pem"), string(ca.pem()), 0o644)
 }
 
-// A scriptedServer answers as Exchange Online does, but for what a test replaces: the reply to a command, by its
-// first word, and within TLS by "TLS " and the word. DOT is the verdict, RESPONSE what follows the 334 of AUTH. "hangup"
-// ends the connection, "plain" is garbage in place of TLS.
+// A scriptedServer answers as Exchange Online does, but for what a test replaces: the reply to a
+// command, by its first word, and within TLS by "TLS " and the word. DOT is the verdict, RESPONSE
+// what follows the 334 of AUTH. "hangup" ends the connection, "plain" is garbage in place of TLS.
 type scriptedServer struct {
 	replies map[string]string
 	tls     *tls.Config
@@ -433,7 +433,8 @@ func (c *patientConn) Read(b []byte) (int, error) {
 	return c.Conn.Read(b)
 }
 
-// Microsoft holds refusals back for 5 s and more; so no wait is shorter than 30 s, and none is without end.
+// Microsoft holds refusals back for 5 s and more; so no wait is shorter than 30 s, and none is
+// without end.
 func TestDoctorIsPatient(t *testing.T) {
 	s, ca := &scriptedServer{}, newTestCA(t)
 	s.tls = &tls.Config{Certificates: []tls.Certificate{ca.server(t, "smtp.office365.com", time.Now().Add(time.Hour))}}

@@ -51,8 +51,9 @@ func (d *Walk) checkSockets(ctx context.Context) {
 	d.checkHealth(ctx, s, "token", c.Token.HTTP)
 }
 
-// CheckOthers looks at what "sendas postfix enable" depends on besides Postfix: the plugin, and, where Postfix runs, the services.
-// Without the milter devices are turned away; without the token service mail waits.
+// CheckOthers looks at what "sendas postfix enable" depends on besides Postfix: the plugin, and,
+// where Postfix runs, the services. Without the milter devices are turned away; without the token
+// service mail waits.
 func CheckOthers(ctx context.Context, w *world, r *finding.Report, p *postfix.Setup, running bool) {
 	d := New(&Options{Json: true}, w)
 	d.config, d.postfix = p.Config, p
@@ -139,8 +140,8 @@ const (
 	maxMilterPacket = 64 << 10
 )
 
-// ourActions are what the milter of sendas asks to be allowed to do, besides naming the macros that it wants. Few other milters
-// ask for just that.
+// ourActions are what the milter of sendas asks to be allowed to do, besides naming the macros that
+// it wants. Few other milters ask for just that.
 const ourActions = uint32(milter.Actions)
 
 // probeMilter offers all that Postfix offers, and reads what the milter wants of it.
@@ -173,8 +174,8 @@ func probeMilter(c net.Conn) (probeResult, error) {
 	return probeResult{status: finding.OK, found: "the milter of sendas answers"}, nil
 }
 
-// probeQuery is a request of smtpd(8) from an address that is nobody's (RFC 5737). It names no sender and no recipient, and
-// the answer is the same for everybody whom no client matches.
+// probeQuery is a request of smtpd(8) from an address that is nobody's (RFC 5737). It names no
+// sender and no recipient, and the answer is the same for everybody whom no client matches.
 const probeQuery = "request=smtpd_access_policy\nprotocol_state=RCPT\nprotocol_name=ESMTP\nclient_address=192.0.2.1\nclient_name=unknown\nclient_port=0\n\n"
 
 func probePolicy(c net.Conn) (probeResult, error) {
@@ -192,10 +193,12 @@ func probePolicy(c net.Conn) (probeResult, error) {
 	return probeResult{status: finding.OK, found: "answers; to a stranger it says: " + action}, nil
 }
 
-// probeQuestion asks for the way out of the null sender, which every service answers "not found", and gets no lease.
+// probeQuestion asks for the way out of the null sender, which every service answers "not found",
+// and gets no lease.
 const probeQuestion = "transport <>"
 
-// probeCredentials knocks. Whoever is not in token.peers is sent away at once, root too: that is an answer.
+// probeCredentials knocks. Whoever is not in token.peers is sent away at once, root too: that is an
+// answer.
 func probeCredentials(c net.Conn) (probeResult, error) {
 	if _, err := fmt.Fprintf(c, "%d:%s,", len(probeQuestion), probeQuestion); err != nil && !sentAway(err) {
 		return probeResult{}, err
@@ -217,7 +220,7 @@ func probeCredentials(c net.Conn) (probeResult, error) {
 	return probeResult{status: finding.OK, found: "answers"}, nil
 }
 
-// sentAway tells whether the other side closed the connection.
+// sentAway reports whether the other side closed the connection.
 func sentAway(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }

@@ -252,7 +252,8 @@ func explainTokenError(err error) (found string, a finding.Advice, passes bool) 
 	return err.Error(), tokenAdvice["unknown"], false
 }
 
-// checkClaims decodes a token and judges what it says. It is nobody's business but Exchange Online's to verify it.
+// checkClaims decodes a token and judges what it says. It is nobody's business but Exchange
+// Online's to verify it.
 func (d *Walk) checkClaims(s finding.Section, t *entra.Token, cc config.Credential) {
 	claims, err := entra.ParseClaims(t.Access)
 	if err != nil {
@@ -283,7 +284,8 @@ func (d *Walk) expected(cc config.Credential) entra.Expected {
 	return want
 }
 
-// A clockWatch compares this machine's clock with that of the server, by the Date of its answers (RFC 9110, section 6.6.1).
+// A clockWatch compares this machine's clock with that of the server, by the Date of its answers
+// (RFC 9110, section 6.6.1).
 type clockWatch struct {
 	next http.RoundTripper // nil is the standard one
 	now  func() time.Time
@@ -307,7 +309,8 @@ func (c *clockWatch) RoundTrip(r *http.Request) (*http.Response, error) {
 	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		// The answer was made somewhere between the two moments, and its time has no parts of a second.
+		// The answer was made somewhere between the two moments, and its time has no parts of a
+		// second.
 		c.seen, c.skew = true, began.Add(c.now().Sub(began)/2).Sub(date.Add(time.Second/2))
 	}
 	return resp, nil

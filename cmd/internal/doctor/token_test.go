@@ -183,7 +183,8 @@ func TestDoctorCertificate(t *testing.T) {
 	d.wantCheck(t, "credential.relay-app.certificate_end", finding.Warn, "in 10 days", "reload sendas-token")
 }
 
-// What is wrong with a file and what to do about it are told apart, whatever a parser says: its texts have colons of their own.
+// What is wrong with a file and what to do about it are told apart, whatever a parser says: its
+// texts have colons of their own.
 func TestDoctorDamagedKey(t *testing.T) {
 	d, _ := tokenDoctor(t, strings.Replace(secretCredential, "client_secret_file: relay-app.secret", "certificate_file: app.pem\n    key_file: app.key", 1), func() (*entra.Token, error) { return nil, errors.New("not asked") })
 	dir := filepath.Dir(d.config.Token.StateDir)

@@ -73,8 +73,8 @@ func (i *instance) read() (files, error) {
 	return files, nil
 }
 
-// install puts files in the place of others, each one whole or not at all: its mode and owner stay, and a symbolic link goes on
-// leading to it. One that has not changed is not touched.
+// install puts files in the place of others, each one whole or not at all: its mode and owner stay,
+// and a symbolic link goes on leading to it. One that has not changed is not touched.
 func (i *instance) install(from, to files) error {
 	for _, name := range FileNames {
 		if bytes.Equal(from[name], to[name]) {
@@ -95,8 +95,9 @@ func (i *instance) install(from, to files) error {
 	return nil
 }
 
-// replaceFile gives a file that exists another content. A program of Postfix's waits until main.cf is some seconds old, lest it
-// reads half of it (dict_load_file_xt), and clients with it. This file comes whole.
+// replaceFile gives a file that exists another content. A program of Postfix's waits until main.cf
+// is some seconds old, lest it reads half of it (dict_load_file_xt), and clients with it. This file
+// comes whole.
 func replaceFile(path string, data []byte) error {
 	return safefile.Replace(path, data, safefile.Options{Time: time.Now().Add(-settled), Temp: "." + filepath.Base(path) + ".sendas-*"})
 }
@@ -104,8 +105,8 @@ func replaceFile(path string, data []byte) error {
 // settled is the age from which Postfix reads main.cf without waiting.
 const settled = 5 * time.Second
 
-// A stage is a copy of an instance's configuration, in which changes are tried before anybody sees them. What else the folder of the
-// instance holds is there by symbolic links.
+// A stage is a copy of an instance's configuration, in which changes are tried before anybody sees
+// them. What else the folder of the instance holds is there by symbolic links.
 type stage struct {
 	*instance
 	real *instance
@@ -149,7 +150,8 @@ func (s *stage) write(files files) error {
 	return s.age()
 }
 
-// age makes main.cf old enough: each program of Postfix's waits until it is some seconds old, lest it reads half of it.
+// age makes main.cf old enough: each program of Postfix's waits until it is some seconds old, lest
+// it reads half of it.
 func (s *stage) age() error {
 	past := time.Now().Add(-settled)
 	return os.Chtimes(filepath.Join(s.dir, mainCF), past, past)
@@ -215,9 +217,10 @@ func (s *stage) values(ctx context.Context) (*values, error) {
 	return v, nil
 }
 
-// readMainCF reads "name = value" with the lines that go on (postconf(5)): those that begin with a blank. Comments may stand between
-// them. Of several settings of one name the last one counts. postconf -n does not print parameters that are named
-// after a transport which is not there, so we read them ourselves.
+// readMainCF reads "name = value" with the lines that go on (postconf(5)): those that begin with a
+// blank. Comments may stand between them. Of several settings of one name the last one counts.
+// postconf -n does not print parameters that are named after a transport which is not there, so we
+// read them ourselves.
 func readMainCF(text string) map[string]string {
 	m := make(map[string]string)
 	name := ""
@@ -255,8 +258,8 @@ func (v *values) get(c *change) (string, bool) {
 	return value, ok
 }
 
-// apply makes a change by postconf(1), which leaves comments and the form of all other lines as they are. set is false where
-// the setting goes.
+// apply makes a change by postconf(1), which leaves comments and the form of all other lines as
+// they are. set is false where the setting goes.
 func (s *stage) apply(ctx context.Context, c *change, value string, set bool) error {
 	var args []string
 	switch {

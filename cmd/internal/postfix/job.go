@@ -32,8 +32,8 @@ type Options struct {
 	Stdout io.Writer // for results
 	Stderr io.Writer // for what is said to a person
 	Run    Runner
-	// Others looks at what mail depends on besides Postfix, before the settings are written; running: Postfix runs, so
-	// there is somebody to be turned away.
+	// Others looks at what mail depends on besides Postfix, before the settings are written;
+	// running: Postfix runs, so there is somebody to be turned away.
 	Others func(ctx context.Context, r *finding.Report, p *Setup, running bool)
 }
 
@@ -78,7 +78,8 @@ func (j *Job) absent(err error) error {
 	return exit.Errorf(exit.Failed, "for another instance give --postfix-config FOLDER", "Postfix's own tool does not answer: %v", err)
 }
 
-// base returns what Postfix has, what it would have without sendas, and a stage with the latter. Remove the stage.
+// base returns what Postfix has, what it would have without sendas, and a stage with the latter.
+// Remove the stage.
 func (j *Job) base(ctx context.Context) (now, base files, s *stage, err error) {
 	if now, err = j.inst.read(); err != nil {
 		return nil, nil, nil, exit.Errorf(exit.Failed, "run this as root, on the host of Postfix", "reading Postfix's configuration: %w", err)
@@ -222,7 +223,8 @@ func (j *Job) Enable(ctx context.Context) (err error) {
 	return j.reload(ctx)
 }
 
-// accept returns the files of a stage if they are to be put into force: nothing is in the way, something changes, and it is meant.
+// accept returns the files of a stage if they are to be put into force: nothing is in the way,
+// something changes, and it is meant.
 func (j *Job) accept(ctx context.Context, s *stage, c *config.Site, now files) (files, error) {
 	next, err := s.read()
 	if err != nil {
@@ -279,7 +281,7 @@ func (s *stage) carryOut(ctx context.Context, plan *plan) ([]*change, error) {
 	return done, nil
 }
 
-// alike tells whether Postfix has the settings of a stage already, whatever the order of lines.
+// alike reports whether Postfix has the settings of a stage already, whatever the order of lines.
 func (j *Job) alike(ctx context.Context, s *stage, now files) (same bool, err error) {
 	have, err := j.inst.stage(now)
 	if err != nil {
@@ -297,7 +299,8 @@ func (j *Job) alike(ctx context.Context, s *stage, now files) (same bool, err er
 	return reflect.DeepEqual(a, b), nil
 }
 
-// examine looks at the result before anybody uses it. What fails is in the way, what is not as it should be is said.
+// examine looks at the result before anybody uses it. What fails is in the way, what is not as it
+// should be is said.
 func (j *Job) examine(ctx context.Context, s *stage, c *config.Site) error {
 	p, err := s.setup(ctx, c)
 	if err != nil {
@@ -352,7 +355,8 @@ func (j *Job) isRunning(ctx context.Context) bool {
 	return err == nil
 }
 
-// enter puts the files of a state into force. First it keeps what they were; where Postfix does not take them, everything is as it was.
+// enter puts the files of a state into force. First it keeps what they were; where Postfix does not
+// take them, everything is as it was.
 func (j *Job) enter(ctx context.Context, old, st *state, now files) error {
 	if err := saveState(j.path, st); err != nil {
 		return exit.Errorf(exit.Failed, "", "keeping the former settings: %w; nothing was changed", err)

@@ -225,7 +225,8 @@ func (p *Setup) checkRoutes(s finding.Section) {
 	}
 }
 
-// checkRouteTLS looks whether a route goes to nobody but Microsoft. What it shows is mail, not a token, so less is a warning.
+// checkRouteTLS looks whether a route goes to nobody but Microsoft. What it shows is mail, not a
+// token, so less is a warning.
 func (p *Setup) checkRouteTLS(s finding.Section, r *policy.Route, v *entry) {
 	level := p.Value(v, "smtp_tls_security_level")
 	if !slices.Contains([]string{"secure", "verify", "fingerprint", "dane-only"}, level) {
@@ -249,13 +250,15 @@ func (p *Setup) showsCertificate(v *entry, route string) bool {
 	return want == "" || slices.Contains(splitList(p.Value(v, "smtp_tls_chain_files")), want) || p.Value(v, "smtp_tls_cert_file") == want
 }
 
-// headerTables are the settings whose tables can change a header; late tells those that come after sendas.
+// headerTables are the settings whose tables can change a header; late tells those that come after
+// sendas.
 var headerTables = []struct {
 	name string
 	late bool
 }{{"header_checks", false}, {"smtp_header_checks", true}, {"milter_header_checks", true}}
 
-// checkHeaderTables reads the tables, as far as they are files of patterns, for lines that change what sendas decides on.
+// checkHeaderTables reads the tables, as far as they are files of patterns, for lines that change
+// what sendas decides on.
 func (p *Setup) checkHeaderTables(s finding.Section) {
 	for _, h := range headerTables {
 		values := []string{p.Main[h.name]}

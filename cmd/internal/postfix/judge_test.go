@@ -88,7 +88,8 @@ func (l *lab) look(t *testing.T) *look {
 	return d
 }
 
-// age makes main.cf older: a program of Postfix's waits until it is 2 seconds old, lest it reads half of it.
+// age makes main.cf older: a program of Postfix's waits until it is 2 seconds old, lest it reads
+// half of it.
 func (l *lab) age(t *testing.T) {
 	t.Helper()
 	past := time.Now().Add(-time.Minute)
@@ -97,7 +98,8 @@ func (l *lab) age(t *testing.T) {
 	}
 }
 
-// What README says is what the doctor wants; and it says something of each line there. Postfix's own tool has read the files.
+// What README says is what the doctor wants; and it says something of each line there. Postfix's
+// own tool has read the files.
 func TestDoctorOnReadme(t *testing.T) {
 	main := postfixtest.MainCF(t)
 	d := newLab(t, configtest.SmallConfig).examine(t, main, postfixtest.MasterCF)
@@ -112,7 +114,8 @@ func TestDoctorOnReadme(t *testing.T) {
 	d.wantCheck(t, "postfix.route.submission", finding.OK)
 }
 
-// The command that a failure names mends it: each line of README is left out, the command is typed, and the doctor looks again.
+// The command that a failure names mends it: each line of README is left out, the command is typed,
+// and the doctor looks again.
 func TestDoctorCommands(t *testing.T) {
 	main := postfixtest.MainCF(t)
 	lab := newLab(t, configtest.SmallConfig)
@@ -181,7 +184,8 @@ func TestDoctorOwnTransport(t *testing.T) {
 	d.wantCheck(t, "postfix.sendas.smtp_tls_security_level", finding.Fail, "encrypt", "-P 'sendas/unix/smtp_tls_security_level=secure'")
 }
 
-// Each row changes one value of a good main.cf. Together they make every row of settings find something.
+// Each row changes one value of a good main.cf. Together they make every row of settings find
+// something.
 func TestDoctorSettings(t *testing.T) {
 	connector := strings.Replace(configtest.SmallConfig, "from: scan@contoso.com}", "from: scan@contoso.com, route: site}", 1) + configtest.RoutesConfig
 	direct := strings.Replace(connector, "connector", "direct", 1)
@@ -329,8 +333,8 @@ func TestDoctorSettings(t *testing.T) {
 
 var settingsHit = make(map[string]bool)
 
-// fake is README's Postfix with some values changed, without asking postconf(1). A value that is another's name is taken
-// from that one.
+// fake is README's Postfix with some values changed, without asking postconf(1). A value that is
+// another's name is taken from that one.
 func fake(t *testing.T, l *lab, changes map[string]string) (*Setup, *look) {
 	t.Helper()
 	raw := map[string]string{

@@ -15,8 +15,8 @@ import (
 	"github.com/sendas/sendas/token"
 )
 
-// milterItem is how a list of milters names that of sendas: with an action of its own where others count on another one, for
-// which "accept" may be right.
+// milterItem is how a list of milters names that of sendas: with an action of its own where others
+// count on another one, for which "accept" may be right.
 func (p *Setup) milterItem() string {
 	item := p.relative(p.Config.Milter.Listen).String()
 	if p.keepsAction() {
@@ -25,7 +25,8 @@ func (p *Setup) milterItem() string {
 	return item
 }
 
-// keepsAction tells whether milter_default_action has to stay as it is, for the sake of other milters.
+// keepsAction reports whether milter_default_action has to stay as it is, for the sake of other
+// milters.
 func (p *Setup) keepsAction() bool {
 	others := slices.ContainsFunc(slices.Concat(splitList(p.Main["smtpd_milters"]), splitList(p.Main["non_smtpd_milters"])), func(item string) bool {
 		place, _ := p.milterPlace(item)
@@ -34,8 +35,8 @@ func (p *Setup) keepsAction() bool {
 	return others && p.Main["milter_default_action"] != "tempfail"
 }
 
-// mergeMilter puts the milter of sendas first. What a value such as $smtpd_milters stands for has it already when that list was
-// extended.
+// mergeMilter puts the milter of sendas first. What a value such as $smtpd_milters stands for has
+// it already when that list was extended.
 func mergeMilter(p *Setup, raw, want string) (value, added string) {
 	list := splitList(raw)
 	if slices.ContainsFunc(list, func(item string) bool {
@@ -67,11 +68,13 @@ func missing(list []string, want string) []string {
 	return slices.DeleteFunc(splitList(want), func(item string) bool { return slices.Contains(list, item) })
 }
 
-// keepOthers leaves a value of somebody else's as it is: what is wrong with it is for him to decide, and the doctor says so.
+// keepOthers leaves a value of somebody else's as it is: what is wrong with it is for him to
+// decide, and the doctor says so.
 func keepOthers(_ *Setup, raw, _ string) (value, added string) { return raw, "" }
 
-// mergePolicy puts the question to the policy service as late as it is still asked: before the first thing that permits.
-// What refuses before that goes on refusing. The service permits nothing, so the list lets nobody in who was kept out.
+// mergePolicy puts the question to the policy service as late as it is still asked: before the
+// first thing that permits. What refuses before that goes on refusing. The service permits nothing,
+// so the list lets nobody in who was kept out.
 func mergePolicy(p *Setup, raw, want string) (value, added string) {
 	list := splitList(raw)
 	at := len(list)
@@ -90,10 +93,11 @@ func mergePolicy(p *Setup, raw, want string) (value, added string) {
 	return joinRestrictions(slices.Insert(list, at, splitList(want)...)), want
 }
 
-// givesPermission tells whether a restriction ends the list by a permission.
+// givesPermission reports whether a restriction ends the list by a permission.
 func givesPermission(item string) bool { return item == "permit" || strings.HasPrefix(item, "permit_") }
 
-// joinRestrictions writes a list with a comma behind each restriction, but none before the argument of one.
+// joinRestrictions writes a list with a comma behind each restriction, but none before the argument
+// of one.
 func joinRestrictions(list []string) string {
 	var b strings.Builder
 	for i, item := range list {
@@ -125,12 +129,13 @@ func sameValue(a, b string) bool { return oneSpaced(a) == oneSpaced(b) }
 
 func oneSpaced(s string) string { return strings.Join(strings.Fields(s), " ") }
 
-// offersPolicy tells whether there is a policy service to ask.
+// offersPolicy reports whether there is a policy service to ask.
 func offersPolicy(p *Setup) bool { return p.Config.Milter.PolicyListen != "" }
 
-// ownTable is the table of the recipients that a direct route reaches, "" where there is none. It stands in main.cf: Postfix
-// looks into transport_maps at RCPT already, and a table of the token service would have devices, of which few try
-// again, turned away with 451 while that service is down.
+// ownTable is the table of the recipients that a direct route reaches, "" where there is none. It
+// stands in main.cf: Postfix looks into transport_maps at RCPT already, and a table of the token
+// service would have devices, of which few try again, turned away with 451 while that service is
+// down.
 func (p *Setup) ownTable() string {
 	if p.Config.Policy == nil {
 		return ""
@@ -156,7 +161,7 @@ func judgeOwnTable(value string, p *Setup) finding.Status {
 	return okIf(p.asksFor(value, "route") || hasEntries(value, p.ownTable()))
 }
 
-// hasEntries tells whether the tables in a value have each entry of a table of ours.
+// hasEntries reports whether the tables in a value have each entry of a table of ours.
 func hasEntries(value, table string) bool {
 	entries := splitList(strings.TrimSuffix(strings.TrimPrefix(table, "inline:{"), "}"))
 	value = oneSpaced(value)
@@ -166,13 +171,14 @@ func hasEntries(value, table string) bool {
 // plainAddress is what can be a key in main.cf: nothing that Postfix would read as syntax.
 var plainAddress = regexp.MustCompile(`^[A-Za-z0-9._+/-]+@[A-Za-z0-9.-]+$`)
 
-// maxSenders is how many addresses a table in main.cf may have before it is no longer readable. Mail of others leaves by
-// submission too, but shares one queue.
+// maxSenders is how many addresses a table in main.cf may have before it is no longer readable.
+// Mail of others leaves by submission too, but shares one queue.
 const maxSenders = 500
 
-// senderTable says which senders leave by submission, "" where nothing has to be said. It does what the map "transport" of the
-// token service does, but needs no service: smtpd(8) resolves each recipient at RCPT together with the sender, and
-// would answer devices with 451 while the token service is down. So the queue absorbs that.
+// senderTable says which senders leave by submission, "" where nothing has to be said. It does what
+// the map "transport" of the token service does, but needs no service: smtpd(8) resolves each
+// recipient at RCPT together with the sender, and would answer devices with 451 while the token
+// service is down. So the queue absorbs that.
 func (p *Setup) senderTable() string {
 	c := p.Config
 	if !p.submits() || c.Policy == nil || !p.own && len(c.Mailboxes) < 2 && len(sendersOf(c)) < 2 {
@@ -192,9 +198,9 @@ func (p *Setup) senderTable() string {
 	return inlineTable(append(list, p.senderDomains(d)...))
 }
 
-// senderDomains are the entries for whole domains: those of which each address is a mailbox, and, in a transport of its own, all that
-// are verified: what the milter lets out is an address of one of them, and must not leave another way because the
-// table is older than the configuration.
+// senderDomains are the entries for whole domains: those of which each address is a mailbox, and,
+// in a transport of its own, all that are verified: what the milter lets out is an address of one
+// of them, and must not leave another way because the table is older than the configuration.
 func (p *Setup) senderDomains(d *token.Queues) []string {
 	var list []string
 	for _, domain := range p.Config.Policy.Domains() {
@@ -222,7 +228,8 @@ func queueMembers(c *config.Site) []token.Mailbox {
 	return list
 }
 
-// sendersOf returns the addresses that mailboxes may send as, as far as the configuration itself names them.
+// sendersOf returns the addresses that mailboxes may send as, as far as the configuration itself
+// names them.
 func sendersOf(c *config.Site) []string {
 	var list []string
 	known := make(map[string]bool) // an address of a pool stands at several mailboxes
@@ -240,7 +247,8 @@ func sendersOf(c *config.Site) []string {
 	return list
 }
 
-// connections is how many messages of one queue may be under way: Microsoft's 3, for each mailbox of the largest pool.
+// connections is how many messages of one queue may be under way: Microsoft's 3, for each mailbox
+// of the largest pool.
 func (p *Setup) connections() int {
 	most := 1
 	if p.Config.Policy != nil {
@@ -263,7 +271,7 @@ func (p *Setup) transportName() string {
 // ownTransportName is what a transport of our own is called where the configuration does not say.
 const ownTransportName = "sendas"
 
-// hasSenderTable tells whether main.cf has a table of senders of ours, be it an old one.
+// hasSenderTable reports whether main.cf has a table of senders of ours, be it an old one.
 func (p *Setup) hasSenderTable() bool {
 	value := p.Main["sender_dependent_default_transport_maps"]
 	return p.Config.Policy != nil && strings.Contains(value, "inline:") && strings.Contains(value, " = "+p.transportName()+":[")
@@ -273,8 +281,8 @@ func judgeSenderTable(value string, p *Setup) finding.Status {
 	return okIf(p.asksFor(value, "transport") || hasEntries(value, p.senderTable()))
 }
 
-// routeSettings are the -o of a transport for a connector or a direct route: Postfix's own smtp, without what
-// submission has in main.cf.
+// routeSettings are the -o of a transport for a connector or a direct route: Postfix's own smtp,
+// without what submission has in main.cf.
 func (p *Setup) routeSettings(r *policy.Route) []namedValue {
 	list := []namedValue{{"smtp_sasl_auth_enable", "no"}, {"smtp_sasl_password_maps", ""}, {"smtp_reply_filter", ""}}
 	if p.own || !p.submits() { // main.cf says nothing of TLS to Microsoft
@@ -315,7 +323,8 @@ func masterEntry(name, chroot string, list []namedValue) string {
 	return b.String()
 }
 
-// seconds reads a time as Postfix writes it; one that it cannot read is 0. A number without a unit is in the unit given, in seconds.
+// seconds reads a time as Postfix writes it; one that it cannot read is 0. A number without a unit
+// is in the unit given, in seconds.
 func seconds(value string, unit int) int {
 	units := map[byte]int{'s': 1, 'm': 60, 'h': 60 * 60, 'd': 24 * 60 * 60, 'w': 7 * 24 * 60 * 60}
 	if n := len(value); n > 0 && units[value[n-1]] > 0 {

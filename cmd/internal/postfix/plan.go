@@ -18,7 +18,8 @@ const (
 	ShapeTransport = "transport" // in a transport of their own: a host with other mail too, which none of them touches
 )
 
-// A change is one setting of ours. It is kept in the state file, but for what begins with a small letter.
+// A change is one setting of ours. It is kept in the state file, but for what begins with a small
+// letter.
 type change struct {
 	Service string  `json:"service,omitempty"` // "sendas/unix" in master.cf; "" is main.cf
 	Name    string  `json:"name,omitempty"`    // of the parameter; "" is the whole entry
@@ -65,7 +66,8 @@ type plan struct {
 	yaml    string // what sendas.yaml needs for it, "" where it has it
 }
 
-// chooseShape decides where the settings of submission belong, by what the configuration says and what else Postfix sends.
+// chooseShape decides where the settings of submission belong, by what the configuration says and
+// what else Postfix sends.
 func (p *Setup) chooseShape(v *values, asked string) (shape, reason string, err error) {
 	name := p.submission()
 	switch others := p.otherMail(v); {
@@ -81,8 +83,8 @@ func (p *Setup) chooseShape(v *values, asked string) (shape, reason string, err 
 	return ShapeMain, "this host sends everything to Microsoft", nil
 }
 
-// otherMail names a setting that sends mail elsewhere, "" where there is none. Postfix's defaults count for nothing: some of
-// them once had values.
+// otherMail names a setting that sends mail elsewhere, "" where there is none. Postfix's defaults
+// count for nothing: some of them once had values.
 func (p *Setup) otherMail(v *values) string {
 	for _, name := range []string{"relayhost", "transport_maps", "sender_dependent_relayhost_maps", "sender_dependent_default_transport_maps", "relay_domains", "default_transport"} {
 		value, ours := p.Main[name], false
@@ -123,7 +125,7 @@ func (p *Setup) makePlan(v *values, asked string) (*plan, error) {
 	return plan, nil
 }
 
-// offered tells whether "sendas postfix" has to do with a row here.
+// offered reports whether "sendas postfix" has to do with a row here.
 func (r *settingRow) offered(p *Setup) bool {
 	offer := r.offer
 	if offer == nil {
@@ -133,12 +135,12 @@ func (r *settingRow) offered(p *Setup) bool {
 	return r.why != "" && (offer == nil || offer(p)) && (!out || p.submits())
 }
 
-// good tells whether a value needs no change.
+// good reports whether a value needs no change.
 func (r *settingRow) good(p *Setup, value string) bool {
 	return value == p.fill(r.want) && !r.strict || r.judge != nil && r.judge(value, p) == finding.OK
 }
 
-// follows tells whether a parameter has the value of another one, which has a row of its own.
+// follows reports whether a parameter has the value of another one, which has a row of its own.
 func (p *Setup) follows(name string) bool { return otherName.MatchString(p.raw[name]) }
 
 // planMain says what main.cf needs of a row; nil is nothing.
@@ -174,7 +176,8 @@ func (p *Setup) planMain(v *values, r *settingRow) *change {
 	return c
 }
 
-// planMaster says what master.cf needs: the transport of submission where it has one of its own, and one for each other route.
+// planMaster says what master.cf needs: the transport of submission where it has one of its own,
+// and one for each other route.
 func (p *Setup) planMaster(v *values) []*change {
 	var list []*change
 	if p.own && p.submits() {
@@ -230,8 +233,8 @@ func (p *Setup) planOverrides(v *values, s *entry) []*change {
 	return list
 }
 
-// planPickup sends mail of programs on this host by the connector that its client has: such mail passes no policy service, which
-// would say so.
+// planPickup sends mail of programs on this host by the connector that its client has: such mail
+// passes no policy service, which would say so.
 func (p *Setup) planPickup(v *values) []*change {
 	f := p.Config.Policy.Foresee(&policy.Request{Peer: policy.Peer{Addr: netip.AddrFrom4([4]byte{127, 0, 0, 1})}, Rcpts: []string{"postmaster@example.com"}})
 	if f.Client == nil || f.Client.Route.Type != policy.Connector || p.service("pickup", "unix") == nil {
@@ -298,7 +301,8 @@ func (c *change) entry() string {
 // ourSecretTables are those of secretTables that we never write.
 var ourSecretTables = regexp.MustCompile(`\b(static|pipemap|randmap|unionmap):.*`)
 
-// shownLine is a line of a diff as it may be seen: tables of others in main.cf may hold passwords, ours do not.
+// shownLine is a line of a diff as it may be seen: tables of others in main.cf may hold passwords,
+// ours do not.
 func shownLine(line string) string {
 	if strings.HasPrefix(line, "+") {
 		return ourSecretTables.ReplaceAllString(line, "$1:REDACTED")

@@ -1,6 +1,7 @@
 // Package postfix knows what Postfix needs for a configuration of sendas. It reads an instance by
-// postconf(1) ([Read]), judges what it finds ([Setup.Check]), and shows, writes or takes back the settings
-// ([Job]). Everything is tried on a copy first, the former files are kept, and what others wrote stays.
+// postconf(1) ([Read]), judges what it finds ([Setup.Check]), and shows, writes or takes back the
+// settings ([Job]). Everything is tried on a copy first, the former files are kept, and what others
+// wrote stays.
 package postfix
 
 import (
@@ -26,7 +27,7 @@ type entry struct {
 // key is how postconf(1) names the service: "smtp/unix".
 func (s *entry) key() string { return s.name + "/" + s.kind }
 
-// verbose tells whether -v stands among its arguments.
+// verbose reports whether -v stands among its arguments.
 func (s *entry) verbose() bool {
 	return slices.ContainsFunc(s.args, func(a string) bool { return strings.HasPrefix(a, "-v") && strings.Trim(a, "-v") == "" })
 }
@@ -46,7 +47,8 @@ type Setup struct {
 	own        bool     // only by settings of their own, and not by main.cf
 }
 
-// Read asks postconf(1) about the instance in a folder; "" is Postfix's default. c is what it is judged by.
+// Read asks postconf(1) about the instance in a folder; "" is Postfix's default. c is what it is
+// judged by.
 func Read(ctx context.Context, run Runner, folder string, c *config.Site) (*Setup, error) {
 	p := &Setup{Config: c, command: "postconf"}
 	var where []string
@@ -142,8 +144,8 @@ func (p *Setup) running(program string) []*entry {
 // otherName is a value that is nothing but another parameter's, as many defaults are.
 var otherName = regexp.MustCompile(`^\$[({]?([A-Za-z0-9_]+)[)}]?$`)
 
-// Value returns a parameter as a service sees it; nil is main.cf alone. What -o says of one parameter holds for
-// those too that take their value from it.
+// Value returns a parameter as a service sees it; nil is main.cf alone. What -o says of one
+// parameter holds for those too that take their value from it.
 func (p *Setup) Value(s *entry, name string) string {
 	if s == nil {
 		return p.Main[name]
@@ -161,10 +163,11 @@ func (p *Setup) Value(s *entry, name string) string {
 	return p.Main[name]
 }
 
-// submits tells whether mail is to leave by submission at all.
+// submits reports whether mail is to leave by submission at all.
 func (p *Setup) submits() bool { return p.Config.Policy == nil || len(p.Config.Mailboxes) > 0 }
 
-// findTransports finds out which of the two shapes the site has: settings in main.cf, or in a transport of their own.
+// findTransports finds out which of the two shapes the site has: settings in main.cf, or in a
+// transport of their own.
 func (p *Setup) findTransports() {
 	asks := func(s *entry) bool { return p.asksFor(p.Value(s, "smtp_sasl_password_maps"), "lease") }
 	p.own = !asks(nil)
@@ -175,14 +178,15 @@ func (p *Setup) findTransports() {
 	}
 }
 
-// asksFor tells whether a list of tables has sendas' map of that name, wherever its socket is.
+// asksFor reports whether a list of tables has sendas' map of that name, wherever its socket is.
 func (p *Setup) asksFor(tables, name string) bool {
 	return slices.ContainsFunc(splitList(tables), func(t string) bool {
 		return strings.HasPrefix(t, "socketmap:") && strings.HasSuffix(t, ":"+name)
 	})
 }
 
-// socketmap returns how the map of that name is written: relative to the queue directory, so that it works chrooted and not.
+// socketmap returns how the map of that name is written: relative to the queue directory, so that
+// it works chrooted and not.
 func (p *Setup) socketmap(name string) string {
 	return "socketmap:" + p.relative(p.Config.Token.Listen).String() + ":" + name
 }
@@ -199,7 +203,8 @@ func (p *Setup) sameSocket(ref string, listen serve.Address) bool {
 	return serve.FromPostfix(ref, p.queue()).Same(listen)
 }
 
-// chrooted tells whether a service sees nothing but the queue directory. "-" is the default, which was y before 3.0.
+// chrooted reports whether a service sees nothing but the queue directory. "-" is the default,
+// which was y before 3.0.
 func (p *Setup) chrooted(s *entry) bool {
 	level := p.Main["compatibility_level"]
 	return s.chroot == "y" || s.chroot == "-" && (level == "" || level == "0")
@@ -230,7 +235,8 @@ func splitList(value string) []string {
 	return list
 }
 
-// bracedList divides "{ unix:sendas/milter, default_action=accept }" into its parts; a value without braces is one part.
+// bracedList divides "{ unix:sendas/milter, default_action=accept }" into its parts; a value
+// without braces is one part.
 func bracedList(item string) []string {
 	if inner, ok := strings.CutPrefix(item, "{"); ok {
 		return splitList(strings.TrimSuffix(inner, "}"))
@@ -248,7 +254,8 @@ func shownValue(v string) string {
 	return secretTables.ReplaceAllString(v, "$1:REDACTED")
 }
 
-// knows tells whether this version of Postfix has a parameter of that name. One that only stands in main.cf is called unused.
+// knows reports whether this version of Postfix has a parameter of that name. One that only stands
+// in main.cf is called unused.
 func (p *Setup) knows(name string) bool {
 	_, known := p.raw[name]
 	return known && !slices.Contains(p.unused, name)

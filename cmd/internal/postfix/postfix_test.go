@@ -21,8 +21,8 @@ import (
 	"github.com/sendas/sendas/cmd/internal/postfix/postfixtest"
 )
 
-// shown is what "sendas postfix show FILE" prints for a configuration on the ordinary instance. Sockets and trust anchors are where
-// they are on Debian.
+// shown is what "sendas postfix show FILE" prints for a configuration on the ordinary instance.
+// Sockets and trust anchors are where they are on Debian.
 func shown(t *testing.T, yaml, file string) string {
 	t.Helper()
 	j, _ := testJob(t)
@@ -81,8 +81,9 @@ func upgraded(run Runner) Runner {
 	}
 }
 
-// A host enabled sendas before Postfix was upgraded to one that a header can talk out of TLS: the doctor fails, what it says to type
-// mends that, and so does the next enable. What the older one does not know is never written, and disable takes it back.
+// A host enabled sendas before Postfix was upgraded to one that a header can talk out of TLS: the
+// doctor fails, what it says to type mends that, and so does the next enable. What the older one
+// does not know is never written, and disable takes it back.
 func TestPostfixUpgraded(t *testing.T) {
 	j, before := testJob(t)
 	const setting = "tls_required_enable = no\n"
@@ -164,7 +165,8 @@ func typeCure(t *testing.T, d *look, id string) {
 	}
 }
 
-// A Postfix that does not take the new files has the old ones back, and the state file is what it was.
+// A Postfix that does not take the new files has the old ones back, and the state file is what it
+// was.
 func TestPostfixRestores(t *testing.T) {
 	for _, tc := range []struct {
 		name    string
@@ -469,7 +471,8 @@ func TestReadMainCF(t *testing.T) {
 	}
 }
 
-// The table of the token service in smtp_generic_maps is ours; that of somebody else is never replaced.
+// The table of the token service in smtp_generic_maps is ours; that of somebody else is never
+// replaced.
 func TestPostfixGeneric(t *testing.T) {
 	yaml := strings.Replace(configtest.SmallConfig, "domains: [contoso.com]", "domains: [contoso.com]\n  external_recipients: auto\n  licenses: 100", 1)
 	for _, tc := range []struct{ value, shape, want string }{

@@ -23,29 +23,33 @@ const (
 	inQueue                  // main.cf, under a name that begins with the transport's
 )
 
-// A settingRow is what one parameter of Postfix should be, and why. docs/by-hand.md gives the values.
+// A settingRow is what one parameter of Postfix should be, and why. docs/by-hand.md gives the
+// values.
 type settingRow struct {
 	name  string // after the transport's name for inQueue
 	id    string // "" is the name; another one where two rows look at one parameter
 	place place
 	// want is what to write; {…} stands for what setting.fill knows.
 	want string
-	// judge is for a value that is not written exactly like want; nil means that there is no other good one.
+	// judge is for a value that is not written exactly like want; nil means that there is no other
+	// good one.
 	judge  func(value string, p *Setup) finding.Status
 	strict bool           // judge looks at want too
 	level  finding.Status // of what is not good; judge may say something else
-	// when tells whether the row is of use here; nil is always.
+	// when reports whether the row is of use here; nil is always.
 	when  func(*Setup) bool
 	means string
 	do    string // "" is the command that writes want
 	first string // a parameter that the command has to write before this one, as its own row wants it
 
-	// why is the comment with which "sendas postfix" writes the row; it writes none that has no such comment.
+	// why is the comment with which "sendas postfix" writes the row; it writes none that has no
+	// such comment.
 	why   string
 	write writing
-	// offer tells whether "sendas postfix" writes the row here; nil is when.
+	// offer reports whether "sendas postfix" writes the row here; nil is when.
 	offer func(*Setup) bool
-	// merge puts want into a list that others wrote too, and returns what it has put there; nil replaces the value.
+	// merge puts want into a list that others wrote too, and returns what it has put there; nil
+	// replaces the value.
 	merge func(p *Setup, raw, want string) (value, added string)
 }
 
@@ -339,7 +343,8 @@ func (p *Setup) checkSettings(s finding.Section) {
 	}
 }
 
-// checkSetting looks at one parameter wherever it counts. Services that see main.cf's value share a line.
+// checkSetting looks at one parameter wherever it counts. Services that see main.cf's value share a
+// line.
 func (p *Setup) checkSetting(s finding.Section, r *settingRow) {
 	switch r.place {
 	case inMain:
@@ -375,7 +380,8 @@ func (p *Setup) checkSetting(s finding.Section, r *settingRow) {
 	}
 }
 
-// queues returns the transports whose queues matter: the one that submission is known by, where it is among them.
+// queues returns the transports whose queues matter: the one that submission is known by, where it
+// is among them.
 func (p *Setup) queues() []*entry {
 	for i, v := range p.Transports {
 		if v.name == p.submission() {
@@ -423,7 +429,8 @@ func settingNamed(name string) *settingRow {
 	return &settings[i]
 }
 
-// ways returns the transports by which mail leaves for Microsoft: those that ask for a credential, and those of the other routes.
+// ways returns the transports by which mail leaves for Microsoft: those that ask for a credential,
+// and those of the other routes.
 func (p *Setup) ways() []*entry {
 	list := slices.Clone(p.Transports)
 	if p.Config.Policy == nil {
@@ -437,14 +444,16 @@ func (p *Setup) ways() []*entry {
 	return list
 }
 
-// judgeTLSRequired accepts what main.cf says for other mail where each way of ours says no for itself: smtp(8) then obeys its own.
+// judgeTLSRequired accepts what main.cf says for other mail where each way of ours says no for
+// itself: smtp(8) then obeys its own.
 func judgeTLSRequired(value string, p *Setup) finding.Status {
 	ways := p.ways()
 	open := slices.ContainsFunc(ways, func(v *entry) bool { return !strings.EqualFold(v.overrides["tls_required_enable"], "no") })
 	return okIf(strings.EqualFold(value, "no") || len(ways) > 0 && !open)
 }
 
-// milterPlace returns where in a list of milters sendas stands and what is said of it there; -1 is nowhere.
+// milterPlace returns where in a list of milters sendas stands and what is said of it there; -1 is
+// nowhere.
 func (p *Setup) milterPlace(value string) (place int, options []string) {
 	for i, item := range splitList(value) {
 		if parts := bracedList(item); len(parts) > 0 && p.sameSocket(parts[0], p.Config.Milter.Listen) {
@@ -454,7 +463,8 @@ func (p *Setup) milterPlace(value string) (place int, options []string) {
 	return -1, nil
 }
 
-// judgeMilters accepts a list with sendas in it, unless its own default_action lets mail pass without it.
+// judgeMilters accepts a list with sendas in it, unless its own default_action lets mail pass
+// without it.
 func judgeMilters(value string, p *Setup) finding.Status {
 	place, options := p.milterPlace(value)
 	lax := slices.ContainsFunc(options, func(o string) bool { // name=value, or { name = value }
@@ -464,11 +474,13 @@ func judgeMilters(value string, p *Setup) finding.Status {
 	return okIf(place >= 0 && !lax)
 }
 
-// keepsMail tells whether mail waits at the client with that action of a milter's. Since 3.11, and in later patches of 3.10, shutdown
-// is Postfix's default: it answers 421 where tempfail answers 451, and hangs up.
+// keepsMail reports whether mail waits at the client with that action of a milter's. Since 3.11,
+// and in later patches of 3.10, shutdown is Postfix's default: it answers 421 where tempfail
+// answers 451, and hangs up.
 func keepsMail(action string) bool { return action == "tempfail" || action == "shutdown" }
 
-// judgeDefaultAction accepts any action where sendas has one of its own in both lists: for a filter of spam another one may be right.
+// judgeDefaultAction accepts any action where sendas has one of its own in both lists: for a filter
+// of spam another one may be right.
 func judgeDefaultAction(value string, p *Setup) finding.Status {
 	own := func(name string) bool {
 		_, options := p.milterPlace(p.Main[name])
@@ -492,7 +504,8 @@ func hasOtherMilters(p *Setup) bool {
 	return place >= 0 && len(splitList(p.Main["smtpd_milters"])) > 1
 }
 
-// wantsPolicy tells whether some client depends on the policy service. A sender can choose a connector without it.
+// wantsPolicy reports whether some client depends on the policy service. A sender can choose a
+// connector without it.
 func wantsPolicy(p *Setup) bool {
 	if p.Config.Policy == nil || p.Config.Milter.PolicyListen == "" {
 		return false
@@ -503,7 +516,7 @@ func wantsPolicy(p *Setup) bool {
 
 func wantsRouteMap(p *Setup) bool { return clientRoute(p, policy.Direct) }
 
-// clientRoute tells whether a client takes a route of the type.
+// clientRoute reports whether a client takes a route of the type.
 func clientRoute(p *Setup, kind policy.RouteType) bool {
 	if p.Config.Policy == nil {
 		return false
@@ -518,7 +531,8 @@ func wantsCertificates(p *Setup) bool {
 	return slices.ContainsFunc(p.Config.Clients, func(c config.Client) bool { return len(c.Subjects)+len(c.Fingerprints) > 0 })
 }
 
-// policyPlace returns where in a list of restrictions the policy service of sendas stands, and where a permission ends it; -1 is nowhere.
+// policyPlace returns where in a list of restrictions the policy service of sendas stands, and
+// where a permission ends it; -1 is nowhere.
 func (p *Setup) policyPlace(value string) (asked, ended int) {
 	asked, ended = -1, -1
 	list := splitList(value)
@@ -545,22 +559,23 @@ func judgePolicy(value string, p *Setup) finding.Status {
 	return okIf(asked >= 0 && (ended < 0 || asked < ended))
 }
 
-// judgeRelay accepts what Postfix itself accepts as a guard (smtpd_relay_restrictions of postconf(5)).
+// judgeRelay accepts what Postfix itself accepts as a guard (smtpd_relay_restrictions of
+// postconf(5)).
 func judgeRelay(value string, p *Setup) finding.Status {
 	guards := []string{"reject", "reject_unauth_destination", "defer", "defer_if_permit", "defer_unauth_destination"}
 	list := slices.Concat(splitList(value), splitList(p.Main["smtpd_recipient_restrictions"]))
 	return okIf(slices.ContainsFunc(list, func(w string) bool { return slices.Contains(guards, w) }))
 }
 
-// onlySendas tells whether all tables are those of sendas.
+// onlySendas reports whether all tables are those of sendas.
 func (p *Setup) onlySendas(tables string) bool {
 	return !slices.ContainsFunc(splitList(tables), func(t string) bool {
 		return !strings.HasPrefix(t, "socketmap:") && judgeOwnTable(t, p) != finding.OK
 	})
 }
 
-// judgeRelayhost accepts what leads to the same server: another way to write the port, or a table of sendas that
-// chooses transport and next-hop by the sender.
+// judgeRelayhost accepts what leads to the same server: another way to write the port, or a table
+// of sendas that chooses transport and next-hop by the sender.
 func judgeRelayhost(value string, p *Setup) finding.Status {
 	if p.asksFor(p.Main["sender_dependent_default_transport_maps"], "transport") {
 		return finding.OK
@@ -600,7 +615,8 @@ func judgeSocketmap(name string) func(string, *Setup) finding.Status {
 	}
 }
 
-// countsExternal tells whether external recipients are limited, so that it matters who the recipients are.
+// countsExternal reports whether external recipients are limited, so that it matters who the
+// recipients are.
 func countsExternal(p *Setup) bool { return p.Config.Tenant.LimitsExternal() }
 
 // judgeFilter accepts a way out of sendas' as the filter (docs/routes.md).

@@ -18,8 +18,9 @@ import (
 	"github.com/sendas/sendas/internal/safefile"
 )
 
-// StateFolder holds a file for each instance of Postfix. It is root's alone: main.cf may hold passwords, and what stands
-// here is written into Postfix's configuration. So it lies in no folder of a service's user.
+// StateFolder holds a file for each instance of Postfix. It is root's alone: main.cf may hold
+// passwords, and what stands here is written into Postfix's configuration. So it lies in no folder
+// of a service's user.
 const StateFolder = "/var/lib/sendas-postfix"
 
 // maxState bounds a state file, in bytes.
@@ -47,7 +48,8 @@ func stateName(instance, dir string) string {
 	return cmp.Or(strings.ReplaceAll(strings.Trim(dir, "/"), "/", "-"), "root") + ".json"
 }
 
-// loadState reads a state file; nil is none. Its content becomes Postfix's configuration, so nobody else may have written it.
+// loadState reads a state file; nil is none. Its content becomes Postfix's configuration, so nobody
+// else may have written it.
 func loadState(path, dir string) (*state, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -82,7 +84,7 @@ func loadState(path, dir string) (*state, error) {
 	return st, nil
 }
 
-// ownedAlone tells whether nobody but this user can change a file.
+// ownedAlone reports whether nobody but this user can change a file.
 func ownedAlone(info fs.FileInfo) bool {
 	return safefile.OwnerOf(info).UID == os.Geteuid() && info.Mode().Perm()&0o022 == 0
 }
@@ -108,8 +110,9 @@ func saveState(path string, st *state) error {
 	return safefile.Write(path, append(data, '\n'), safefile.Options{Temp: ".state-*"})
 }
 
-// undo returns the files as they would be without sendas: byte for byte what they were where nobody else has changed them since, else
-// setting by setting. kept says what stays because the administrator has changed it.
+// undo returns the files as they would be without sendas: byte for byte what they were where nobody
+// else has changed them since, else setting by setting. kept says what stays because the
+// administrator has changed it.
 func (i *instance) undo(ctx context.Context, st *state, now files) (base files, kept []string, err error) {
 	base = files{mainCF: now[mainCF], masterCF: now[masterCF]}
 	if st == nil {
@@ -169,7 +172,8 @@ func (s *stage) takeBack(ctx context.Context, st *state, files map[string]bool) 
 	return kept, nil
 }
 
-// former returns what a setting should be without us; set is false where it should not be there. said tells a person what stays.
+// former returns what a setting should be without us; set is false where it should not be there.
+// said tells a person what stays.
 func (c *change) former(v *values) (value string, set bool, said string) {
 	now, is := v.get(c)
 	if is && sameValue(now, c.Now) {

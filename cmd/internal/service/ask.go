@@ -46,8 +46,8 @@ func Fetch(ctx context.Context, client *http.Client, addr, path string) ([]byte,
 	return body, nil
 }
 
-// Dialable makes of an address to listen on one to connect to: where a service listens on all addresses, it is
-// asked on this machine.
+// Dialable makes of an address to listen on one to connect to: where a service listens on all
+// addresses, it is asked on this machine.
 func Dialable(addr string) string {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {

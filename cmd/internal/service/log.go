@@ -12,8 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// NewLog makes the log of a service: one line an event on stderr. Lines for the journal carry no time, since it has a
-// clock of its own, but the priority that "journalctl -p warning" and rsyslog sort by (sd-daemon(3)).
+// NewLog makes the log of a service: one line an event on stderr. Lines for the journal carry no
+// time, since it has a clock of its own, but the priority that "journalctl -p warning" and rsyslog
+// sort by (sd-daemon(3)).
 func NewLog(w io.Writer, verbose bool) *slog.Logger {
 	o := &slog.HandlerOptions{Level: slog.LevelInfo}
 	if verbose {
@@ -31,8 +32,9 @@ func NewLog(w io.Writer, verbose bool) *slog.Logger {
 	return slog.New(newJournalHandler(w, o))
 }
 
-// isJournal tells whether what is written there goes to systemd's journal: JOURNAL_STREAM names the device and the
-// inode of stdout or stderr (systemd.exec(5)). A process that inherits the variable may write somewhere else.
+// isJournal reports whether what is written there goes to systemd's journal: JOURNAL_STREAM names
+// the device and the inode of stdout or stderr (systemd.exec(5)). A process that inherits the
+// variable may write somewhere else.
 func isJournal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	if !ok {
@@ -107,7 +109,8 @@ func (h *journalHandler) WithGroup(name string) slog.Handler {
 	return &journalHandler{h.Handler.WithGroup(name), h.out}
 }
 
-// ErrorText gives the lines of an error that ends the program their priority, where the journal reads them.
+// ErrorText gives the lines of an error that ends the program their priority, where the journal
+// reads them.
 func ErrorText(w io.Writer, text []byte) []byte {
 	if !isJournal(w) {
 		return text

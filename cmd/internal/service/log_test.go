@@ -79,7 +79,8 @@ func TestJournalLinesStayWhole(t *testing.T) {
 	}
 }
 
-// TestNoJournal: a process that inherits JOURNAL_STREAM and writes somewhere else writes as everywhere.
+// TestNoJournal: a process that inherits JOURNAL_STREAM and writes somewhere else writes as
+// everywhere.
 func TestNoJournal(t *testing.T) {
 	journal(t)
 	other, err := os.Create(filepath.Join(t.TempDir(), "other"))

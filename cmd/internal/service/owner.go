@@ -15,7 +15,8 @@ import (
 // TokenUser is who the unit runs the token service as.
 const TokenUser = "sendas-token"
 
-// WrongOwner says what to do about a file that the user cannot read; "" where it can, or where there is no such user.
+// WrongOwner says what to do about a file that the user cannot read; "" where it can, or where
+// there is no such user.
 func WrongOwner(file, name string) string {
 	u, err := user.Lookup(name)
 	if err != nil {
@@ -55,12 +56,14 @@ func AccountIDs(name string) (uid uint32, gids []uint32, err error) {
 	return uint32(id), gids, nil
 }
 
-// MayEnter tells whether a user may reach what lies in a folder; MayRead is the same for reading a file.
+// MayEnter reports whether a user may reach what lies in a folder; MayRead is the same for reading
+// a file.
 func MayEnter(info os.FileInfo, uid uint32, gids []uint32) bool { return permits(info, uid, gids, 1) }
 
 func MayRead(info os.FileInfo, uid uint32, gids []uint32) bool { return permits(info, uid, gids, 4) }
 
-// permits tells whether the mode grants a user the bit, as open(2) decides: the owner's bits count for the owner alone.
+// permits reports whether the mode grants a user the bit, as open(2) decides: the owner's bits
+// count for the owner alone.
 func permits(info os.FileInfo, uid uint32, gids []uint32, bit os.FileMode) bool {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	mode := info.Mode().Perm()

@@ -11,9 +11,11 @@ import (
 	"github.com/sendas/sendas/internal/serve"
 )
 
-// OnlyFrom lets root and the users of token.peers connect to a unix socket, as Postfix's daemons do: what they tell of a client (its
-// address, its certificate) is believed, and counted against the client's limits. Connections over TCP are not looked at; nor can they be in a
-// user namespace (PrivateUsers= of systemd), where every other user has the same id: there the mode of the socket decides.
+// OnlyFrom lets root and the users of token.peers connect to a unix socket, as Postfix's daemons
+// do: what they tell of a client (its address, its certificate) is believed, and counted against
+// the client's limits. Connections over TCP are not looked at; nor can they be in a user namespace
+// (PrivateUsers= of systemd), where every other user has the same id: there the mode of the socket
+// decides.
 func OnlyFrom(ln net.Listener, c *config.Site, log *slog.Logger) (net.Listener, error) {
 	if ln.Addr().Network() != "unix" || inUserNamespace() {
 		return ln, nil
@@ -25,7 +27,8 @@ func OnlyFrom(ln net.Listener, c *config.Site, log *slog.Logger) (net.Listener, 
 	return &peerListener{Listener: ln, users: append(users, 0), log: log}, nil
 }
 
-// inUserNamespace tells whether this process sees other users' ids as they are (user_namespaces(7)).
+// inUserNamespace reports whether this process sees other users' ids as they are
+// (user_namespaces(7)).
 func inUserNamespace() bool {
 	b, err := os.ReadFile("/proc/self/uid_map")
 	return err == nil && !slices.EqualFunc(bytes.Fields(b), []string{"0", "0", "4294967295"}, func(a []byte, b string) bool { return string(a) == b })

@@ -1,6 +1,6 @@
-// Package service is what both services share: sockets of their own or of systemd's (sd_listen_fds(3)),
-// figures and health over HTTP, a configuration that is loaded again at SIGHUP, the log, and how to ask a
-// service on this host.
+// Package service is what both services share: sockets of their own or of systemd's
+// (sd_listen_fds(3)), figures and health over HTTP, a configuration that is loaded again at SIGHUP,
+// the log, and how to ask a service on this host.
 package service
 
 import (
@@ -35,7 +35,8 @@ const StopTime = 25 * time.Second
 // activated returns systemd's sockets by name. They can be taken from the environment only once.
 var activated = sync.OnceValues(activation.ListenersWithNames)
 
-// Kept tells whether systemd holds the socket of that name, so that nobody is refused between two processes.
+// Kept reports whether systemd holds the socket of that name, so that nobody is refused between two
+// processes.
 func Kept(name string) bool {
 	named, err := activated()
 	return err == nil && len(named[name]) > 0 && named[name][0] != nil
@@ -91,7 +92,8 @@ func listenUnix(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// NewRegistry makes the registry of a service, with what every service shows of itself; version is the program's.
+// NewRegistry makes the registry of a service, with what every service shows of itself; version is
+// the program's.
 func NewRegistry(version string) (*prometheus.Registry, prometheus.Gauge, prometheus.Gauge) {
 	reg := prometheus.NewRegistry()
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "sendas_build_info", Help: "1, labelled by version."}, []string{"version"})
@@ -106,8 +108,8 @@ func NewRegistry(version string) (*prometheus.Registry, prometheus.Gauge, promet
 	return reg, ok, at
 }
 
-// ServeHTTP serves figures until ctx ends. ready says why the service is not ready; more is served besides, by
-// pattern.
+// ServeHTTP serves figures until ctx ends. ready says why the service is not ready; more is served
+// besides, by pattern.
 func ServeHTTP(ctx context.Context, addr string, reg *prometheus.Registry, ready func() error, more map[string]http.Handler, log *slog.Logger) error {
 	if addr == "" {
 		return nil

@@ -23,7 +23,8 @@ type canvas struct {
 	color      bool
 }
 
-// draw returns the lines of the picture: no more than there are rows, none wider than there are columns. It is pure.
+// draw returns the lines of the picture: no more than there are rows, none wider than there are
+// columns. It is pure.
 func (v *view) draw(c canvas) []string {
 	lines := []string{
 		c.clip("sendas  " + v.time.Format(time.DateTime) + "  (Ctrl-C ends)"),
@@ -184,7 +185,8 @@ func credentialTrouble(x *lease.CredentialStatus, now time.Time) (notes []pageNo
 	return notes
 }
 
-// mailboxPanel has a line for each mailbox, and below it why it is paused and what its last answer means.
+// mailboxPanel has a line for each mailbox, and below it why it is paused and what its last answer
+// means.
 func mailboxPanel(c canvas, s *lease.Status, crowded bool) panel {
 	t := table{c: c, columns: []column{{head: "mailbox", keep: 9}, {head: "messages", keep: 8, bar: true}, {head: "recipients", keep: 6, bar: true},
 		{head: "leases", keep: 5}, {head: "waiting", keep: 7}, {head: "last answer", keep: 4}}}
@@ -280,8 +282,8 @@ func clientCells(name string, limits []milter.LimitStatus, n *milter.Counts) []t
 	return cells
 }
 
-// A table lays cells out in columns: where there is not room for all, those with the lowest keep go first, and bars take
-// what is left.
+// A table lays cells out in columns: where there is not room for all, those with the lowest keep go
+// first, and bars take what is left.
 type table struct {
 	c       canvas
 	columns []column
@@ -427,7 +429,8 @@ func (c canvas) note(n pageNote) (lines []string) {
 	return lines
 }
 
-// split returns as much of a text as there is room for, up to a blank if there is one, and the rest.
+// split returns as much of a text as there is room for, up to a blank if there is one, and the
+// rest.
 func split(text string, room int) (line, rest string) {
 	if textWidth(text) <= room {
 		return text, ""
@@ -442,7 +445,8 @@ func split(text string, room int) (line, rest string) {
 // eighths are the parts of a block, from an eighth to seven.
 var eighths = []string{"▏", "▎", "▍", "▌", "▋", "▊", "▉"}
 
-// bar draws how much is used. What is used shows at least a little, and the bar is full only when nothing is left.
+// bar draws how much is used. What is used shows at least a little, and the bar is full only when
+// nothing is left.
 func (c canvas) bar(x tableCell, n int) string {
 	if !x.bar {
 		return strings.Repeat(" ", n)
@@ -473,7 +477,8 @@ func (c canvas) bar(x tableCell, n int) string {
 // painted returns a line in the colour of a level.
 func (c canvas) painted(level, text string) string { return c.paint(level, c.clip(text)) }
 
-// paint colours a text (ECMA-48, SGR): what needs somebody is red, what passes is yellow. Both are words too.
+// paint colours a text (ECMA-48, SGR): what needs somebody is red, what passes is yellow. Both are
+// words too.
 func (c canvas) paint(level, text string) string {
 	codes := map[string]string{warm: "33", hot: "1;31"}
 	if !c.color || level == calm || text == "" {

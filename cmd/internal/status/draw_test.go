@@ -81,7 +81,8 @@ func (v *view) crowd(n int) *view {
 	return v
 }
 
-// TestDraw compares pictures with the files of testdata/status, and holds every picture to its canvas.
+// TestDraw compares pictures with the files of testdata/status, and holds every picture to its
+// canvas.
 func TestDraw(t *testing.T) {
 	down := fictitious()
 	down.token, down.tokenErr, down.milter, down.milterErr = nil, errors.New("connect: connection refused"), nil, errors.New("connect: connection refused")

@@ -51,8 +51,8 @@ func sourceHash(text string) string {
 	return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
 }
 
-// A pageView is what the page of a service shows. All texts are put together here, so that the page is the same with and
-// without JavaScript; html/template escapes them.
+// A pageView is what the page of a service shows. All texts are put together here, so that the page
+// is the same with and without JavaScript; html/template escapes them.
 type pageView struct {
 	Service, Version string
 	Title            string
@@ -121,8 +121,9 @@ func pageHandler(version string, page func(context.Context, *http.Request) *page
 	})
 }
 
-// ownHost answers only who names this host as the configuration or every host does. A page of the internet whose name was made to
-// point to 127.0.0.1 (DNS rebinding) would read what stands here: it comes with a name of its own.
+// ownHost answers only who names this host as the configuration or every host does. A page of the
+// internet whose name was made to point to 127.0.0.1 (DNS rebinding) would read what stands here:
+// it comes with a name of its own.
 func ownHost(addr string, h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !isOwnHost(addr, r.Host) {
@@ -134,8 +135,8 @@ func ownHost(addr string, h http.Handler) http.Handler {
 	})
 }
 
-// isOwnHost tells whether a Host field names this service, which listens at addr. The port does not matter: it may be
-// forwarded (ssh -L).
+// isOwnHost reports whether a Host field names this service, which listens at addr. The port does
+// not matter: it may be forwarded (ssh -L).
 func isOwnHost(addr, asked string) bool {
 	host := hostOf(asked)
 	configured := hostOf(addr)
@@ -168,14 +169,15 @@ func hostOf(s string) string {
 	return strings.TrimSuffix(strings.TrimPrefix(s, "["), "]")
 }
 
-// isWildcard tells whether listening there is listening on all addresses.
+// isWildcard reports whether listening there is listening on all addresses.
 func isWildcard(host string) bool {
 	a, err := netip.ParseAddr(host)
 	return host == "" || err == nil && a.IsUnspecified()
 }
 
-// otherURL returns the address of the other service's page for one who reached this one as asked: by the same name where both
-// listen on the same host, or the other on all addresses. It is "" where the other has none.
+// otherURL returns the address of the other service's page for one who reached this one as asked:
+// by the same name where both listen on the same host, or the other on all addresses. It is ""
+// where the other has none.
 func otherURL(own, other, asked string) string {
 	if other == "" {
 		return ""

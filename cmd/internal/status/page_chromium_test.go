@@ -36,7 +36,8 @@ type browser struct {
 	trouble []string   // errors on the console
 }
 
-// newBrowser starts Chromium. It cannot make its own sandbox as root, and shows nothing but this test's pages.
+// newBrowser starts Chromium. It cannot make its own sandbox as root, and shows nothing but this
+// test's pages.
 func newBrowser(t *testing.T) *browser {
 	t.Helper()
 	o := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]), chromedp.ExecPath("chromium"), chromedp.NoSandbox, chromedp.UserDataDir(t.TempDir()),
@@ -109,7 +110,8 @@ func eval[T any](b *browser, expression string) T {
 	return result(b, chromedp.Evaluate[T](expression))
 }
 
-// until waits until an expression is true. While a page loads there is nothing to ask, which is no error.
+// until waits until an expression is true. While a page loads there is nothing to ask, which is no
+// error.
 func (b *browser) until(expression string) {
 	b.t.Helper()
 	for end := time.Now().Add(3 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
@@ -163,7 +165,8 @@ func (b *browser) picture(name string) {
 	}
 }
 
-// faint returns the texts that are hard to read on what is behind them: below a contrast of 4.5 (WCAG 2.2, success criterion 1.4.3).
+// faint returns the texts that are hard to read on what is behind them: below a contrast of 4.5
+// (WCAG 2.2, success criterion 1.4.3).
 const faint = `(() => {
   const parse = (c) => { const m = c.match(/[\d.]+/g).map(Number); return m.length > 3 ? m : [...m, 1]; };
   const light = (c) => { const l = c.slice(0, 3).map((v) => { v /= 255; return v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; }); return .2126 * l[0] + .7152 * l[1] + .0722 * l[2]; };
@@ -295,8 +298,8 @@ func TestPageInChromium(t *testing.T) {
 // now makes the page look at once.
 const now = `document.dispatchEvent(new Event("visibilitychange"))`
 
-// away: a service that ends is noticed, and so is its coming back, as it was or of another version. The browser complains of what is meant to go
-// wrong here, so nothing is quiet afterwards.
+// away: a service that ends is noticed, and so is its coming back, as it was or of another version.
+// The browser complains of what is meant to go wrong here, so nothing is quiet afterwards.
 func (b *browser) away(t *testing.T, site *httptest.Server, service *show) {
 	t.Helper()
 	host := listensAt(site)

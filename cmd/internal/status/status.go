@@ -1,6 +1,6 @@
 // Package status shows what the services say of themselves: as text, as a picture that moves in a
-// terminal, as JSON, and as the page that each service serves. A service that does not answer is said to be
-// down, never left out.
+// terminal, as JSON, and as the page that each service serves. A service that does not answer is
+// said to be down, never left out.
 package status
 
 import (
@@ -160,8 +160,8 @@ func (v *view) all(asJSON bool) string {
 	return v.text()
 }
 
-// json returns the token service's answer, byte for byte but for the keys that are added at its end: milter and, where the
-// service is down and there is no answer, token.
+// json returns the token service's answer, byte for byte but for the keys that are added at its
+// end: milter and, where the service is down and there is no answer, token.
 func (v *view) json() []byte {
 	m := serviceHealthOf(v.milterAt, v.milterErr)
 	m.Status = v.milterRaw
@@ -179,8 +179,8 @@ func (v *view) json() []byte {
 	return append(append(have, more[1:]...), '\n')
 }
 
-// text returns the view for a person. Somebody else might listen where a service should, so nothing of it reaches
-// the terminal that could steer it.
+// text returns the view for a person. Somebody else might listen where a service should, so nothing
+// of it reaches the terminal that could steer it.
 func (v *view) text() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s\n", v.time.Format(time.DateTime))
@@ -320,8 +320,8 @@ func signInWords(credential string, s *lease.SignInStatus, now time.Time) string
 // groupWords says whose recipients a group counts.
 var groupWords = map[string]string{lease.GroupExternal: "the tenant", lease.GroupOnMicrosoft: "onmicrosoft.com senders"}
 
-// writeMailboxes prints the table of mailboxes, and below it why some are paused, and what the last verdicts
-// mean that were not "accepted".
+// writeMailboxes prints the table of mailboxes, and below it why some are paused, and what the last
+// verdicts mean that were not "accepted".
 func writeMailboxes(w io.Writer, s *lease.Status) {
 	fmt.Fprintln(w)
 	if s.LedgerError != nil {
@@ -355,7 +355,8 @@ func writeMailboxes(w io.Writer, s *lease.Status) {
 	}
 }
 
-// writeClients prints the table of clients: what became of their mail since the start, and their limits.
+// writeClients prints the table of clients: what became of their mail since the start, and their
+// limits.
 func writeClients(w io.Writer, s *milter.Status) {
 	fmt.Fprintln(w)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)

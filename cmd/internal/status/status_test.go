@@ -42,7 +42,8 @@ token: {http: "%s"}
 // listensAt is what a test server listens on.
 func listensAt(s *httptest.Server) string { return s.Listener.Addr().String() }
 
-// statusOf returns a command on a configuration with these services; "" is off. It writes to stdout.
+// statusOf returns a command on a configuration with these services; "" is off. It writes to
+// stdout.
 func statusOf(t *testing.T, authority, milterAt, tokenAt string) (c *Command, stdout *bytes.Buffer) {
 	t.Helper()
 	off := func(s string) string {

@@ -89,7 +89,7 @@ type clientView struct {
 	NoLimits string // in place of limits
 }
 
-// wantsAll tells whether the reader asked for all rows.
+// wantsAll reports whether the reader asked for all rows.
 func wantsAll(r *http.Request) bool { return r.URL.Query().Get("all") != "" }
 
 // serviceState says in one line how the service is.
@@ -209,7 +209,8 @@ func firstOf[T any](list []T, n int) ([]T, int) {
 	return list[:n], len(list) - n
 }
 
-// mailboxesInOrder returns mailboxes in the order of the configuration or, where there is not room for all, those with most to do first.
+// mailboxesInOrder returns mailboxes in the order of the configuration or, where there is not room
+// for all, those with most to do first.
 func mailboxesInOrder(list []lease.MailboxStatus, crowded bool) []*lease.MailboxStatus {
 	sorted := pointers(list)
 	if crowded {
@@ -329,7 +330,8 @@ func clock(t, now time.Time) string {
 	return t.Format("2006-01-02 15:04")
 }
 
-// answerLevel tells temporary answers, after which Postfix tries again, from those that need somebody.
+// answerLevel tells temporary answers, after which Postfix tries again, from those that need
+// somebody.
 func answerLevel(c lease.ReplyClass) string {
 	switch c {
 	case lease.ClassAccepted:
@@ -405,7 +407,8 @@ func credentialFacts(c *lease.CredentialStatus, now time.Time) (list []pageFact)
 	return list
 }
 
-// soon is when the end of a certificate, a secret or a sign-in is near: time to get a new one approved.
+// soon is when the end of a certificate, a secret or a sign-in is near: time to get a new one
+// approved.
 const soon = 30 * 24 * time.Hour
 
 func proofLevel(p *lease.ProofStatus, now time.Time) string {

@@ -14,8 +14,9 @@ import (
 // WatchEvery is how often --watch looks.
 const WatchEvery = 2 * time.Second
 
-// What a terminal is told (ECMA-48, and DEC's private modes as xterm documents them). The picture has a screen of its own, so that
-// what stood there before is there again afterwards; the cursor is not shown, or it would jump about.
+// What a terminal is told (ECMA-48, and DEC's private modes as xterm documents them). The picture
+// has a screen of its own, so that what stood there before is there again afterwards; the cursor is
+// not shown, or it would jump about.
 const (
 	enterScreen = "\x1b[?1049h\x1b[?25l"
 	leaveScreen = "\x1b[?25h\x1b[?1049l"
@@ -24,8 +25,8 @@ const (
 	eraseBelow  = "\x1b[J"
 )
 
-// watching looks again and again, until ctx ends: on a terminal the picture is drawn over the old one, elsewhere
-// the same text as without --watch is printed each time.
+// watching looks again and again, until ctx ends: on a terminal the picture is drawn over the old
+// one, elsewhere the same text as without --watch is printed each time.
 func (s *Command) watching(ctx context.Context) (err error) {
 	var resized chan os.Signal
 	if canvasOf(s.Stdout).cols > 0 && !s.Json {
@@ -78,13 +79,14 @@ func (s *Command) frame(v *view) string {
 	return v.all(s.Json) + "\n"
 }
 
-// overlay lays lines over the screen: each is written over the old one and its rest erased, so nothing flickers. There is no
-// line break after the last one: in the last row it would scroll.
+// overlay lays lines over the screen: each is written over the old one and its rest erased, so
+// nothing flickers. There is no line break after the last one: in the last row it would scroll.
 func overlay(lines []string) string {
 	return toTop + strings.Join(lines, eraseLine+"\r\n") + eraseLine + eraseBelow
 }
 
-// canvasOf returns what can be drawn there; one without columns if it is no terminal that can move its cursor.
+// canvasOf returns what can be drawn there; one without columns if it is no terminal that can move
+// its cursor.
 func canvasOf(w io.Writer) canvas {
 	cols, rows := terminalSize(w)
 	term := os.Getenv("TERM")
@@ -94,7 +96,8 @@ func canvasOf(w io.Writer) canvas {
 	return canvas{cols: cols, rows: rows, blocks: utf8Locale() && term != "linux", color: os.Getenv("NO_COLOR") == ""}
 }
 
-// utf8Locale tells whether the locale has more than ASCII (locale(7): the first of these that is set decides).
+// utf8Locale reports whether the locale has more than ASCII (locale(7): the first of these that is
+// set decides).
 func utf8Locale() bool {
 	for _, name := range []string{"LC_ALL", "LC_CTYPE", "LANG"} {
 		if v := os.Getenv(name); v != "" {

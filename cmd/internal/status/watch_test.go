@@ -92,7 +92,8 @@ func TestStatusOnceOnTerminal(t *testing.T) {
 	}
 }
 
-// TestStatusOnTerminal: the picture comes and goes without a trace, and follows the size of the window.
+// TestStatusOnTerminal: the picture comes and goes without a trace, and follows the size of the
+// window.
 func TestStatusOnTerminal(t *testing.T) {
 	t.Setenv("TERM", "xterm-256color")
 	t.Setenv("LC_ALL", "de_DE.UTF-8")

@@ -54,8 +54,8 @@ func (k *conn) mechanism(name string) *mechanism {
 	return nil
 }
 
-// basicLogin is the server of LOGIN, for which go-sasl has a client only. Basic authentication is off, so
-// it asks for user and password and takes none.
+// basicLogin is the server of LOGIN, for which go-sasl has a client only. Basic authentication is
+// off, so it asks for user and password and takes none.
 type basicLogin struct{ heard int }
 
 // Next asks for what is still missing.

@@ -22,8 +22,9 @@ type Faults struct {
 	Chances Chances `json:"chances"`
 }
 
-// Chances are troubles of a service that is in trouble: the share of connections or messages that each of them meets, 0 to 1.
-// A seed makes them repeatable, as far as the order of the connections is. The MX endpoint knows those before the final dot.
+// Chances are troubles of a service that is in trouble: the share of connections or messages that
+// each of them meets, 0 to 1. A seed makes them repeatable, as far as the order of the connections
+// is. The MX endpoint knows those before the final dot.
 type Chances struct {
 	Greeting   float64 `json:"greeting"`    // 421 instead of a banner
 	Mail       float64 `json:"mail"`        // 421 at MAIL

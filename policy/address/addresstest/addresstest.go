@@ -1,4 +1,5 @@
-// Package addresstest judges fields that were written, by rules of its own, and has strange ones to begin with.
+// Package addresstest judges fields that were written, by rules of its own, and has strange ones to
+// begin with.
 package addresstest
 
 import "strings"
@@ -19,7 +20,8 @@ var StrangeFields = []string{
 	"=?utf-8?q?B=FC?= =?utf-8?q?ro?= <scan@contoso.com>", "=?ibm273?b?g4WWtYOWlaOWopZLg5aU?= <scan@contoso.com>", "=?x-mfp?q?=FC?= =?utf-8?q?=C3=BC?= <scan@contoso.com>",
 }
 
-// BadField says what is wrong with a field that we write anew: more than BadValue, which also holds for what stays as it is.
+// BadField says what is wrong with a field that we write anew: more than BadValue, which also holds
+// for what stays as it is.
 func BadField(name, value string) string {
 	for i, line := range strings.Split(name+": "+value, "\n") {
 		if n := len(line); n > 78 && strings.Contains(strings.TrimLeft(line, " "), " ") && (i > 0 || strings.Count(line, " ") > 1) {

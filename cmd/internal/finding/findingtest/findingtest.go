@@ -13,7 +13,8 @@ import (
 
 var placeholder = regexp.MustCompile(`\{[a-z_]+\}`)
 
-// WantWhole looks at what holds for every report: ids are there once, what is not good is explained, and all is in lines.
+// WantWhole looks at what holds for every report: ids are there once, what is not good is
+// explained, and all is in lines.
 func WantWhole(t *testing.T, r *finding.Report) {
 	t.Helper()
 	seen := make(map[string]bool)

@@ -59,7 +59,8 @@ milter: {listen: "unix:pf/queue/sendas/milter", policy_listen: "unix:pf/queue/se
 token: {listen: "unix:pf/queue/sendas/credentials"}
 `
 
-// NewInstance makes an instance of Postfix in dir/pf that is never started, and sendas.yaml beside it.
+// NewInstance makes an instance of Postfix in dir/pf that is never started, and sendas.yaml beside
+// it.
 func NewInstance(dir string) error {
 	pf, plugin := filepath.Join(dir, "pf"), filepath.Join(dir, "plugin")
 	err := os.Mkdir(plugin, 0o755)

@@ -1,6 +1,7 @@
-// Pacing measures how much of Microsoft's 30 messages a minute a backlog uses, and whether it ever passes them: by sendas, and by
-// what Postfix can do alone. Everything is on loopback, with real minutes, and goes on at the same time. It prints Markdown, and exits
-// with 0 only if sendas has kept what it promises.
+// Pacing measures how much of Microsoft's 30 messages a minute a backlog uses, and whether it ever
+// passes them: by sendas, and by what Postfix can do alone. Everything is on loopback, with real
+// minutes, and goes on at the same time. It prints Markdown, and exits with 0 only if sendas has
+// kept what it promises.
 package main
 
 import (
@@ -39,8 +40,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return 0
 }
 
-// settings are how long the service takes for its verdicts, and what sendas must use of the allowance then. The most that there is, is
-// 60 s ÷ (60 s + the time from look-up to verdict), 97.2 % for the first: three messages in a thousand are left for chance.
+// settings are how long the service takes for its verdicts, and what sendas must use of the
+// allowance then. The most that there is, is 60 s ÷ (60 s + the time from look-up to verdict), 97.2
+// % for the first: three messages in a thousand are left for chance.
 var settings = []struct {
 	about             string
 	quickest, slowest time.Duration
