@@ -65,8 +65,8 @@ const ReservationLife = 15 * time.Minute
 // Pass the time as time.Now returned it: with its monotonic reading, setting the clock changes
 // nothing.
 type Counts struct {
-	store  Store // nil for none
-	shared *sharedCounts  // nil for none; in place of a store
+	store  Store         // nil for none
+	shared *sharedCounts // nil for none; in place of a store
 	report func(error)
 
 	mu     sync.Mutex // guards what follows, the meters and the reservations; methods in ...Locked need it held
