@@ -111,10 +111,10 @@ func TestDoctorProbes(t *testing.T) {
 		answer []byte
 		want   string // in the error, "" for none
 	}{
-		{"our milter", probeMilter, milterAnswer('O', 0x1f9), ""},
-		{"our milter without macros", probeMilter, milterAnswer('O', 0x0f9), ""},
+		{"our milter", probeMilter, milterAnswer('O', 0x171), ""},
+		{"our milter without macros", probeMilter, milterAnswer('O', 0x071), ""},
 		{"OpenDKIM", probeMilter, milterAnswer('O', 0x11), "another milter"},
-		{"not O", probeMilter, milterAnswer('c', 0x1f9), "another milter"},
+		{"not O", probeMilter, milterAnswer('c', 0x171), "another milter"},
 		{"SMTP", probeMilter, []byte("220 mx ESMTP ready\r\n"), "no milter"},
 		{"huge", probeMilter, []byte{0xff, 0xff, 0xff, 0xff, 'O'}, "no milter"},
 		{"short milter", probeMilter, []byte{0, 0, 0, 13, 'O', 0}, "closed without an answer"},
