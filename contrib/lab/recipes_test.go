@@ -166,10 +166,10 @@ func TestRecipeSAP(t *testing.T) {
 		{name: "a user", addr: "10.1.0.6", mailFrom: "anna@contoso.com", from: "Anna <anna@contoso.com>", to: out,
 			sender: erp, header: "Anna via SAP <erp@contoso.com>", mailbox: erp, rcpt: out, has: map[string]string{"Reply-To": "Anna <anna@contoso.com>"}},
 		{name: "null envelope, permitted", addr: "10.1.0.5", from: "SAPconnect <hr@contoso.com>", to: out,
-			sender: "hr@contoso.com", header: "SAPconnect <hr@contoso.com>", mailbox: erp, rcpt: out,
+			sender: "hr@CONTOSO.COM", header: "SAPconnect <hr@contoso.com>", mailbox: erp, rcpt: out,
 			has: map[string]string{"Auto-Submitted": "auto-replied", "Reply-To": ""}},
 		{name: "null envelope, local address", addr: "10.1.0.5", from: "sapadm@sap01.local", to: out,
-			sender: erp, header: "sapadm via SAP <erp@contoso.com>", mailbox: erp, rcpt: out, has: map[string]string{"Auto-Submitted": "auto-replied"}},
+			sender: "erp@CONTOSO.COM", header: "sapadm via SAP <erp@contoso.com>", mailbox: erp, rcpt: out, has: map[string]string{"Auto-Submitted": "auto-replied"}},
 		{name: "no client", addr: "127.0.0.1", mailFrom: erp, from: erp, to: out, refused: "550 5.7.1 127.0.0.1 is not a known client"},
 	}
 	for i, tc := range cases {
