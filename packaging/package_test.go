@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -90,7 +91,6 @@ func packages(t *testing.T) built {
 var contents = []struct{ mode, owner, path string }{
 	{"-rwxr-xr-x", "root/root", "/usr/bin/sendas"},
 	{"drwxr-x---", "root/sendas", "/etc/sendas"},
-	{"-rw-r-----", "root/sendas", "/etc/sendas/sendas.yaml"},
 	{"-rw-r--r--", "root/root", "/usr/lib/systemd/system/sendas-milter.service"},
 	{"-rw-r--r--", "root/root", "/usr/lib/systemd/system/sendas-milter.socket"},
 	{"-rw-r--r--", "root/root", "/usr/lib/systemd/system/sendas-policy.socket"},
@@ -107,6 +107,7 @@ var contents = []struct{ mode, owner, path string }{
 	{"-rw-r--r--", "root/root", "/usr/share/doc/sendas/changelog.gz"},
 	{"-rw-r--r--", "root/root", "/usr/share/doc/sendas/README.md"},
 	{"-rw-r--r--", "root/root", "/usr/share/doc/sendas/docs/credentials.md"},
+	{"-rw-r--r--", "root/root", "/usr/share/sendas/sendas.yaml"},
 	{"-rw-r--r--", "root/root", "/usr/share/sendas/exchange/Set-SendasApp.ps1"},
 	{"-rw-r--r--", "root/root", "/usr/share/sendas/prometheus/sendas.rules.yml"},
 	{"-rw-r--r--", "root/root", "/usr/share/sendas/grafana/sendas.json"},
@@ -131,8 +132,12 @@ func TestDeb(t *testing.T) {
 	if got := must(t, "dpkg-deb", "-f", b.deb, "Version"); got != testVersion+"-1\n" {
 		t.Errorf("the version is %q", got)
 	}
-	if got := must(t, "dpkg-deb", "-I", b.deb, "conffiles"); got != "/etc/sendas/sendas.yaml\n" {
-		t.Errorf("the configuration files are %q", got)
+	// A conffile is a question at each upgrade that brings another sample.
+	if got := must(t, "dpkg-deb", "--ctrl-tarfile", b.deb); strings.Contains(got, "conffiles") {
+		t.Error("the package has conffiles")
+	}
+	if got, ok := have["/etc/sendas/sendas.yaml"]; ok {
+		t.Errorf("the package holds the administrator's file: %s", got)
 	}
 }
 
@@ -150,8 +155,38 @@ func TestRPM(t *testing.T) {
 			t.Errorf("%s is %q, want %q", c.path, got, want)
 		}
 	}
-	if got := have["/etc/sendas/sendas.yaml"]; !strings.HasSuffix(got, " cn") {
+	if got := have["/etc/sendas/sendas.yaml"]; got != "-rw-r----- root/sendas cn" {
 		t.Errorf("sendas.yaml is %q, want a configuration file that is not replaced", got)
+	}
+}
+
+// Links of the installed pages lead to what is installed too, or to the repository.
+func TestLinksOfPages(t *testing.T) {
+	root := t.TempDir()
+	must(t, "dpkg-deb", "-x", packages(t).deb, root)
+	n := 0
+	err := filepath.WalkDir(filepath.Join(root, "usr/share"), func(name string, _ fs.DirEntry, err error) error {
+		if err != nil || filepath.Ext(name) != ".md" {
+			return err
+		}
+		text, err := os.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		for _, m := range regexp.MustCompile(`\]\(([^)\s]+)\)`).FindAllSubmatch(text, -1) {
+			to, _, _ := strings.Cut(string(m[1]), "#")
+			if to == "" || strings.Contains(to, ":") {
+				continue
+			}
+			n++
+			if _, err := os.Stat(filepath.Join(filepath.Dir(name), to)); err != nil {
+				t.Errorf("%s leads to %s, which is not there", strings.TrimPrefix(name, root), m[1])
+			}
+		}
+		return nil
+	})
+	if err != nil || n < 50 {
+		t.Errorf("%d links were followed: %v", n, err)
 	}
 }
 

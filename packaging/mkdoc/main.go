@@ -1,8 +1,9 @@
-// Mkdoc writes what a Debian package has to have besides the program: its changelog, and the
-// licences of all that the program is linked with.
+// Mkdoc writes what a package has to have besides the program: its changelog, the licences of all
+// that the program is linked with, and pages whose links lead somewhere where they are installed.
 //
 //	mkdoc changelog VERSION < CHANGELOG.md
 //	mkdoc copyright ./cmd/sendas
+//	mkdoc page docs/setup.md
 //
 // SOURCE_DATE_EPOCH is the time of what is not released yet.
 package main
@@ -24,7 +25,7 @@ func main() {
 
 func run(args []string, in io.Reader, out io.Writer) error {
 	if len(args) != 2 {
-		return fmt.Errorf("usage: mkdoc changelog VERSION | mkdoc copyright PACKAGE")
+		return fmt.Errorf("usage: mkdoc changelog VERSION | mkdoc copyright PACKAGE | mkdoc page FILE")
 	}
 	switch args[0] {
 	case "changelog":
@@ -41,6 +42,13 @@ func run(args []string, in io.Reader, out io.Writer) error {
 			return err
 		}
 		_, err = io.WriteString(out, s)
+		return err
+	case "page":
+		text, err := os.ReadFile(args[1])
+		if err != nil {
+			return err
+		}
+		_, err = io.WriteString(out, relink(args[1], string(text)))
 		return err
 	case "copyright":
 		mods, err := linked(args[1])

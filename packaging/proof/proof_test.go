@@ -92,12 +92,28 @@ func TestPackage(t *testing.T) {
 		t.Error(line)
 	}
 
+	t.Log("upgrade from a version whose sendas.yaml was a conffile: no question, and the file stays")
+	conffile := withConffile(d, oldDeb)
+	for _, change := range []string{"", "echo '# ours' >> /etc/sendas/sendas.yaml"} {
+		d.sh("dpkg -i " + conffile + "; " + change)
+		was := d.sh("cat /etc/sendas/sendas.yaml; stat -c '%a %U:%G' /etc/sendas/sendas.yaml")
+		said := d.sh("dpkg -i " + newDeb + " </dev/null")
+		if now := d.sh("cat /etc/sendas/sendas.yaml; stat -c '%a %U:%G' /etc/sendas/sendas.yaml"); now != was || strings.Contains(said, "onfiguration file") {
+			t.Errorf("after the upgrade the configuration is\n%s\nand was\n%s\ndpkg says\n%s", now, was, said)
+		}
+		want(t, "what is installed", d.sh("dpkg-query -W -f '${Status} ${Version}' sendas"), "install ok installed "+newVersion)
+		d.sh("dpkg -P sendas")
+		for _, line := range compare(before, d.files()) {
+			t.Error(line)
+		}
+	}
+
 	t.Log("install beside a configuration that is there already: it is started, and stopped when it goes")
 	calls := d.standIns()
 	d.sh("mkdir /etc/sendas")
 	d.write("/etc/sendas/sendas.yaml", provisioned, 0o644)
 	d.write("/etc/sendas/relay-app.secret", secret, 0o600)
-	d.sh("PATH=/usr/local/bin:$PATH dpkg --force-confold -i " + newDeb)
+	d.sh("PATH=/usr/local/bin:$PATH dpkg -i " + newDeb)
 	const all = " sendas-milter.socket sendas-policy.socket sendas-token.socket sendas-milter.service sendas-token.service\n"
 	want(t, "what systemd is told", calls(), "daemon-reload\nenable --quiet"+all+"start"+all)
 	want(t, "the configuration", d.read("/etc/sendas/sendas.yaml"), provisioned)
@@ -106,6 +122,37 @@ func TestPackage(t *testing.T) {
 	d.noStandIns()
 	for _, line := range compare(before, d.files()) {
 		t.Error(line)
+	}
+}
+
+// TestRPM is the life of the other package, as far as rpm on Debian can tell it: what is there, who
+// may read it, and that what was configured stays.
+func TestRPM(t *testing.T) {
+	if isolate(t) {
+		return
+	}
+	d := newDebian(t, "")
+	d.sh("apt-get install -q -y --no-install-recommends rpm")
+	build(t, d, oldVersion)
+	build(t, d, newVersion)
+	before := d.files()
+	rpm := func(how, version string) string {
+		return d.sh("rpm --nodeps " + how + " /tmp/sendas-" + version + "-1.*.rpm 2>&1")
+	}
+	want(t, "what rpm says", rpm("-i", oldVersion), `edit /etc/sendas/sendas.yaml, type "sendas check"`)
+	checkOwners(t, d)
+	d.write("/etc/sendas/sendas.yaml", provisioned, 0o640)
+	rpm("-U", newVersion)
+	want(t, "the configuration after the upgrade", d.read("/etc/sendas/sendas.yaml"), provisioned)
+	want(t, "the version after the upgrade", d.sh("sendas version"), "sendas "+newVersion+"\n")
+	d.sh("rpm -e sendas")
+	want(t, "the configuration that is kept", d.read("/etc/sendas/sendas.yaml.rpmsave"), provisioned)
+	d.sh(`rm -r /etc/sendas /var/lib/sendas /var/lib/sendas-token /var/spool/postfix/sendas
+		userdel sendas-token; userdel sendas; if getent group sendas >/dev/null; then groupdel sendas; fi`)
+	for _, line := range compare(before, d.files()) {
+		if !strings.HasPrefix(line, "/var/lib/rpm") {
+			t.Error(line)
+		}
 	}
 }
 
@@ -127,11 +174,24 @@ func want(t *testing.T, what, got, part string) {
 func build(t *testing.T, d *debian, version string) string {
 	t.Helper()
 	cmd := exec.Command("../build")
-	cmd.Env = append(os.Environ(), "VERSION="+version, "ARCHES="+runtime.GOARCH, "FORMATS=deb", "OUT="+d.path("/tmp"))
+	cmd.Env = append(os.Environ(), "VERSION="+version, "ARCHES="+runtime.GOARCH, "FORMATS=deb rpm", "OUT="+d.path("/tmp"))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("building %s: %v\n%s", version, err, out)
 	}
 	return "/tmp/sendas_" + version + "-1_" + runtime.GOARCH + ".deb"
+}
+
+// withConffile makes a package as those before the sample became a template: sendas.yaml is a
+// conffile, with another text than today's.
+func withConffile(d *debian, deb string) string {
+	d.t.Helper()
+	return strings.TrimSpace(d.sh(`cd /tmp; rm -rf conffile; dpkg-deb -R ` + deb + ` conffile; cd conffile
+		install -D -m 640 usr/share/sendas/sendas.yaml etc/sendas/sendas.yaml
+		rm usr/share/sendas/sendas.yaml
+		echo '# of an older version' >> etc/sendas/sendas.yaml
+		echo /etc/sendas/sendas.yaml > DEBIAN/conffiles
+		sed -i '/^make_configuration()/,/^}/d; /^\tmake_configuration$/d' DEBIAN/postinst
+		dpkg-deb -b --root-owner-group . ../conffile.deb >/dev/null; echo /tmp/conffile.deb`))
 }
 
 // checkOwners: who may read and write what.
