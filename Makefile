@@ -63,8 +63,9 @@ package-test:
 demo: deps build
 	$(GO) run ./contrib/lab/cmd/demo
 
+# Tests with a real Postfix mostly wait: more of them go at once than there are cores.
 test: deps lint build
-	$(GO) test -race -timeout 12m ./...
+	$(GO) test -race -p 3 -parallel 6 -timeout 12m ./...
 	$(MAKE) fuzz
 
 lint:
@@ -74,16 +75,15 @@ lint:
 	$(GO) vet -tags packagetest ./packaging/proof
 	$(GO) tool staticcheck ./...
 
-# The engine fails now and then when its time is over in the middle of an input ("context deadline exceeded"). A find does not
-# go away: it is among the seeds when the target runs once more.
+# Each target with one worker, two targets at a time: what a target takes is mostly building and starting. The engine fails now and
+# then when its time is over in the middle of an input ("context deadline exceeded"). A find does not go away: it is among the seeds
+# when the target runs once more.
 fuzz:
 	@echo "== fuzzing each target for $(FUZZTIME)"
 	@for f in $$(grep -l '^func Fuzz' $$(git ls-files '*_test.go')); do \
-	  for t in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' $$f); do \
-	    echo "$$f $$t"; run="$(GO) test -run ^$$t$$ -fuzz ^$$t$$ -fuzztime $(FUZZTIME) -fuzzminimizetime 1x ./$$(dirname $$f)"; \
-	    out=$$($$run 2>&1) || { echo "$$out"; out=$$($$run 2>&1) || { echo "$$out"; exit 1; }; }; \
-	    echo "$$out" | tail -n 1; \
-	  done; done
+	  for t in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' $$f); do echo "./$$(dirname $$f) $$t"; done; done | \
+	xargs -P 2 -L 1 $(SHELL) -c 'run="$(GO) test -run ^$$1$$ -fuzz ^$$1$$ -fuzztime $(FUZZTIME) -fuzzminimizetime 1x -parallel 1 $$0"; \
+	  out=$$($$run 2>&1) || out=$$($$run 2>&1) || { echo "$$0 $$1"; echo "$$out"; exit 1; }; echo "$$1: $$(tail -n 1 <<< "$$out")"'
 
 bench: deps
 	@./packaging/deps $(BENCH_DEBS)
