@@ -265,6 +265,27 @@ func TestSymptoms(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	big := []byte("From: <mfp3@floor.local>\r\n\r\n" + strings.Repeat(strings.Repeat("A", 76)+"\r\n", 140_000)) // over 10,240,000
+	for _, tc := range []struct {
+		mail    Mail
+		symptom string
+	}{
+		{Mail{From: "mfp3@floor.local", To: []string{"a@fabrikam.com"}, Data: big}, "552 5.3.4 Error: message file too big"},
+		{Mail{From: "mfp3 floor", To: []string{"a@fabrikam.com"}}, "501 5.1.7 Bad sender address syntax"},
+		{Mail{From: "mfp3@floor.local", To: []string{"a@fabrikam.com,b@fabrikam.com"}}, "501 5.1.3 Bad recipient address syntax"},
+		{Mail{From: "b\xfcro@floor.local", To: []string{"a@fabrikam.com"}}, "500 5.5.2 Error: bad UTF-8 syntax"},
+	} {
+		tc.mail.XClient = XClient{Addr: "10.2.0.9", Name: "mfp3.local"}
+		res, err := Send(ctx, s.Postfix.SMTPAddr(), tc.mail)
+		if err != nil {
+			t.Fatal(err)
+		}
+		said := res.Verdict().Line()
+		if refused := res.Refused(); len(refused) > 0 {
+			said = refused[0].Line()
+		}
+		named(fmt.Sprintf("MAIL FROM:<%s>, RCPT TO:<%s>", tc.mail.From, tc.mail.To[0]), said, tc.symptom)
+	}
 	if err := s.Token.Stop(); err != nil {
 		t.Fatal(err)
 	}

@@ -150,7 +150,8 @@ func TestRPM(t *testing.T) {
 	d.sh(`rm -r /etc/sendas /var/lib/sendas /var/lib/sendas-token /var/spool/postfix/sendas
 		userdel sendas-token; userdel sendas; if getent group sendas >/dev/null; then groupdel sendas; fi`)
 	for _, line := range compare(before, d.files()) {
-		if !strings.HasPrefix(line, "/var/lib/rpm") {
+		// Empty folders, which belong to package filesystem where rpm is at home.
+		if !strings.HasPrefix(line, "/var/lib/rpm") && !(strings.HasPrefix(line, "/usr/") && strings.HasSuffix(line, " is left: d 755 0:0 ")) {
 			t.Error(line)
 		}
 	}
