@@ -18,6 +18,13 @@ type changes struct {
 	buf []byte
 }
 
+// clear lets go what a long change took.
+func (c *changes) clear() {
+	if cap(c.buf) > bufferSize {
+		c.buf = nil
+	}
+}
+
 // The changes. Those with parameters are known since version 6, but what counts is the offer.
 const (
 	changeSender = 'e' // SMFIR_CHGFROM

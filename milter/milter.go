@@ -201,7 +201,7 @@ func (t *transaction) Helo(_ string, m protocol.Modifier) (*protocol.Response, e
 func (t *transaction) MailFrom(from, _ string, m protocol.Modifier) (*protocol.Response, error) {
 	t.finish()
 	t.policy, t.booking = t.s.policy.Load(), t.s.Quotas.Begin()
-	t.req = policy.Request{Sender: from, Rcpts: t.req.Rcpts[:0], Fields: t.req.Fields[:0]}
+	t.req.Sender = from
 	if !t.early {
 		return protocol.RespContinue, nil
 	}
@@ -281,15 +281,13 @@ func (t *transaction) RcptTo(to, _ string, _ protocol.Modifier) (*protocol.Respo
 			return respond(reply)
 		}
 	}
-	t.req.Rcpts = append(t.req.Rcpts, to)
+	t.req.AddRecipient(to)
 	return protocol.RespContinue, nil
 }
 
 // Header collects the fields that a decision reads.
 func (t *transaction) Header(name, value string, _ protocol.Modifier) (*protocol.Response, error) {
-	if policy.Wants(name) || policy.TooLong(value) {
-		t.req.Fields = append(t.req.Fields, policy.Field{Name: name, Value: value})
-	}
+	t.req.AddField(name, value)
 	return protocol.RespContinue, nil
 }
 
@@ -384,14 +382,17 @@ func (t *transaction) fails(d *policy.Decision, err error) (*protocol.Response, 
 // Abort forgets the message; the next may follow in the same session.
 func (t *transaction) Abort(protocol.Modifier) error {
 	t.finish()
-	t.policy, t.req = nil, policy.Request{}
+	t.policy = nil
 	return nil
 }
 
-// end gives back what a message holds that it has not used.
+// end gives back what a message holds that it has not used, and its memory: a session may go on for
+// hours.
 func (t *transaction) end() {
 	t.booking.Abort()
 	t.limit, t.refused, t.over = "", 0, nil
+	t.req.Clear()
+	t.changes.clear()
 }
 
 // Cleanup is called once, when the connection ends, however it does.
@@ -401,7 +402,7 @@ func (t *transaction) Cleanup(protocol.Modifier) { t.finish() }
 func (t *transaction) finish() {
 	if t.refused > 0 {
 		t.s.Log.Info("recipients refused", "client", t.booking.Client, "addr", t.who.peer().Addr, "login", t.who.login, "asked", t.req.Sender,
-			"recipients", len(t.req.Rcpts), "refused", t.refused, "reason", t.over.Reason, "limit", t.limit)
+			"recipients", t.req.Recipients(), "refused", t.refused, "reason", t.over.Reason, "limit", t.limit)
 		if len(t.req.Rcpts) == 0 {
 			t.s.Metrics.refused(t.booking.Client, t.over)
 			t.s.Tally.message(t.booking.Client, t.over.Action(), t.over.Reason, time.Now())
@@ -422,7 +423,7 @@ func (t *transaction) report(d *policy.Decision) {
 	}
 	attrs := []any{"qid", t.req.QueueID, "client", client, "addr", t.req.Peer.Addr, "login", t.req.Peer.Login,
 		"asked", d.Asked.String(), "identity", d.Identity.String(), "mailbox", d.Through(), "route", route,
-		"recipients", len(t.req.Rcpts), "action", d.Action, "rewritten", d.Rewritten(), "reason", reason}
+		"recipients", t.req.Recipients(), "action", d.Action, "rewritten", d.Rewritten(), "reason", reason}
 	if t.refused > 0 {
 		attrs = append(attrs, "refused", t.refused)
 	}

@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -286,6 +287,24 @@ func TestUnitsAreLockedDown(t *testing.T) {
 	for _, u := range []string{"sendas-milter", "sendas-token"} {
 		if _, err := command()("systemd-analyze", "security", "--no-pager", "--offline=true", "--threshold=15", "./systemd/"+u+".service"); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// Both services begin to save memory a quarter before systemd would end them.
+func TestUnitsMemory(t *testing.T) {
+	for _, u := range []string{"sendas-milter", "sendas-token"} {
+		text, err := os.ReadFile("systemd/" + u + ".service")
+		if err != nil {
+			t.Fatal(err)
+		}
+		most, soft := regexp.MustCompile(`(?m)^MemoryMax=(\d+)G$`).FindSubmatch(text), regexp.MustCompile(`(?m)^Environment=GOMEMLIMIT=(\d+)MiB$`).FindSubmatch(text)
+		if most == nil || soft == nil {
+			t.Fatalf("%s: MemoryMax=%q, GOMEMLIMIT=%q", u, most, soft)
+		}
+		m, _ := strconv.Atoi(string(most[1]))
+		if n, _ := strconv.Atoi(string(soft[1])); n < 512 || 4*n > 3*1024*m {
+			t.Errorf("%s: GOMEMLIMIT=%dMiB with MemoryMax=%dG", u, n, m)
 		}
 	}
 }

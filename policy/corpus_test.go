@@ -73,9 +73,7 @@ func corpusRequest(c *corpus.Case, m corpus.Message) *Request {
 	r := &Request{Peer: Peer{Addr: c.Client, Login: c.Login}, Sender: c.MailFrom, Rcpts: c.Rcpts, QueueID: "4bXq2F0nz7z1",
 		Now: time.Date(2026, 11, 21, 8, 0, 0, 0, time.UTC)}
 	for _, f := range m.Fields {
-		if Wants(f.Name) || TooLong(f.Value) {
-			r.Fields = append(r.Fields, Field{Name: f.Name, Value: strings.TrimPrefix(f.Value, " ")})
-		}
+		r.AddField(f.Name, strings.TrimPrefix(f.Value, " "))
 	}
 	return r
 }

@@ -18,10 +18,12 @@ type Field struct {
 type Request struct {
 	Peer    Peer
 	Sender  string   // envelope sender as given; "" or "<>" is the null sender
-	Rcpts   []string // envelope recipients
-	Fields  []Field  // those header fields that [Wants] names, in their order, and those that are [TooLong]
+	Rcpts   []string // envelope recipients: see AddRecipient
+	Fields  []Field  // those header fields that [Wants] names, in their order, and those that are [TooLong]: see AddField
 	QueueID string   // goes into a Message-ID that has to be made
 	Now     time.Time
+
+	fields, rcpts amount // what AddField and AddRecipient have seen
 }
 
 // An Op is a way of changing a header.
@@ -114,14 +116,8 @@ func (p *Rules) Decide(r *Request) Decision {
 		return d
 	}
 	c := d.Client
-	if n := len(r.Fields); n > maxFields {
-		d.refuse(malformed("the message has %d fields for senders, recipients and dates; that is no mail", n),
-			Reason{Code: ReasonTooMany, Subject: strconv.Itoa(n)})
-		return d
-	}
-	if f := firstTooLong(r.Fields); f != nil {
-		d.refuse(malformed("the field %s has %d bytes, and Exchange Online takes %d; shorten it, or send the message in parts", f.Name, len(f.Value), maxValue),
-			Reason{Code: ReasonTooLong, Subject: f.Name, Object: strconv.Itoa(len(f.Value))})
+	if reply, why := r.overrun(); reply != nil {
+		d.refuse(reply, why)
 		return d
 	}
 	h := readHeader(r)
@@ -144,6 +140,11 @@ func (p *Rules) Decide(r *Request) Decision {
 		}
 		id = p.fallback(c, h.asked, &d)
 	}
+	changes := h.changes(r, c, id.addr)
+	if name, n := firstGrown(changes); n > 0 {
+		d.refuse(tooLong(name, n))
+		return d
+	}
 	d.Identity = id.addr
 	if d.bySubmission() {
 		d.Mailbox, d.User, d.Pool = id.mailbox, id.user(), 1+len(id.others)
@@ -152,7 +153,7 @@ func (p *Rules) Decide(r *Request) Decision {
 		d.because(ReasonNullSender, id.addr.String(), "")
 	}
 	d.Sender = h.newSender(id.addr)
-	d.Changes = h.changes(r, c, id.addr)
+	d.Changes = changes
 	return d
 }
 

@@ -73,18 +73,6 @@ func TooLong(value string) bool {
 	return len(value) > maxValue && len(value)-strings.Count(value, "\n")-strings.Count(value, "\r") > maxValue
 }
 
-// firstTooLong returns the first field for whose length the message cannot leave.
-func firstTooLong(list []Field) *Field {
-	for i, f := range list {
-		if TooLong(f.Value) {
-			if u := uses[strings.ToLower(f.Name)]; !u.passing && !u.shortened {
-				return &list[i]
-			}
-		}
-	}
-	return nil
-}
-
 // mend makes fields leave whole that would leave broken, and one of those that a message may have
 // once: receivers refuse mail with two To fields for good.
 func (h *header) mend(list []HeaderChange) []HeaderChange {
@@ -158,13 +146,11 @@ func shorten(value string) string {
 // oneOf returns the value that the only one of several fields shall have. It is not ok where an
 // address could get lost.
 func oneOf(fields []numbered, u use) (value string, ok bool) {
-	var values []string
-	for _, f := range fields {
-		if v := strings.Trim(f.Value, " \t\r\n,"); v != "" && !slices.Contains(values, v) {
-			values = append(values, v)
-		}
-	}
+	values := different(fields)
 	if len(values) > 1 && u.joined {
+		if total(values) > 2*maxValue { // what is written anew may become shorter, but not that much
+			return "", false
+		}
 		value, ok = join(fields[0].Name, values)
 		return value, ok && !TooLong(value)
 	}
@@ -174,6 +160,14 @@ func oneOf(fields []numbered, u use) (value string, ok bool) {
 		}
 	}
 	return fields[0].Value, true
+}
+
+// different returns the values of several fields, without those that say nothing new.
+func different(fields []numbered) (values []string) {
+	for _, f := range fields {
+		values = withValue(values, f.Value)
+	}
+	return values
 }
 
 // join makes one list of addresses of several. What is well formed stays as it was written, and
@@ -269,8 +263,8 @@ func (h *header) answers(fields []numbered) (value, leaves string, open bool) {
 		return value, address.Fold("Reply-To", value, true), false
 	}
 	var all []address.Named
-	for _, f := range fields {
-		all = append(all, address.ParseWhole(f.Value)...)
+	for _, v := range different(fields) {
+		all = append(all, address.ParseWhole(v)...)
 	}
 	if !slices.ContainsFunc(all, func(e address.Named) bool { return e.Spec.Answerable() }) {
 		return "", "", len(all) > 0

@@ -14,10 +14,6 @@ import (
 // maxFrom is how many From fields we still repair; a message with more is an attack.
 const maxFrom = 20
 
-// maxFields is the same for all fields that a decision reads, taken together. There are programs
-// that write a To for each of the recipients, of which Exchange Online takes 1,000.
-const maxFields = 2000
-
 // header is what a decision needs to know of a message's header.
 type header struct {
 	from, other []numbered

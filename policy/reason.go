@@ -79,6 +79,8 @@ const (
 	ReasonBounceOfBounce  ReasonCode = "bounce-of-bounce" // it ends here
 	ReasonTooMany         ReasonCode = "too-many"         // more fields of one kind than any real message has
 	ReasonTooLong         ReasonCode = "too-long"         // a field that Exchange would refuse for its length
+	ReasonTooLarge        ReasonCode = "too-large"        // more bytes of header than any real message has
+	ReasonTooManyRcpts    ReasonCode = "many-recipients"  // more recipients than any real message has
 	ReasonClientLimit     ReasonCode = "client-limit"     // the client is over its limit
 	ReasonIdentityLimit   ReasonCode = "identity-limit"   // the identity is over its limit
 	ReasonQueueCeiling    ReasonCode = "queue-ceiling"    // more waits for the mailbox than can leave in time
@@ -111,6 +113,8 @@ var reasonTable = []struct {
 	{ReasonBounceOfBounce, "a bounce that answers a bounce ends here", "a bounce that answers a bounce, which ends here"},
 	{ReasonTooMany, "%[1]s fields of one kind are more than any real message has", "more fields of one kind than any real message has"},
 	{ReasonTooLong, "the field %[1]s has %[2]s bytes, more than Exchange takes", "a field is longer than Exchange takes"},
+	{ReasonTooLarge, "fields with %[1]s bytes are more than any real message has; %[2]s are read", "more bytes of header fields than any real message has"},
+	{ReasonTooManyRcpts, "%[1]s recipients, or their addresses, are more than any real message has", "more recipients than any real message has"},
 	{ReasonClientLimit, "client %[1]q is over its limit", "the client is over its limit"},
 	{ReasonIdentityLimit, "<%[1]s> is over its limit", "the identity is over its limit"},
 	{ReasonQueueCeiling, "more waits for mailbox %[1]s than can leave in time", "more waits for the mailbox than can leave in time"},

@@ -101,7 +101,7 @@ func (q *question) request() (*policy.Request, error) {
 			return nil, exit.Errorf(exit.Usage, "", "--message: %w", err)
 		}
 		defer f.Close()
-		if r.Fields, err = readFields(f); err != nil {
+		if err := readFields(f, r); err != nil {
 			return nil, exit.Errorf(exit.Usage, "", "--message: reading %s: %w", q.message, err)
 		}
 	case q.headerFrom != "":
@@ -113,33 +113,33 @@ func (q *question) request() (*policy.Request, error) {
 }
 
 // readFields reads the header of a message as Postfix hands it to a milter: folds kept with a bare
-// LF, one blank after the colon dropped. It keeps the fields that a decision reads.
-func readFields(r io.Reader) ([]policy.Field, error) {
-	var list []policy.Field
-	done := func() []policy.Field { // the last field has ended
-		if n := len(list) - 1; n >= 0 && !policy.Wants(list[n].Name) && !policy.TooLong(list[n].Value) {
-			list = list[:n]
-		}
-		return list
-	}
-	for s := bufio.NewReader(io.LimitReader(r, 1<<20)); ; {
+// LF, one blank after the colon dropped.
+func readFields(message io.Reader, r *policy.Request) error {
+	var name string
+	var value strings.Builder
+	for s := bufio.NewReader(message); ; {
 		line, err := s.ReadString('\n')
 		if err != nil && err != io.EOF {
-			return nil, err
+			return err
 		}
 		text := strings.TrimRight(line, "\r\n")
-		if text == "" {
-			return done(), nil // the end of the header, or of the file
-		}
-		if text[0] == ' ' || text[0] == '\t' {
-			if n := len(list) - 1; n >= 0 {
-				list[n].Value += "\n" + text
-			}
+		if text != "" && (text[0] == ' ' || text[0] == '\t') {
+			value.WriteString("\n" + text)
 			continue
 		}
-		if name, value, ok := strings.Cut(text, ":"); ok {
-			list = append(done(), policy.Field{Name: strings.TrimRight(name, " \t"), Value: strings.TrimPrefix(value, " ")})
+		next, first, ok := strings.Cut(text, ":")
+		if text != "" && !ok {
+			continue
 		}
+		if name != "" {
+			r.AddField(name, value.String())
+		}
+		if text == "" {
+			return nil // the end of the header, or of the file
+		}
+		name = strings.TrimRight(next, " \t")
+		value.Reset()
+		value.WriteString(strings.TrimPrefix(first, " "))
 	}
 }
 

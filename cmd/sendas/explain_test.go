@@ -3,6 +3,8 @@ package main
 import (
 	"strings"
 	"testing"
+
+	"github.com/sendas/sendas/policy"
 )
 
 // TestReadFields: explain keeps what the milter keeps, a field of any name among it that is too
@@ -10,7 +12,9 @@ import (
 func TestReadFields(t *testing.T) {
 	const line = " 0123456789 0123456789 0123456789 0123456789\r\n"
 	in := "X-First: no\r\nFrom : a@b.com\r\nX-Short: no\r\n no\r\nX-Long: yes\r\n" + strings.Repeat(line, 800) + "To: c@d.com,\r\n e@f.com\r\n\r\nSubject: body"
-	got, err := readFields(strings.NewReader(in))
+	var r policy.Request
+	err := readFields(strings.NewReader(in), &r)
+	got := r.Fields
 	if err != nil || len(got) != 3 {
 		t.Fatalf("%d fields, %v", len(got), err)
 	}

@@ -159,14 +159,16 @@ func isGroup(name, list string) bool {
 	if name = strings.TrimSpace(name); name == "" || strings.ContainsAny(name, "@<>") {
 		return false
 	}
-	for i := range len(list) {
-		if list[i] != ';' {
-			continue
-		}
+	for i := strings.IndexByte(list, ';'); i >= 0; {
 		behind := strings.TrimLeft(list[i+1:], " ")
 		if behind == "" || behind[0] == ',' || behind[0] == ';' {
 			return strings.Contains(list[:i], "@") || strings.Trim(list[:i], " ;") == ""
 		}
+		next := strings.IndexByte(list[i+1:], ';')
+		if next < 0 {
+			break
+		}
+		i += 1 + next
 	}
 	return false
 }

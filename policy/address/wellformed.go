@@ -12,6 +12,9 @@ const maxStrict = 990
 // and all that is obsolete are something else, however many parsers take them: what one reader
 // takes for a name another does not show, or shows as the sender.
 func ReadStrict(body string) (Named, bool) {
+	if len(body) > 2*maxStrict { // folds are not half of it
+		return Named{}, false
+	}
 	body, ok := unfold(strings.Trim(body, " \t"))
 	if !ok || len(body) > maxStrict || !isSingle(body) {
 		return Named{}, false
