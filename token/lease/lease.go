@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -266,10 +265,24 @@ func (l *Lessor) note(pid int32, s *session) {
 }
 
 // Reply answers the map "reply" (smtp_reply_filter): it sees each line the server sends. It leaves
-// all of them as they are but for two: a permanent code that only means "later", and
-// the refusal of a sender for whom there was no credential, which must not bounce.
-// A reply that said yes is never changed.
+// all of them as they are but for three: a permanent code that only means "later", the refusal of a
+// sender for whom there was no credential, which must not bounce, and a line with the token that
+// smtp(8) would show. The code of a reply that said yes is never changed.
 func (l *Lessor) Reply(ctx context.Context, c Caller, line string) Result {
+	l.mu.Lock()
+	s := l.sessions[c.PID]
+	shown := s.shows(line)
+	l.mu.Unlock()
+	clean := s.hide(line)
+	r := l.watch(ctx, c, clean)
+	if r.Status == NotFound && clean != line && shown {
+		return Result{Status: OK, Value: clean}
+	}
+	return r
+}
+
+// watch follows the process's session by a line that holds no token.
+func (l *Lessor) watch(ctx context.Context, c Caller, line string) Result {
 	banner := strings.HasPrefix(line, "220") && !strings.HasPrefix(line, "220 2.0.0")
 	l.mu.Lock()
 	s := l.sessions[c.PID]
@@ -339,7 +352,7 @@ func likeLine(text, line string) string {
 func (l *Lessor) verdict(pid int32, s *session, line string, x Explanation) {
 	l.metrics.verdict(s.label, code(line), x.Class)
 	l.noteVerdict(s, x)
-	attrs := s.attrs(pid, x.Class, entra.OneLine(withoutToken(line), entra.MaxText))
+	attrs := s.attrs(pid, x.Class, entra.OneLine(line, entra.MaxText))
 	if x.Class == ClassAccepted {
 		l.log.Info("delivery", attrs...)
 	} else {
@@ -369,14 +382,6 @@ func (s *session) attrs(pid int32, class ReplyClass, reply string) []any {
 	return []any{"pid", pid, "mailbox", s.mailbox, "sender", s.sender, "recipients", s.accepted, "class", class, "reply", reply,
 		"waited", s.waited.Round(time.Millisecond), "took", time.Since(s.began).Round(time.Millisecond)}
 }
-
-// tokenForm finds what could be a token, or what AUTH is made of: no reply of Exchange Online has
-// so long a word.
-var tokenForm = regexp.MustCompile(`[A-Za-z0-9._~+/=-]{100,}`)
-
-// withoutToken hides a token that the server repeats, in an error about a command for instance,
-// whole or in part.
-func withoutToken(line string) string { return tokenForm.ReplaceAllString(line, entra.Redacted) }
 
 // end closes the session of a process, if it has one, and gives its lease back.
 // class is that of the verdict, "" without one.

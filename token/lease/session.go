@@ -40,6 +40,23 @@ type session struct {
 	rested   bool   // a refused recipient has sent the mailbox to rest
 }
 
+// hide returns a line without the token that the session was given; s may be nil, where there is no
+// session that anybody knows of.
+func (s *session) hide(line string) string {
+	if s == nil {
+		return Hide(line, "", "")
+	}
+	return Hide(line, s.mailbox, s.access)
+}
+
+// shows reports whether smtp(8) shows a line to people: in the queue, in the report that a sender
+// gets, and in its log. It does so with a refusal and with the verdict. For any other line it is
+// better to let it pass than to replace it: smtp(8) logs both what it replaces and by what. s may be
+// nil.
+func (s *session) shows(line string) bool {
+	return strings.HasPrefix(line, "4") || strings.HasPrefix(line, "5") || s != nil && s.stage == atData
+}
+
 // event is what a reply line means for the session.
 type event struct {
 	later   string // the beginning of a text that replaces the reply's own

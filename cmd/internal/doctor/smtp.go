@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/textproto"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -99,6 +98,9 @@ type smtpTalk struct {
 	text       *textproto.Conn
 	extensions []string // of the last EHLO
 	peers      []*x509.Certificate
+
+	user   string // as whom AUTH was tried
+	access entra.Secret
 }
 
 // fault explains by smtpAdvice.
@@ -166,7 +168,7 @@ func (k *smtpTalk) ask(wait time.Duration, line string) (smtpReply, error) {
 	if err != nil {
 		return smtpReply{}, k.ioFault(err)
 	}
-	return smtpReply{code, fmt.Sprintf("%d %s", code, msg)}, nil
+	return smtpReply{code, lease.Hide(fmt.Sprintf("%d %s", code, msg), k.user, k.access)}, nil
 }
 
 // want is ask for a reply that begins as said.
@@ -486,9 +488,6 @@ func (k *smtpTalk) checkPostfixTrust(s finding.Section) {
 // maxAuthLine is what a line of AUTH may have (RFC 4954, section 4).
 const maxAuthLine = 12288
 
-// longRun is what may be a part of a token that a server repeats.
-var longRun = regexp.MustCompile(`[A-Za-z0-9+/=_-]{48,}`)
-
 // authenticate shows the token as the SASL plugin of smtp(8) does: after the server's 334, so that
 // no line that may be repeated in an error has it.
 func (k *smtpTalk) authenticate(user string, access entra.Secret) error {
@@ -498,6 +497,7 @@ func (k *smtpTalk) authenticate(user string, access entra.Secret) error {
 		return err
 	}
 	response := base64.StdEncoding.EncodeToString(initial)
+	k.user, k.access = user, access
 	k.d.Hide(response)
 	if len(response) > maxAuthLine {
 		return k.fault("malformed", fmt.Sprintf("the answer to AUTH has %d bytes", len(response)), false)
@@ -512,11 +512,7 @@ func (k *smtpTalk) authenticate(user string, access entra.Secret) error {
 	if err != nil || r.code == 235 {
 		return err
 	}
-	fault := k.d.replyFault(r, user)
-	if f, ok := errors.AsType[*smtpFault](fault); ok {
-		f.found = longRun.ReplaceAllString(f.found, "REDACTED")
-	}
-	return fault
+	return k.d.replyFault(r, user)
 }
 
 // answer says what the mechanism says to one more challenge, and returns the reply to that.
