@@ -22,7 +22,11 @@ func TestOneLineADelivery(t *testing.T) {
 		{"returned", []string{authOK, mailOK, rcptOK, dataOK, denied}, "WARN 1 send-as-denied"},
 		{"AUTH refused", []string{auth535}, "WARN 0 auth-refused"},
 		{"too many", []string{authOK, mailOK, rcptOK, dataOK, tooMany}, "WARN 1 concurrency"},
-		{"no recipient taken", []string{authOK, mailOK, "550 5.1.10 Recipient not found"}, "INFO 0 unseen"},
+		{"no recipient taken", []string{authOK, mailOK, "550 5.1.10 Recipient not found"}, "WARN 0 recipient"},
+		{"no recipient is an address", []string{authOK, mailOK, "501 5.1.3 Invalid address", "501 5.1.3 Invalid address"}, "WARN 0 recipient"},
+		{"DATA refused", []string{authOK, mailOK, rcptOK, "550 5.1.10 Recipient not found", "451 4.7.0 Temporary server error. PRX4"}, "WARN 1 service"},
+		{"one recipient refused", []string{authOK, mailOK, rcptOK, "501 5.1.3 Invalid address", dataOK, accepted}, "INFO 1 accepted"},
+		{"one recipient refused, and the connection broke", []string{authOK, mailOK, rcptOK, "501 5.1.3 Invalid address", dataOK}, "WARN 1 unseen"},
 		{"the connection broke before the message", []string{authOK}, "INFO 0 unseen"},
 		{"the connection broke after the message", []string{authOK, mailOK, rcptOK, dataOK}, "WARN 1 unseen"},
 	} {

@@ -92,15 +92,20 @@ type Lessor struct {
 	served   map[string]uint64       // by mailbox of a pool: the last look-up that got a lease of it
 	proven   map[Tokens]entra.Secret // the token with which the last AUTH succeeded
 	verdicts map[string]Verdict      // the last of each mailbox, by label; see Status
-	denied   denials
-	refusals map[string]authRefusal // by mailbox
+	// refusedLast is the last refusal of each mailbox by label, that of one recipient too; unsigned
+	// is that of a session that had not signed in, until the next sign-in.
+	refusedLast map[string]Verdict
+	unsigned    *Verdict
+	preludes    map[int32]prelude // by process, while it has no session here
+	denied      denials
+	refusals    map[string]authRefusal // by mailbox
 }
 
 // NewLessor makes the lease desk on a ledger. Call Use before the first look-up, and Run.
 func NewLessor(ledger ledger.Store, m *Metrics, log *slog.Logger) *Lessor {
 	return &Lessor{ledger: ledger, log: log, metrics: m, draining: make(chan struct{}),
 		sessions: make(map[int32]*session), lines: make(map[string]*line), served: make(map[string]uint64), proven: make(map[Tokens]entra.Secret), refusals: make(map[string]authRefusal),
-		verdicts: make(map[string]Verdict), denied: make(denials)}
+		verdicts: make(map[string]Verdict), refusedLast: make(map[string]Verdict), preludes: make(map[int32]prelude), denied: make(denials)}
 }
 
 // Drain gives no more leases, and waits until all that are out have come back, or until ctx ends.
@@ -252,6 +257,7 @@ func (l *Lessor) without(pid int32) bool {
 func (l *Lessor) enter(pid int32, s *session) {
 	l.mu.Lock()
 	l.sessions[pid] = s
+	delete(l.preludes, pid)
 	now := *s
 	l.mu.Unlock()
 	l.note(pid, &now)
@@ -286,13 +292,12 @@ func (l *Lessor) watch(ctx context.Context, c Caller, line string) Result {
 	banner := strings.HasPrefix(line, "220") && !strings.HasPrefix(line, "220 2.0.0")
 	l.mu.Lock()
 	s := l.sessions[c.PID]
-	if s == nil || s.stage == atVerdict {
+	if s == nil || s.stage == atVerdict || banner {
 		l.mu.Unlock()
-		return Result{Status: NotFound}
-	}
-	if banner { // the session before it ended unseen
-		l.mu.Unlock()
-		l.end(ctx, c.PID, "")
+		if banner { // the session before it ended unseen
+			l.end(ctx, c.PID, "")
+		}
+		l.before(c.PID, line)
 		return Result{Status: NotFound}
 	}
 	x := lookUp(line, false)
@@ -300,11 +305,17 @@ func (l *Lessor) watch(ctx context.Context, c Caller, line string) Result {
 		l.mu.Unlock()
 		return l.withoutCredential(s, line, x)
 	}
-	before := *s
+	before, stage := *s, s.waitsFor()
 	e := s.reply(line, x)
+	x = e.what
+	r, news := &refusal{stage, line, x}, false
+	if e.denies {
+		news = s.refused.add(r)
+	}
 	now := *s
 	if e.authenticated {
 		l.proven[s.tokens] = s.access
+		l.unsigned = nil
 		l.metrics.auth.WithLabelValues(s.label, resultAuthOK).Inc()
 	}
 	l.mu.Unlock()
@@ -315,12 +326,15 @@ func (l *Lessor) watch(ctx context.Context, c Caller, line string) Result {
 		l.metrics.auth.WithLabelValues(s.label, string(x.Class)).Inc()
 		l.refused(s, x)
 	}
+	if e.denies {
+		l.recipientRefused(c.PID, s, r, news)
+	}
 	if e.rests {
 		l.noteVerdict(s, x)
 		l.rest(s, x)
 	}
 	if e.verdict {
-		l.verdict(c.PID, s, line, x)
+		l.verdict(c.PID, s, r)
 	}
 	if e.later != "" {
 		text := strings.TrimSpace(strings.TrimLeft(line[3:], "- 0123456789."))
@@ -336,6 +350,7 @@ func (l *Lessor) withoutCredential(s *session, line string, x Explanation) Resul
 	if x.Class != ClassNoAuth {
 		return Result{Status: NotFound}
 	}
+	l.metrics.refused("", StageMAIL, x.Class)
 	return Result{Status: OK, Value: likeLine(entra.OneLine("450 4.7.1 sendas: no mailbox may send as <"+s.sender+">: "+line, entra.MaxText), line)}
 }
 
@@ -349,21 +364,32 @@ func likeLine(text, line string) string {
 }
 
 // verdict books what became of the message, by the reply and what it means.
-func (l *Lessor) verdict(pid int32, s *session, line string, x Explanation) {
-	l.metrics.verdict(s.label, code(line), x.Class)
-	l.noteVerdict(s, x)
-	attrs := s.attrs(pid, x.Class, entra.OneLine(line, entra.MaxText))
-	if x.Class == ClassAccepted {
-		l.log.Info("delivery", attrs...)
-	} else {
-		l.log.Warn("delivery", append(attrs, "hint", x.Hint())...)
+func (l *Lessor) verdict(pid int32, s *session, r *refusal) {
+	if r.Class != ClassAccepted {
+		l.noteRefusal(s.label, r)
 	}
-	l.rest(s, x)
-	l.end(context.Background(), pid, x.Class)
+	l.tell(pid, s, r)
+	l.rest(s, r.Explanation)
+	l.end(context.Background(), pid, r.Class)
 }
 
-// ClassUnseen is the class of a delivery in the log whose verdict never came: its recipients were
-// all refused, or the connection broke.
+// tell counts and logs the reply that decided about a message.
+func (l *Lessor) tell(pid int32, s *session, r *refusal) {
+	l.metrics.verdict(s.label, code(r.line), r.Class)
+	l.noteVerdict(s, r.Explanation)
+	attrs := s.attrs(pid, r.Class, entra.OneLine(r.line, entra.MaxText))
+	if s.refused.n > 0 {
+		attrs = append(attrs, "refused", s.refused.n)
+	}
+	if r.Class == ClassAccepted {
+		l.log.Info("delivery", attrs...)
+	} else {
+		l.log.Warn("delivery", append(attrs, "stage", r.stage, "hint", r.Hint())...)
+	}
+}
+
+// ClassUnseen is the class of a delivery in the log whose verdict never came, because the connection
+// broke.
 const ClassUnseen ReplyClass = "unseen"
 
 // unseen writes the log line of a delivery without a verdict.
@@ -394,13 +420,18 @@ func (l *Lessor) end(ctx context.Context, pid int32, class ReplyClass) {
 		return
 	}
 	o := s.outcome(class)
-	if class == "" {
+	decided := s.decided()
+	unseen := class == "" && decided == nil
+	if unseen {
 		l.metrics.unseen(s.label, o.Submitted)
 	}
 	s.stage = atVerdict
 	l.mu.Unlock()
-	if class == "" {
+	switch {
+	case unseen:
 		l.unseen(pid, s, o.Submitted)
+	case class == "":
+		l.tell(pid, s, decided)
 	}
 	l.settle(context.WithoutCancel(ctx), s.mailbox, s.lease, o)
 	if l.journal != nil {
@@ -434,6 +465,11 @@ func (l *Lessor) sweep(ctx context.Context, now time.Time) {
 	for pid, s := range l.sessions {
 		if now.Sub(s.began) > maxSession || pid > 0 && errors.Is(unix.Kill(int(pid), 0), unix.ESRCH) {
 			list = append(list, lost{pid, s})
+		}
+	}
+	for pid := range l.preludes {
+		if pid > 0 && errors.Is(unix.Kill(int(pid), 0), unix.ESRCH) {
+			delete(l.preludes, pid)
 		}
 	}
 	l.mu.Unlock()

@@ -17,6 +17,7 @@ type Metrics struct {
 	waits   *prometheus.HistogramVec
 	waiting *prometheus.GaugeVec
 	replies *prometheus.CounterVec
+	refusal *prometheus.CounterVec
 	denied  *prometheus.CounterVec
 	auth    *prometheus.CounterVec
 	lost    *prometheus.CounterVec
@@ -43,6 +44,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		replies: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sendas_upstream_replies_total", Help: "Replies of Exchange Online that settled a delivery.",
 		}, []string{"mailbox", "code" /* 250, 554, … */, "class" /* accepted, concurrency, quota, send-as-denied, … */}),
+		refusal: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sendas_upstream_refusals_total", Help: "What Exchange Online refused, single recipients and sessions without sign-in included.",
+		}, []string{"mailbox" /* "" before the sign-in */, "stage" /* connect, ehlo, starttls, auth, mail, rcpt, data, end-of-data */, "class" /* as of replies */}),
 		denied: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sendas_send_as_denied_total", Help: "Messages that Exchange Online refused because the mailbox may not send as their sender.",
 		}, []string{"mailbox"}),
@@ -70,8 +74,11 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "sendas_ledger_shared", Help: "1 while the ledger that hosts share is in use, 0 while this host keeps to its own share.",
 		}, nil),
 	}
-	reg.MustRegister(m.lookups, m.waits, m.waiting, m.replies, m.denied, m.auth, m.lost, m.refresh, m.took, m.queries, m.ledger, m.shared)
+	reg.MustRegister(m.lookups, m.waits, m.waiting, m.replies, m.refusal, m.denied, m.auth, m.lost, m.refresh, m.took, m.queries, m.ledger, m.shared)
 	m.lookups.WithLabelValues("", "unknown-sender")
+	for _, at := range []Stage{StageConnect, StageEHLO, StageSTARTTLS} {
+		m.refusal.WithLabelValues("", string(at), string(ClassBusy))
+	}
 	for _, r := range socketmapErrors {
 		m.queries.WithLabelValues(r)
 	}
@@ -111,7 +118,7 @@ const (
 // increase: of each class of a verdict the code that it most often has.
 var firstCodes = map[ReplyClass]string{
 	ClassAccepted: "250", ClassConcurrency: "432", ClassQuota: "554", ClassFull: "554", ClassBlocked: "550", ClassSendAs: "554", ClassLogon: "430",
-	ClassAuth: "535", ClassAuthOff: "535", ClassBusy: "451", ClassTemporary: "450", ClassPermanent: "550",
+	ClassRecipient: "550", ClassAuth: "535", ClassAuthOff: "535", ClassBusy: "451", ClassTemporary: "450", ClassPermanent: "550",
 }
 
 // Mailbox makes the series of a mailbox exist before anything happens to it.
@@ -123,6 +130,7 @@ func (m *Metrics) Mailbox(address string) {
 	for class, code := range firstCodes {
 		m.replies.WithLabelValues(address, code, string(class))
 	}
+	m.refusal.WithLabelValues(address, string(StageRCPT), string(ClassRecipient))
 	m.denied.WithLabelValues(address)
 	m.lost.WithLabelValues(address, lostInEnvelope)
 	m.lost.WithLabelValues(address, lostInData)
@@ -151,6 +159,11 @@ func (m *Metrics) verdict(label, code string, class ReplyClass) {
 	if class == ClassSendAs {
 		m.denied.WithLabelValues(label).Inc()
 	}
+}
+
+// refused counts what was refused at a stage.
+func (m *Metrics) refused(label string, at Stage, class ReplyClass) {
+	m.refusal.WithLabelValues(label, string(at), string(class)).Inc()
 }
 
 // unseen counts a session that ended without a verdict, by what it would be booked as.

@@ -18,7 +18,7 @@ func TestTroubleshootingPageOfReplies(t *testing.T) {
 // pageReplies are the replies by code. The rows of one code are in the order in which sendas looks
 // for them: the first that fits counts.
 func pageReplies() []string {
-	rows := pagetest.Head("reply", "with the words", "what it means", "what to do", "what Postfix does")
+	rows := pagetest.Head("reply", "with the words", "what it means", "class", "what to do", "what Postfix does")
 	sorted := slices.Clone(replyRows)
 	slices.SortStableFunc(sorted, func(a, b replyRow) int { return slices.Compare(replyOrder(a), replyOrder(b)) })
 	for _, r := range sorted {
@@ -26,7 +26,7 @@ func pageReplies() []string {
 		if r.keyword != "" {
 			keyword = "`" + r.keyword + "`"
 		}
-		rows = append(rows, pagetest.Row(replyName(r), keyword, pagetest.Words.Replace(r.meaning), pagetest.Words.Replace(r.act), postfixDoes(r)))
+		rows = append(rows, pagetest.Row(replyName(r), keyword, pagetest.Words.Replace(r.meaning), className(r), pagetest.Words.Replace(r.act), postfixDoes(r)))
 	}
 	return rows
 }
@@ -52,25 +52,31 @@ func replyOrder(r replyRow) []int {
 }
 
 func replyName(r replyRow) string {
-	if len(r.code) == 1 {
+	if len(r.code) == 1 && r.enhanced == "" && r.keyword == "" {
 		return "any other " + r.code + "xx"
+	}
+	if len(r.code) == 1 {
+		return strings.TrimSpace(r.code + "xx " + r.enhanced)
 	}
 	return strings.TrimSpace(r.code + " " + r.enhanced)
 }
 
+// className says when the message can leave, and what the reply is about.
+func className(r replyRow) string { return fmt.Sprintf("`%s`: %s, %s", r.class, r.when, r.of) }
+
 // answersAUTH are the enhanced codes of refusals of AUTH besides 535. Postfix takes all of those
 // for temporary (smtp_sasl_auth_soft_bounce, as smtp_sasl_glue.c applies it).
-var answersAUTH = []string{"5.7.30", "5.5.124", "5.5.127", "5.7.4"}
+var answersAUTH = []string{"5.7.30", "5.5.121-126", "5.5.127", "5.7.4"}
 
 // postfixDoes says what becomes of the message.
 func postfixDoes(r replyRow) string {
 	switch {
-	case r.later != "":
-		return fmt.Sprintf("keeps it: sendas makes %s of the code", strings.TrimSpace(r.later))
-	case r.class == ClassNoAuth:
-		return "keeps it: sendas makes 450 4.7.1 of the code"
+	case r.when == Never:
+		return "returns it to its sender"
 	case r.code[0] == '4', r.code == "535", slices.Contains(answersAUTH, r.enhanced):
 		return "keeps it"
+	case len(r.code) == 1:
+		return "keeps it: sendas makes 4xx of the code"
 	}
-	return "returns it to its sender"
+	return fmt.Sprintf("keeps it: sendas makes %s of the code", strings.TrimSpace(later(r.code, r.enhanced, r.when)))
 }

@@ -1,7 +1,7 @@
 package lease
 
 import (
-	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -42,26 +42,26 @@ var knownReplies = []struct {
 	{"550 5.7.512 Access denied, message must be RFC 5322 section 3.6.2 compliant and include a valid From address", ClassPermanent, false, false, "no valid From"},
 	{"550 5.6.11 … SMTPSEND.BareLinefeedsAreIllegal", ClassPermanent, false, false, "line feeds"},
 
-	{auth535, ClassAuth, false, false, "object id of the enterprise application"},
-	{"535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Tenant. Visit https://aka.ms/smtp_auth_disabled for more information. [AM0PR06CA0126.eurprd06.prod.outlook.com 2024-02-14T14:50:26.590Z 08DC2D372B4C3DED]", ClassAuthOff, false, false, "whole tenant"},
-	{"535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Mailbox. Visit https://aka.ms/smtp_auth_disabled for more information. [host]", ClassAuthOff, false, false, "Set-CASMailbox MAILBOX -SmtpClientAuthenticationDisabled $false"},
-	{"535 5.7.139 Authentication unsuccessful, basic authentication is disabled. [host time id]", ClassAuth, false, false, "password"},
-	{"535 5.7.139 Authentication unsuccessful, the user credentials were incorrect. [host …]", ClassAuth, false, false, "password"},
-	{"535 5.7.139 Authentication unsuccessful, the request did not meet the criteria to be authenticated successfully. Contact your administrator. [host time id]", ClassAuth, false, false, "Conditional Access"},
-	{"535 5.7.139 Authentication unsuccessful, user is locked by your organization's security defaults policy. Contact your administrator. [host …]", ClassAuth, false, false, "security defaults"},
-	{"535 5.7.139 Authentication unsuccessful, federated STS service was unreachable.", ClassAuth, true, false, "does not answer"},
-	{"535 5.7.139 Authentication unsuccessful, the federated STS URL does not support HTTPS.", ClassAuth, false, false, "https://"},
-	{"535 5.7.139 Authentication unsuccessful, …", ClassAuth, false, false, "a policy of the tenant"},
-	{"550 5.7.30 Basic authentication is not supported for Client Submission.", ClassPermanent, false, false, "xoauth2"},
-	{"501 5.5.124 Invalid XOAUTH2 auth data", ClassPermanent, false, false, "cannot be read"},
-	{"501 5.5.127 Invalid XOAUTH2 auth data - Token will expire soon error", ClassPermanent, true, false, "10 minutes"},
-	{"504 5.7.4 Unrecognized authentication type", ClassPermanent, false, false, "TLS"},
+	{auth535, ClassAuth, false, true, "object id of the enterprise application"},
+	{"535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Tenant. Visit https://aka.ms/smtp_auth_disabled for more information. [AM0PR06CA0126.eurprd06.prod.outlook.com 2024-02-14T14:50:26.590Z 08DC2D372B4C3DED]", ClassAuthOff, false, true, "whole tenant"},
+	{"535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Mailbox. Visit https://aka.ms/smtp_auth_disabled for more information. [host]", ClassAuthOff, false, true, "Set-CASMailbox MAILBOX -SmtpClientAuthenticationDisabled $false"},
+	{"535 5.7.139 Authentication unsuccessful, basic authentication is disabled. [host time id]", ClassAuth, false, true, "password"},
+	{"535 5.7.139 Authentication unsuccessful, the user credentials were incorrect. [host …]", ClassAuth, false, true, "password"},
+	{"535 5.7.139 Authentication unsuccessful, the request did not meet the criteria to be authenticated successfully. Contact your administrator. [host time id]", ClassAuth, false, true, "Conditional Access"},
+	{"535 5.7.139 Authentication unsuccessful, user is locked by your organization's security defaults policy. Contact your administrator. [host …]", ClassAuth, false, true, "security defaults"},
+	{"535 5.7.139 Authentication unsuccessful, federated STS service was unreachable.", ClassAuth, true, true, "does not answer"},
+	{"535 5.7.139 Authentication unsuccessful, the federated STS URL does not support HTTPS.", ClassAuth, false, true, "https://"},
+	{"535 5.7.139 Authentication unsuccessful, …", ClassAuth, false, true, "a policy of the tenant"},
+	{"550 5.7.30 Basic authentication is not supported for Client Submission.", ClassAuth, false, true, "xoauth2"},
+	{"501 5.5.124 Invalid XOAUTH2 auth data", ClassAuth, false, true, "cannot be read"},
+	{"501 5.5.127 Invalid XOAUTH2 auth data - Token will expire soon error", ClassAuth, true, true, "10 minutes"},
+	{"504 5.7.4 Unrecognized authentication type", ClassAuth, false, true, "TLS"},
 	{"451 5.7.3 STARTTLS is required to send mail", ClassBusy, false, false, "TLS"},
-	{noAuth, ClassNoAuth, false, false, "smtp_sasl_password_maps"},
-	{"530 5.7.57 SMTP; Client was not authenticated to send anonymous mail during MAIL FROM [host]", ClassNoAuth, false, false, "smtp_sasl_password_maps"},
-	{"550 5.7.57 SMTP; Client was not authenticated to send anonymous mail during MAIL FROM [host]", ClassPermanent, false, false, "smtp_sasl_password_maps"},
-	{"530 5.7.57 Client not authenticated to send mail. Error: 535 5.7.3 Authentication unsuccessful [host]", ClassNoAuth, false, false, "AUTH was refused before"},
-	{"530 5.7.57 Client not authenticated to send mail. Error: 535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Tenant. Visit https://aka.ms/smtp_auth_disabled for more information. [host]", ClassNoAuth, false, false, "Set-CASMailbox"},
+	{noAuth, ClassNoAuth, false, true, "smtp_sasl_password_maps"},
+	{"530 5.7.57 SMTP; Client was not authenticated to send anonymous mail during MAIL FROM [host]", ClassNoAuth, false, true, "smtp_sasl_password_maps"},
+	{"550 5.7.57 SMTP; Client was not authenticated to send anonymous mail during MAIL FROM [host]", ClassNoAuth, false, true, "smtp_sasl_password_maps"},
+	{"530 5.7.57 Client not authenticated to send mail. Error: 535 5.7.3 Authentication unsuccessful [host]", ClassNoAuth, false, true, "AUTH was refused before"},
+	{"530 5.7.57 Client not authenticated to send mail. Error: 535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Tenant. Visit https://aka.ms/smtp_auth_disabled for more information. [host]", ClassNoAuth, false, true, "Set-CASMailbox"},
 
 	{"550 5.1.8 Access denied, bad outbound sender AS(42004)", ClassBlocked, false, true, "Restricted entities"},
 	{"550 5.1.8 Access denied, bad outbound sender", ClassBlocked, false, true, "its mail waits"},
@@ -76,11 +76,11 @@ var knownReplies = []struct {
 	{"550 5.7.606 Access denied, banned sending IP [203.0.113.7]", ClassPermanent, false, false, "sender.office.com"},
 	{"550 5.7.649 Access denied, banned sending IP [203.0.113.7]", ClassPermanent, false, false, "sender.office.com"},
 	{"5.7.703 Your message can't be delivered because messages to XXX, YYY are blocked by your organization using Tenant Allow Block List.", ClassPermanent, false, false, "block list"},
-	{"550 5.7.124 …Sender not in allowed-senders list", ClassPermanent, false, false, "certain senders"},
-	{"5.7.133", ClassPermanent, false, false, "inside the organisation"},
-	{"5.7.136", ClassPermanent, false, false, "inside the organisation"},
-	{"550 5.1.10 …Recipient not found", ClassPermanent, false, false, "no such recipient"},
-	{"550 5.4.1 Recipient address rejected: Access denied", ClassPermanent, false, false, "no such recipient"},
+	{"550 5.7.124 …Sender not in allowed-senders list", ClassRecipient, false, false, "certain senders"},
+	{"5.7.133", ClassRecipient, false, false, "inside the organisation"},
+	{"5.7.136", ClassRecipient, false, false, "inside the organisation"},
+	{"550 5.1.10 …Recipient not found", ClassRecipient, false, false, "no such recipient"},
+	{"550 5.4.1 Recipient address rejected: Access denied", ClassRecipient, false, false, "no such recipient"},
 	{"550 5.7.509 Access denied, sending domain [d] does not pass DMARC verification and has a DMARC policy of reject.", ClassPermanent, false, false, "DMARC"},
 	{"550 5.7.515 Access denied, sending domain d does not meet the required authentication level.", ClassPermanent, false, false, "SPF, DKIM and DMARC"},
 
@@ -95,7 +95,7 @@ var knownReplies = []struct {
 
 	{"421 4.7.66 TLS 1.0 and 1.1 are not supported. Please upgrade/update your client to support TLS 1.2.", ClassBusy, false, false, "older than 1.2"},
 	{"421 4.3.2 The maximum number of concurrent connections has exceeded a limit, closing transmission channel", ClassBusy, true, false, "too many connections"},
-	{"421 4.3.2 Service not available", ClassBusy, true, false, "has trouble"},
+	{"421 4.3.2 Service not available", ClassBusy, true, false, "has trouble and takes no mail now"},
 	{"421 4.4.1 Connection timed out [host]", ClassBusy, true, false, "silent"},
 	{"451 4.7.0 Temporary server error. Please try again later. PRX2", ClassBusy, true, false, "has trouble"},
 	{"451 4.5.127", ClassBusy, true, false, "has trouble"},
@@ -106,12 +106,53 @@ var knownReplies = []struct {
 	{"501 5.5.4 Invalid arguments", ClassPermanent, false, false, "malformed"},
 	{"450 4.1.1 x", ClassTemporary, true, false, "no explanation here"},
 	{"550 5.9.9 x", ClassPermanent, false, false, "no explanation here"},
+	{"… MapiExceptionMaxSubmissionExceeded", ClassUnreadable, false, false, ""},
+	{"554 5.2.0 MapiExceptionMaxSubmissionExceeded; Message size exceeds maximum size limit.; STOREDRV.Submission.Exception:MessageSubmissionExceededException.MapiExceptionMaxSubmissionExceeded; Failed to process message due to a permanent exception with message [BeginDiagnosticData]Cannot save changes made to an item to store", ClassPermanent, false, false, "MaxSendSize"},
+	{"550 5.2.3 Message too large", ClassPermanent, false, false, "MaxSendSize"},
+	{"5.3.4", ClassPermanent, false, false, "150 MB"},
+	{"552 5.3.4 Header size exceeds fixed maximum size", ClassPermanent, false, false, "the header of the message is too large, not the message; have the device"},
+	{"5.2.121", ClassTemporary, true, true, "of this sender"},
+	{"5.2.122", ClassTemporary, true, true, "too much mail"},
+	{"554 5.6.0 Invalid message content when handling MIME exception. IMC53", ClassPermanent, false, false, "field of the header is too long"},
+	{"554 5.6.211 Invalid MIME Content: Single text value size (33061) exceeded allowed maximum (32768) for the 'Autocrypt' header. [host …]", ClassPermanent, false, false, "32768 bytes"},
+	{"5.4.14", ClassPermanent, false, false, "in a circle"},
+	{"554 5.4.14 Hop count exceeded - possible mail loop", ClassPermanent, false, false, "in a circle"},
+	{"535 5.7.142 XOAUTH2 authentication failed. Token will expire soon.", ClassAuth, true, true, "10 minutes"},
+	{"535 5.7.143 XOAUTH2 authentication failed. Expired token.", ClassAuth, true, true, "has ended"},
+	{"535 5.7.144 XOAUTH2 authentication failed. Invalid API permissions.", ClassAuth, false, true, "Mail.Send"},
+	{"535 5.7.139 Authentication unsuccessful, the organization configuration doesn't allow this authentication request.", ClassAuth, false, true, "policy of the tenant"},
+	{"501 5.5.121 Invalid XOAUTH2 argument", ClassAuth, false, true, "cannot be read"},
+	{"501 5.5.122 Invalid XOAUTH2 argument", ClassAuth, false, true, "cannot be read"},
+	{"501 5.5.123 Invalid XOAUTH2 auth data", ClassAuth, false, true, "cannot be read"},
+	{"501 5.5.125 Invalid XOAUTH2 auth data", ClassAuth, false, true, "cannot be read"},
+	{"501 5.5.126 Invalid XOAUTH2 auth data", ClassAuth, false, true, "cannot be read"},
+	{"454 4.7.0 TLS not available", ClassBusy, true, false, "cannot begin TLS"},
+	{"454 4.7.0 Temporary authentication failure", ClassBusy, true, false, "not the token"},
+	{"451 4.7.0 Temporary server error. Please try again later. PRX4 [BN0PR04CA0001.namprd04.prod.outlook.com]", ClassBusy, true, false, "has trouble"},
+	{"421 4.3.2 Service not active", ClassBusy, true, false, "has trouble and takes no mail now"},
+	{"421 4.3.2 The maximum number of concurrent server connections has exceeded a limit, closing transmission channel", ClassBusy, true, false, "too many connections"},
+	{"421 closing", ClassBusy, true, false, "has trouble"},
+	{"450 4.7.0 Message not proxied", ClassBusy, true, false, "hand the message on"},
+	{"4.3.111 … MRH1", ClassBusy, true, false, "hand the message on"},
+	{"550 5.7.240 The application is not allowed for use with this High Volume Email account", ClassLogon, true, true, "Add-HVEAppAccess -Identity MAILBOX"},
+	{"5.2.240 …", ClassLogon, false, true, "no High Volume Email account"},
+	{"550 5.2.240 …", ClassLogon, false, true, "no High Volume Email account"},
+	{"5.7.62 …", ClassSendAs, false, false, "envelope sender is not"},
+	{"5.6.241 …", ClassSendAs, false, false, "From is not the High"},
+	{"550 5.5.105 External sending is not supported for High Volume Email accounts", ClassRecipient, false, false, "outside of the organisation"},
+	{"501 5.1.3 Invalid address", ClassRecipient, false, false, "no address"},
+	{"5.7.129", ClassRecipient, false, false, "certain senders"},
+	{"5.7.134", ClassRecipient, false, false, "inside the organisation"},
+	{"550 5.7.703 Your message can't be delivered", ClassPermanent, false, false, "block list"},
 }
 
 func TestExplain(t *testing.T) {
 	hit := make(map[*replyRow]bool)
 	for _, tc := range knownReplies {
 		e := Explain(tc.reply)
+		if known := tc.has != "no explanation here" && tc.class != ClassUnreadable; e.known != known {
+			t.Errorf("Explain(%.60q) = %q, known: %v, want %v", tc.reply, e.Meaning, e.known, known)
+		}
 		if e.Class != tc.class {
 			t.Errorf("Explain(%.60q).Class = %s, want %s", tc.reply, e.Class, tc.class)
 		}
@@ -120,6 +161,9 @@ func TestExplain(t *testing.T) {
 		}
 		if !strings.Contains(e.Meaning+"; "+e.Act, tc.has) {
 			t.Errorf("Explain(%.60q) = %q; %q, want %q in it", tc.reply, e.Meaning, e.Act, tc.has)
+		}
+		if e.Class == ClassUnreadable {
+			continue
 		}
 		line := tc.reply
 		if e.Code == "" {
@@ -162,15 +206,25 @@ func TestExplainForm(t *testing.T) {
 	}
 }
 
-// What the log and Postfix get to see of a permanent code that means "later" keeps its meaning.
+// What Postfix gets to see of a permanent code that means "later" keeps its meaning, and only a
+// message that can never leave is returned.
 func TestLaterIsTheSameKind(t *testing.T) {
-	form := regexp.MustCompile(`^4[0-9]{2} 4\.[0-9]+\.[0-9]+ $`)
-	for _, r := range replyRows {
-		if r.later == "" {
-			continue
+	for _, tc := range []struct {
+		code, enhanced string
+		when           When
+		want           string
+	}{
+		{"550", "5.1.8", Later, "450 4.1.8 "}, {"554", "5.2.0", Later, "454 4.2.0 "}, {"552", "5.2.2", Later, "452 4.2.2 "}, {"530", "5.7.57", Later, "450 4.7.57 "},
+		{"535", "5.7.143", Now, "450 4.7.143 "}, {"550", "", Later, "450 4.0.0 "}, {"550", "5.1.8", Never, ""}, {"451", "4.7.0", Later, ""},
+	} {
+		if got := later(tc.code, tc.enhanced, tc.when); got != tc.want {
+			t.Errorf("later(%s %s, %s) = %q, want %q", tc.code, tc.enhanced, tc.when, got, tc.want)
 		}
-		if !form.MatchString(r.later) || r.code[0] != '5' || strings.Fields(r.later)[1][1:] != r.enhanced[1:] {
-			t.Errorf("row %s %s becomes %q, want the same with 4 in front", r.code, r.enhanced, r.later)
+	}
+	for _, tc := range knownReplies {
+		e := Explain(tc.reply)
+		if permanent := e.Code == "" && tc.reply[0] == '5' || strings.HasPrefix(e.Code, "5"); e.Later != (permanent && e.When != Never) {
+			t.Errorf("Explain(%.60q): %s, Later %v", tc.reply, e.When, e.Later)
 		}
 	}
 }
@@ -182,6 +236,15 @@ func TestReplyStyle(t *testing.T) {
 		if r.meaning == "" || r.act == "" || strings.Contains(r.meaning, ";") || strings.HasSuffix(r.meaning, ".") || strings.HasSuffix(r.act, ".") ||
 			strings.ContainsAny(hint, "\n{}") || len(hint) > 400 {
 			t.Errorf("row %s %s: %q, want one line of two parts without full stop", r.code, r.enhanced, hint)
+		}
+		if !slices.Contains([]When{Now, Later, Never}, r.when) || !slices.Contains([]Subject{OfMessage, OfSender, OfMailbox, OfTenant, OfConnection}, r.of) {
+			t.Errorf("row %s %s: %q of %q", r.code, r.enhanced, r.when, r.of)
+		}
+		if temporary := r.code[0] == '4'; temporary && r.when == Never {
+			t.Errorf("row %s %s: Postfix keeps the message", r.code, r.enhanced)
+		}
+		if r.when != Never && strings.Contains(hint, returned) || r.when == Never && strings.Contains(hint, waits) {
+			t.Errorf("row %s %s: %s, but says %q", r.code, r.enhanced, r.when, hint)
 		}
 		if r.class == ClassAccepted || r.class == ClassUnreadable {
 			t.Errorf("row %s %s has the class %s", r.code, r.enhanced, r.class)

@@ -36,8 +36,9 @@ type session struct {
 	stage    stage
 	accepted int // recipients
 	envelope envelope
-	later    string // of an earlier line of the reply that is coming in
-	rested   bool   // a refused recipient has sent the mailbox to rest
+	earlier  Explanation // by the earlier lines of the reply that is coming in; the zero value where none says anything
+	rested   bool        // a refused recipient has sent the mailbox to rest
+	refused  refusals
 }
 
 // hide returns a line without the token that the session was given; s may be nil, where there is no
@@ -59,10 +60,12 @@ func (s *session) shows(line string) bool {
 
 // event is what a reply line means for the session.
 type event struct {
-	later   string // the beginning of a text that replaces the reply's own
-	verdict bool   // the session's fate is known
-	rests   bool   // a recipient was refused for what the mailbox is, while others are still to be answered
-	refused bool   // AUTH was refused
+	what    Explanation // by all lines of the reply so far
+	later   string      // the beginning of a text that replaces the reply's own
+	verdict bool        // the session's fate is known
+	denies  bool        // a recipient was refused, or DATA, while others are still to be answered
+	rests   bool        // and for what the mailbox is
+	refused bool        // AUTH was refused
 	// authenticated: AUTH succeeded
 	authenticated bool
 }
@@ -70,16 +73,19 @@ type event struct {
 // reply takes one reply line and what it means. Only the last line of a reply moves the session on
 // (RFC 5321, section 4.2.1).
 func (s *session) reply(line string, x Explanation) event {
-	class, later := x.Class, x.later
-	if later == "" && class != ClassAccepted {
-		later = s.later // all lines of a reply have the same code
+	if !x.known && s.earlier.known && x.Class != ClassAccepted { // all lines of a reply have the same code
+		x = s.earlier
 	}
-	e := event{later: later}
+	class := x.Class
+	e := event{what: x, later: x.later}
+	if s.stage == atAuth {
+		e.later = "" // Postfix keeps the message (smtp_sasl_auth_soft_bounce)
+	}
 	if len(line) > 3 && line[3] == '-' {
-		s.later = later
+		s.earlier = x
 		return e
 	}
-	s.later = ""
+	s.earlier = Explanation{}
 	if class == ClassUnreadable && !strings.HasPrefix(line, "3") {
 		return e
 	}
@@ -111,6 +117,7 @@ func (s *session) reply(line string, x Explanation) event {
 			e.verdict = true
 		default:
 			s.envelope.reply(false)
+			e.denies = true
 			e.rests = x.Pause != "" && !s.rested
 			s.rested = s.rested || e.rests
 		}

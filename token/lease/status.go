@@ -3,6 +3,7 @@ package lease
 import (
 	"context"
 	"errors"
+	"maps"
 	"time"
 
 	"github.com/sendas/sendas/policy/limit"
@@ -83,6 +84,9 @@ type Status struct {
 	Mailboxes   []MailboxStatus    `json:"mailboxes"`
 	Pools       []PoolStatus       `json:"pools,omitempty"`
 	Groups      []GroupStatus      `json:"groups,omitempty"`
+	// Unsigned is the last refusal of a session that had not signed in, for whichever mailbox; nil when
+	// a sign-in has succeeded since.
+	Unsigned *Verdict `json:"last_refusal_before_sign_in,omitempty"`
 }
 
 // CredentialStatus is the state of one credential.
@@ -153,7 +157,8 @@ type MailboxStatus struct {
 	Messages    *UsageStatus      `json:"messages"`     // null for a pattern, and where the ledger cannot tell
 	Recipients  *UsageStatus      `json:"recipients"`   // likewise
 	LastVerdict *Verdict          `json:"last_verdict"`
-	Denied      []Denial          `json:"send_as_denied"` // senders whose last message was returned for want of permission
+	LastRefusal *Verdict          `json:"last_refusal,omitempty"` // at whatever stage, that of a single recipient too
+	Denied      []Denial          `json:"send_as_denied"`         // senders whose last message was returned for want of permission
 }
 
 // UsageStatus is what was used of one limit in its window.
@@ -170,6 +175,9 @@ type Verdict struct {
 	Code    string     `json:"code"`    // SMTP's
 	Meaning string     `json:"meaning"` // "" for accepted mail
 	Time    time.Time  `json:"time"`
+	Stage   Stage      `json:"stage,omitempty"` // of a refusal, as far as it is known
+	When    When       `json:"when,omitempty"`  // of a refusal
+	Of      Subject    `json:"of,omitempty"`    // likewise
 }
 
 // noteVerdict keeps the last verdict of a mailbox for Status.
@@ -180,7 +188,7 @@ func (l *Lessor) noteVerdict(s *session, x Explanation) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.verdicts[s.label] = Verdict{Class: x.Class, Code: x.Code, Meaning: x.Hint(), Time: *moment(now)}
+	l.verdicts[s.label] = Verdict{Class: x.Class, Code: x.Code, Meaning: x.Hint(), Time: *moment(now), When: x.When, Of: x.Of}
 	l.denied.note(s.label, listed, x.Class, now)
 }
 
@@ -194,11 +202,16 @@ func (l *Lessor) Status(ctx context.Context, in StatusInput) *Status {
 		s.Credentials = append(s.Credentials, in.Credentials[i].status(now))
 	}
 	leases, waiting, verdicts := l.counts()
+	refused, unsigned := l.refusalsNow()
+	s.Unsigned = unsigned
 	for _, m := range in.Mailboxes {
 		t := MailboxStatus{Mailbox: m.Label, Pattern: m.Pattern, Credential: m.Credential, Connections: m.Limits.Connections,
 			InForce: m.Limits.Connections, Leases: leases[m.Label], Waiting: waiting[m.Label]}
 		if v, ok := verdicts[m.Label]; ok {
 			t.LastVerdict = &v
+		}
+		if v, ok := refused[m.Label]; ok {
+			t.LastRefusal = &v
 		}
 		t.Denied = l.deniedTo(m.Label)
 		if !m.Pattern && s.LedgerError == nil { // once it fails it is not asked for each mailbox in turn
@@ -265,6 +278,13 @@ func (l *Lessor) counts() (leases, waiting map[string]int, verdicts map[string]V
 		verdicts[label] = v
 	}
 	return leases, waiting, verdicts
+}
+
+// refusalsNow returns the last refusals by label, and that of a session without sign-in.
+func (l *Lessor) refusalsNow() (byLabel map[string]Verdict, unsigned *Verdict) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return maps.Clone(l.refusedLast), l.unsigned
 }
 
 func (l *Lessor) deniedTo(label string) []Denial {

@@ -123,7 +123,18 @@ const wantStatus = `{
         "class": "send-as-denied",
         "code": "554",
         "meaning": "MEANING",
-        "time": "2000-01-01T00:00:02Z"
+        "time": "2000-01-01T00:00:02Z",
+        "when": "never",
+        "of": "sender"
+      },
+      "last_refusal": {
+        "class": "send-as-denied",
+        "code": "554",
+        "meaning": "MEANING",
+        "time": "2000-01-01T00:00:02Z",
+        "stage": "end-of-data",
+        "when": "never",
+        "of": "sender"
       },
       "send_as_denied": [
         {
@@ -190,7 +201,7 @@ func TestStatus(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := strings.Replace(wantStatus, `"MEANING"`, string(meaning), 1)
+		want := strings.Replace(wantStatus, `"MEANING"`, string(meaning), -1)
 		if string(got) != want {
 			t.Errorf("status\n%s\nwant\n%s", got, want)
 		}

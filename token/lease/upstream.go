@@ -18,11 +18,34 @@ const (
 	ClassLogon       ReplyClass = "mailbox-logon"    // signed in, but no right on the mailbox (yet)
 	ClassAuth        ReplyClass = "auth-refused"     // the token or the mailbox was refused
 	ClassAuthOff     ReplyClass = "auth-disabled"    // SMTP AUTH is switched off
+	ClassRecipient   ReplyClass = "recipient"        // there is no such recipient, or it takes no mail of ours
 	ClassNoAuth      ReplyClass = "unauthenticated"  // MAIL FROM without AUTH
 	ClassBusy        ReplyClass = "service"          // 421 and 451: the service has trouble
 	ClassTemporary   ReplyClass = "other-temporary"  // any other 4xx
 	ClassPermanent   ReplyClass = "other-permanent"  // any other 5xx
 	ClassUnreadable  ReplyClass = "not-an-smtp-line" // neither
+)
+
+// When says whether a message can leave after a reply.
+type When string
+
+// The moments. Unless it is [Never], Postfix keeps the message.
+const (
+	Now   When = "now"   // with the next attempt: nothing has to pass or to be mended
+	Later When = "later" // when something has passed, or somebody has mended it
+	Never When = "never" // as it is: Postfix returns it to its sender
+)
+
+// Subject says what a reply is about: what has to be another one for it to change.
+type Subject string
+
+// The subjects.
+const (
+	OfMessage    Subject = "message"    // with its recipients
+	OfSender     Subject = "sender"     // together with the mailbox
+	OfMailbox    Subject = "mailbox"    // whatever it sends
+	OfTenant     Subject = "tenant"     // whichever mailbox sends
+	OfConnection Subject = "connection" // this session, or the way to Microsoft
 )
 
 // pauses are the classes after which nothing leaves through the mailbox for a while, with the class

@@ -352,7 +352,31 @@ func writeMailboxes(w io.Writer, s *lease.Status) {
 		if v := m.LastVerdict; v != nil && v.Meaning != "" {
 			fmt.Fprintf(w, "%s: %s: %s\n", m.Mailbox, v.Class, v.Meaning)
 		}
+		if v := otherRefusal(&m, s.Time); v != nil {
+			fmt.Fprintf(w, "%s: %s\n", m.Mailbox, refusalWords(v, s.Time))
+		}
 	}
+	if v := s.Unsigned; v != nil {
+		fmt.Fprintf(w, "before any sign-in: %s\n", refusalWords(v, s.Time))
+	}
+}
+
+// refusalShown is how long a refusal is shown that is not the last word on the mailbox.
+const refusalShown = 24 * time.Hour
+
+// otherRefusal returns the last refusal of a mailbox where it is not the last verdict and not long
+// ago: that of a recipient, for instance, of a message which the others got.
+func otherRefusal(m *lease.MailboxStatus, now time.Time) *lease.Verdict {
+	v := m.LastRefusal
+	if v == nil || now.Sub(v.Time) >= refusalShown || m.LastVerdict != nil && m.LastVerdict.Class == v.Class && m.LastVerdict.Code == v.Code {
+		return nil
+	}
+	return v
+}
+
+// refusalWords words what was refused at which stage.
+func refusalWords(v *lease.Verdict, now time.Time) string {
+	return fmt.Sprintf("refused %s at %s, %s (%s): %s", whenWords(&v.Time, now), v.Stage, v.Class, v.Code, v.Meaning)
 }
 
 // writeClients prints the table of clients: what became of their mail since the start, and their

@@ -118,6 +118,9 @@ func tokenPage(s *lease.Status, c *service.Config, all bool) *pageView {
 	if s.LedgerError != nil {
 		v.Notices = append(v.Notices, pageNote{hot, "what was used is not known: " + *s.LedgerError})
 	}
+	if s.Unsigned != nil {
+		v.Notices = append(v.Notices, pageNote{warm, "before any sign-in: " + refusalWords(s.Unsigned, s.Time)})
+	}
 	t := &tokenView{MailboxesHead: mailboxesHead(s)}
 	shown, rest := firstOf(mailboxesInOrder(s.Mailboxes, len(s.Mailboxes) > rowsFor(all)), rowsFor(all))
 	for _, m := range shown {
@@ -295,6 +298,9 @@ func mailboxViewOf(m *lease.MailboxStatus, now time.Time) mailboxView {
 			v.Notes = append(v.Notes, pageNote{level, string(a.Class) + ": " + a.Meaning})
 		}
 	}
+	if a := otherRefusal(m, now); a != nil {
+		v.Notes = append(v.Notes, pageNote{warm, refusalWords(a, now)})
+	}
 	return v
 }
 
@@ -336,7 +342,7 @@ func answerLevel(c lease.ReplyClass) string {
 	switch c {
 	case lease.ClassAccepted:
 		return calm
-	case lease.ClassConcurrency, lease.ClassBusy, lease.ClassTemporary:
+	case lease.ClassConcurrency, lease.ClassBusy, lease.ClassTemporary, lease.ClassRecipient:
 		return warm
 	}
 	return hot
