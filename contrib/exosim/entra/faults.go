@@ -21,6 +21,7 @@ type Faults struct {
 	ContentType  string        `json:"entra_content_type"`  // instead of application/json, with the JSON unchanged
 	RefreshIn    int           `json:"entra_refresh_in"`    // refresh_in of good answers, in seconds
 	TokenLife    time.Duration `json:"entra_token_life"`    // of access tokens, instead of Config.TokenLife; a text such as "5m"
+	KeepRefresh  bool          `json:"entra_keep_refresh"`  // no new refresh token at a refresh, whatever its scope
 	// Skew is how far Microsoft's clocks are ahead of ours: in the Date of
 	// answers, in the times of tokens and errors, and for assertions and tokens
 	// that are checked. A text such as "-10m".

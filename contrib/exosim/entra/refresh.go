@@ -20,8 +20,8 @@ type RefreshPolicy struct {
 	// Frequency is after how long a user must sign in again, as a policy of
 	// Conditional Access can want it: AADSTS70043; 0 is never.
 	Frequency time.Duration `yaml:"frequency"`
-	// RotateStrict makes a refresh token good for one use only. Entra gives a
-	// new one each time, but leaves the old one valid.
+	// RotateStrict refuses old ones: a refresh token is good until a new one came of it. Entra
+	// leaves the old one valid.
 	RotateStrict bool `yaml:"rotate_strict"`
 }
 
@@ -52,22 +52,24 @@ func (l *Login) refresh(q *tokenQuery) (map[string]any, *refusal) {
 	if refused != nil {
 		return nil, refused
 	}
-	if !l.spend(q.form.Get("refresh_token")) {
+	if l.Faults().KeepRefresh {
+		sc.offline = false
+	}
+	if !l.spend(q.form.Get("refresh_token"), sc.offline) {
 		return nil, l.refuseFor(q, 70000)
 	}
-	sc.offline = true // always a new one
 	return l.userAnswer(q, app, t.session, sc, proof), nil
 }
 
 // narrow returns the scopes of a token request: those that it names, or those
-// of the sign-in. Another resource than at the sign-in is right.
+// of the sign-in. Another resource than at the sign-in is right. A refresh token comes with the
+// answer only where offline_access is among them, at a refresh too.
+// https://learn.microsoft.com/entra/identity-platform/v2-oauth2-auth-code-flow#refresh-the-access-token
 func (l *Login) narrow(q *tokenQuery, granted scopes) (scopes, *refusal) {
 	if q.form.Get("scope") == "" {
 		return granted, nil
 	}
-	sc, refused := l.parseScopes(q, q.form.Get("scope"), 28002)
-	sc.offline = sc.offline || granted.offline
-	return sc, refused
+	return l.parseScopes(q, q.form.Get("scope"), 28002)
 }
 
 // checkRefresh finds a refresh token and checks its ages and its user.
@@ -98,13 +100,13 @@ func dotNetDuration(d time.Duration) string {
 	return fmt.Sprintf("%d.%02d:%02d:%02d", d/day, d%day/time.Hour, d%time.Hour/time.Minute, d%time.Minute/time.Second)
 }
 
-// spend takes a refresh token out of use where one use is all it has; false if
+// spend takes a refresh token out of use where the new one takes its place at once; false if
 // another request was faster.
-func (l *Login) spend(token string) bool {
+func (l *Login) spend(token string, renewed bool) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	_, there := l.refreshTokens[token]
-	if l.cfg.Refresh.RotateStrict {
+	if l.cfg.Refresh.RotateStrict && renewed {
 		delete(l.refreshTokens, token)
 	}
 	return there

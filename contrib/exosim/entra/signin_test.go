@@ -404,7 +404,7 @@ func TestConfidential(t *testing.T) {
 	}
 }
 
-// TestRefresh: a new token each time, and the old one lives on.
+// TestRefresh: a new token where offline_access was asked for, and the old one lives on.
 func TestRefresh(t *testing.T) {
 	s := startSignIn(t, nil)
 	first := visitor.SignedIn(t, s, "erp@contoso.com")["refresh_token"]
@@ -420,10 +420,51 @@ func TestRefresh(t *testing.T) {
 			t.Errorf("again: status %d, %v", status, m)
 		}
 	}
-	_, m = visitor.Post(t, s, visitor.TokenPath, visitor.RefreshForm(first, "scope", "https://graph.microsoft.com/User.Read"))
+	_, m = visitor.Post(t, s, visitor.TokenPath, visitor.RefreshForm(first, "scope", "https://graph.microsoft.com/User.Read offline_access"))
 	wantDelegated(t, claims(t, s, m["access_token"]), map[string]any{"aud": "https://graph.microsoft.com", "scp": "User.Read"})
 	if m["refresh_token"] == nil {
 		t.Error("another resource: no refresh token")
+	}
+}
+
+// TestRefreshFollowsScope: a request that does not ask for offline_access gets an access token alone,
+// however often, and what it was made of ends on its day.
+func TestRefreshFollowsScope(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		strict bool
+		keep   bool
+		scope  []string
+		fresh  bool
+	}{
+		{"asked for", false, false, []string{"scope", signInScope}, true},
+		{"not asked for", false, false, []string{"scope", sendScope}, false},
+		{"not asked for, old ones refused", true, false, []string{"scope", sendScope}, false},
+		{"no scope: that of the sign-in", false, false, nil, true},
+		{"asked for in vain", false, true, []string{"scope", signInScope}, false},
+	} {
+		s := startSignIn(t, func(c *siteConfig) { c.Refresh.RotateStrict = tc.strict })
+		s.SetFaults(Faults{KeepRefresh: tc.keep})
+		first := visitor.SignedIn(t, s, "erp@contoso.com")["refresh_token"]
+		s.AgeGrants(60 * 24 * time.Hour)
+		token := first
+		for range 2 {
+			status, m := visitor.Post(t, s, visitor.TokenPath, visitor.RefreshForm(token, tc.scope...))
+			if status != 200 || m["access_token"] == nil || (m["refresh_token"] != nil) != tc.fresh {
+				t.Fatalf("%s: status %d, %v", tc.name, status, m)
+			}
+			if tc.fresh {
+				token = m["refresh_token"]
+			}
+		}
+		s.AgeGrants(31 * 24 * time.Hour)
+		status, m := visitor.Post(t, s, visitor.TokenPath, visitor.RefreshForm(token, tc.scope...))
+		if tc.fresh && status != 200 {
+			t.Errorf("%s, on day 91: status %d, %v", tc.name, status, m)
+		}
+		if !tc.fresh {
+			visitor.WantRefusal(t, tc.name+", on day 91", status, m, "invalid_grant", 700082)
+		}
 	}
 }
 
