@@ -45,6 +45,7 @@ type Proof struct {
 	Kind            string // one of ProofCertificate, ProofSecret, ProofFederated
 	CertificateFile string
 	KeyFile         string    // "" where the certificate's file has the key too
+	TokenFile       string    // of another issuer's token
 	Expires         time.Time // of a secret; zero when it is not known
 }
 
@@ -55,12 +56,17 @@ const (
 	ProofFederated   = "federated_token"
 )
 
-// ends returns when the proof ends, zero when that is not known.
-func (p *Proof) ends() time.Time {
-	if p.Kind != ProofCertificate {
-		return p.Expires
+// ends returns when the proof ends or has ended, zero when that is not known. What else is wrong
+// with it, the last attempt says.
+func (p *Proof) ends() (at time.Time) {
+	switch p.Kind {
+	case ProofCertificate:
+		at, _ = entra.CheckCertificate(p.CertificateFile, p.KeyFile)
+	case ProofFederated:
+		at, _ = entra.CheckFederatedTokenFile(p.TokenFile)
+	default:
+		at = p.Expires
 	}
-	at, _ := entra.CheckCertificate(p.CertificateFile, p.KeyFile) // what is wrong with it, the last attempt says
 	return at
 }
 
@@ -263,5 +269,5 @@ func signedIn(v *entra.Vault, credential string) *lease.SignedIn {
 	case err != nil:
 		return &lease.SignedIn{Err: err}
 	}
-	return &lease.SignedIn{User: g.User, Since: g.SignedIn, Used: g.Refreshed}
+	return &lease.SignedIn{File: v.Path(credential), User: g.User, Since: g.SignedIn, Renewed: g.Renewed(), Used: g.Used, Kept: g.Kept()}
 }

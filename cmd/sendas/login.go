@@ -128,7 +128,7 @@ func (l *login) run(ctx context.Context, browser bool) error {
 	}
 	now := time.Now()
 	err = l.vault.Save(l.name, &entra.StoredGrant{
-		Refresh: g.Refresh, ClientID: l.signIn.ClientID, Tenant: l.c.Tenant.ID, User: who, Scope: l.signIn.Scopes[0], SignedIn: now, Refreshed: now,
+		Refresh: g.Refresh, ClientID: l.signIn.ClientID, Tenant: l.c.Tenant.ID, User: who, Scope: l.signIn.Scopes[0], SignedIn: now, Refreshed: now, Used: now,
 	})
 	if err != nil {
 		return exit.Errorf(exit.Config, fmt.Sprintf("mend it and type \"sendas login %s\" again", l.name), "the sign-in succeeded and could not be stored: %w", err)
@@ -189,6 +189,7 @@ func terminal(w io.Writer) bool {
 // byBrowser signs in with a browser that comes back to this machine.
 func (l *login) byBrowser(ctx context.Context) (*entra.Grant, error) {
 	return l.signIn.Browser(ctx, func(address string) {
+		l.say("the app registration must have the redirect URI %s (Authentication > Mobile and desktop applications)", entra.RedirectURI)
 		l.say("open this address in a browser on this machine:")
 		fmt.Fprintln(l.o.stderr, address)
 		if os.Getenv("DISPLAY") == "" {

@@ -166,7 +166,7 @@ $`)
 	}
 	want := entra.StoredGrant{
 		Refresh: loginRefresh, ClientID: loginClient, Tenant: loginTenant, User: "Scan@contoso.com", Scope: "https://outlook.office.com/SMTP.Send",
-		SignedIn: g.SignedIn, Refreshed: g.SignedIn,
+		SignedIn: g.SignedIn, Refreshed: g.SignedIn, Used: g.SignedIn,
 	}
 	if *g != want || time.Since(g.SignedIn) > time.Hour {
 		t.Errorf("stored %+v, want %+v", *g, want)
@@ -415,6 +415,9 @@ func TestLoginBrowser(t *testing.T) {
 			}
 			if said := strings.ReplaceAll(tc.said, "PORT", back.Port()); !strings.Contains(stderr.String(), said) || tc.opened && strings.Contains(stderr.String(), "ssh") {
 				t.Errorf("stderr:\n%s\nwant %s", &stderr, said)
+			}
+			if !strings.Contains(stderr.String(), "sendas: the app registration must have the redirect URI http://localhost (Authentication") {
+				t.Errorf("stderr does not say which address the app must have:\n%s", &stderr)
 			}
 			if _, err := os.Stat(opened); (err == nil) != tc.opened {
 				t.Errorf("xdg-open: %v, want it called: %v", err, tc.opened)

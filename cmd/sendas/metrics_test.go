@@ -120,7 +120,8 @@ func tokenFigures(t *testing.T) *prometheus.Registry {
 		Mailboxes: []lease.MailboxStatus{{Mailbox: "erp@contoso.com", Messages: usage, Recipients: usage}},
 		Credentials: []lease.CredentialStatus{
 			{Name: "relay-app", InUse: true, Proof: proof(token.ProofSecret), Refresh: lease.RefreshStatus{LastSuccess: &now}},
-			{Name: "other-app", InUse: true, Proof: proof(token.ProofCertificate), SignIn: &lease.SignInStatus{}},
+			{Name: "other-app", InUse: true, Proof: proof(token.ProofCertificate), SignIn: &lease.SignInStatus{Since: &now, Ends: &now}},
+			{Name: "pod-app", InUse: true, Proof: proof(token.ProofFederated)},
 		},
 	}
 	reg.MustRegister(lease.NewCollector(leases, func(context.Context) *lease.Status { return state }))

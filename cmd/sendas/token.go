@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -155,7 +157,7 @@ func loadForToken(path string, log *slog.Logger) (*config.Site, error) {
 		return c, err
 	}
 	for _, p := range wrong.Problems {
-		if !strings.HasPrefix(p.Path, "credentials.") || !strings.HasSuffix(p.Path, "_file") {
+		if p.CredentialFile() == "" {
 			return nil, err
 		}
 	}
@@ -226,7 +228,7 @@ func proofOf(c *config.Credential) token.Proof {
 		ends, _ := time.Parse(time.DateOnly, c.SecretExpires) // checked with the configuration; empty is not known
 		return token.Proof{Kind: token.ProofSecret, Expires: ends}
 	case c.Flow == config.FlowFederated:
-		return token.Proof{Kind: token.ProofFederated}
+		return token.Proof{Kind: token.ProofFederated, TokenFile: cmp.Or(c.TokenFile, entra.FederatedFromEnvironment(os.Getenv).TokenFile)}
 	}
 	return token.Proof{}
 }

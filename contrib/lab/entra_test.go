@@ -68,9 +68,42 @@ func (e *entraSite) login(ctx context.Context, t *testing.T) {
 		t.Fatal(err)
 	}
 	now := time.Now()
-	err = e.user.Vault.Save("scan-user", &entra.StoredGrant{Refresh: g.Refresh, ClientID: userApp, User: "scan@contoso.com", SignedIn: now, Refreshed: now})
+	err = e.user.Vault.Save("scan-user", &entra.StoredGrant{Refresh: g.Refresh, ClientID: userApp, User: "scan@contoso.com", SignedIn: now, Refreshed: now, Used: now})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestSignInOutlivesDay90: a sign-in that is used lasts, because each refresh brings a new refresh
+// token; where none comes, its date tells so before Entra does.
+func TestSignInOutlivesDay90(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		keep bool // Entra gives no new ones
+		good int  // months that it lasts
+	}{{"renewed", false, 5}, {"kept", true, 2}} {
+		e := newEntra(t)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		e.login(ctx, t)
+		signedIn, err := e.user.Vault.Load("scan-user")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := e.SetFaults(exosim.Faults{EntraFaults: microsoft.Faults{KeepRefresh: tc.keep}}); err != nil {
+			t.Fatal(err)
+		}
+		for month := range 5 {
+			e.AgeGrants(31 * 24 * time.Hour)
+			_, err := e.user.Token(ctx)
+			if (err == nil) != (month < tc.good) || err != nil && !strings.Contains(err.Error(), "AADSTS700082") {
+				t.Errorf("%s, month %d: %v, want %d good months", tc.name, month+1, err, tc.good)
+			}
+		}
+		g, err := e.user.Vault.Load("scan-user")
+		if err != nil || g.Kept() != tc.keep || g.Renewed().Equal(signedIn.Renewed()) != tc.keep {
+			t.Errorf("%s: renewed on %v, kept %v (%v)", tc.name, g.Renewed(), g.Kept(), err)
+		}
+		cancel()
 	}
 }
 

@@ -33,6 +33,7 @@ var (
 	wrongCloud     = explanation{meaning: "the tenant is in another national cloud than the one that was asked", act: "tenant.cloud is one of global, gcc-high, dod, china: " + mendYAML}
 	wantsMFA       = explanation{meaning: "the account must sign in with a second factor", act: signIn + ", or exempt the account from the policy"}
 	idleToken      = explanation{meaning: "the refresh token lay unused too long", act: signIn}
+	idleOrRevoked  = explanation{meaning: "the sign-in lay unused too long, or was revoked: a new password, or sessions ended by an administrator", act: signIn}
 	badAssertion   = explanation{meaning: "the signed proof of the app (client assertion) is not valid", act: `compare this machine's clock with "timedatectl" and {file} with the certificate uploaded to the app registration, ` + thenCheck, clock: true}
 	wrongScope     = explanation{meaning: "the scope is wrong or names several resources", act: "tenant.endpoints.scope is https://outlook.office365.com/.default in the global cloud: " + mendYAML}
 	noResource     = explanation{meaning: "the tenant does not know the resource of the scope, or the app does not list it", act: "check tenant.cloud and tenant.endpoints.scope with \"sendas check\"; without App RBAC the app registration also needs Office 365 Exchange Online under API permissions"}
@@ -92,7 +93,7 @@ var byCode = map[int]explanation{
 	// The grant.
 	50173:  {meaning: "the grant was revoked: a new password, or sessions ended by an administrator", act: signIn},
 	700082: idleToken,
-	70008:  idleToken,
+	70008:  idleOrRevoked,
 	70043:  {meaning: "a sign-in frequency policy ended the session", act: signIn + "; exempt the account from the policy, else it happens again"},
 	70000:  {meaning: "the refresh token is not valid for this app", act: signIn},
 	54005:  {meaning: "the code was used already", act: signIn},
@@ -112,12 +113,6 @@ var byCode = map[int]explanation{
 	28002:  wrongScope,
 	700022: wrongScope,
 
-	// Device code.
-	70016: signInPending,
-	70018: unknownDevice,
-	70019: deviceExpired,
-	70020: deviceExpired,
-
 	// What passes.
 	50196: {meaning: "Microsoft saw the same request too often and took it for a loop", act: `sendas waits by itself; look for another program that uses the app {client_id} in the Entra sign-in logs`, temporary: true},
 	90055: serviceBusy,
@@ -126,6 +121,48 @@ var byCode = map[int]explanation{
 	50033: serviceBusy,
 	90006: serviceBusy,
 }
+
+// byDeviceError explains how a sign-in by code stands (RFC 8628 section 3.5, with a name of Entra's
+// own beside access_denied, which at Entra is a policy's too).
+var byDeviceError = map[string]explanation{
+	"access_denied":          {meaning: "somebody declined the sign-in, or a Conditional Access or security policy of the tenant blocks it", act: policyBlocks.act},
+	"authorization_pending":  signInPending,
+	"slow_down":              {meaning: "Microsoft asks for fewer requests", act: itWaits, temporary: true},
+	"authorization_declined": signInDeclined,
+	"expired_token":          deviceExpired,
+	"bad_verification_code":  unknownDevice,
+}
+
+// byDeviceCode explains the codes of that flow for whoever looks one up. The error beside them
+// counts: AADSTS70018 stands with a sign-in that was declined, and with a code that is not known.
+var byDeviceCode = map[int]explanation{
+	70016: signInPending,
+	70018: unknownDevice,
+	70019: deviceExpired,
+	70020: deviceExpired,
+}
+
+// byDelegatedCode explains codes that mean something else where a user has signed in or does.
+var byDelegatedCode = map[int]explanation{
+	500011: noUserResource,
+	650057: noUserResource,
+	50001:  noUserResource,
+	70011:  wrongUserScope,
+	28002:  wrongUserScope,
+	700022: wrongUserScope,
+}
+
+// byDelegatedError does the same for errors without a code that is known.
+var byDelegatedError = map[string]explanation{
+	"invalid_scope":    wrongUserScope,
+	"invalid_resource": noUserResource,
+}
+
+var (
+	wrongUserScope = explanation{meaning: "the scope is wrong or names several resources", act: "tenant.endpoints.delegated_scope is https://outlook.office.com/SMTP.Send in the global cloud: " + mendYAML}
+	noUserResource = explanation{meaning: "the tenant does not know the resource of the scope, or the app does not list it", act: "check tenant.cloud and tenant.endpoints.delegated_scope with \"sendas check\"; " +
+		"the app registration needs the delegated permission SMTP.Send of Office 365 Exchange Online under API permissions"}
+)
 
 // byFederatedCode explains codes that mean something else when the proof was another
 // issuer's token.
@@ -173,7 +210,7 @@ func isDenied(status int) bool {
 }
 
 // byError explains OAuth errors for codes that are not in byCode (RFC 6749
-// section 5.2, RFC 8628 section 3.5, and Entra's own).
+// section 5.2, and Entra's own).
 var byError = map[string]explanation{
 	"invalid_client":          {meaning: "the app could not prove its identity", act: "compare client_id of credential {credential} and {file} with the app registration, " + thenCheck},
 	"unauthorized_client":     {meaning: "the app may not sign in this way in this tenant", act: "compare client_id of credential {credential} and tenant.id with the app registration: " + mendYAML},
@@ -185,12 +222,6 @@ var byError = map[string]explanation{
 	"interaction_required":    {meaning: "Microsoft wants to ask the user something", act: signIn},
 	"login_required":          {meaning: "Microsoft wants to ask the user something", act: signIn},
 	"consent_required":        needsConsent,
-	"access_denied":           policyBlocks,
-	"authorization_pending":   signInPending,
-	"slow_down":               {meaning: "Microsoft asks for fewer requests", act: itWaits, temporary: true},
-	"authorization_declined":  signInDeclined,
-	"expired_token":           deviceExpired,
-	"bad_verification_code":   unknownDevice,
 	"temporarily_unavailable": serviceBusy,
 	"server_error":            serviceBusy,
 }

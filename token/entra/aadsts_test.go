@@ -108,7 +108,7 @@ func TestEveryCodeIsExplained(t *testing.T) {
 		{50074, "interaction_required", "second factor", "sign in again", false, "sendas login scan"},
 		{50173, "invalid_grant", "revoked", "sign in again", false, "sendas login scan"},
 		{700082, "invalid_grant", "lay unused too long", "sign in again", false, "sendas login scan"},
-		{70008, "invalid_grant", "lay unused too long", "sign in again", false, "sendas login scan"},
+		{70008, "invalid_grant", "revoked", "sign in again", false, "sendas login scan"},
 		{70043, "invalid_grant", "sign-in frequency", "exempt", false, "sendas login scan"},
 		{70000, "invalid_grant", "refresh token is not valid", "sign in again", false, "sendas login scan"},
 		{65001, "invalid_grant", "consented", "Grant admin consent", false, "sendas login scan"},
@@ -173,6 +173,15 @@ func TestHintStyle(t *testing.T) {
 	}
 	for oauth := range byError {
 		refusals = append(refusals, &RefusedError{OAuth: oauth})
+	}
+	for oauth := range byDeviceError {
+		refusals = append(refusals, &RefusedError{OAuth: oauth, Delegated: true})
+	}
+	for code := range byDelegatedCode {
+		refusals = append(refusals, &RefusedError{Codes: []int{code}, Delegated: true})
+	}
+	for oauth := range byDelegatedError {
+		refusals = append(refusals, &RefusedError{OAuth: oauth, Delegated: true})
 	}
 	for code := range byFederatedCode {
 		refusals = append(refusals, &RefusedError{Codes: []int{code}, Federated: true, Skew: time.Hour})

@@ -28,17 +28,18 @@ type appIdentity struct {
 // CheckCertificate reports whether the files can prove an app's identity: an RSA
 // key that is not encrypted and is closed to other users, and a certificate for
 // it, valid now, all in PEM format. keyFile may be empty when certFile holds
-// both. It returns the end of the certificate's validity. The error is a
-// *FileError.
+// both. It returns the end of the certificate's validity, also where the error is that this is past.
+// The error is a *FileError.
 func CheckCertificate(certFile, keyFile string) (notAfter time.Time, err error) {
 	id, err := readIdentity(certFile, keyFile, time.Now())
-	if err != nil {
+	if id == nil {
 		return time.Time{}, err
 	}
-	return id.cert.NotAfter, nil
+	return id.cert.NotAfter, err
 }
 
-// readIdentity reads both files and checks that they belong together at now.
+// readIdentity reads both files and checks that they belong together at now. With the error that
+// now is not their time, they are returned too.
 func readIdentity(certFile, keyFile string, now time.Time) (*appIdentity, error) {
 	if keyFile == "" {
 		keyFile = certFile
@@ -200,11 +201,12 @@ func newUUID() string {
 const maxFederated = 16 << 10
 
 // CheckFederatedTokenFile reports whether path holds a token of another issuer as far as
-// can be told here: a JWT that has not expired. It may be a name for ResolveFile. The
-// error is a *FileError.
-func CheckFederatedTokenFile(path string) error {
-	_, err := readFederated(path, time.Now())
-	return err
+// can be told here: a JWT that has not expired. It may be a name for ResolveFile. It returns when
+// the token ends, zero where it does not say, also where the error is that this is past. The error
+// is a *FileError.
+func CheckFederatedTokenFile(path string) (end time.Time, err error) {
+	_, end, err = readFederated(path, time.Now())
+	return end, err
 }
 
 // readFederated reads another issuer's token, which Entra exchanges for one of its own
@@ -214,25 +216,25 @@ func CheckFederatedTokenFile(path string) error {
 // The file may have any mode. A projected volume in Kubernetes shows it to everybody
 // in the container, where no administrator can change that; and unlike a secret the
 // token is good for an hour, for one audience.
-func readFederated(path string, now time.Time) (Secret, error) {
+func readFederated(path string, now time.Time) (token Secret, end time.Time, err error) {
 	b, _, err := ours.readFile(path)
 	if err != nil {
-		return "", err
+		return "", end, err
 	}
 	s := strings.TrimSpace(string(b))
 	claims, ok := jwtClaims(s)
 	switch {
 	case s == "":
-		return "", &FileError{Path: path, Problem: "is empty", Act: federatedRenewal}
+		return "", end, &FileError{Path: path, Problem: "is empty", Act: federatedRenewal}
 	case len(s) > maxFederated || !ok:
-		return "", &FileError{Path: path, Problem: "does not hold the token of another issuer (a JWT: three parts with dots between)",
+		return "", end, &FileError{Path: path, Problem: "does not hold the token of another issuer (a JWT: three parts with dots between)",
 			Act: "name the file that the platform writes, AZURE_FEDERATED_TOKEN_FILE in Kubernetes"}
 	}
-	if end := claimTime(claims["exp"]); !end.IsZero() && !now.Before(end) {
-		return "", &FileError{Path: path, Problem: "is stale, its token expired on " + end.UTC().Format("2006-01-02 15:04 MST"),
+	if end = claimTime(claims["exp"]); !end.IsZero() && !now.Before(end) {
+		return "", end, &FileError{Path: path, Problem: "is stale, its token expired on " + end.UTC().Format("2006-01-02 15:04 MST"),
 			Act: federatedRenewal}
 	}
-	return Secret(s), nil
+	return Secret(s), end, nil
 }
 
 // federatedRenewal says whose work the file is.

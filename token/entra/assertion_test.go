@@ -82,6 +82,28 @@ func TestCheckCertificate(t *testing.T) {
 	}
 }
 
+// TestCertificateEnd: an end that is past is known, and so is one of a certificate that is not valid
+// yet; where there is no certificate, there is none.
+func TestCertificateEnd(t *testing.T) {
+	now := time.Now().Truncate(time.Second)
+	for _, tc := range []struct {
+		name       string
+		from, end  time.Time
+		key        string
+		known, bad bool
+	}{
+		{"valid", now.Add(-time.Hour), now.Add(time.Hour), pkcs8(t, firstKey()), true, false},
+		{"ended", now.Add(-2 * time.Hour), now.Add(-time.Hour), pkcs8(t, firstKey()), true, true},
+		{"to come", now.Add(time.Hour), now.Add(2 * time.Hour), pkcs8(t, firstKey()), true, true},
+		{"another's key", now.Add(-time.Hour), now.Add(time.Hour), pkcs8(t, secondKey()), false, true},
+	} {
+		got, err := CheckCertificate(certFiles(t, certPEM(t, firstKey(), tc.from, tc.end), tc.key))
+		if got.Equal(tc.end) != tc.known || (err != nil) != tc.bad {
+			t.Errorf("%s: CheckCertificate = %v, %v, want the end %v: %v, an error: %v", tc.name, got, err, tc.end, tc.known, tc.bad)
+		}
+	}
+}
+
 // certFiles writes one file or two. A certificate of its own may be public.
 func certFiles(t *testing.T, cert, key string) (certFile, keyFile string) {
 	t.Helper()
@@ -218,9 +240,9 @@ func TestReadFederated(t *testing.T) {
 		{"end as a string", federatedToken(`,"exp":"1795237200"`), 0o444},
 		{"no end", federatedToken(""), 0o666}, // Entra will say
 	} {
-		got, err := readFederated(writeFile(t, "token", tc.content, tc.mode), now)
-		if err != nil || string(got) != strings.TrimSpace(tc.content) {
-			t.Errorf("%s: readFederated = %q, %v, want the token", tc.name, string(got), err)
+		got, end, err := readFederated(writeFile(t, "token", tc.content, tc.mode), now)
+		if err != nil || string(got) != strings.TrimSpace(tc.content) || end.IsZero() != (tc.name == "no end") {
+			t.Errorf("%s: readFederated = %q, %v, %v, want the token", tc.name, string(got), end, err)
 		}
 	}
 }
@@ -243,7 +265,7 @@ func TestFederatedSentences(t *testing.T) {
 		{"a list inside", "e30.W10.c2ln", notOne},
 		{"too long", federatedToken(`,"x":"` + strings.Repeat("x", maxFederated) + `"`), notOne},
 	} {
-		_, err := readFederated(writeFile(t, "token", tc.content, 0o644), now)
+		_, _, err := readFederated(writeFile(t, "token", tc.content, 0o644), now)
 		if _, ok := errors.AsType[*FileError](err); !ok || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: readFederated: %v\nwant a *FileError with %q", tc.name, err, tc.want)
 		}
@@ -251,11 +273,12 @@ func TestFederatedSentences(t *testing.T) {
 			t.Errorf("%s: %v shows the token", tc.name, err)
 		}
 	}
-	if err := CheckFederatedTokenFile(writeFile(t, "token", federatedToken(`,"exp":1`), 0o644)); err == nil || !strings.Contains(err.Error(), "is stale") {
-		t.Errorf("CheckFederatedTokenFile of an old token = %v, want that it is stale", err)
+	end, err := CheckFederatedTokenFile(writeFile(t, "token", federatedToken(`,"exp":1`), 0o644))
+	if err == nil || !strings.Contains(err.Error(), "is stale") || end.Unix() != 1 {
+		t.Errorf("CheckFederatedTokenFile of an old token = %v, %v, want its end, and that it is stale", end, err)
 	}
-	if err := CheckFederatedTokenFile(writeFile(t, "token", federatedToken(`,"exp":253402300799`), 0o644)); err != nil {
-		t.Errorf("CheckFederatedTokenFile of a good token = %v, want nil", err)
+	if end, err = CheckFederatedTokenFile(writeFile(t, "token", federatedToken(`,"exp":253402300799`), 0o644)); err != nil || end.Unix() != 253402300799 {
+		t.Errorf("CheckFederatedTokenFile of a good token = %v, %v, want its end", end, err)
 	}
 }
 

@@ -13,16 +13,19 @@ import (
 )
 
 // Delegated is a Source that acts on behalf of a user who has signed in: it redeems
-// the refresh token that the vault keeps (RFC 6749 section 6). Entra gives a new
-// one each time and lets the old one be for a while; the new one is stored before
-// the access token is returned. It is safe for concurrent use as long as its
+// the refresh token that the vault keeps (RFC 6749 section 6), and asks for a new one each time
+// (offline_access, without which Entra gives none); the old one is good for a while. The new one is
+// stored before the access token is returned. It is safe for concurrent use as long as its
 // exported fields do not change.
+// https://learn.microsoft.com/entra/identity-platform/v2-oauth2-auth-code-flow#refresh-the-access-token
+//
+// Where no new one comes, the old one is kept with the date on which it came, since it is that one
+// that ends: StoredGrant.Kept, and a warning in Log.
 //
 // Where the new refresh token cannot be stored, the access token is returned all
 // the same: mail must not wait for a disk. Log and Unsaved tell of it, the token is
 // kept in memory, and each later call tries to store it again. If the process ends
-// before that, the stored refresh token still serves until it has lain unused for
-// 90 days.
+// before that, the stored refresh token still serves until MaxIdle after it came.
 //
 // Beside the errors of Source, a *FileError says that nobody has signed in, or that
 // the sign-in was made for another app or another user.
@@ -45,12 +48,13 @@ type Delegated struct {
 	// a deadline. No redirect is followed.
 	Client *http.Client
 
-	// Log gets an error for each time that a refresh token could not be stored.
-	// Nil: none.
+	// Log gets an error for each time that a refresh token could not be stored, and a warning when
+	// Entra begins to give no new ones. Nil: none.
 	Log *slog.Logger
 
-	mu      sync.Mutex // guards unsaved
+	mu      sync.Mutex // guards what follows
 	unsaved *unsavedGrant
+	kept    bool // the last refresh brought no new refresh token
 }
 
 // unsavedGrant is a grant that is newer than the stored one. Only pointers lead to
@@ -91,6 +95,14 @@ func (d *Delegated) Unsaved() error {
 		return nil
 	}
 	return d.unsaved.err
+}
+
+// Kept reports whether the last refresh of this process brought no new refresh token; see
+// StoredGrant.Kept.
+func (d *Delegated) Kept() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.kept
 }
 
 // load returns the stored grant if it can serve.
@@ -136,7 +148,7 @@ func (d *Delegated) forget() {
 // stored.
 func (d *Delegated) redeem(ctx context.Context, stored, use *StoredGrant) (*Token, error) {
 	r := redemption{
-		credential: d.Credential, what: "refresh token", tokenURL: d.TokenURL, clientID: d.ClientID, scope: d.Scope,
+		credential: d.Credential, what: "refresh token", tokenURL: d.TokenURL, clientID: d.ClientID, scope: offlineScopes(d.Scope),
 		secretFile: d.SecretFile, certificateFile: d.CertificateFile, keyFile: d.KeyFile, client: d.Client,
 	}
 	g, err := r.redeem(ctx, url.Values{"grant_type": {"refresh_token"}, "refresh_token": {string(use.Refresh)}})
@@ -144,9 +156,36 @@ func (d *Delegated) redeem(ctx context.Context, stored, use *StoredGrant) (*Toke
 		return nil, err
 	}
 	next := *use
-	next.Refresh, next.Scope, next.Refreshed = g.Refresh, d.Scope, time.Now()
+	next.Scope, next.Used = d.Scope, time.Now()
+	// x/oauth2 puts the old one where the answer has none. A server that repeats the old one does
+	// not say that it made it good for longer.
+	if g.Refresh != use.Refresh {
+		next.Refresh, next.Refreshed = g.Refresh, next.Used
+	}
 	d.store(stored.Refresh, next)
+	d.noteKept(&next)
 	return g.Token, nil
+}
+
+// noteKept tells once that Entra gives no new refresh tokens, and once that it does again.
+func (d *Delegated) noteKept(g *StoredGrant) {
+	d.mu.Lock()
+	was := d.kept
+	d.kept = g.Kept()
+	d.mu.Unlock()
+	switch {
+	case d.Log == nil || was == g.Kept():
+	case was:
+		d.Log.Info("Microsoft gives new refresh tokens again", "credential", d.Credential)
+	default:
+		d.Log.Warn("Microsoft gave no new refresh token, so the sign-in ends on a fixed day", "credential", d.Credential, "ends", g.Renewed().Add(MaxIdle).UTC().Format(time.DateOnly),
+			"hint", KeptHint(d.Credential))
+	}
+}
+
+// KeptHint says what to do where Microsoft gives no new refresh tokens.
+func KeptHint(credential string) string {
+	return fmt.Sprintf(`see that the app registration has the delegated permission offline_access, with consent, then type "sendas login %s"`, credential)
 }
 
 // store stores a rotated grant, or keeps it in memory.

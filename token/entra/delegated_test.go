@@ -63,7 +63,7 @@ func TestDelegatedRequest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "POST " + testTokenURL + "\nclient_id=" + testClientID + "&grant_type=refresh_token&refresh_token=0.AXoAfirst~refresh-token&scope=https%3A%2F%2Foutlook.office.com%2FSMTP.Send"
+	want := "POST " + testTokenURL + "\nclient_id=" + testClientID + "&grant_type=refresh_token&refresh_token=0.AXoAfirst~refresh-token&scope=https%3A%2F%2Foutlook.office.com%2FSMTP.Send+offline_access"
 	if got != want {
 		t.Errorf("request:\n%s\nwant:\n%s", got, want)
 	}
@@ -100,14 +100,82 @@ func TestDelegatedProof(t *testing.T) {
 	wantStored(t, d.Vault, "after a missing certificate", "rotated-1")
 }
 
+// TestDelegatedWithoutRotation: what ends is the refresh token that is there, so its date stays
+// until a new one comes, and somebody hears of it once.
 func TestDelegatedWithoutRotation(t *testing.T) {
-	d := testDelegated(t, func(*http.Request, url.Values) (int, string) {
-		return 200, `{"token_type":"Bearer","expires_in":3599,"access_token":"a"}`
-	})
-	if _, err := d.Token(t.Context()); err != nil {
-		t.Error(err)
+	const none = `{"token_type":"Bearer","expires_in":3599,"access_token":"a"}`
+	repeated := strings.Replace(none, "}", `,"refresh_token":"`+testRefresh+`"}`, 1)
+	for _, tc := range []struct {
+		name    string
+		answers []string
+		kept    string // y or n after each
+		warned  int
+		told    int // that it is good again
+		stored  string
+	}{
+		{"none in the answer", []string{none, none, none}, "yyy", 1, 0, testRefresh},
+		{"the old one in the answer", []string{repeated, none}, "yy", 1, 0, testRefresh},
+		{"a new one each time", []string{rotated(1), rotated(2)}, "nn", 0, 0, "rotated-2"},
+		{"a new one at last", []string{none, rotated(2), none}, "yny", 2, 1, "rotated-2"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			n := 0
+			d := testDelegated(t, func(*http.Request, url.Values) (int, string) { n++; return 200, tc.answers[n-1] })
+			signInTo(t, d.Vault, testRefresh, time.Now())
+			came := time.Now()
+			var log bytes.Buffer
+			d.Log = slog.New(slog.NewTextHandler(&log, nil))
+			for i, kept := range tc.kept {
+				time.Sleep(time.Hour)
+				if _, err := d.Token(t.Context()); err != nil {
+					t.Fatalf("%s: %v", tc.name, err)
+				}
+				if kept == 'n' {
+					came = time.Now()
+				}
+				g, err := d.Vault.Load("scan")
+				if err != nil || g.Kept() != (kept == 'y') || d.Kept() != g.Kept() || !g.Renewed().Equal(came) || !g.Used.Equal(time.Now()) {
+					t.Errorf("%s, refresh %d: kept %v and %v, came %v, used %v (%v), want %c, %v and now", tc.name, i+1, g.Kept(), d.Kept(), g.Renewed(), g.Used, err, kept, came)
+				}
+			}
+			wantStored(t, d.Vault, tc.name, tc.stored)
+			ends := came.Add(MaxIdle).UTC().Format(time.DateOnly)
+			warned, told := strings.Count(log.String(), `level=WARN msg="Microsoft gave no new refresh token`), strings.Count(log.String(), "gives new refresh tokens again")
+			if warned != tc.warned || told != tc.told || tc.warned > 0 && !strings.Contains(log.String(), "ends="+ends) || strings.Contains(log.String(), testRefresh) {
+				t.Errorf("%s: log\n%s\nwant %d warnings with the end %s", tc.name, &log, tc.warned, ends)
+			}
+		})
 	}
-	wantStored(t, d.Vault, "no new one in the answer", testRefresh)
+}
+
+// TestSignInEnds: which refusals end a sign-in, and which tell of the app, or of a bad hour.
+func TestSignInEnds(t *testing.T) {
+	for _, tc := range []struct {
+		oauth string
+		code  int
+		user  bool
+		grant bool
+		proof bool
+	}{
+		{"invalid_grant", 700082, true, true, false},
+		{"invalid_grant", 50173, true, true, false},
+		{"invalid_grant", 99999999, true, true, false},
+		{"interaction_required", 50076, true, true, false},
+		{"consent_required", 65001, true, true, false},
+		{"access_denied", 53003, true, true, false},
+		{"invalid_grant", 50196, true, false, false}, // a loop: it passes
+		{"temporarily_unavailable", 90033, true, false, false},
+		{"invalid_scope", 70011, true, false, false},
+		{"invalid_client", 7000222, true, false, true},
+		{"invalid_client", 7000215, false, false, true},
+		{"invalid_grant", 53003, false, false, false}, // an app, for which nobody signs in
+		{"unauthorized_client", 700016, false, false, false},
+	} {
+		e := &RefusedError{Credential: "scan", Status: 400, OAuth: tc.oauth, Codes: []int{tc.code}, Delegated: tc.user}
+		if e.EndsSignIn() != tc.grant || e.RefusesProof() != tc.proof {
+			t.Errorf("%s %d of a user: %v: ends the sign-in %v, refuses the proof %v, want %v and %v", tc.oauth, tc.code, tc.user, e.EndsSignIn(), e.RefusesProof(), tc.grant, tc.proof)
+		}
+	}
 }
 
 func TestDelegatedWithoutGrant(t *testing.T) {
@@ -150,6 +218,9 @@ func TestDelegatedRefusals(t *testing.T) {
 		{400, refusal("interaction_required", 50076, "Due to a configuration change made by your administrator, you must use multi-factor authentication."), "AADSTS50076", `sign in again with "sendas login scan"`, ResultRefused},
 		{400, refusal("invalid_grant", 99999999, "Something new."), "AADSTS99999999", `sign in again with "sendas login scan"`, ResultRefused},
 		{401, refusal("invalid_client", 700025, "Client is public so neither 'client_assertion' nor 'client_secret' should be presented."), "AADSTS700025", "remove client_secret_file", ResultRefused},
+		{400, refusal("invalid_scope", 28002, "Provided value for the input parameter scope is not valid."), "AADSTS28002", "tenant.endpoints.delegated_scope is https://outlook.office.com/SMTP.Send", ResultRefused},
+		{400, `{"error":"invalid_scope"}`, "invalid_scope", "tenant.endpoints.delegated_scope is https://outlook.office.com/SMTP.Send", ResultRefused},
+		{400, refusal("invalid_grant", 70008, "The provided authorization code or refresh token has expired due to inactivity."), "AADSTS70008", "or was revoked", ResultRefused},
 		{400, refusal("temporarily_unavailable", 90033, "A transient error has occurred."), "AADSTS90033", "tries again by itself", ResultUnreachable},
 	} {
 		asked := 0

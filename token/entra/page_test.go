@@ -1,6 +1,7 @@
 package entra
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strconv"
@@ -22,29 +23,32 @@ func explained(x explanation) string {
 	return pagetest.Words.Replace(meaning) + " | " + pagetest.Words.Replace(x.act)
 }
 
-// aadstsRows are the codes by number. What one means for a federated credential follows it.
+// aadstsRows are the codes by number. What one means for a signed-in user or a federated credential
+// follows it.
 func aadstsRows() []string {
-	rows := pagetest.Head("code", "what it means", "what to do")
-	codes := slices.Concat(slices.Collect(maps.Keys(byCode)), slices.Collect(maps.Keys(byFederatedCode)))
-	slices.Sort(codes)
-	for _, c := range slices.Compact(codes) {
-		name := "AADSTS" + strconv.Itoa(c)
-		if x, ok := byCode[c]; ok {
-			rows = append(rows, pagetest.Row(name, explained(x)))
-		}
-		if x, ok := byFederatedCode[c]; ok {
-			rows = append(rows, pagetest.Row(name+", `flow: federated`", explained(x)))
-		}
-	}
-	return rows
+	return explainedRows("code", func(code int) string { return "AADSTS" + strconv.Itoa(code) }, byCode, byDeviceCode, byDelegatedCode, byFederatedCode)
 }
 
 func oauthRows() []string {
-	rows := pagetest.Head("error", "what it means", "what to do")
-	for _, name := range slices.Sorted(maps.Keys(byError)) {
-		rows = append(rows, pagetest.Row("`"+name+"`", explained(byError[name])))
-	}
+	rows := explainedRows("error", func(name string) string { return "`" + name + "`" }, byError, byDeviceError, byDelegatedError, nil)
 	return append(rows, pagetest.Row("any other", explained(unexplained)))
+}
+
+func explainedRows[K cmp.Ordered](head string, name func(K) string, general, device, user, federated map[K]explanation) []string {
+	rows := pagetest.Head(head, "what it means", "what to do")
+	keys := slices.Concat(slices.Collect(maps.Keys(general)), slices.Collect(maps.Keys(device)), slices.Collect(maps.Keys(user)), slices.Collect(maps.Keys(federated)))
+	slices.Sort(keys)
+	for _, k := range slices.Compact(keys) {
+		for _, table := range []struct {
+			of   string
+			rows map[K]explanation
+		}{{"", general}, {"", device}, {", for a signed-in user", user}, {", `flow: federated`", federated}} {
+			if x, ok := table.rows[k]; ok {
+				rows = append(rows, pagetest.Row(name(k)+table.of, explained(x)))
+			}
+		}
+	}
+	return rows
 }
 
 func platformRows() []string {

@@ -39,6 +39,7 @@ type RefusedError struct {
 	RetryAfter    time.Duration // zero when not told
 	Skew          time.Duration // of the clock, as in Token.Skew
 
+	Delegated bool   // it was asked for a signed-in user, or one who signs in; else as the app
 	Federated bool   // the proof was another issuer's token, of File
 	Platform  string // who was asked for a managed identity: one of the Platform constants; else empty
 }
@@ -66,6 +67,20 @@ func (e *RefusedError) Code() string {
 // Temporary reports whether asking again later can help without anybody doing
 // anything.
 func (e *RefusedError) Temporary() bool { return e.explanation().temporary }
+
+// EndsSignIn reports whether Microsoft gives no more tokens to the user who has signed in, until
+// somebody does something.
+func (e *RefusedError) EndsSignIn() bool {
+	return e.Delegated && !e.Temporary() && slices.Contains(grantErrors, e.OAuth)
+}
+
+// RefusesProof reports whether Microsoft did not take the app's secret, certificate or other
+// issuer's token, until somebody does something.
+func (e *RefusedError) RefusesProof() bool { return e.OAuth == "invalid_client" && !e.Temporary() }
+
+// grantErrors are about the user and their sign-in, and not about the app or the request (RFC 6749
+// section 5.2; the others are OpenID Connect's and Entra's).
+var grantErrors = []string{"invalid_grant", "interaction_required", "login_required", "consent_required", "access_denied"}
 
 // Hint says what the refusal means and what to do about it.
 func (e *RefusedError) Hint() string {
@@ -107,22 +122,45 @@ func (e *RefusedError) explanation() explanation {
 			}
 		}
 	}
+	// Whether a sign-in by code goes on is what the error says (RFC 8628 section 3.5): the same code
+	// stands beside different errors there. It may still say more exactly why.
+	ends, isFlow := byDeviceError[e.OAuth]
 	for _, code := range e.Codes {
-		x, ok := byCode[code]
-		if federated, is := byFederatedCode[code]; is && e.Federated {
-			x, ok = federated, true
-		}
-		if ok && (x.temporary || !overloaded) {
+		x, ok := e.byCode(code)
+		if ok && (x.temporary || !overloaded) && (!isFlow || x.temporary == ends.temporary) {
 			return x
 		}
 	}
-	if overloaded {
+	switch {
+	case overloaded && !ends.temporary:
 		return serviceBusy
+	case isFlow:
+		return ends
+	}
+	for _, code := range e.Codes {
+		if x, ok := byDeviceCode[code]; ok && !x.temporary {
+			return x
+		}
+	}
+	if x, ok := byDelegatedError[e.OAuth]; ok && e.Delegated {
+		return x
 	}
 	if x, ok := byError[e.OAuth]; ok {
 		return x
 	}
 	return unexplained
+}
+
+// byCode returns the explanation of one code in this refusal.
+func (e *RefusedError) byCode(code int) (explanation, bool) {
+	if x, ok := byFederatedCode[code]; ok && e.Federated {
+		return x, true
+	}
+	if x, ok := byDelegatedCode[code]; ok && e.Delegated {
+		return x, true
+	}
+	x, ok := byCode[code]
+	return x, ok
 }
 
 // UnreachableError tells that no answer of Microsoft's came: the network, a
@@ -181,7 +219,8 @@ var unreachable = []struct {
 	{caused[x509.HostnameError], "somebody else answers for {host}: look for a captive portal, a proxy, " +
 		"or a wrong tenant.endpoints.authority"},
 	{caused[*net.DNSError], "the name cannot be resolved: type \"getent hosts {host}\" and mend DNS in /etc/resolv.conf"},
-	{timedOut, "port 443 of {host} must be open for this machine, or tenant.endpoints.proxy name a proxy; run \"sendas doctor\""},
+	{notConnected, "port 443 of {host} must be open for this machine, or tenant.endpoints.proxy name a proxy; run \"sendas doctor\""},
+	{timedOut, "no answer came in time: {host}, or a proxy before it, is slow for the moment; sendas tries again by itself"},
 	{caused[*net.OpError], "check firewall, route and proxy to {host}: run \"sendas doctor\""},
 	{hasStatus(http.StatusProxyAuthRequired), "the proxy wants a name and password: put them into HTTPS_PROXY of the service"},
 	{hasStatus(http.StatusNotFound), "compare tenant.id, tenant.cloud and tenant.endpoints.authority with the Entra admin centre: run \"sendas check\""},
@@ -200,6 +239,12 @@ func caused[E error](e *UnreachableError) bool {
 func timedOut(e *UnreachableError) bool {
 	ne, ok := errors.AsType[net.Error](e.Err)
 	return ok && ne.Timeout()
+}
+
+// notConnected reports whether the time was up before anybody took the connection.
+func notConnected(e *UnreachableError) bool {
+	oe, ok := errors.AsType[*net.OpError](e.Err)
+	return ok && oe.Op == "dial" && oe.Timeout()
 }
 
 // silent is a platform that gave no answer at all.

@@ -99,7 +99,7 @@ type appProof struct {
 func (c *ClientCredentials) proof(now time.Time) (appProof, error) {
 	switch {
 	case c.FederatedTokenFile != "":
-		a, err := readFederated(c.FederatedTokenFile, now)
+		a, _, err := readFederated(c.FederatedTokenFile, now)
 		return appProof{file: c.FederatedTokenFile, federated: true, assertion: a}, err
 	case c.CertificateFile == "":
 		s, err := readSecret(c.SecretFile)
@@ -140,6 +140,7 @@ type tokenRequest struct {
 	tokenURL   string
 	proof      appProof
 	now        time.Time // when it was asked
+	delegated  bool      // see RefusedError.Delegated
 
 	skew     time.Duration // see Token.Skew; known once there is an answer
 	platform string        // see RefusedError.Platform
@@ -238,6 +239,7 @@ func (q *tokenRequest) refused(re *oauth2.RetrieveError) error {
 		CorrelationID: cmp.Or(guid(q.word(m["correlation_id"])), guidAfter(text, "Correlation ID:")),
 		RetryAfter:    retryAfter(re.Response.Header.Get("Retry-After"), q.now),
 		Skew:          q.skew,
+		Delegated:     q.delegated,
 		Federated:     q.proof.federated,
 		Platform:      q.platform,
 	}

@@ -365,6 +365,35 @@ func TestNetworkErrors(t *testing.T) {
 	}
 }
 
+// TestSlow: a server that takes the connection and does not answer is slow; one that nothing reaches
+// is behind a firewall.
+func TestSlow(t *testing.T) {
+	release := make(chan struct{})
+	defer close(release)
+	slow := func(http.ResponseWriter, *http.Request) { <-release }
+	for _, tc := range []struct {
+		name   string
+		change func(*http.Transport, *http.Client)
+		want   string
+	}{
+		{"no header", func(tr *http.Transport, _ *http.Client) { tr.ResponseHeaderTimeout = 50 * time.Millisecond }, "is slow for the moment"},
+		{"no answer at all", func(_ *http.Transport, c *http.Client) { c.Timeout = 200 * time.Millisecond }, "is slow for the moment"},
+		{"no connection", func(tr *http.Transport, _ *http.Client) {
+			tr.DialContext = (&net.Dialer{Timeout: time.Nanosecond}).DialContext
+		}, "port 443 of 127.0.0.1"},
+	} {
+		c := testEntra(t, slow)
+		tr := &http.Transport{}
+		c.Client = &http.Client{Transport: tr}
+		tc.change(tr, c.Client)
+		_, err := c.Token(t.Context())
+		tr.CloseIdleConnections()
+		if e, ok := errors.AsType[*UnreachableError](err); !ok || !strings.Contains(e.Hint(), tc.want) || strings.Contains(e.Hint(), "port 443") != (tc.name == "no connection") {
+			t.Errorf("%s: %v, want a hint with %q", tc.name, err, tc.want)
+		}
+	}
+}
+
 func TestUnreachableHints(t *testing.T) {
 	for _, tc := range []struct {
 		err    error
@@ -375,7 +404,9 @@ func TestUnreachableHints(t *testing.T) {
 		{&tls.CertificateVerificationError{Err: x509.CertificateInvalidError{Reason: x509.Expired}}, 0, "timedatectl"},
 		{&tls.CertificateVerificationError{Err: x509.HostnameError{Certificate: &x509.Certificate{}, Host: "h"}}, 0, "somebody else answers for h.example"},
 		{&net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host"}}, 0, "getent hosts h.example"},
-		{context.DeadlineExceeded, 0, "port 443 of h.example"},
+		{context.DeadlineExceeded, 0, "h.example, or a proxy before it, is slow"},
+		{&net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}, 0, "h.example, or a proxy before it, is slow"},
+		{&net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}, 0, "port 443 of h.example"},
 		{&net.OpError{Op: "dial", Err: errors.New("connection refused")}, 0, "firewall"},
 		{nil, 407, "HTTPS_PROXY"},
 		{nil, 404, `"sendas check"`},

@@ -26,7 +26,8 @@ const (
 	// deviceGrant is the grant_type of RFC 8628 section 3.4.
 	deviceGrant = "urn:ietf:params:oauth:grant-type:device_code"
 
-	// offlineAccess is the scope without which there is no refresh token.
+	// offlineAccess is the scope without which there is no refresh token: at the sign-in, and none
+	// that is new at a refresh.
 	offlineAccess = "offline_access"
 
 	// deviceLife is how long a code is good where Microsoft does not say: its own
@@ -43,6 +44,11 @@ const (
 
 	// browserTime is how long a browser has to come back.
 	browserTime = 15 * time.Minute
+
+	// RedirectURI is what the registration of an app must have for SignIn.Browser. Entra ignores
+	// the port in it.
+	// https://learn.microsoft.com/entra/identity-platform/reply-url#localhost-exceptions
+	RedirectURI = "http://localhost"
 )
 
 // SignIn lets a user sign in, who thereby allows an app to act on their behalf. It
@@ -143,8 +149,10 @@ func (s *SignIn) complete(g *Grant) (*Grant, error) {
 	return g, nil
 }
 
-func (s *SignIn) scopes() string {
-	list := s.Scopes
+func (s *SignIn) scopes() string { return offlineScopes(s.Scopes...) }
+
+// offlineScopes is the scope of a request that shall bring a refresh token.
+func offlineScopes(list ...string) string {
 	if !slices.Contains(list, offlineAccess) {
 		list = append(slices.Clone(list), offlineAccess)
 	}
@@ -164,7 +172,7 @@ func (s *SignIn) redemption() *redemption {
 
 // request describes a request as far as it takes to understand the answer.
 func (s *SignIn) request(endpoint string) *tokenRequest {
-	return &tokenRequest{credential: s.Credential, what: "sign-in", clientID: s.ClientID, tokenURL: s.endpoint(endpoint), now: time.Now()}
+	return &tokenRequest{credential: s.Credential, what: "sign-in", clientID: s.ClientID, tokenURL: s.endpoint(endpoint), now: time.Now(), delegated: true}
 }
 
 // deviceCode is an answer of the device authorization endpoint.
@@ -334,7 +342,7 @@ func (r *redemption) redeem(ctx context.Context, grant url.Values) (*Grant, erro
 		ClientID: r.clientID, ClientSecret: string(p.secret), TokenURL: r.tokenURL, Scopes: []string{r.scope},
 		EndpointParams: params, AuthStyle: oauth2.AuthStyleInParams,
 	}
-	q := tokenRequest{credential: r.credential, what: r.what, clientID: r.clientID, tokenURL: r.tokenURL, proof: p, now: started}
+	q := tokenRequest{credential: r.credential, what: r.what, clientID: r.clientID, tokenURL: r.tokenURL, proof: p, now: started, delegated: true}
 	client, seen := watch(r.client, false)
 	t, err := conf.Token(context.WithValue(ctx, oauth2.HTTPClient, client))
 	q.skew = seen.skew(started, time.Now())
@@ -374,7 +382,7 @@ func (q *tokenRequest) acceptGrant(t *oauth2.Token) (*Grant, error) {
 // may go there itself, and returns when the browser has come back, after 15 minutes without that,
 // or when ctx has ended. The errors are those of DeviceCode.
 //
-// The app registration needs the redirect URI http://localhost; Entra ignores the port in it.
+// The app registration needs RedirectURI.
 func (s *SignIn) Browser(ctx context.Context, open func(url string)) (*Grant, error) {
 	r := s.redemption()
 	if _, err := r.proof(time.Now()); err != nil {
@@ -387,7 +395,7 @@ func (s *SignIn) Browser(ctx context.Context, open func(url string)) (*Grant, er
 	}
 	b := &browserVisit{
 		ctx: ctx, s: s, r: r, state: rand.Text(), verifier: oauth2.GenerateVerifier(), done: make(chan struct{}),
-		redirect: fmt.Sprintf("http://localhost:%d", ln.Addr().(*net.TCPAddr).Port),
+		redirect: fmt.Sprintf("%s:%d", RedirectURI, ln.Addr().(*net.TCPAddr).Port),
 	}
 	srv := &http.Server{
 		Handler: b, ReadTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10,
@@ -458,7 +466,8 @@ func (b *browserVisit) wait() (*Grant, error) {
 	case <-b.done:
 		return b.grant, b.err
 	case <-ctx.Done():
-		return nil, b.s.again("the browser did not come back within %v", patience)
+		return nil, &SignInError{b.s.Credential, fmt.Sprintf("the browser did not come back within %v", patience), fmt.Sprintf("start again with \"sendas login %s\"; "+
+			"if the browser showed AADSTS50011, give the app registration the redirect URI %s first (Authentication > Mobile and desktop applications)", b.s.Credential, RedirectURI)}
 	}
 }
 

@@ -149,6 +149,7 @@ func TestPolling(t *testing.T) {
 	}{
 		{"at once", []string{done}, []int{5}, ""},
 		{"pending", []string{pending, pending, done}, []int{5, 10, 15}, ""},
+		{"pending, whatever the code", []string{"400 " + refusal("authorization_pending", 70018, "Pending."), "400 " + refusal("authorization_pending", 53003, "Pending."), done}, []int{5, 10, 15}, ""},
 		{"slow down lasts", []string{slow, pending, slow, pending, done}, []int{5, 15, 25, 40, 55}, ""},
 		{"network fails", []string{"0 ", "0 ", "0 ", pending, done}, []int{5, 15, 35, 75, 80}, ""},
 		{"network fails long", []string{"0 ", "0 ", "0 ", "0 ", "0 ", done}, []int{5, 15, 35, 75, 135, 195}, ""},
@@ -281,12 +282,22 @@ var deviceRefusals = []struct {
 		`set "Allow public client flows" to Yes`},
 	{true, refusal("unauthorized_client", 700016, "Application with identifier 'x' was not found in the directory 'Contoso'."), "AADSTS700016", `compare client_id of credential scan`},
 	{true, refusal("invalid_request", 90002, "Tenant 'contoso.example' not found."), "AADSTS90002", `tenant.id or tenant.cloud is wrong`},
-	{true, refusal("invalid_scope", 70011, "The provided request must include a 'scope' input parameter."), "AADSTS70011", "scope"},
+	{true, refusal("invalid_scope", 70011, "The provided request must include a 'scope' input parameter."), "AADSTS70011", "tenant.endpoints.delegated_scope is https://outlook.office.com/SMTP.Send"},
+	{true, refusal("invalid_resource", 500011, "The resource principal named x was not found."), "AADSTS500011", "delegated permission SMTP.Send"},
 	{false, refusal("invalid_client", 7000218, "The request body must contain the following parameter: 'client_assertion' or 'client_secret'."), "AADSTS7000218",
 		`set "Allow public client flows" to Yes`},
 	{false, refusal("invalid_grant", 53003, "Access has been blocked by Conditional Access policies."), "AADSTS53003", "Conditional Access"},
 	{false, refusal("access_denied", 530035, "Access has been blocked by security defaults."), "AADSTS530035", "security defaults"},
 	{false, `{"error":"authorization_declined"}`, "authorization_declined", `start again with "sendas login scan" and accept`},
+	// The error decides what became of the sign-in; the code beside it may be any.
+	{false, refusal("authorization_declined", 70018, "The end user denied the authorization request."), "AADSTS70018", `somebody declined the sign-in in the browser; start again with "sendas login scan" and accept`},
+	{false, refusal("authorization_declined", 70016, "The end user denied the authorization request."), "AADSTS70016", `somebody declined the sign-in`},
+	{false, refusal("authorization_declined", 53003, "Access has been blocked by Conditional Access policies."), "AADSTS53003", "Conditional Access"},
+	{false, refusal("expired_token", 70018, "The code has expired."), "AADSTS70018", `not entered in time (15 minutes)`},
+	{false, refusal("invalid_grant", 70016, "Something else."), "AADSTS70016", `sign in again with "sendas login scan"`},
+	{false, refusal("invalid_grant", 70018, "Bad verification code."), "AADSTS70018", `Microsoft does not know the device code`},
+	{false, `{"error":"access_denied"}`, "access_denied", `somebody declined the sign-in, or a Conditional Access`},
+	{false, refusal("access_denied", 70018, "The end user denied the authorization request."), "AADSTS70018", `somebody declined the sign-in, or a Conditional Access`},
 	{false, `{"error":"expired_token"}`, "expired_token", `not entered in time (15 minutes); start again with "sendas login scan"`},
 	{false, refusal("bad_verification_code", 70018, "Bad verification code."), "AADSTS70018", `start again with "sendas login scan"`},
 	{false, refusal("invalid_grant", 65001, "The user or administrator has not consented to use the application."), "AADSTS65001", "Grant admin consent"},
@@ -603,7 +614,7 @@ func TestBrowserIsNotAwaitedForEver(t *testing.T) {
 	s := testSignIn(nil)
 	s.patience = time.Millisecond
 	_, err := s.Browser(t.Context(), func(string) {})
-	if e, ok := errors.AsType[*SignInError](err); !ok || err.Error() != `signing in for "scan": the browser did not come back within 1ms` || e.Hint() != `start again with "sendas login scan"` {
+	if e, ok := errors.AsType[*SignInError](err); !ok || err.Error() != `signing in for "scan": the browser did not come back within 1ms` || e.Hint() != `start again with "sendas login scan"; if the browser showed AADSTS50011, give the app registration the redirect URI http://localhost first (Authentication > Mobile and desktop applications)` {
 		t.Errorf("without a browser: %v, want a *SignInError", err)
 	}
 	ctx, stop := context.WithCancel(t.Context())

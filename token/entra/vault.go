@@ -53,8 +53,21 @@ type StoredGrant struct {
 	Scope    string // what the access tokens are asked for
 
 	SignedIn  time.Time
-	Refreshed time.Time // when Refresh came; it is good for 90 days from then
+	Refreshed time.Time // when Refresh came; it is good for MaxIdle from then
+	Used      time.Time // when Refresh was last redeemed; zero where that is not known
 }
+
+// MaxIdle is how long a refresh token is good, from when it came ("Refresh tokens in the Microsoft
+// identity platform": 90 days). To redeem it does not make that longer: only the new one does that
+// comes with the answer, and Entra gives one where offline_access was asked for.
+const MaxIdle = 90 * 24 * time.Hour
+
+// Renewed is when the refresh token came: with the last refresh that brought one, or the sign-in.
+func (g *StoredGrant) Renewed() time.Time { return LaterOf(g.SignedIn, g.Refreshed) }
+
+// Kept reports whether the last refresh brought no new refresh token, so that the sign-in comes
+// nearer to its end with each day.
+func (g *StoredGrant) Kept() bool { return g.Used.After(g.Renewed()) }
 
 // storedGrant is a StoredGrant as it stands in the file. A Secret would be stored
 // as REDACTED. Unknown keys are ignored: a newer version may have been here.
@@ -66,6 +79,7 @@ type storedGrant struct {
 	Scope     string    `json:"scope"`
 	SignedIn  time.Time `json:"signed_in"`
 	Refreshed time.Time `json:"refreshed"`
+	Used      time.Time `json:"used,omitzero"`
 }
 
 // grantName is what a credential is called in the configuration; above all it leads
@@ -275,7 +289,7 @@ func (v *Vault) parse(credential string, data []byte) (*StoredGrant, error) {
 	if json.Unmarshal(data, &s) != nil || s.Refresh == "" || strings.ContainsFunc(s.Refresh, notInSecret) {
 		return nil, v.problem(credential, "is damaged or was not written by sendas", signInAgain(credential))
 	}
-	g := StoredGrant{Secret(s.Refresh), s.ClientID, s.Tenant, s.User, s.Scope, s.SignedIn, s.Refreshed}
+	g := StoredGrant{Secret(s.Refresh), s.ClientID, s.Tenant, s.User, s.Scope, s.SignedIn, s.Refreshed, s.Used}
 	return &g, nil
 }
 
@@ -287,7 +301,7 @@ func (v *Vault) write(credential string, g *StoredGrant, wanted func(dir *os.Roo
 		e.Cause = "Microsoft gave something that is no refresh token"
 		return false, e
 	}
-	data, err := json.MarshalIndent(storedGrant{string(g.Refresh), g.ClientID, g.Tenant, g.User, g.Scope, g.SignedIn.UTC(), g.Refreshed.UTC()}, "", "\t")
+	data, err := json.MarshalIndent(storedGrant{string(g.Refresh), g.ClientID, g.Tenant, g.User, g.Scope, g.SignedIn.UTC(), g.Refreshed.UTC(), g.Used.UTC()}, "", "\t")
 	if err != nil {
 		return false, v.unwritable(credential, err)
 	}

@@ -134,10 +134,10 @@ func TestVault(t *testing.T) {
 func TestVaultFile(t *testing.T) {
 	v := testVault(t)
 	const old = `{"refresh_token":"0.AXoA~x","client_id":"c","tenant":"t","user":"u","scope":"s","signed_in":"2026-11-21T04:00:00Z","refreshed":"2026-11-21T05:00:00Z","added_in_2030":[1]}`
-	want := StoredGrant{"0.AXoA~x", "c", "t", "u", "s", testNow, testNow.Add(time.Hour)}
+	want := StoredGrant{"0.AXoA~x", "c", "t", "u", "s", testNow, testNow.Add(time.Hour), time.Time{}}
 	putFile(t, v, "scan", old, 0o600)
 	got, err := v.Load("scan")
-	if err != nil || *got != want {
+	if err != nil || *got != want || got.Kept() {
 		t.Fatalf("Load = %+v, %v, want %+v", got, err, want)
 	}
 	if err := v.Save("scan", got); err != nil {
@@ -147,6 +147,32 @@ func TestVaultFile(t *testing.T) {
 	var keys map[string]string
 	if err != nil || json.Unmarshal(b, &keys) != nil || keys["refresh_token"] != "0.AXoA~x" || keys["refreshed"] != "2026-11-21T05:00:00Z" || len(keys) != 7 {
 		t.Errorf("file = %s, %v, want the same keys", b, err)
+	}
+}
+
+// TestGrantDates: the refresh token's date is when it came, whenever it was used.
+func TestGrantDates(t *testing.T) {
+	at := func(hours int) time.Time { return testNow.Add(time.Duration(hours) * time.Hour) }
+	for _, tc := range []struct {
+		name                      string
+		signedIn, refreshed, used time.Time
+		renewed                   time.Time
+		kept                      bool
+	}{
+		{"just signed in", at(0), at(0), at(0), at(0), false},
+		{"renewed", at(0), at(5), at(5), at(5), false},
+		{"used, and not renewed", at(0), at(5), at(7), at(5), true},
+		{"signed in again", at(9), at(5), at(7), at(9), false},
+		{"of an older version", at(0), at(5), time.Time{}, at(5), false},
+	} {
+		v := testVault(t)
+		if err := v.Save("scan", &StoredGrant{Refresh: testRefresh, SignedIn: tc.signedIn, Refreshed: tc.refreshed, Used: tc.used}); err != nil {
+			t.Fatal(err)
+		}
+		g, err := v.Load("scan")
+		if err != nil || !g.Renewed().Equal(tc.renewed) || g.Kept() != tc.kept || !g.Used.Equal(tc.used) {
+			t.Errorf("%s: renewed %v, kept %v, used %v (%v), want %v and %v", tc.name, g.Renewed(), g.Kept(), g.Used, err, tc.renewed, tc.kept)
+		}
 	}
 }
 

@@ -60,11 +60,13 @@ var (
 	clockSkew    = stateSeries("sendas_clock_skew_seconds", "How far this machine's clock is ahead of Entra's.", "credential")
 	certExpiry   = stateSeries("sendas_certificate_expiry_timestamp_seconds", "When the certificate of a credential ends.", "credential")
 	secretExpiry = stateSeries("sendas_client_secret_expiry_timestamp_seconds", "When the client secret of a credential ends, as the configuration says.", "credential")
-	signInExpiry = stateSeries("sendas_sign_in_expiry_timestamp_seconds", "When the sign-in of a user ends if it stays unused; 0 while nobody has signed in.", "credential")
+	otherExpiry  = stateSeries("sendas_federated_token_expiry_timestamp_seconds", "When the token of another issuer ends that stands for a credential.", "credential")
+	signInExpiry = stateSeries("sendas_sign_in_expiry_timestamp_seconds", "When the sign-in of a user ends unless it is renewed; 0 while nobody has signed in, and while Microsoft refuses it.", "credential")
+	signInFresh  = stateSeries("sendas_sign_in_renewed", "1 if the last refresh of a user's sign-in brought a new refresh token, else 0.", "credential")
 
 	stateDescs = []*prometheus.Desc{ledgerUp, messagesUsed, messagesLimit, messagesLeft, recipientsUsed, recipientsLimit, recipientsLeft,
 		groupUsed, groupLimit, groupLeft, leasesOut,
-		connectionsLimit, connectionsNow, nextLease, pausedUntil, tokenExpiry, lastSuccess, clockSkew, certExpiry, secretExpiry, signInExpiry}
+		connectionsLimit, connectionsNow, nextLease, pausedUntil, tokenExpiry, lastSuccess, clockSkew, certExpiry, secretExpiry, otherExpiry, signInExpiry, signInFresh}
 )
 
 // pauseAuth is the class of a rest that the ledger knows nothing of: Exchange Online refused the
@@ -169,22 +171,30 @@ func pauseReason(c ledger.PauseClass) ledger.PauseClass {
 
 func (o sink) credential(c *CredentialStatus) {
 	if p := c.Proof; p != nil && p.Ends != nil {
-		if p.Kind == "certificate" {
+		switch p.Kind {
+		case "certificate":
 			o.when(certExpiry, p.Ends, c.Name)
-		} else {
+		case "secret":
 			o.when(secretExpiry, p.Ends, c.Name)
+		default:
+			o.when(otherExpiry, p.Ends, c.Name)
 		}
 	}
 	if !c.InUse {
 		return // it gets no token
 	}
 	if u := c.SignIn; u != nil {
-		var end *time.Time
-		if u.LastUsed != nil {
-			t := u.LastUsed.Add(MaxIdle)
-			end = &t
+		end, renewed := u.Ends, 1.0
+		if u.Refused != nil {
+			end = nil
+		}
+		if u.Kept {
+			renewed = 0
 		}
 		o.when(signInExpiry, end, c.Name)
+		if u.Since != nil {
+			o.gauge(signInFresh, renewed, c.Name)
+		}
 	}
 	var expires *time.Time
 	if c.Token.Live {

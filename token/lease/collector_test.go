@@ -140,7 +140,10 @@ func TestCollectorOfCredentials(t *testing.T) {
 			Proof: &ProofStatus{Kind: "certificate", Ends: at(90000)}},
 		{Name: "dead", InUse: true, Token: TokenStatus{Expires: at(1000)}, Refresh: RefreshStatus{LastSuccess: at(400)}, Proof: &ProofStatus{Kind: "secret", Ends: at(80000)}},
 		{Name: "new", InUse: true, Proof: &ProofStatus{Kind: "secret"}}, // whose end nobody has written down
-		{Name: "user", InUse: true, SignIn: &SignInStatus{LastUsed: at(1000)}},
+		{Name: "pod", InUse: true, Proof: &ProofStatus{Kind: "federated_token", Ends: at(60000)}},
+		{Name: "user", InUse: true, SignIn: &SignInStatus{Since: at(10), LastUsed: at(7000), Renewed: at(7000), Ends: at(50000)}},
+		{Name: "kept", InUse: true, SignIn: &SignInStatus{Since: at(10), LastUsed: at(7000), Renewed: at(1000), Ends: at(40000), Kept: true}},
+		{Name: "revoked", InUse: true, SignIn: &SignInStatus{Since: at(10), Renewed: at(1000), Ends: at(40000), Refused: &Refusal{Code: "AADSTS50173"}}},
 		{Name: "nobody", InUse: true, SignIn: &SignInStatus{}},
 		{Name: "spare", Proof: &ProofStatus{Kind: "certificate", Ends: at(70000)}},
 	}}
@@ -151,18 +154,30 @@ func TestCollectorOfCredentials(t *testing.T) {
 		sendas_client_secret_expiry_timestamp_seconds{credential="dead"} 80000
 		sendas_clock_skew_seconds{credential="dead"} 0
 		sendas_clock_skew_seconds{credential="live"} -2.5
+		sendas_federated_token_expiry_timestamp_seconds{credential="pod"} 60000
 		sendas_ledger_up 1
+		sendas_sign_in_expiry_timestamp_seconds{credential="kept"} 40000
 		sendas_sign_in_expiry_timestamp_seconds{credential="nobody"} 0
-		sendas_sign_in_expiry_timestamp_seconds{credential="user"} 7.777e+06
+		sendas_sign_in_expiry_timestamp_seconds{credential="revoked"} 0
+		sendas_sign_in_expiry_timestamp_seconds{credential="user"} 50000
+		sendas_sign_in_renewed{credential="kept"} 0
+		sendas_sign_in_renewed{credential="revoked"} 1
+		sendas_sign_in_renewed{credential="user"} 1
 		sendas_token_expiry_timestamp_seconds{credential="dead"} 0
+		sendas_token_expiry_timestamp_seconds{credential="kept"} 0
 		sendas_token_expiry_timestamp_seconds{credential="live"} 5000
 		sendas_token_expiry_timestamp_seconds{credential="new"} 0
 		sendas_token_expiry_timestamp_seconds{credential="nobody"} 0
+		sendas_token_expiry_timestamp_seconds{credential="pod"} 0
+		sendas_token_expiry_timestamp_seconds{credential="revoked"} 0
 		sendas_token_expiry_timestamp_seconds{credential="user"} 0
 		sendas_token_last_success_timestamp_seconds{credential="dead"} 400
+		sendas_token_last_success_timestamp_seconds{credential="kept"} 0
 		sendas_token_last_success_timestamp_seconds{credential="live"} 1400
 		sendas_token_last_success_timestamp_seconds{credential="new"} 0
 		sendas_token_last_success_timestamp_seconds{credential="nobody"} 0
+		sendas_token_last_success_timestamp_seconds{credential="pod"} 0
+		sendas_token_last_success_timestamp_seconds{credential="revoked"} 0
 		sendas_token_last_success_timestamp_seconds{credential="user"} 0
 	`)
 }

@@ -3,6 +3,7 @@ package lease
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"maps"
 	"time"
 
@@ -10,10 +11,6 @@ import (
 	"github.com/sendas/sendas/token/entra"
 	"github.com/sendas/sendas/token/ledger"
 )
-
-// MaxIdle is how long a refresh token may lie unused before Entra forgets it ("Refresh tokens in
-// the Microsoft identity platform": 90 days). Each use begins it anew.
-const MaxIdle = 90 * 24 * time.Hour
 
 // StatusInput is what the composition of the program knows and [Lessor] does not.
 type StatusInput struct {
@@ -32,17 +29,33 @@ type CredentialInput struct {
 	State *entra.RefresherState // nil where nothing uses the credential
 
 	Proof     string    // what proves who we are: "secret", "certificate", …; "" for nothing of ours
-	ProofEnds time.Time // zero when it is not known, as for secrets
+	ProofEnds time.Time // zero when it is not known, as for secrets; it may be past
 
 	SignIn *SignedIn // nil but for a signed-in user
 }
 
 // SignedIn is what is known of a user's sign-in.
 type SignedIn struct {
-	User  string    // "" while nobody has signed in
-	Since time.Time // when they signed in
-	Used  time.Time // when the refresh token was last used; zero: at the sign-in
-	Err   error     // why what is stored cannot be read; it must not hold a secret
+	File    string    // where the sign-in is kept
+	User    string    // "" while nobody has signed in
+	Since   time.Time // when they signed in; zero while nobody has
+	Renewed time.Time // when the refresh token came, which is good for entra.MaxIdle from then
+	Used    time.Time // when it was last redeemed; zero: at the sign-in
+	Kept    bool      // that brought no new one
+	Err     error     // why what is stored cannot be read; it must not hold a secret
+}
+
+// mended reports whether an attempt failed for what somebody has put right since by signing in: what
+// it said is no longer so, and the next attempt is some seconds away.
+func (u *SignedIn) mended(err error, attempt time.Time) bool {
+	if u.Err != nil || u.Since.IsZero() {
+		return false
+	}
+	if refused, ok := errors.AsType[*entra.RefusedError](err); ok {
+		return refused.EndsSignIn() && u.Since.After(attempt)
+	}
+	file, ok := errors.AsType[*entra.FileError](err)
+	return ok && file.Path == u.File && (errors.Is(file, fs.ErrNotExist) || u.Since.After(attempt))
 }
 
 // MailboxInput is one mailbox of the configuration.
@@ -127,18 +140,29 @@ type RefreshError struct {
 
 // ProofStatus is what proves to Entra who we are.
 type ProofStatus struct {
-	Kind string     `json:"kind"`
-	Ends *time.Time `json:"ends"`
+	Kind    string     `json:"kind"`
+	Ends    *time.Time `json:"ends"`    // it may be past
+	Refused *Refusal   `json:"refused"` // why Microsoft did not take it at the last attempt; null where that was not the reason
+}
+
+// Refusal is why Microsoft did not take what we showed.
+type Refusal struct {
+	Code    string `json:"code"` // as in RefreshError
+	Meaning string `json:"meaning"`
 }
 
 // SignInStatus is the sign-in of a user.
 type SignInStatus struct {
 	User     string     `json:"user"` // "" while nobody has signed in
 	Since    *time.Time `json:"since"`
-	LastUsed *time.Time `json:"last_used"`
-	IdleDays int        `json:"idle_days"` // whole days since then
-	MaxDays  int        `json:"max_idle_days"`
-	Error    string     `json:"error"` // why what is stored cannot be read
+	LastUsed *time.Time `json:"last_used"`     // when the refresh token was last redeemed
+	Renewed  *time.Time `json:"renewed"`       // when a new one last came
+	Kept     bool       `json:"kept"`          // the last refresh brought no new one: then it ends on a fixed day
+	IdleDays int        `json:"idle_days"`     // whole days since Renewed
+	MaxDays  int        `json:"max_idle_days"` // after so many it is void
+	Ends     *time.Time `json:"ends"`          // when that is; null while nobody has signed in
+	Refused  *Refusal   `json:"refused"`       // why Microsoft did not take it at the last attempt; null where that was not the reason
+	Error    string     `json:"error"`         // why what is stored cannot be read
 }
 
 // MailboxStatus is the state of one mailbox, or of all that a pattern stands for.
@@ -318,6 +342,22 @@ func (c *CredentialInput) status(now time.Time) CredentialStatus {
 	if c.SignIn != nil {
 		s.SignIn = c.SignIn.status(now)
 	}
+	if c.State == nil || c.State.LastErr == nil {
+		return s
+	}
+	if c.SignIn != nil && c.SignIn.mended(c.State.LastErr, c.State.LastAttempt) {
+		s.Refresh.Result, s.Refresh.Error = "", nil
+		return s
+	}
+	if e, ok := errors.AsType[*entra.RefusedError](c.State.LastErr); ok {
+		meaning, _ := e.Advice()
+		switch why := (&Refusal{e.Code(), meaning}); {
+		case s.SignIn != nil && e.EndsSignIn():
+			s.SignIn.Refused = why
+		case s.Proof != nil && e.RefusesProof():
+			s.Proof.Refused = why
+		}
+	}
 	return s
 }
 
@@ -355,9 +395,12 @@ func refreshError(err error) *RefreshError {
 }
 
 func (u *SignedIn) status(now time.Time) *SignInStatus {
-	s := &SignInStatus{User: u.User, Since: moment(u.Since), LastUsed: moment(entra.LaterOf(u.Since, u.Used)), MaxDays: int(MaxIdle.Hours() / 24)}
-	if s.LastUsed != nil {
-		s.IdleDays = int(max(0, now.Sub(*s.LastUsed)).Hours() / 24)
+	renewed := entra.LaterOf(u.Since, u.Renewed)
+	s := &SignInStatus{User: u.User, Since: moment(u.Since), LastUsed: moment(entra.LaterOf(renewed, u.Used)), Renewed: moment(renewed), Kept: u.Kept,
+		MaxDays: int(entra.MaxIdle.Hours() / 24)}
+	if s.Renewed != nil {
+		s.IdleDays = int(max(0, now.Sub(*s.Renewed)).Hours() / 24)
+		s.Ends = moment(renewed.Add(entra.MaxIdle))
 	}
 	if u.Err != nil {
 		s.Error = entra.OneLine(u.Err.Error(), entra.MaxText)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"strings"
 	"testing"
@@ -56,7 +57,11 @@ const wantStatus = `{
       "clock_skew_seconds": -90,
       "proof": {
         "kind": "secret",
-        "ends": "1999-12-31T00:00:00Z"
+        "ends": "1999-12-31T00:00:00Z",
+        "refused": {
+          "code": "AADSTS7000222",
+          "meaning": "the client secret has expired"
+        }
       },
       "sign_in": null
     },
@@ -88,8 +93,12 @@ const wantStatus = `{
         "user": "scan@contoso.com",
         "since": "1999-11-01T00:00:05Z",
         "last_used": "1999-12-29T00:00:05Z",
+        "renewed": "1999-12-29T00:00:05Z",
+        "kept": false,
         "idle_days": 3,
         "max_idle_days": 90,
+        "ends": "2000-03-28T00:00:05Z",
+        "refused": null,
         "error": ""
       }
     }
@@ -187,7 +196,7 @@ func TestStatus(t *testing.T) {
 						LastAttempt: now.Add(-5 * time.Second), NextAttempt: now.Add(25 * time.Second), LastErr: refused, Skew: -90 * time.Second,
 						Attempts: map[string]uint64{entra.ResultOK: 1, entra.ResultRefused: 1, entra.ResultUnreachable: 0, entra.ResultConfig: 0}}},
 				{Name: "scan", Flow: "device_code",
-					SignIn: &SignedIn{User: "scan@contoso.com", Since: now.AddDate(0, -2, 0), Used: now.Add(-3 * 24 * time.Hour)}},
+					SignIn: &SignedIn{User: "scan@contoso.com", Since: now.AddDate(0, -2, 0), Renewed: now.Add(-3 * 24 * time.Hour)}},
 			},
 			Mailboxes: []MailboxInput{
 				{Label: "erp@contoso.com", Credential: "relay-app", Limits: limit.Microsoft()},
@@ -390,16 +399,63 @@ func TestSignInStatus(t *testing.T) {
 		in   SignedIn
 		idle int
 		used time.Time
+		ends time.Time
 	}{
-		{"nobody", SignedIn{}, 0, time.Time{}},
-		{"never refreshed", SignedIn{User: "u", Since: now.Add(-5*day - time.Hour)}, 5, now.Add(-5*day - time.Hour)},
-		{"refreshed", SignedIn{User: "u", Since: now.Add(-80 * day), Used: now.Add(-day + time.Second)}, 0, now.Add(-day + time.Second)},
-		{"signed in again", SignedIn{User: "u", Since: now.Add(-2 * day), Used: now.Add(-40 * day)}, 2, now.Add(-2 * day)},
-		{"a clock that was ahead", SignedIn{User: "u", Since: now.Add(3 * day)}, 0, now.Add(3 * day)},
+		{"nobody", SignedIn{}, 0, time.Time{}, time.Time{}},
+		{"never refreshed", SignedIn{User: "u", Since: now.Add(-5*day - time.Hour)}, 5, now.Add(-5*day - time.Hour), now.Add(85*day - time.Hour)},
+		{"refreshed", SignedIn{User: "u", Since: now.Add(-80 * day), Renewed: now.Add(-day + time.Second)}, 0, now.Add(-day + time.Second), now.Add(89*day + time.Second)},
+		{"used, and not renewed", SignedIn{User: "u", Since: now.Add(-80 * day), Renewed: now.Add(-80 * day), Used: now.Add(-time.Hour), Kept: true}, 80, now.Add(-time.Hour), now.Add(10 * day)},
+		{"signed in again", SignedIn{User: "u", Since: now.Add(-2 * day), Renewed: now.Add(-40 * day)}, 2, now.Add(-2 * day), now.Add(88 * day)},
+		{"a clock that was ahead", SignedIn{User: "u", Since: now.Add(3 * day)}, 0, now.Add(3 * day), now.Add(93 * day)},
 	} {
 		s := tc.in.status(now)
-		if s.IdleDays != tc.idle || s.MaxDays != 90 || (s.LastUsed == nil) != tc.used.IsZero() || s.LastUsed != nil && !s.LastUsed.Equal(tc.used) {
-			t.Errorf("%s: %+v, last used %v, want %d days idle since %v", tc.name, s, s.LastUsed, tc.idle, tc.used)
+		same := func(got *time.Time, want time.Time) bool {
+			return got == nil && want.IsZero() || got != nil && got.Equal(want)
+		}
+		if s.IdleDays != tc.idle || s.MaxDays != 90 || !same(s.LastUsed, tc.used) || !same(s.Ends, tc.ends) || s.Kept != tc.in.Kept {
+			t.Errorf("%s: %+v, last used %v, ends %v, want %d days since it came, used %v, end %v", tc.name, s, s.LastUsed, s.Ends, tc.idle, tc.used, tc.ends)
+		}
+	}
+}
+
+// TestSignInTruth: what the last attempt said and what is known of the sign-in agree at any moment.
+func TestSignInTruth(t *testing.T) {
+	now := time.Date(2026, 11, 21, 8, 0, 0, 0, time.UTC)
+	const file = "/var/lib/sendas-token/grants/scan.json"
+	missing := &entra.FileError{Path: file, Problem: "does not exist", Err: fs.ErrNotExist}
+	damaged := &entra.FileError{Path: file, Problem: "is damaged"}
+	noSecret := &entra.FileError{Path: "/etc/sendas/scan.secret", Problem: "does not exist", Err: fs.ErrNotExist}
+	refuse := func(oauth string, code int) error {
+		return &entra.RefusedError{Credential: "scan", What: "refresh token", Status: 400, OAuth: oauth, Codes: []int{code}, Delegated: true}
+	}
+	before, after := now.Add(-time.Hour), now.Add(time.Second)
+	for _, tc := range []struct {
+		name    string
+		err     error
+		since   time.Time // zero: nobody
+		result  string
+		refused string // the code, in the row of the sign-in
+	}{
+		{"nobody", missing, time.Time{}, entra.ResultConfig, ""},
+		{"somebody since", missing, after, "", ""},
+		{"somebody since, while the attempt ran", missing, before, "", ""}, // the file was not there, and is
+		{"damaged", damaged, before, entra.ResultConfig, ""},
+		{"damaged, and somebody since", damaged, after, "", ""},
+		{"another file", noSecret, after, entra.ResultConfig, ""},
+		{"revoked", refuse("invalid_grant", 50173), before, entra.ResultRefused, "AADSTS50173"},
+		{"revoked, and somebody since", refuse("invalid_grant", 50173), after, "", ""},
+		{"an app without secret", refuse("invalid_client", 7000218), after, entra.ResultRefused, ""},
+		{"busy", refuse("temporarily_unavailable", 90033), before, entra.ResultUnreachable, ""},
+		{"no trouble", nil, before, entra.ResultOK, ""},
+	} {
+		c := CredentialInput{Name: "scan", State: &entra.RefresherState{LastErr: tc.err, LastAttempt: now, LastSuccess: before}, SignIn: &SignedIn{Since: tc.since, Renewed: tc.since, File: file}}
+		s := c.status(now.Add(time.Minute))
+		refused := ""
+		if s.SignIn.Refused != nil {
+			refused = s.SignIn.Refused.Code
+		}
+		if s.Refresh.Result != tc.result || refused != tc.refused || (s.Refresh.Error != nil) != (tc.err != nil && tc.result != "") {
+			t.Errorf("%s: result %q, error %v, sign-in refused %q, want %q and %q", tc.name, s.Refresh.Result, s.Refresh.Error, refused, tc.result, tc.refused)
 		}
 	}
 }

@@ -189,7 +189,8 @@ func (k *checker) credentials() {
 			}
 			k.only(path, r, "federated", "client_id", "token_file")
 			if k.files && r.TokenFile != "" {
-				k.file(path+".token_file", entra.CheckFederatedTokenFile(r.TokenFile))
+				_, err := entra.CheckFederatedTokenFile(r.TokenFile)
+				k.file(path+".token_file", err)
 			}
 		case flowManagedIdentity:
 			k.managedIdentity(path, r)

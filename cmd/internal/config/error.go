@@ -27,6 +27,17 @@ type Problem struct {
 	Excerpt string // the line and its neighbours, each with "\n"; never a secret
 }
 
+// CredentialFile returns the credential whose secret, certificate or token file is meant, "" where
+// the problem is another one. Such a problem keeps that credential alone from working.
+func (p *Problem) CredentialFile() string {
+	key, ok := strings.CutPrefix(p.Path, "credentials.")
+	at := strings.LastIndexByte(key, '.') // a name may have dots
+	if !ok || at < 0 || !strings.HasSuffix(key, "_file") {
+		return ""
+	}
+	return key[:at]
+}
+
 // newError sorts the problems and cuts the excerpts.
 func newError(file string, data []byte, list []Problem) *Error {
 	slices.SortStableFunc(list, func(a, b Problem) int { return a.Line - b.Line })

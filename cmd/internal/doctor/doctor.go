@@ -175,7 +175,8 @@ func (d *Walk) checkPostfix(ctx context.Context) {
 }
 
 // configAdvice is about the configuration itself.
-var configAdvice = struct{ wrong, unusable finding.Advice }{
+var configAdvice = struct{ wrong, other, unusable finding.Advice }{
+	other:    finding.Advice{Means: "another credential cannot be used; {mailbox} does without it", Do: `mend the file, then type "sendas check"`},
 	wrong:    finding.Advice{Means: "the services refuse this configuration, or cannot use a part of it", Do: `mend the file, then type "sendas check"`},
 	unusable: finding.Advice{Means: "without a configuration only Postfix and the sockets can be looked at", Do: `name another file with --config, or write one; packaging/sendas.yaml explains each key`},
 }
@@ -198,6 +199,7 @@ func (d *Walk) checkConfig() {
 	if c, err := config.Load(d.File, config.SkipFiles); err == nil {
 		d.config = c
 	}
+	own := d.ownCredential()
 	for i, p := range wrong.Problems[:min(len(wrong.Problems), config.MaxProblems)] {
 		where := wrong.File
 		if p.Line > 0 {
@@ -206,11 +208,28 @@ func (d *Walk) checkConfig() {
 		if p.Path != "" {
 			where += " " + p.Path
 		}
-		s.Fail(fmt.Sprintf("problem.%d", i+1), where, p.Text, configAdvice.wrong)
+		id := fmt.Sprintf("problem.%d", i+1)
+		if name := p.CredentialFile(); name != "" && own != "" && name != own {
+			s.Warn(id, where, p.Text, configAdvice.other.With("mailbox", d.Mailbox))
+			continue
+		}
+		s.Fail(id, where, p.Text, configAdvice.wrong)
 	}
 	if d.config == nil {
 		s.Warn("usable", d.File, "cannot be used", configAdvice.unusable)
 	}
+}
+
+// ownCredential returns the credential of the mailbox that the user named, "" where that is none.
+func (d *Walk) ownCredential() string {
+	if d.config == nil || d.Mailbox == "" {
+		return ""
+	}
+	list, err := d.onePatient() // what is wrong with the name is said later
+	if err != nil {
+		return ""
+	}
+	return list[0].credential
 }
 
 // settings returns the configuration, or the defaults where there is none.

@@ -4,12 +4,14 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -18,8 +20,10 @@ import (
 
 	"github.com/sendas/sendas/cmd/internal/finding"
 	"github.com/sendas/sendas/cmd/internal/postfix"
+	"github.com/sendas/sendas/cmd/internal/service"
 	"github.com/sendas/sendas/internal/serve"
 	"github.com/sendas/sendas/milter"
+	"github.com/sendas/sendas/token/lease"
 )
 
 // socketTime bounds one question to a service.
@@ -27,14 +31,15 @@ const socketTime = 10 * time.Second
 
 // socketAdvice is about the sockets of both services.
 var socketAdvice = map[string]finding.Advice{
-	"no-socket": {Means: "nobody has made the socket: the service {service} does not run, or listens elsewhere", Do: "systemctl start sendas-{service}; its log: journalctl -u sendas-{service}"},
-	"refused":   {Means: "nobody listens: the service {service} has ended", Do: "systemctl restart sendas-{service}; its log: journalctl -u sendas-{service}"},
-	"forbidden": {Means: "this user may not connect", Do: "run this as root; Postfix itself needs mode 0755 of the folder and 0666 of the socket"},
-	"silent":    {Means: "somebody listens, but does not answer in {time}", Do: "systemctl restart sendas-{service}; its log: journalctl -u sendas-{service}"},
-	"foreign":   {Means: "another program answers", Do: "compare {key} in sendas.yaml with what the other program listens on"},
-	"open":      {Means: "root is among token.peers: any program of root's may ask for tokens", Do: "take root out of token.peers in sendas.yaml"},
-	"not-ready": {Means: "the service runs, but cannot do its work yet", Do: "systemctl status sendas-{service}; \"sendas status\" shows each credential"},
-	"health":    {Means: "the service answers on its socket, but not here", Do: "compare {key} in sendas.yaml with: ss -tlnp"},
+	"no-socket":       {Means: "nobody has made the socket: the service {service} does not run, or listens elsewhere", Do: "systemctl start sendas-{service}; its log: journalctl -u sendas-{service}"},
+	"refused":         {Means: "nobody listens: the service {service} has ended", Do: "systemctl restart sendas-{service}; its log: journalctl -u sendas-{service}"},
+	"forbidden":       {Means: "this user may not connect", Do: "run this as root; Postfix itself needs mode 0755 of the folder and 0666 of the socket"},
+	"silent":          {Means: "somebody listens, but does not answer in {time}", Do: "systemctl restart sendas-{service}; its log: journalctl -u sendas-{service}"},
+	"foreign":         {Means: "another program answers", Do: "compare {key} in sendas.yaml with what the other program listens on"},
+	"open":            {Means: "root is among token.peers: any program of root's may ask for tokens", Do: "take root out of token.peers in sendas.yaml"},
+	"not-ready":       {Means: "the service runs, but cannot do its work yet", Do: "systemctl status sendas-{service}; \"sendas status\" shows each credential"},
+	"other-not-ready": {Means: "another credential has no token; that of {mailbox} has one", Do: "sendas status"},
+	"health":          {Means: "the service answers on its socket, but not here", Do: "compare {key} in sendas.yaml with: ss -tlnp"},
 }
 
 // checkSockets speaks to both services as Postfix does, but asks for nothing.
@@ -250,6 +255,8 @@ func (d *Walk) checkHealth(ctx context.Context, s finding.Section, service, addr
 		case err != nil:
 			s.Fail(id, what, rootCause(err), fill("health"))
 			return // the other one would say the same
+		case status == http.StatusServiceUnavailable && d.ownTokenLives(ctx, client, addr):
+			s.Warn(id, what, body, fill("other-not-ready").With("mailbox", d.Mailbox))
 		case status == http.StatusServiceUnavailable:
 			s.Fail(id, what, body, fill("not-ready"))
 		case status != http.StatusOK:
@@ -258,6 +265,21 @@ func (d *Walk) checkHealth(ctx context.Context, s finding.Section, service, addr
 			s.Ok(id, what, "%s", body)
 		}
 	}
+}
+
+// ownTokenLives reports whether the token service has a token for the mailbox that the user named,
+// so that it is another credential's that is missing.
+func (d *Walk) ownTokenLives(ctx context.Context, client *http.Client, addr string) bool {
+	name := d.ownCredential()
+	if name == "" {
+		return false
+	}
+	b, err := service.Fetch(ctx, client, addr, "/status")
+	var s lease.Status
+	if err != nil || json.Unmarshal(b, &s) != nil {
+		return false
+	}
+	return slices.ContainsFunc(s.Credentials, func(c lease.CredentialStatus) bool { return c.Name == name && c.Token.Live })
 }
 
 func get(ctx context.Context, client *http.Client, url string) (status int, body string, err error) {

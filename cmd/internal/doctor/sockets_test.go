@@ -185,6 +185,54 @@ func TestDoctorHealth(t *testing.T) {
 	}
 }
 
+// TestDoctorHealthOfOneMailbox: a mailbox whose credential has a token is not failed by another one.
+func TestDoctorHealthOfOneMailbox(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		live   string // the credential that has a token
+		status finding.Status
+	}{
+		{"its own lives", "relay-app", finding.Warn},
+		{"another one lives", "spare", finding.Fail},
+		{"none lives", "", finding.Fail},
+	} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			switch r.URL.Path {
+			case "/readyz":
+				http.Error(w, "a credential has no token yet", http.StatusServiceUnavailable)
+			case "/status":
+				fmt.Fprintf(w, `{"credentials": [{"name": "relay-app", "token": {"live": %v}}, {"name": "spare", "token": {"live": %v}}]}`, tc.live == "relay-app", tc.live == "spare")
+			}
+		}))
+		d, _ := tokenDoctor(t, secretCredential, nil)
+		d.world.dial = (&net.Dialer{}).DialContext
+		d.Mailbox = "scan@contoso.com"
+		d.checkHealth(t.Context(), d.Section("sockets", "socket"), "token", strings.TrimPrefix(srv.URL, "http://"))
+		t.Log(tc.name)
+		d.wantCheck(t, "sockets.http.token.readyz", tc.status, "has no token")
+		srv.Close()
+	}
+}
+
+// TestDoctorOfOneMailbox: what is wrong with the file of a credential that the mailbox does not use
+// is told, and is no failure.
+func TestDoctorOfOneMailbox(t *testing.T) {
+	dir := t.TempDir()
+	configtest.WriteFile(t, filepath.Join(dir, "relay-app.secret"), "s3cr3t~in/the+lab\n", 0o600)
+	yaml := strings.Replace(configtest.SmallConfig, "mailboxes:\n", "  spare.app:\n    client_id: 5f2c0d3e-0000-4000-8000-000000000002\n    client_secret_file: missing.secret\n"+
+		"mailboxes:\n  - {address: spare@contoso.com, credential: spare.app}\n", 1)
+	file := configtest.WriteFile(t, filepath.Join(dir, "sendas.yaml"), yaml, 0o644)
+	for _, tc := range []struct {
+		mailbox string
+		status  finding.Status
+	}{{"scan@contoso.com", finding.Warn}, {"spare@contoso.com", finding.Fail}, {"", finding.Fail}, {"nobody@contoso.com", finding.Fail}} {
+		d := New(&Options{File: file, Mailbox: tc.mailbox, Stdout: io.Discard}, emptyWorld())
+		d.checkConfig()
+		t.Log(tc.mailbox)
+		d.wantCheck(t, "config.problem.1", tc.status, "missing.secret")
+	}
+}
+
 func TestRootCause(t *testing.T) {
 	_, err := net.Dial("unix", filepath.Join(t.TempDir(), "none"))
 	if got := rootCause(err); got != "no such file or directory" {

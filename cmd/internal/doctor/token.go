@@ -18,14 +18,13 @@ import (
 	"github.com/sendas/sendas/cmd/internal/finding"
 	"github.com/sendas/sendas/cmd/internal/service"
 	"github.com/sendas/sendas/token/entra"
-	"github.com/sendas/sendas/token/lease"
 )
 
 const (
 	// endsSoon is when a certificate or secret should be renewed.
 	endsSoon = 30 * 24 * time.Hour
-	// idleSoon is when an unused sign-in is in danger.
-	idleSoon = lease.MaxIdle - 14*24*time.Hour
+	// idleSoon is when a sign-in that is not renewed is in danger.
+	idleSoon = entra.MaxIdle - 14*24*time.Hour
 	// Clocks that differ by minutes make Entra refuse a signed proof (AADSTS700024).
 	skewNoted = time.Minute
 	skewWrong = 5 * time.Minute
@@ -42,8 +41,9 @@ var tokenAdvice = map[string]finding.Advice{
 	"no-grant":    {Means: "nobody has signed in for this credential", Do: "sendas login {credential}"},
 	"bad-grant":   {Means: "what is stored of the sign-in cannot be used", Do: "{act}"},
 	"owner":       {Means: "the token service cannot use the sign-in", Do: "{act}"},
-	"idle":        {Means: "a refresh token that lies unused for 90 days is void; the token service uses it every hour, if it runs", Do: "systemctl status sendas-token"},
-	"void":        {Means: "a refresh token that lies unused for 90 days is void", Do: "sendas login {credential}"},
+	"idle":        {Means: "a refresh token is void 90 days after it came; the token service gets a new one every hour, if it runs", Do: "systemctl status sendas-token"},
+	"void":        {Means: "a refresh token is void 90 days after it came", Do: "sendas login {credential}"},
+	"kept":        {Means: "Entra gave no new refresh token with the access token, so the sign-in ends on {ends}, though it is used", Do: "{act}"},
 	"unsaved":     {Means: "Entra gave a new refresh token, and it could not be stored: after 90 days somebody has to sign in again", Do: "{act}"},
 	"refused":     {Means: "{meaning}", Do: "{act}"},
 	"unreachable": {Means: "Microsoft's sign-in service could not be asked", Do: "{act}"},
@@ -81,10 +81,17 @@ func (d *Walk) checkCredentials(ctx context.Context, patients []patient) {
 
 func (d *Walk) checkCredential(ctx context.Context, s finding.Section, name string, cc config.Credential) {
 	d.checkProof(s, cc)
-	if cc.Delegated() && !d.checkGrant(s, name) {
+	if !cc.Delegated() {
+		d.fetch(ctx, s, name, cc)
 		return
 	}
-	d.fetch(ctx, s, name, cc)
+	if d.loadGrant(s, name) == nil {
+		return
+	}
+	err := d.fetch(ctx, s, name, cc)
+	if g := d.loadGrant(s, name); g != nil { // as the refresh has left it
+		d.checkGrant(s, name, g, err)
+	}
 }
 
 // checkProof looks at the files that prove who we are.
@@ -105,7 +112,8 @@ func (d *Walk) checkProof(s finding.Section, cc config.Credential) {
 		d.checkEnd(s, "secret_end", "client secret (secret_expires)", end, cc.ClientSecretFile)
 	}
 	if cc.TokenFile != "" {
-		d.checkFile(s, "token_file", cc.TokenFile, entra.CheckFederatedTokenFile(cc.TokenFile))
+		_, err := entra.CheckFederatedTokenFile(cc.TokenFile)
+		d.checkFile(s, "token_file", cc.TokenFile, err)
 	}
 }
 
@@ -164,49 +172,58 @@ func fileFault(err error) (problem, act string) {
 	return err.Error(), "see to the file"
 }
 
-// checkGrant looks at a user's stored sign-in. It returns false where there is none to use.
-func (d *Walk) checkGrant(s finding.Section, name string) bool {
+// loadGrant returns a user's stored sign-in, nil where there is none to use.
+func (d *Walk) loadGrant(s finding.Section, name string) *entra.StoredGrant {
 	vault := d.config.Vault()
 	file := vault.Path(name)
 	g, err := vault.Load(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		s.Fail("grant", "sign-in "+file, "is not there", tokenAdvice["no-grant"].With("credential", name))
-		return false
+		return nil
 	case err != nil:
 		problem, act := fileFault(err)
 		s.Fail("grant", "sign-in "+file, problem, tokenAdvice["bad-grant"].With("act", act))
-		return false
+		return nil
 	}
 	d.Hide(string(g.Refresh))
+	return g
+}
+
+// checkGrant judges a user's sign-in by how the refresh went just now, and by when its refresh token
+// came: to use that does not make it last longer.
+func (d *Walk) checkGrant(s finding.Section, name string, g *entra.StoredGrant, refresh error) {
+	file := d.config.Vault().Path(name)
 	if text := service.WrongOwner(file, service.TokenUser); text != "" {
 		s.Fail("grant_owner", "sign-in "+file, "belongs to another user", tokenAdvice["owner"].With("act", text))
 	}
-	used := g.Refreshed
-	if used.Before(g.SignedIn) {
-		used = g.SignedIn
-	}
-	idle := d.now().Sub(used)
-	found := fmt.Sprintf("%s signed in on %s; the refresh token was last used %d days ago, of %d", cmp.Or(g.User, "somebody"), g.SignedIn.UTC().Format(time.DateOnly),
-		int(idle.Hours()/24), int(lease.MaxIdle.Hours()/24))
-	switch {
-	case idle > lease.MaxIdle:
+	const day = 24 * time.Hour
+	idle := d.now().Sub(g.Renewed())
+	found := fmt.Sprintf("%s signed in on %s; the refresh token came %d days ago, and is good for %d", cmp.Or(g.User, "somebody"), g.SignedIn.UTC().Format(time.DateOnly),
+		idle/day, entra.MaxIdle/day)
+	switch e, ok := errors.AsType[*entra.RefusedError](refresh); {
+	case ok && e.EndsSignIn():
+		meaning, act := e.Advice()
+		s.Fail("grant", "sign-in", fmt.Sprintf("%s; %v", found, e), tokenAdvice["refused"].With("meaning", meaning, "act", act))
+	case idle > entra.MaxIdle && refresh != nil:
 		s.Fail("grant", "sign-in", found, tokenAdvice["void"].With("credential", name))
+	case g.Kept():
+		s.Warn("grant", "sign-in", found, tokenAdvice["kept"].With("ends", g.Renewed().Add(entra.MaxIdle).UTC().Format(time.DateOnly), "act", entra.KeptHint(name)))
 	case idle > idleSoon:
 		s.Warn("grant", "sign-in", found, tokenAdvice["idle"])
 	default:
 		s.Ok("grant", "sign-in", "%s", found)
 	}
-	return true
 }
 
-// fetch gets a fresh token as the service does, and looks at what it says.
-func (d *Walk) fetch(ctx context.Context, s finding.Section, name string, cc config.Credential) {
+// fetch gets a fresh token as the service does, and looks at what it says. The error is that of the
+// request for the token.
+func (d *Walk) fetch(ctx context.Context, s finding.Section, name string, cc config.Credential) error {
 	client, err := d.client(d.config)
 	if err != nil {
 		_, act := fileFault(err)
 		s.Fail("token", "token", err.Error(), tokenAdvice["no-client"].With("act", act))
-		return
+		return nil
 	}
 	watch := &clockWatch{next: client.Transport, now: d.now}
 	own := *client
@@ -214,17 +231,21 @@ func (d *Walk) fetch(ctx context.Context, s finding.Section, name string, cc con
 	source, err := d.source(d.config, name, &own, d.config.Vault())
 	if err != nil {
 		s.Fail("token", "token", err.Error(), tokenAdvice["no-client"].With("act", "correct the credential in sendas.yaml"))
-		return
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, tokenTime)
 	defer cancel()
 	began := time.Now()
 	t, err := source.Token(ctx)
 	d.checkClock(s, watch)
+	if e, ok := errors.AsType[*entra.RefusedError](err); ok && e.EndsSignIn() {
+		s.Skip("token", "token", "there is none: Microsoft refuses the sign-in")
+		return err
+	}
 	if err != nil {
 		found, a, passes := explainTokenError(err)
 		s.Trouble(passes, "token", "token", found, a)
-		return
+		return err
 	}
 	d.Hide(string(t.Access), url.QueryEscape(string(t.Access)))
 	d.tokens[name] = t
@@ -234,6 +255,7 @@ func (d *Walk) fetch(ctx context.Context, s finding.Section, name string, cc con
 		s.Warn("unsaved", "refresh token", problem, tokenAdvice["unsaved"].With("act", act))
 	}
 	d.checkClaims(s, t, cc)
+	return nil
 }
 
 // explainTokenError says what an error of a token.Source means.

@@ -223,8 +223,8 @@ func TestDoctorGrant(t *testing.T) {
 		asked  bool
 	}{
 		{-1, finding.Fail, "sendas login relay-app", false},
-		{time.Hour, finding.OK, "0 days ago, of 90", true},
-		{80 * day, finding.Warn, "80 days ago", true},
+		{time.Hour, finding.OK, "came 0 days ago, and is good for 90", true},
+		{80 * day, finding.Warn, "came 80 days ago", true},
 		{91 * day, finding.Fail, "sendas login relay-app", true},
 	} {
 		asked := false
@@ -247,6 +247,40 @@ func TestDoctorGrant(t *testing.T) {
 		if tc.idle >= 0 && strings.Contains(out.String(), "AXkA") {
 			t.Errorf("the report shows the refresh token")
 		}
+	}
+}
+
+// TestDoctorSignIn: a sign-in is judged by the refresh that the doctor makes, and told in one row.
+func TestDoctorSignIn(t *testing.T) {
+	const day = 24 * time.Hour
+	now := time.Now()
+	good := func() (*entra.Token, error) { return &entra.Token{Access: theToken, Expires: now.Add(time.Hour)}, nil }
+	refused := &entra.RefusedError{Credential: "relay-app", What: "refresh token", Status: 400, OAuth: "invalid_grant", Codes: []int{50173}, Delegated: true}
+	for _, tc := range []struct {
+		name          string
+		renewed, used time.Duration // ago
+		get           func() (*entra.Token, error)
+		status        finding.Status
+		words         string
+		token         finding.Status
+	}{
+		{"renewed", time.Hour, time.Hour, good, finding.OK, "came 0 days ago", finding.OK},
+		{"used, and not renewed", 70 * day, time.Minute, good, finding.Warn, now.Add(20 * day).UTC().Format(time.DateOnly), finding.OK},
+		{"revoked", time.Hour, time.Hour, func() (*entra.Token, error) { return nil, refused }, finding.Fail, "AADSTS50173", finding.Skip},
+		{"void by the calendar, and good", 100 * day, 100 * day, good, finding.Warn, "came 100 days ago", finding.OK},
+	} {
+		d, _ := tokenDoctor(t, userCredential, tc.get)
+		if err := os.MkdirAll(d.config.Token.StateDir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		g := &entra.StoredGrant{Refresh: "0.AXkA-refresh", User: "scan@contoso.com", SignedIn: now.Add(-200 * day), Refreshed: now.Add(-tc.renewed), Used: now.Add(-tc.used)}
+		if err := d.config.Vault().Save("relay-app", g); err != nil {
+			t.Fatal(err)
+		}
+		d.checkRelayApp(t)
+		t.Log(tc.name)
+		d.wantCheck(t, "credential.relay-app.grant", tc.status, tc.words)
+		d.wantCheck(t, "credential.relay-app.token", tc.token, "")
 	}
 }
 

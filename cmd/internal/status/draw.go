@@ -152,23 +152,40 @@ func credentialCells(x *lease.CredentialStatus, now time.Time) []tableCell {
 		if x.Token.Live {
 			cells[1] = tableCell{text: "ends " + whenWords(x.Token.Expires, now)}
 		}
-		cells[2] = tableCell{text: resultWords[x.Refresh.Result] + whenAfter(", ", x.Refresh.LastAttempt, now)}
+		cells[2] = tableCell{text: refreshWords(x, now)}
 		if x.Refresh.Error != nil {
 			cells[2].level = warm
 		}
 	}
 	switch {
+	case x.Proof != nil && x.Proof.Refused != nil:
+		cells[3] = tableCell{text: fmt.Sprintf("%s REFUSED (%s)", x.Proof.Kind, x.Proof.Refused.Code), level: hot}
+	case x.SignIn != nil && x.SignIn.Since != nil && signInLevel(x.SignIn) != calm:
+		cells[3] = tableCell{text: signInShort(x.SignIn, now), level: signInLevel(x.SignIn)}
 	case x.Proof != nil && x.Proof.Ends != nil:
 		cells[3] = tableCell{text: x.Proof.Kind + " ends " + whenWords(x.Proof.Ends, now), level: proofLevel(x.Proof, now)}
 		if x.Proof.Ends.Before(now) {
 			cells[3].text = x.Proof.Kind + " ENDED"
 		}
 	case x.SignIn != nil && x.SignIn.Since != nil:
-		cells[3] = tableCell{text: fmt.Sprintf("signed in, idle for %d of %d days", x.SignIn.IdleDays, x.SignIn.MaxDays), level: signInLevel(x.SignIn)}
+		cells[3] = tableCell{text: signInShort(x.SignIn, now), level: signInLevel(x.SignIn)}
 	case x.SignIn != nil:
 		cells[3] = tableCell{text: "nobody has signed in", level: hot}
 	}
 	return cells
+}
+
+// signInShort is signInWords in a few words.
+func signInShort(s *lease.SignInStatus, now time.Time) string {
+	switch {
+	case s.Refused != nil:
+		return fmt.Sprintf("sign-in REFUSED (%s)", s.Refused.Code)
+	case s.IdleDays >= s.MaxDays:
+		return "sign-in VOID"
+	case s.Kept:
+		return "sign-in NOT RENEWED, ends " + whenWords(s.Ends, now)
+	}
+	return "signed in" + whenAfter(", renewed ", s.Renewed, now)
 }
 
 // credentialTrouble says why there is no new token.

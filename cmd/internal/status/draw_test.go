@@ -48,7 +48,7 @@ func fictitious() *view {
 			{Name: "front-desk", Flow: "device_code", InUse: true, Token: lease.TokenStatus{Received: at(-3 * time.Hour), Expires: at(-2 * time.Hour)},
 				Refresh: lease.RefreshStatus{Result: entra.ResultRefused, LastAttempt: at(-50 * time.Second), NextAttempt: at(4 * time.Minute),
 					Error: &lease.RefreshError{Code: "AADSTS700082", Text: `Microsoft refused the refresh token of "front-desk" (AADSTS700082)`, Hint: `it lay unused too long; sign in again with "sendas login front-desk"`}},
-				SignIn: &lease.SignInStatus{User: "desk@contoso.com", Since: at(-100 * 24 * time.Hour), IdleDays: 91, MaxDays: 90}},
+				SignIn: &lease.SignInStatus{User: "desk@contoso.com", Since: at(-100 * 24 * time.Hour), IdleDays: 91, MaxDays: 90, Refused: &lease.Refusal{Code: "AADSTS700082", Meaning: "the refresh token lay unused too long"}}},
 		},
 		Mailboxes: []lease.MailboxStatus{erp, scan, hr, bulk, {Mailbox: "*@contoso.de", Pattern: true, Credential: "front-desk", Leases: 1}}}
 	counts := func(accepted, deferred, rejected uint64) milter.Counts {

@@ -288,11 +288,38 @@ func tokenWords(t *lease.TokenStatus, now time.Time) string {
 	return "none; mail waits in the queue"
 }
 
+// refreshWords tells how the last refresh went. Where somebody has signed in since it failed, that
+// no longer matters.
+func refreshWords(c *lease.CredentialStatus, now time.Time) string {
+	if c.Refresh.Result != "" {
+		return resultWords[c.Refresh.Result] + whenAfter(", ", c.Refresh.LastAttempt, now)
+	}
+	if c.Refresh.LastAttempt != nil && c.SignIn != nil && c.SignIn.Since != nil {
+		return "none yet since somebody signed in"
+	}
+	return resultWords[""]
+}
+
+// refusedWords tells why Microsoft did not take something.
+func refusedWords(r *lease.Refusal) string {
+	return fmt.Sprintf("REFUSED by Microsoft (%s): %s", r.Code, r.Meaning)
+}
+
 // endWords tells when a proof ends, on a day of UTC, as certificates and the configuration have it.
-func endWords(p *lease.ProofStatus, now time.Time) string {
-	switch {
-	case p.Ends != nil && p.Ends.Before(now):
+func endWords(c *lease.CredentialStatus, now time.Time) string {
+	p := c.Proof
+	if p.Refused != nil {
+		return refusedWords(p.Refused)
+	}
+	switch ended := p.Ends != nil && p.Ends.Before(now); {
+	case ended && p.Kind == token.ProofSecret && c.Refresh.LastSuccess != nil && c.Refresh.LastSuccess.After(*p.Ends):
+		return fmt.Sprintf("ended on %s, says secret_expires, but Microsoft took it %s: write the end of the new one there", p.Ends.UTC().Format(time.DateOnly), whenWords(c.Refresh.LastSuccess, now))
+	case ended && p.Kind == token.ProofFederated:
+		return "STALE: the other issuer's token ended " + whenWords(p.Ends, now)
+	case ended:
 		return "ENDED on " + p.Ends.UTC().Format(time.DateOnly)
+	case p.Ends != nil && p.Kind == token.ProofFederated:
+		return "a token of another issuer, who renews it; it ends " + whenWords(p.Ends, now)
 	case p.Ends != nil:
 		return fmt.Sprintf("ends on %s, %s", p.Ends.UTC().Format(time.DateOnly), whenWords(p.Ends, now))
 	case p.Kind == token.ProofSecret:
@@ -314,7 +341,18 @@ func signInWords(credential string, s *lease.SignInStatus, now time.Time) string
 	if who == "" {
 		who = "a user whom Entra did not name"
 	}
-	return fmt.Sprintf("%s since %s; idle for %d of at most %d days", who, s.Since.Local().Format(time.DateOnly), s.IdleDays, s.MaxDays)
+	who += " since " + s.Since.Local().Format(time.DateOnly)
+	switch ends := whenWords(s.Ends, now); {
+	case s.Refused != nil:
+		return who + "; " + refusedWords(s.Refused)
+	case s.IdleDays >= s.MaxDays:
+		return fmt.Sprintf(`%s; VOID: its refresh token ended %s; type "sendas login %s"`, who, ends, credential)
+	case s.Ends == nil || s.Renewed == nil: // of a version that does not tell
+		return who
+	case s.Kept:
+		return fmt.Sprintf("%s; NOT RENEWED since %s, though used %s: it ends %s; %s", who, s.Renewed.Local().Format(time.DateOnly), whenWords(s.LastUsed, now), ends, entra.KeptHint(credential))
+	}
+	return fmt.Sprintf("%s; renewed %s, else it would end %s", who, whenWords(s.Renewed, now), whenWords(s.Ends, now))
 }
 
 // groupWords says whose recipients a group counts.

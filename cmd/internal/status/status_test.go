@@ -271,10 +271,38 @@ func TestCredentialWords(t *testing.T) {
 			Token: lease.TokenStatus{Received: at(-3 * time.Hour), Expires: at(-2 * time.Hour)},
 			Refresh: lease.RefreshStatus{Result: "refused", LastAttempt: at(-time.Minute), NextAttempt: at(4 * time.Minute),
 				Error: &lease.RefreshError{Code: "AADSTS700082", Text: `Microsoft refused the refresh token of "scan" (AADSTS700082)`, Hint: `the refresh token lay unused too long; sign in again with "sendas login scan"`}},
-			SignIn: &lease.SignInStatus{User: "scan@contoso.com", Since: at(-100 * 24 * time.Hour), IdleDays: 91, MaxDays: 90}},
+			SignIn: &lease.SignInStatus{User: "scan@contoso.com", Since: at(-100 * 24 * time.Hour), IdleDays: 91, MaxDays: 90,
+				Refused: &lease.Refusal{Code: "AADSTS700082", Meaning: "the refresh token lay unused too long"}}},
 			"\ncredential scan (device_code)\n  token         none: the last one ended 2 h 0 min ago; mail waits in the queue\n  last refresh  refused by Microsoft, 60 s ago\n" +
 				"                Microsoft refused the refresh token of \"scan\" (AADSTS700082)\n  hint          the refresh token lay unused too long; sign in again with \"sendas login scan\"\n" +
-				"  next refresh  in 4 min\n  signed in     scan@contoso.com since 2026-08-13; idle for 91 of at most 90 days\n"},
+				"  next refresh  in 4 min\n  signed in     scan@contoso.com since 2026-08-13; REFUSED by Microsoft (AADSTS700082): the refresh token lay unused too long\n"},
+		{"somebody has signed in just now", lease.CredentialStatus{Name: "scan", Flow: "device_code", InUse: true,
+			Refresh: lease.RefreshStatus{LastAttempt: at(-10 * time.Second), NextAttempt: at(2 * time.Second)},
+			SignIn:  &lease.SignInStatus{User: "scan@contoso.com", Since: at(-3 * time.Second), Renewed: at(-3 * time.Second), Ends: at(90*24*time.Hour - 3*time.Second), MaxDays: 90}},
+			"\ncredential scan (device_code)\n  token         none; mail waits in the queue\n  last refresh  none yet since somebody signed in\n  next refresh  in 2 s\n" +
+				"  signed in     scan@contoso.com since 2026-11-21; renewed 3 s ago, else it would end in 89 days\n"},
+		{"used, and not renewed", lease.CredentialStatus{Name: "scan", Flow: "device_code", InUse: true, Token: lease.TokenStatus{Live: true, Received: at(-20 * time.Minute), Expires: at(50 * time.Minute)},
+			Refresh: lease.RefreshStatus{Result: "ok", LastAttempt: at(-20 * time.Minute), NextAttempt: at(30 * time.Minute)},
+			SignIn: &lease.SignInStatus{User: "scan@contoso.com", Since: at(-70 * 24 * time.Hour), Renewed: at(-70 * 24 * time.Hour), LastUsed: at(-20 * time.Minute), Ends: at(20 * 24 * time.Hour),
+				IdleDays: 70, MaxDays: 90, Kept: true}},
+			"\ncredential scan (device_code)\n  token         live, got 20 min ago, ends in 50 min\n  last refresh  succeeded, 20 min ago\n  next refresh  in 30 min\n" +
+				"  signed in     scan@contoso.com since 2026-09-12; NOT RENEWED since 2026-09-12, though used 20 min ago: it ends in 20 days; see that the app registration has the delegated permission offline_access, " +
+				"with consent, then type \"sendas login scan\"\n"},
+		{"void, and the service was off", lease.CredentialStatus{Name: "scan", Flow: "device_code",
+			SignIn: &lease.SignInStatus{User: "scan@contoso.com", Since: at(-100 * 24 * time.Hour), Renewed: at(-93 * 24 * time.Hour), Ends: at(-3 * 24 * time.Hour), IdleDays: 93, MaxDays: 90}},
+			"\ncredential scan (device_code)\n  token         none: no mailbox uses this credential\n" +
+				"  signed in     scan@contoso.com since 2026-08-13; VOID: its refresh token ended 3 days ago; type \"sendas login scan\"\n"},
+		{"a secret that is good though its day is past", lease.CredentialStatus{Name: "app", Flow: "client_credentials", InUse: true, Token: lease.TokenStatus{Live: true, Received: at(-5 * time.Minute), Expires: at(55 * time.Minute)},
+			Refresh: lease.RefreshStatus{Result: "ok", LastAttempt: at(-5 * time.Minute), LastSuccess: at(-5 * time.Minute), NextAttempt: at(40 * time.Minute)}, Proof: &lease.ProofStatus{Kind: "secret", Ends: &ended}},
+			"\ncredential app (client_credentials)\n  token         live, got 5 min ago, ends in 55 min\n  last refresh  succeeded, 5 min ago\n  next refresh  in 40 min\n" +
+				"  secret        ended on 2026-11-19, says secret_expires, but Microsoft took it 5 min ago: write the end of the new one there\n"},
+		{"a secret that is refused though its day is to come", lease.CredentialStatus{Name: "app", Flow: "client_credentials",
+			Proof: &lease.ProofStatus{Kind: "secret", Ends: at(90 * 24 * time.Hour), Refused: &lease.Refusal{Code: "AADSTS7000222", Meaning: "the client secret has expired"}}},
+			"\ncredential app (client_credentials)\n  token         none: no mailbox uses this credential\n  secret        REFUSED by Microsoft (AADSTS7000222): the client secret has expired\n"},
+		{"a stale token of another issuer", lease.CredentialStatus{Name: "pod", Flow: "federated", Proof: &lease.ProofStatus{Kind: "federated_token", Ends: at(-2 * time.Hour)}},
+			"\ncredential pod (federated)\n  token         none: no mailbox uses this credential\n  proof         STALE: the other issuer's token ended 2 h 0 min ago\n"},
+		{"a fresh token of another issuer", lease.CredentialStatus{Name: "pod", Flow: "federated", Proof: &lease.ProofStatus{Kind: "federated_token", Ends: at(40 * time.Minute)}},
+			"\ncredential pod (federated)\n  token         none: no mailbox uses this credential\n  proof         a token of another issuer, who renews it; it ends in 40 min\n"},
 		{"a wrong clock", lease.CredentialStatus{Name: "app", Flow: "managed_identity", Skew: -3600},
 			"\ncredential app (managed_identity)\n  token         none: no mailbox uses this credential\n  clock         60 min behind Entra's: \"timedatectl\" shows it\n"},
 		{"an ended certificate", lease.CredentialStatus{Name: "app", Flow: "client_credentials", Proof: &lease.ProofStatus{Kind: "certificate", Ends: &ended}},

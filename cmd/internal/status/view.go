@@ -386,7 +386,7 @@ func credentialFacts(c *lease.CredentialStatus, now time.Time) (list []pageFact)
 		if c.Refresh.Error != nil {
 			refresh = warm
 		}
-		add("last refresh", refresh, resultWords[c.Refresh.Result]+whenAfter(", ", c.Refresh.LastAttempt, now))
+		add("last refresh", refresh, refreshWords(c, now))
 		if e := c.Refresh.Error; e != nil {
 			add("", refresh, e.Text)
 			if e.Hint != "" {
@@ -405,7 +405,7 @@ func credentialFacts(c *lease.CredentialStatus, now time.Time) (list []pageFact)
 		if label == token.ProofFederated {
 			label = "proof"
 		}
-		add(label, proofLevel(p, now), endWords(p, now))
+		add(label, proofLevel(p, now), endWords(c, now))
 	}
 	if s := c.SignIn; s != nil {
 		add("signed in", signInLevel(s), signInWords(c.Name, s, now))
@@ -419,11 +419,13 @@ const soon = 30 * 24 * time.Hour
 
 func proofLevel(p *lease.ProofStatus, now time.Time) string {
 	switch {
+	case p.Refused != nil:
+		return hot
 	case p.Ends == nil:
 		return calm
 	case p.Ends.Before(now):
 		return hot
-	case p.Ends.Before(now.Add(soon)):
+	case p.Ends.Before(now.Add(soon)) && p.Kind != token.ProofFederated: // which lives an hour
 		return warm
 	}
 	return calm
@@ -431,9 +433,9 @@ func proofLevel(p *lease.ProofStatus, now time.Time) string {
 
 func signInLevel(s *lease.SignInStatus) string {
 	switch {
-	case s.Error != "" || s.Since == nil:
+	case s.Error != "" || s.Since == nil || s.Refused != nil || s.IdleDays >= s.MaxDays:
 		return hot
-	case s.MaxDays-s.IdleDays < int(soon.Hours()/24):
+	case s.Kept || s.MaxDays-s.IdleDays < int(soon.Hours()/24):
 		return warm
 	}
 	return calm
