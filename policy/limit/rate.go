@@ -64,6 +64,10 @@ type Allowance struct {
 	// no such limit. All mailboxes of a group must give the same rate.
 	Group           string
 	GroupRecipients Rate // Outcome.GroupRecipients of all mailboxes of the group
+
+	// Unseen is how many recipients a delivery counts whose replies nobody saw: as many as one can
+	// have. 0 is as many as a lease holds room for in any case.
+	Unseen int
 }
 
 // Grouped reports whether a limit for the whole group is in force.

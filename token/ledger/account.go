@@ -96,10 +96,10 @@ func (a *account) take(t terms, g *tally, id uint64, now limit.Instant) Answer {
 		}
 		return ans
 	}
-	a.open[id] = hold{now, room(t.Recipients)}
+	a.open[id] = hold{now, roomOf(t.Allowance, t.Recipients)}
 	a.last = now
 	if g != nil {
-		g.open[id] = hold{now, room(t.GroupRecipients)}
+		g.open[id] = hold{now, roomOf(t.Allowance, t.GroupRecipients)}
 	}
 	return Answer{Lease: id}
 }
@@ -120,7 +120,7 @@ func (a *account) obstacles(t terms, g *tally, now limit.Instant) [5]obstacle {
 		{wait: max(0, a.until-now), cause: CausePaused},
 		{cause: CauseConnections},
 		a.messages(t, now),
-		a.recipients(t.Recipients, t.lost, now),
+		a.recipients(t, t.Recipients, now),
 	}
 	if len(a.open) >= max(1, t.Connections-a.withheld(t.Messages.Per, now)) {
 		list[1].wait, list[1].poll = pollMicros, true
@@ -128,7 +128,7 @@ func (a *account) obstacles(t terms, g *tally, now limit.Instant) [5]obstacle {
 	list[3].cause = CauseRecipients
 	if g != nil {
 		g.forget(t.GroupRecipients.Per, t.session, now)
-		list[4] = g.recipients(t.GroupRecipients, t.lost, now)
+		list[4] = g.recipients(t, t.GroupRecipients, now)
 		list[4].cause = CauseGroup
 	}
 	return list
@@ -199,23 +199,27 @@ func (a *account) gap(r limit.Rate, used int) limit.Instant {
 	}
 	first := a.last // no verdict yet: one that comes will be later
 	if len(a.done) > 0 {
-		first = a.done[0]
+		first = min(a.done[0], a.last+limit.Micros(r.Per)) // one that is pending comes free far too late to wait for it
 	}
 	left := r.N - used + r.N/7
 	return max(0, (first+limit.Micros(r.Per)-a.last)/limit.Instant(left))
 }
 
-// room returns how many recipients a lease holds.
+// room returns how many recipients a lease holds as a rule.
 func room(r limit.Rate) int { return min(MaxDelivery, r.N) }
+
+// roomOf returns how many recipients a lease holds: one whole delivery, be it one of which nothing
+// will be seen.
+func roomOf(l limit.Allowance, r limit.Rate) int { return min(max(room(r), l.Unseen), r.N) }
 
 // recipients returns how long the recipient limit asks to wait: there must be room for one whole
 // delivery besides those under way.
-func (y *tally) recipients(r limit.Rate, lost, now limit.Instant) obstacle {
+func (y *tally) recipients(t terms, r limit.Rate, now limit.Instant) obstacle {
 	per := limit.Micros(r.Per)
-	if lost != 0 && now < lost+per {
-		return obstacle{wait: lost + per - now}
+	if t.lost != 0 && now < t.lost+per {
+		return obstacle{wait: t.lost + per - now}
 	}
-	used, need := y.booked(), room(r)
+	used, need := y.booked(), roomOf(t.Allowance, r)
 	for _, h := range y.open {
 		used += h.recipients
 	}
@@ -279,7 +283,7 @@ func (a *account) settle(g *tally, id uint64, o Outcome, now limit.Instant) (mor
 	if !o.Submitted {
 		return false
 	}
-	a.verdict(now)
+	a.verdict(now + limit.Micros(o.Pending))
 	a.book(o.Recipients, a.limits.Recipients.Per, now)
 	if g != nil {
 		g.book(o.GroupRecipients, g.per, now)

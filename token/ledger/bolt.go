@@ -269,8 +269,8 @@ func (b *Bolt) Outstanding() []Outstanding {
 	defer b.mu.Unlock()
 	var list []Outstanding
 	for mailbox, a := range b.book.accounts {
-		for id := range a.open {
-			list = append(list, Outstanding{mailbox, id})
+		for id, h := range a.open {
+			list = append(list, Outstanding{mailbox, id, h.recipients})
 		}
 	}
 	return list

@@ -48,10 +48,10 @@ func (b *book) noteLease(mailbox string, l limit.Allowance, id uint64, now time.
 	a := b.account(mailbox)
 	a.limits = l
 	a.forget(terms{Allowance: l, session: b.session}, t)
-	a.open[id], a.last = hold{t, room(l.Recipients)}, t
+	a.open[id], a.last = hold{t, roomOf(l, l.Recipients)}, t
 	if g := b.group(l); g != nil {
 		g.forget(l.GroupRecipients.Per, b.session, t)
-		g.open[id] = hold{t, room(l.GroupRecipients)}
+		g.open[id] = hold{t, roomOf(l, l.GroupRecipients)}
 	}
 }
 

@@ -319,12 +319,12 @@ func (y *tally) ages(now limit.Instant) [][2]limit.Instant {
 
 // spare returns how many recipients each host may use in a window without the store: its part of
 // the reserve.
-func spare(r limit.Rate, hosts, reserve int) int {
+func spare(l limit.Allowance, r limit.Rate, hosts, reserve int) int {
 	if hosts < 1 {
 		return 0
 	}
 	n := r.N * reserve / 100 / hosts
-	if n < room(r) {
+	if n < roomOf(l, r) {
 		return 0 // less than one delivery
 	}
 	return n
@@ -336,9 +336,9 @@ func (s *Shared) share(l limit.Allowance) (limit.Allowance, error) {
 	out := l
 	out.Messages.N = (l.Messages.N - under) / s.hosts
 	out.Connections = max(1, l.Connections/s.hosts) // of more hosts than connections each has one: Microsoft defers the surplus
-	out.Recipients.N = spare(l.Recipients, s.hosts, s.o.Reserve)
+	out.Recipients.N = spare(l, l.Recipients, s.hosts, s.o.Reserve)
 	if l.Grouped() {
-		out.GroupRecipients.N = spare(l.GroupRecipients, s.hosts, s.o.Reserve)
+		out.GroupRecipients.N = spare(l, l.GroupRecipients, s.hosts, s.o.Reserve)
 	}
 	for _, x := range []struct {
 		what string

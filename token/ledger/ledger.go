@@ -47,8 +47,9 @@ type Survivor interface {
 
 // Outstanding is a lease that an earlier process was given.
 type Outstanding struct {
-	Mailbox string
-	Lease   uint64
+	Mailbox    string
+	Lease      uint64
+	Recipients int // for so many it holds room; 0: not known
 }
 
 // A Cause names the limit that stands in the way.
@@ -84,6 +85,9 @@ type Outcome struct {
 	// mailbox's connections shrink by one, never below one, and come back one by one, each after a
 	// Messages.Per without another refusal.
 	Concurrency bool
+	// Pending is how much longer Microsoft may need until it counts the message: of a delivery
+	// whose end nobody saw, and which may still be going on. The connection comes back at once.
+	Pending time.Duration
 }
 
 // A Pause says until when a mailbox rests, and why.

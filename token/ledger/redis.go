@@ -95,12 +95,14 @@ type (
 		Recipients  redisRate  `json:"recipients"`
 		Connections int        `json:"connections"`
 		Group       *redisRate `json:"group,omitempty"`
+		Unseen      int        `json:"unseen,omitempty"`
 	}
 	redisOutcome struct {
-		Submitted   bool `json:"submitted"`
-		Concurrency bool `json:"concurrency"`
-		Recipients  int  `json:"recipients"`
-		Group       int  `json:"group"`
+		Submitted   bool          `json:"submitted"`
+		Concurrency bool          `json:"concurrency"`
+		Recipients  int           `json:"recipients"`
+		Group       int           `json:"group"`
+		Pending     limit.Instant `json:"pending,omitempty"`
 	}
 	redisRequest struct {
 		Op      string        `json:"op"`
@@ -200,9 +202,9 @@ func (r *Redis) prepare(q *redisRequest) time.Duration {
 // limits words limits for the script.
 func (r *Redis) limits(l limit.Allowance) *redisLimits {
 	rate := func(x limit.Rate) redisRate {
-		return redisRate{N: x.N, Per: limit.Micros(x.Per), Share: spare(x, r.hosts, r.reserve)}
+		return redisRate{N: x.N, Per: limit.Micros(x.Per), Share: spare(l, x, r.hosts, r.reserve)}
 	}
-	out := &redisLimits{Messages: rate(l.Messages), Recipients: rate(l.Recipients), Connections: l.Connections}
+	out := &redisLimits{Messages: rate(l.Messages), Recipients: rate(l.Recipients), Connections: l.Connections, Unseen: l.Unseen}
 	if l.Grouped() {
 		g := rate(l.GroupRecipients)
 		out.Group = &g
@@ -281,7 +283,7 @@ func (r *Redis) clear(ctx context.Context) error {
 
 func settleRequest(id uint64, group string, o Outcome) redisRequest {
 	return redisRequest{Op: "settle", ID: idText(id), Grouped: group != "",
-		Outcome: &redisOutcome{Submitted: o.Submitted, Concurrency: o.Concurrency, Recipients: o.Recipients, Group: o.GroupRecipients}}
+		Outcome: &redisOutcome{Submitted: o.Submitted, Concurrency: o.Concurrency, Recipients: o.Recipients, Group: o.GroupRecipients, Pending: limit.Micros(o.Pending)}}
 }
 
 // Settle implements [Store]. After an error it may be called again.

@@ -4,7 +4,8 @@
 
 local req = cjson.decode(ARGV[1])
 local POLL, SESSION, JITTER = 1000000, req.session, 1000000
-local BUCKETS, DELIVERY = 96, 50
+local BUCKETS = 96
+local DELIVERY = math.max(50, req.limits and req.limits.unseen or 0)
 local STALE = 7 * 24 * 3600 * 1000000 -- when an absent host is forgotten
 
 -- The clock never goes back, and no further than the asking host's monotonic clock allows (req.bound).
@@ -150,7 +151,8 @@ end
 
 local function gap(a, r, used)
   if used < math.max(1, math.floor(r.n / 3)) then return 0 end
-  return math.max(0, math.floor(((a.done[1] or a.last) + r.per - a.last) / (r.n - used + math.floor(r.n / 7))))
+  local first = math.min(a.done[1] or a.last, a.last + r.per)
+  return math.max(0, math.floor((first + r.per - a.last) / (r.n - used + math.floor(r.n / 7))))
 end
 
 local function messages(a, r)
@@ -252,7 +254,7 @@ function ops.settle()
     a.shrunkAt = t
   end
   if o.submitted then
-    verdict(a, t)
+    verdict(a, t + (o.pending or 0))
     book(a, o.recipients, a.limits.recipients.per, t)
     if g then book(g, o.group, a.limits.group.per, t) end
   end

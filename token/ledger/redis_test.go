@@ -63,6 +63,7 @@ func TestRedisAnswersAsTheAccountDoes(t *testing.T) {
 		r.mono = func() time.Duration { return now.Sub(start) }
 		r.server = func() limit.Instant { return at(now) }
 		l := drawLimits(t)
+		l.Unseen = rapid.SampledFrom([]int{0, 1, 50, 70, 1000}).Draw(t, "unseen")
 		type pair struct{ redis, memory uint64 }
 		out := map[string][]pair{}
 		for range rapid.IntRange(10, 80).Draw(t, "steps") {
@@ -85,7 +86,8 @@ func TestRedisAnswersAsTheAccountDoes(t *testing.T) {
 				x := out[mailbox][0]
 				out[mailbox] = out[mailbox][1:]
 				o := Outcome{Submitted: rapid.Bool().Draw(t, "submitted"), Concurrency: rapid.Bool().Draw(t, "432"),
-					Recipients: rapid.IntRange(0, 60).Draw(t, "recipients"), GroupRecipients: rapid.IntRange(0, 60).Draw(t, "group")}
+					Recipients: rapid.IntRange(0, 60).Draw(t, "recipients"), GroupRecipients: rapid.IntRange(0, 60).Draw(t, "group"),
+					Pending: time.Duration(rapid.SampledFrom([]int{0, 0, 0, 1500, 5000}).Draw(t, "pending")) * time.Millisecond}
 				if err := r.Settle(t.Context(), mailbox, x.redis, o, now); err != nil {
 					t.Fatal(err)
 				}
