@@ -151,7 +151,7 @@ func readQuery(r *bufio.Reader) (*query, error) {
 }
 
 func (q *query) peer() policy.Peer {
-	p := policy.Peer{Login: q.login, Subject: q.subject, Fingerprint: q.fingerprint, KeyFingerprint: q.publicKey}
+	p := policy.Peer{Login: q.login, Subject: q.subject, Fingerprint: q.fingerprint, KeyFingerprint: q.publicKey, Port: portOf(q.port)}
 	if a, err := netip.ParseAddr(q.addr); err == nil {
 		p.Addr = a.Unmap()
 	}

@@ -210,7 +210,7 @@ func (t *transaction) MailFrom(from, _ string, m protocol.Modifier) (*protocol.R
 		return protocol.RespContinue, nil // the policy service hears of the certificate at RCPT: we know the client at the end
 	}
 	peer := t.who.peer()
-	c := t.policy.FindClient(peer)
+	c := t.policy.FindClient(peer, from)
 	if c == nil || !t.booking.Refuses(c.Name) {
 		return protocol.RespContinue, nil // it is refused at the end, with the reason; or never
 	}
@@ -248,7 +248,7 @@ func (t *transaction) macros(m protocol.Modifier) macros {
 
 // peer returns who speaks, without the fingerprint of a certificate.
 func (m *macros) peer() policy.Peer {
-	p := policy.Peer{Login: m.login, Subject: m.subject}
+	p := policy.Peer{Login: m.login, Subject: m.subject, Port: portOf(m.port)}
 	if a, err := netip.ParseAddr(strings.TrimPrefix(m.addr, "IPv6:")); err == nil {
 		p.Addr = a.Unmap()
 	}

@@ -23,9 +23,15 @@ type sessionKey struct {
 
 // unique reports whether the key names one session. A client behind a proxy may come without a
 // port, and then would be taken for another one from the same address.
-func (k sessionKey) unique() bool {
-	n, err := strconv.ParseUint(k.port, 10, 16)
-	return k.addr.IsValid() && err == nil && n > 0
+func (k sessionKey) unique() bool { return k.addr.IsValid() && portOf(k.port) > 0 }
+
+// portOf reads the port of a client, 0 where there is none.
+func portOf(s string) uint16 {
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil {
+		return 0
+	}
+	return uint16(n)
 }
 
 type session struct {

@@ -46,9 +46,10 @@ func (h *header) newSender(id address.Spec) string {
 
 // answersBounce reports whether a message is Postfix's own bounce, or notice of a delay, about
 // mail that may cause none: it comes from this host, with the null sender, as a report (RFC 3464),
-// to an identity with the mark.
+// to an identity with the mark. It does not come by SMTP: a report that a content filter gives back
+// by a port of this host is somebody else's.
 func (p *Rules) answersBounce(r *Request, h *header) bool {
-	if !h.null || !r.Peer.Addr.IsLoopback() || r.Peer.Login != "" || len(r.Rcpts) != 1 {
+	if !h.null || !r.Peer.Addr.IsLoopback() || r.Peer.Port != 0 || r.Peer.Login != "" || len(r.Rcpts) != 1 {
 		return false
 	}
 	to, err := address.Parse(r.Rcpts[0])

@@ -15,20 +15,24 @@ func TestBounceOfBounce(t *testing.T) {
 	for _, tc := range []struct {
 		name, addr, login, sender, rcpts, header string
 		discard                                  bool
+		port                                     uint16
 	}{
-		{"of a bounce", "127.0.0.1", "", "<>", "<scan@CONTOSO.COM>", report, true},
-		{"of a bounce, by IPv6", "::1", "", "", "hr@CONTOSO.COM", report, true},
-		{"of other mail", "127.0.0.1", "", "<>", "<scan@contoso.com>", report, false},
-		{"of another host", "10.2.0.9", "", "<>", "<scan@CONTOSO.COM>", report, false},
-		{"of a login", "127.0.0.1", "nagios", "<>", "<scan@CONTOSO.COM>", report, false},
-		{"no null sender", "127.0.0.1", "", "<hr@contoso.com>", "<scan@CONTOSO.COM>", report, false},
-		{"no report", "127.0.0.1", "", "<>", "<scan@CONTOSO.COM>", "Content-Type: text/plain\n", false},
-		{"no type", "127.0.0.1", "", "<>", "<scan@CONTOSO.COM>", "", false},
-		{"of a bounce that left by a connector", "127.0.0.1", "", "<>", "<boss@CONTOSO.COM>", report, true},
-		{"to another domain in capitals", "127.0.0.1", "", "<>", "<scan@FABRIKAM.COM>", report, false},
-		{"to an address without letters", "127.0.0.1", "", "<>", "<scan@10.2.0.9>", report, false},
+		{"of a bounce", "127.0.0.1", "", "<>", "<scan@CONTOSO.COM>", report, true, 0},
+		{"of a bounce, by IPv6", "::1", "", "", "hr@CONTOSO.COM", report, true, 0},
+		{"of other mail", "127.0.0.1", "", "<>", "<scan@contoso.com>", report, false, 0},
+		{"of another host", "10.2.0.9", "", "<>", "<scan@CONTOSO.COM>", report, false, 0},
+		{"of a login", "127.0.0.1", "nagios", "<>", "<scan@CONTOSO.COM>", report, false, 0},
+		{"no null sender", "127.0.0.1", "", "<hr@contoso.com>", "<scan@CONTOSO.COM>", report, false, 0},
+		{"no report", "127.0.0.1", "", "<>", "<scan@CONTOSO.COM>", "Content-Type: text/plain\n", false, 0},
+		{"no type", "127.0.0.1", "", "<>", "<scan@CONTOSO.COM>", "", false, 0},
+		{"of a bounce that left by a connector", "127.0.0.1", "", "<>", "<boss@CONTOSO.COM>", report, true, 0},
+		{"that a content filter gives back", "127.0.0.1", "", "<>", "<scan@CONTOSO.COM>", report, false, 40112},
+		{"to another domain in capitals", "127.0.0.1", "", "<>", "<scan@FABRIKAM.COM>", report, false, 0},
+		{"to an address without letters", "127.0.0.1", "", "<>", "<scan@10.2.0.9>", report, false, 0},
 	} {
-		d := p.Decide(&Request{Peer: peer(tc.addr, tc.login), Sender: tc.sender, Rcpts: []string{tc.rcpts}, Now: time.Unix(0, 0),
+		from := peer(tc.addr, tc.login)
+		from.Port = tc.port
+		d := p.Decide(&Request{Peer: from, Sender: tc.sender, Rcpts: []string{tc.rcpts}, Now: time.Unix(0, 0),
 			Fields: fields(complete + "From: MAILER-DAEMON@relay\n" + tc.header)})
 		if d.Discard != tc.discard {
 			t.Errorf("%s: discard %v, want %v", tc.name, d.Discard, tc.discard)

@@ -29,6 +29,7 @@ type Client struct {
 	displayName string       // template; "" keeps the name
 	replyTo     address.Spec // zero: the original sender
 	noReplyTo   bool
+	own         bool // this host itself, which may ask for nothing: see [OwnClient]
 }
 
 // maySend reports whether the client may ask for the address at all.
@@ -45,6 +46,9 @@ type Peer struct {
 	Fingerprint, KeyFingerprint string
 	// NoFingerprint tells that there may be a certificate whose fingerprint nobody told us.
 	NoFingerprint bool
+	// Port is that of the peer's connection, 0 where there is none: Postfix itself and sendmail(1)
+	// hand mail to cleanup(8) without SMTP.
+	Port uint16
 }
 
 // String names the peer in a sentence.

@@ -53,7 +53,7 @@ func TestFindClient(t *testing.T) {
 		{Peer{}, ""},
 	} {
 		got := ""
-		if c := p.FindClient(tc.peer); c != nil {
+		if c := p.FindClient(tc.peer, "x@y.example"); c != nil {
 			got = c.Name
 		}
 		if got != tc.want {
@@ -67,7 +67,7 @@ func TestFindClient(t *testing.T) {
 	if d.Action != Defer || d.Reply.Code != 451 || d.Reasons[0].Code != ReasonNoFingerprint || !strings.Contains(d.Reasons[0].String(), "policy service") {
 		t.Errorf("with a fingerprint that nobody told: %s %v %v", d.Action, d.Reply, d.Reasons)
 	}
-	if got, want := fmt.Sprint(p.ClientNames()), "[host sealed-host sap sap-as-batch anybody-known printers key]"; got != want {
+	if got, want := fmt.Sprint(p.ClientNames()), "[host sealed-host sap sap-as-batch anybody-known printers key this host]"; got != want {
 		t.Errorf("names %s, want %s", got, want)
 	}
 }
@@ -112,7 +112,7 @@ func TestFirstClientWins(t *testing.T) {
 					break
 				}
 			}
-			if got := p.FindClient(peer); got != want {
+			if got := p.FindClient(peer, "x@y.example"); got != want {
 				t.Fatalf("%v is %v, want %v, of %+v", peer, got, want, s.Clients)
 			}
 		}

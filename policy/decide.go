@@ -89,16 +89,20 @@ func through(user address.Spec, pool int) string {
 }
 
 // Admit answers what is known before a message is seen: whether the peer is any client at all. The
-// Reply is nil when it is one.
-func (p *Rules) Admit(peer Peer) (*Client, *Reply) {
+// Reply is nil when it is one. The envelope sender is as the MTA gives it.
+func (p *Rules) Admit(peer Peer, sender string) (*Client, *Reply) {
 	if peer.NoFingerprint && p.clients.fingerprints {
 		// Without it the peer could be taken for another client, and its mail leave under a wrong
 		// name.
 		return nil, later("4.3.5", "the relay does not know the fingerprint of the client certificate; its administrator has to add "+
 			"check_policy_service unix:sendas/policy to smtpd_recipient_restrictions")
 	}
-	if c := p.clients.find(peer); c != nil {
+	if c := p.FindClient(peer, sender); c != nil {
 		return c, nil
+	}
+	if peer.Addr.IsLoopback() && peer.Login == "" {
+		return nil, reject("%s is not a known client of this relay; for mail of programs on this host its administrator has to add a client "+
+			"with networks: [127.0.0.0/8, \"::1\"] to clients: in sendas.yaml", peer)
 	}
 	return nil, reject("%s is not a known client of this relay; ask its administrator to add it to clients: in sendas.yaml", peer)
 }
@@ -107,9 +111,9 @@ func (p *Rules) Admit(peer Peer) (*Client, *Reply) {
 //
 // The wanted sender is the address of the From field, else the envelope sender. If the
 // client may ask for it and its route lets us use it, it becomes the identity; otherwise
-// the client's from does, or the message is rejected. Envelope sender and From always
-// leave as the same identity, because Exchange Online checks both, and only after the
-// whole message was sent.
+// the client's from does, or the message is rejected. What this host says itself has an identity
+// anyway: see [OwnClient]. Envelope sender and From always leave as the same identity, because
+// Exchange Online checks both, and only after the whole message was sent.
 func (p *Rules) Decide(r *Request) Decision {
 	d := Decision{Action: Accept, Reasons: make([]Reason, 0, 4)}
 	if !p.admitted(r, &d) {
@@ -132,7 +136,13 @@ func (p *Rules) Decide(r *Request) Decision {
 		return d
 	}
 	d.Asked = h.asked
-	id, ok := p.authorise(c, h.asked, &d)
+	id, ok := identity{}, false
+	if !c.own {
+		id, ok = p.authorise(c, h.asked, &d)
+	}
+	if !ok {
+		id, ok = p.notice(r, &d)
+	}
 	if !ok {
 		if c.OnUnauthorized == Refuse || c.From.IsZero() {
 			d.refuse(refusal(c, &d), Reason{Code: ReasonRejected, Subject: c.Name})
@@ -160,7 +170,7 @@ func (p *Rules) Decide(r *Request) Decision {
 // admitted decides what can be told before the header has come: who it is, and which way it
 // leaves. It is all that [Rules.Foresee] asks.
 func (p *Rules) admitted(r *Request, d *Decision) bool {
-	c, reply := p.Admit(r.Peer)
+	c, reply := p.Admit(r.Peer, r.Sender)
 	if c == nil {
 		code := ReasonNoClient
 		if reply.Temporary() {

@@ -93,7 +93,7 @@ func (b *builder) from(path, text string, r *Route) fallback {
 	if r == nil {
 		return fallback{}
 	}
-	id, ok := b.p.onRoute(r, a, r.Type == Direct && !r.RefuseExternal)
+	id, ok := b.onRoute(r, a)
 	if !ok {
 		b.fail(path, "no mailbox may send as <%s>; list it under send_as of the mailbox that has the permission", a)
 		return fallback{}
@@ -103,10 +103,16 @@ func (b *builder) from(path, text string, r *Route) fallback {
 		return f
 	}
 	probe := address.Spec{Local: a.Local + strings.ReplaceAll(tail, phLocal, "x"), Domain: a.Domain}
-	if _, ok := b.p.onRoute(r, probe, r.Type == Direct && !r.RefuseExternal); !ok {
+	if !b.takes(r, probe) {
 		b.fail(path, "no mailbox may send as <%s>; write plus_addresses: true at the mailbox if Exchange Online takes them as sender, or %s alone", probe, a)
 	}
 	return f
+}
+
+// onRoute finds out whether the route takes the address as a sender, whoever the recipients are that
+// it does not refuse.
+func (b *builder) onRoute(r *Route, a address.Spec) (identity, bool) {
+	return b.p.onRoute(r, a, r.Type == Direct && !r.RefuseExternal)
 }
 
 // cutTemplate takes the template out of "scan+{local}@contoso.com": "scan@contoso.com" and

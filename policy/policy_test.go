@@ -23,6 +23,7 @@ func contoso() Settings {
 			{Name: "monitoring", Logins: []string{"nagios"}, Senders: []string{"*@contoso.com"}, OnUnauthorized: "reject"},
 			{Name: "strict", Networks: []string{"10.9.0.0/16"}, Senders: []string{"hr@contoso.com"}, OnUnauthorized: "reject"},
 		},
+		Notices: "scan@contoso.com",
 	}
 }
 
@@ -412,7 +413,7 @@ func TestClientOrder(t *testing.T) {
 		{"10.1.3.9", "", "wide"}, {"10.2.3.9", "bob", "wide"}, {"192.0.2.1", "bob", "bob"}, {"192.0.2.1", "eve", "anyone"},
 		{"192.0.2.1", "", "rest"}, {"2001:db8::1", "", "rest"}, {"", "bob", "bob"}, {"fe80::1%eth0", "", "rest"},
 	} {
-		got := p.FindClient(peer(tc.addr, tc.login))
+		got := p.FindClient(peer(tc.addr, tc.login), "x@y.example")
 		if got == nil || got.Name != tc.want {
 			t.Errorf("%s login %q: client %v, want %s", tc.addr, tc.login, got, tc.want)
 		}

@@ -22,6 +22,7 @@ func poolSettings() Settings {
 			{Address: "*@contoso.onmicrosoft.com"},
 		},
 		Clients: []ClientSettings{{Name: "sap", Networks: []string{"10.1.0.0/16"}, From: "billing@contoso.com"}},
+		Notices: "scan@contoso.com",
 	}
 }
 
@@ -105,7 +106,7 @@ func TestPoolSettings(t *testing.T) {
 		if tc.b.Address == "" {
 			tc.b.Address = "b@contoso.com"
 		}
-		_, errs := New(Settings{Domains: []string{"contoso.com"}, Submission: "smtp.office365.com:587", Mailboxes: []MailboxSettings{tc.a, tc.b}})
+		_, errs := New(Settings{Domains: []string{"contoso.com"}, Submission: "smtp.office365.com:587", Mailboxes: []MailboxSettings{tc.a, tc.b}, Notices: "a@contoso.com"})
 		if tc.path == "" && len(errs) == 0 {
 			continue
 		}

@@ -74,6 +74,7 @@ const (
 	ReasonAuthorized      ReasonCode = "authorized"       // a mailbox may send as the address
 	ReasonVerified        ReasonCode = "verified"         // the route takes any address of a verified domain
 	ReasonFallback        ReasonCode = "client-from"      // the client's from took its place
+	ReasonNotices         ReasonCode = "notices"          // what this host says itself has an identity of its own
 	ReasonRejected        ReasonCode = "rejected"         // the client has no from, or wants a rejection
 	ReasonNullSender      ReasonCode = "null-sender"      // a bounce: it leaves as the identity
 	ReasonBounceOfBounce  ReasonCode = "bounce-of-bounce" // it ends here
@@ -108,6 +109,7 @@ var reasonTable = []struct {
 	{ReasonAuthorized, "mailbox %[2]s may send as <%[1]s>", "a mailbox may send as the sender"},
 	{ReasonVerified, "route %[2]q takes every sender of a verified domain, as <%[1]s> is", "the route takes every sender of a verified domain"},
 	{ReasonFallback, "client %[2]q has from: %[1]s for such mail", "the client's from: took the sender's place"},
+	{ReasonNotices, "what this host says itself leaves as <%[1]s>", "a notice of this host itself"},
 	{ReasonRejected, "client %[1]q has on_unauthorized: reject, or no from", "no mailbox may send as the sender, and the client wants a rejection"},
 	{ReasonNullSender, "the null sender leaves as <%[1]s>, and nothing of it may bounce", "a bounce, which leaves as the client's identity"},
 	{ReasonBounceOfBounce, "a bounce that answers a bounce ends here", "a bounce that answers a bounce, which ends here"},

@@ -19,6 +19,7 @@ type Settings struct {
 	Mailboxes        []MailboxSettings
 	Routes           []RouteSettings
 	Clients          []ClientSettings
+	Notices          string // the identity of what this host says itself; "" where it follows from the clients or mailboxes
 }
 
 // MailboxSettings describes a mailbox: who we authenticate as, and which identities
@@ -64,6 +65,7 @@ type Rules struct {
 	routes     []*Route
 	direct     *Route // the first direct route that a client uses, or nil
 	clients    *clientIndex
+	notices    notices
 }
 
 // New checks the settings and makes Rules of them. It returns all errors it
@@ -96,6 +98,9 @@ func New(s Settings) (*Rules, []FieldError) {
 		return nil, b.errs
 	}
 	b.p.clients = newClientIndex(clients)
+	if b.addNotices(s); len(b.errs) > 0 {
+		return nil, b.errs
+	}
 	if i := slices.IndexFunc(clients, func(c Client) bool { return c.Route.Type == Direct }); i >= 0 {
 		b.p.direct = clients[i].Route
 	}
@@ -397,14 +402,27 @@ func plainName(s string) bool {
 	return true
 }
 
-// FindClient returns the client that the peer is, or nil.
-func (p *Rules) FindClient(peer Peer) *Client { return p.clients.find(peer) }
+// FindClient returns the client that the peer is, or nil. The envelope sender of its message makes
+// a difference for what this host says itself: see [OwnClient].
+func (p *Rules) FindClient(peer Peer, sender string) *Client {
+	if c := p.clients.find(peer); c != nil {
+		return c
+	}
+	if speaksItself(peer, sender) {
+		return p.notices.client
+	}
+	return nil
+}
 
-// ClientNames returns the names of the clients in the order of the settings.
+// ClientNames returns the names of the clients in the order of the settings, and behind them
+// [OwnClient] where there is one.
 func (p *Rules) ClientNames() []string {
-	names := make([]string, len(p.clients.list))
+	names := make([]string, len(p.clients.list), len(p.clients.list)+1)
 	for i := range p.clients.list {
 		names[i] = p.clients.list[i].Name
+	}
+	if p.notices.builtIn {
+		names = append(names, OwnClient)
 	}
 	return names
 }

@@ -20,7 +20,8 @@ func cmdCheck(o *options) *cobra.Command {
 		Short: "Check the configuration",
 		Long: `check reads the configuration, the secret files and the certificates as the services do, and
 says what is wrong with file, line, excerpt and what to write instead. It exits with 78 when
-something is.
+something is. What is right and may surprise, it says as a note: mail of programs on this host that no
+client takes.
 
 With --dns it also looks up the verified domains and the endpoints of the routes, and prints the SPF record
 that each domain needs: mail by a connector or directly comes from this relay's own address. It exits with 1 when
@@ -33,6 +34,9 @@ something has to be changed.`,
 				return err
 			}
 			fmt.Fprintf(o.stdout, "%s is good: %d mailboxes, %d clients\n", o.config, len(c.Mailboxes), len(c.Clients))
+			if c.Policy.OwnMail() == nil {
+				fmt.Fprintln(o.stderr, noOwnMail)
+			}
 			if !dns && server == "" {
 				return nil
 			}
@@ -44,6 +48,11 @@ something has to be changed.`,
 	c.Flags().StringVar(&server, "dns-server", "", "ask this server, `HOST:PORT`, and not the system's: what the world sees may differ from what this network sees")
 	return c
 }
+
+// noOwnMail says what it means that no client takes mail of this host.
+const noOwnMail = `sendas: note: mail of programs on this host (cron, sendmail) has no client, so it comes back to its sender with 550 5.7.1; ` +
+	`Postfix's own bounces leave all the same
+sendas: hint: if such mail shall leave, add a client with networks: [127.0.0.0/8, "::1"] and from:`
 
 func checkDomains(ctx context.Context, o *options, c *config.Site, server string) error {
 	r := net.DefaultResolver

@@ -25,6 +25,7 @@ mailboxes:
   - {address: erp2@contoso.com, credential: relay-app, pool: true, send_as: [billing@contoso.com, hr@contoso.com, bills@contoso.com]}
   - {address: erp3@contoso.com, credential: relay-app, pool: true, send_as: [hr@contoso.com], aliases: [erp3@contoso.onmicrosoft.com]}
   - {address: "*@contoso.onmicrosoft.com", credential: relay-app}
+notices: erp1@contoso.com
 clients:
   - {name: sap, networks: [10.1.0.0/16], from: billing@contoso.com}
 `

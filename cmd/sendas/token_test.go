@@ -18,6 +18,7 @@ credentials:
 mailboxes:
   - {address: erp@contoso.com, credential: good}
   - {address: scan@contoso.com, credential: gone}
+notices: erp@contoso.com
 clients:
   - {name: all, networks: [10.0.0.0/8], from: FROM}
 `

@@ -56,10 +56,20 @@ func TestNullSender(t *testing.T) {
 	}
 }
 
+// withoutOwnClient is a site with no client for mail of this host.
+func withoutOwnClient(y string) string {
+	const client = "  - name: this-host\n    networks: [127.0.0.0/8]\n    from: monitor@contoso.com\n"
+	return strings.Replace(y, client, "notices: monitor@contoso.com\n", 1)
+}
+
 // TestOwnBounce: the bounce that Postfix makes of a refused message leaves as the identity of this
-// host, to whom the message left as.
+// host, to whom the message left as, and so do notices to the postmaster. Neither needs a client.
+// Mail of a program on this host does, and returns to it with the reason, once.
 func TestOwnBounce(t *testing.T) {
-	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second})
+	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second, YAML: withoutOwnClient, Postfix: func(_ *Site, main map[string]string) []string {
+		main["notify_classes"], main["error_notice_recipient"] = "policy", "it@contoso.com"
+		return nil
+	}})
 	s.SetMailbox(func(m *mailboxSettings) { m.SendAs = nil })
 	if res, err := Send(ctx, s.Postfix.SMTPAddr(), burstMail(1)); err != nil || !res.Accepted() {
 		t.Fatalf("%v, %v", res.Verdict(), err)
@@ -82,6 +92,40 @@ func TestOwnBounce(t *testing.T) {
 	}
 	if !bytes.Contains(b.Data, []byte("SendAsDenied")) {
 		t.Errorf("the bounce does not say what Microsoft said:\n%s", b.Data)
+	}
+
+	m := Mail{XClient: XClient{Addr: "203.0.113.9", Name: "[UNAVAILABLE]"}, From: "x@hall.lan", To: []string{"someone@fabrikam.com"}}
+	if res, err := Send(ctx, s.Postfix.SMTPAddr(), m); err != nil || res.Accepted() {
+		t.Fatalf("a stranger: %v, %v", res.Verdict(), err)
+	}
+	s.settle(ctx, t, 3)
+	if n := s.Exosim.Messages()[2]; !n.Accepted() || n.Sender != "monitor@contoso.com" || n.Recipients[0] != "it@contoso.com" || !bytes.Contains(n.Data, []byte("Subject: Postfix SMTP server: errors from unknown[203.0.113.9]")) {
+		t.Errorf("the notice left as %s to %v: %s\n%s", n.Sender, n.Recipients, n.Reply, n.Data)
+	}
+
+	cron := []byte("From: root (Cron Daemon)\nTo: someone@fabrikam.com\nSubject: cron\n\nout\n")
+	if err := s.Postfix.SendmailInject(ctx, "root@relay.lab.example", []string{"someone@fabrikam.com"}, cron); err != nil {
+		t.Fatal(err)
+	}
+	s.settle(ctx, t, 4)
+	if n := s.Exosim.Messages()[3]; !n.Accepted() || n.Sender != "monitor@CONTOSO.COM" || n.Recipients[0] != "root@relay.lab.example" ||
+		!strings.Contains(strings.Join(strings.Fields(string(n.Data)), " "), `for mail of programs on this host its administrator has to add a client with networks: [127.0.0.0/8, "::1"]`) {
+		t.Errorf("mail of a program returns as %s to %v: %s\n%s", n.Sender, n.Recipients, n.Reply, n.Data)
+	}
+
+	// A report to an address that looks like that of a bounce is somebody else's where a content
+	// filter gives it back by SMTP.
+	m = Mail{From: "", To: []string{"scan@CONTOSO.COM"},
+		Data: message("From: MAILER-DAEMON@fabrikam.com", "Content-Type: multipart/report; report-type=delivery-status; boundary=x", fmt.Sprintf(storyID, "report"), storyDate)}
+	if res, err := Send(ctx, s.Postfix.SMTPAddr(), m); err != nil || !res.Accepted() {
+		t.Fatalf("a filter's report: %v, %v", res.Verdict(), err)
+	}
+	s.settle(ctx, t, 5)
+	if n := s.Exosim.Messages()[4]; n.Sender != "monitor@CONTOSO.COM" || n.Recipients[0] != "scan@CONTOSO.COM" {
+		t.Errorf("a filter's report left as %s to %v", n.Sender, n.Recipients)
+	}
+	if got := strings.Count(s.Milter.Log(), `client="this host"`); got != 4 {
+		t.Errorf("%d lines of the milter's log name this host, want 4", got)
 	}
 }
 

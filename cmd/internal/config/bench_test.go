@@ -165,7 +165,7 @@ func siteConfig(n int) []byte {
 		"credentials:\n  relay-app:\n    client_id: 5f2c0d3e-1a2b-4c3d-8e4f-0123456789ab\n    client_secret_file: relay-app.secret\n" +
 		"routes:\n  - {name: site, type: connector, endpoint: contoso-com.mail.protection.outlook.com}\n" +
 		"  - {name: inside, type: direct, endpoint: contoso-com.mail.protection.outlook.com}\n" +
-		"milter:\n  store: \"memory:\"\n\nmailboxes:\n")
+		"milter:\n  store: \"memory:\"\n\nnotices: device.00000@contoso.com\n\nmailboxes:\n")
 	for i := range n {
 		g.mailbox(i)
 	}

@@ -482,6 +482,10 @@ func (k *checker) policy() {
 		if noDomains && (within(e.Path, "mailboxes") || isFrom) || noMailboxes && (isFrom || isRoute) || noRoutes && isRoute {
 			continue
 		}
+		if e.Path == "notices" && k.c.Notices == "" {
+			k.missingNotices(e)
+			continue
+		}
 		k.fail(e.Path, "%s", e.Text)
 	}
 	if p == nil {
@@ -494,8 +498,16 @@ func (k *checker) policy() {
 	k.certificates(p)
 }
 
+// missingNotices says that nothing names as whom this host speaks, at the mailboxes that could. What
+// else is wrong may be what it would follow from.
+func (k *checker) missingNotices(e policy.FieldError) {
+	if len(k.problems)+len(k.d.broken) == 0 {
+		k.problems = append(k.problems, Problem{Line: k.d.find("mailboxes"), Path: e.Path, Text: e.Text})
+	}
+}
+
 func (c *Site) settings() policy.Settings {
-	s := policy.Settings{Domains: c.Tenant.Domains, AllowOnMicrosoft: c.Tenant.AllowOnMicrosoft, Submission: c.Tenant.Endpoints.Submission}
+	s := policy.Settings{Domains: c.Tenant.Domains, AllowOnMicrosoft: c.Tenant.AllowOnMicrosoft, Submission: c.Tenant.Endpoints.Submission, Notices: c.Notices}
 	s.Mailboxes, s.Clients = make([]policy.MailboxSettings, 0, len(c.Mailboxes)), make([]policy.ClientSettings, 0, len(c.Clients))
 	for _, m := range c.Mailboxes {
 		s.Mailboxes = append(s.Mailboxes, policy.MailboxSettings{Address: m.Address, Aliases: m.Aliases, SendAs: m.SendAs, PlusAddresses: m.PlusAddresses, Pool: m.Pool})

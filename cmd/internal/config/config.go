@@ -48,11 +48,12 @@ type Site struct {
 	Mailboxes   []Mailbox             `yaml:"mailboxes"`
 	Routes      []Route               `yaml:"routes"`
 	Clients     []Client              `yaml:"clients"`
+	Notices     string                `yaml:"notices"` // identity of what this host says itself, or empty
 	Identities  []Identity            `yaml:"identities"`
 	Milter      Milter                `yaml:"milter"`
 	Token       Token                 `yaml:"token"`
 
-	// Policy is made of Tenant, Mailboxes, Routes and Clients. Its mailboxes are in the order
+	// Policy is made of Tenant, Mailboxes, Routes, Clients and Notices. Its mailboxes are in the order
 	// of Mailboxes.
 	Policy *policy.Rules
 }

@@ -94,6 +94,7 @@ func TestFullConfig(t *testing.T) {
 		{"a client's limits", c.Clients[0].Limits, ClientLimits{Messages: []limit.Rate{{N: 20, Per: time.Minute}, {N: 500, Per: time.Hour}},
 			Recipients: []limit.Rate{{N: 2000, Per: 24 * time.Hour}}}},
 		{"on_limit", c.Clients[0].OnLimit + " " + c.Clients[1].OnLimit, "hold defer"},
+		{"notices", c.Notices, "billing@contoso.com"},
 		{"a credential of systemd", c.Credentials["desktop"].ClientSecretFile, "credential:desktop.secret"},
 		{"token_file", c.Credentials["cluster"].TokenFile, dir + "/token"},
 	} {
@@ -238,7 +239,7 @@ func TestBigConfig(t *testing.T) {
 // bigConfig has n mailboxes with a Send As address, and n clients with five networks.
 func bigConfig(n int) []byte {
 	var b bytes.Buffer
-	b.WriteString("tenant: {id: contoso.com, domains: [contoso.com]}\ncredentials:\n  relay-app:\n" +
+	b.WriteString("tenant: {id: contoso.com, domains: [contoso.com]}\nnotices: box0@contoso.com\ncredentials:\n  relay-app:\n" +
 		"    client_id: 5f2c0d3e-1a2b-4c3d-8e4f-0123456789ab\n    client_secret_file: relay-app.secret\nmailboxes:\n")
 	for i := range n {
 		fmt.Fprintf(&b, "  - address: box%d@contoso.com\n    credential: relay-app\n    send_as: [alias%d@contoso.com]\n", i, i)

@@ -67,7 +67,7 @@ func half(data []byte) []byte {
 
 func TestRouteCertificate(t *testing.T) {
 	now := time.Date(2026, 11, 21, 8, 0, 0, 0, time.UTC)
-	p, errs := policy.New(policy.Settings{Domains: []string{"contoso.com"}})
+	p, errs := policy.New(policy.Settings{Domains: []string{"contoso.com"}, Mailboxes: []policy.MailboxSettings{{Address: "relay@contoso.com"}}})
 	if errs != nil {
 		t.Fatal(errs)
 	}

@@ -2,7 +2,6 @@ package postfix
 
 import (
 	"fmt"
-	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
@@ -236,12 +235,12 @@ func (p *Setup) planOverrides(v *values, s *entry) []*change {
 // planPickup sends mail of programs on this host by the connector that its client has: such mail
 // passes no policy service, which would say so.
 func (p *Setup) planPickup(v *values) []*change {
-	f := p.Config.Policy.Foresee(&policy.Request{Peer: policy.Peer{Addr: netip.AddrFrom4([4]byte{127, 0, 0, 1})}, Rcpts: []string{"postmaster@example.com"}})
-	if f.Client == nil || f.Client.Route.Type != policy.Connector || p.service("pickup", "unix") == nil {
+	client := p.Config.Policy.OwnMail()
+	if client == nil || client.Route.Type != policy.Connector || p.service("pickup", "unix") == nil {
 		return nil
 	}
-	c := &change{Service: "pickup/unix", Name: "content_filter", Now: f.Client.Route.Destination(),
-		why: "mail of programs on this host passes no policy service, which would choose the route " + f.Client.Route.Name}
+	c := &change{Service: "pickup/unix", Name: "content_filter", Now: client.Route.Destination(),
+		why: "mail of programs on this host passes no policy service, which would choose the route " + client.Route.Name}
 	if was, ok := v.overrides[c.Service][c.Name]; ok {
 		c.Was, c.good = &was, was == c.Now
 	}

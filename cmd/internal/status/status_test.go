@@ -33,6 +33,7 @@ credentials:
 mailboxes:
   - {address: erp@contoso.com, credential: relay-app, limits: {messages: 5/m}}
   - {address: "*@contoso.de", credential: relay-app}
+notices: erp@contoso.com
 clients:
   - {name: all, networks: [10.0.0.0/8], from: erp@contoso.com}
 milter: {http: "%s"}

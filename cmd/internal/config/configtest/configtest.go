@@ -16,6 +16,7 @@ credentials:
     flow: client_credentials
     client_id: 5f2c0d3e-0000-4000-8000-000000000001
     client_secret_file: relay-app.secret
+notices: scan@contoso.com
 mailboxes:
   - {address: scan@contoso.com, credential: relay-app, send_as: [office@contoso.com]}
   - {address: erp@contoso.com, credential: relay-app}

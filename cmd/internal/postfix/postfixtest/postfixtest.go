@@ -50,6 +50,7 @@ var ordinary embed.FS
 const YAML = `tenant: {id: contoso.onmicrosoft.com, domains: [contoso.com]}
 credentials:
   relay-app: {client_id: 5f2c0d3e-0000-4000-8000-000000000001, client_secret_file: relay-app.secret}
+notices: scan@contoso.com
 mailboxes:
   - {address: scan@contoso.com, credential: relay-app}
   - {address: erp@contoso.com, credential: relay-app, send_as: [billing@contoso.com]}
