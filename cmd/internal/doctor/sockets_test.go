@@ -219,8 +219,8 @@ func TestDoctorHealthOfOneMailbox(t *testing.T) {
 func TestDoctorOfOneMailbox(t *testing.T) {
 	dir := t.TempDir()
 	configtest.WriteFile(t, filepath.Join(dir, "relay-app.secret"), "s3cr3t~in/the+lab\n", 0o600)
-	yaml := strings.Replace(configtest.SmallConfig, "mailboxes:\n", "  spare.app:\n    client_id: 5f2c0d3e-0000-4000-8000-000000000002\n    client_secret_file: missing.secret\n"+
-		"mailboxes:\n  - {address: spare@contoso.com, credential: spare.app}\n", 1)
+	yaml := strings.Replace(configtest.SmallConfig, "credentials:\n", "credentials:\n  spare.app:\n    client_id: 5f2c0d3e-0000-4000-8000-000000000002\n    client_secret_file: missing.secret\n", 1)
+	yaml = strings.Replace(yaml, "mailboxes:\n", "mailboxes:\n  - {address: spare@contoso.com, credential: spare.app}\n", 1)
 	file := configtest.WriteFile(t, filepath.Join(dir, "sendas.yaml"), yaml, 0o644)
 	for _, tc := range []struct {
 		mailbox string
