@@ -162,14 +162,14 @@ func (q *query) peer() policy.Peer {
 func (s *PolicyServer) answer(q *query) string {
 	p := s.policy.Load()
 	peer := q.peer()
-	if p.UsesFingerprints() {
-		s.Sessions.note(sessionKey{peer.Addr, q.port}, certificate{q.fingerprint, q.publicKey}, time.Now())
-	}
 	req := policy.Request{Peer: peer, Sender: q.sender}
 	if q.recipient != "" { // at DATA with several recipients there is none
 		req.Rcpts = []string{q.recipient}
 	}
 	f := p.Foresee(&req)
+	if p.UsesFingerprints() || p.UsesConnectors() {
+		s.Sessions.note(sessionKey{peer.Addr, q.port}, told{certificate{q.fingerprint, q.publicKey}, f.Filter != ""}, time.Now())
+	}
 	client := ""
 	if f.Client != nil {
 		client = f.Client.Name

@@ -233,12 +233,56 @@ func TestFingerprints(t *testing.T) {
 	}
 }
 
+// TestKeptSender: where the policy service has told Postfix the way, in the same session, the null
+// sender stays; where nobody has, it would lead another way. The log says what the identity does
+// not.
+func TestKeptSender(t *testing.T) {
+	s := start(t)
+	p := routed(t)
+	s.Use(p)
+	early := &PolicyServer{Log: s.Server.Log, Metrics: s.Metrics, Sessions: s.sessions}
+	early.Use(p)
+	play := func(port, sender string) (changes, log string) {
+		t.Helper()
+		c, macros := s.dial("10.3.0.9", "")
+		defer c.Close()
+		macros.Set(protocol.MacroClientPort, port)
+		changes = s.send(c, sender, "From: sales@contoso.com", id, date)
+		lines := strings.Split(strings.TrimSpace(s.log.String()), "\n")
+		return changes, lines[len(lines)-1]
+	}
+	q, err := readQuery(bufio.NewReader(strings.NewReader(edited("client_address=10.2.0.9", "client_address=10.3.0.9"))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := early.answer(q); !strings.HasPrefix(got, "FILTER sendas-site:") {
+		t.Fatalf("the policy service answers %q", got)
+	}
+	for _, tc := range []struct{ name, port, sender, changed, log string }{
+		{"null", "51234", "", "", "<>"},
+		{"null, another session", "51235", "", "sender <sales@CONTOSO.COM>", ""},
+		{"null, no port", "0", "", "sender <sales@CONTOSO.COM>", ""},
+		{"VERP", "51234", "<bounce+1@contoso.com>", "", "bounce+1@contoso.com"},
+		{"VERP, capitals", "51234", "<bounce+1@CONTOSO.COM>", "sender <bounce+1@contoso.com>", "bounce+1@contoso.com"},
+		{"the identity", "51234", "<sales@contoso.com>", "", ""},
+	} {
+		changes, log := play(tc.port, tc.sender)
+		first, _, _ := strings.Cut(changes, "\n")
+		if first != tc.changed {
+			t.Errorf("%s: changes %q, want %q", tc.name, changes, tc.changed)
+		}
+		if _, said, _ := strings.Cut(log, " sender="); said != tc.log {
+			t.Errorf("%s: the log says %s, want %q", tc.name, log, tc.log)
+		}
+	}
+}
+
 func TestSessionsForget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s Sessions
 		here := netip.MustParseAddr("192.0.2.7")
 		k := sessionKey{here, "1"}
-		s.note(k, certificate{fingerprint: "f"}, time.Now())
+		s.note(k, told{certificate: certificate{fingerprint: "f"}}, time.Now())
 		time.Sleep(sessionLife)
 		if c, ok := s.find(k, time.Now()); !ok || c.fingerprint != "f" {
 			t.Errorf("after %v: %v, %v", sessionLife, c, ok)
@@ -248,7 +292,7 @@ func TestSessionsForget(t *testing.T) {
 			t.Error("a session is remembered for ever")
 		}
 		for i := range 5 * minPrune {
-			s.note(sessionKey{here, strconv.Itoa(i + 1)}, certificate{}, time.Now())
+			s.note(sessionKey{here, strconv.Itoa(i + 1)}, told{}, time.Now())
 			time.Sleep(10 * time.Second)
 		}
 		if n := len(s.known); n > 2*minPrune+1 {
@@ -263,7 +307,7 @@ func TestSessionsOnePerKey(t *testing.T) {
 	here := netip.MustParseAddr("192.0.2.7")
 	for _, k := range []sessionKey{{}, {here, ""}, {here, "0"}, {here, "unknown"}, {here, "65536"}, {netip.Addr{}, "25"}} {
 		var s Sessions
-		s.note(k, certificate{fingerprint: "f"}, time.Now())
+		s.note(k, told{certificate: certificate{fingerprint: "f"}}, time.Now())
 		if _, ok := s.find(k, time.Now()); ok {
 			t.Errorf("%v %q is remembered", k.addr, k.port)
 		}

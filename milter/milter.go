@@ -268,6 +268,13 @@ func (t *transaction) peer(m protocol.Modifier) policy.Peer {
 	return p
 }
 
+// routed reports whether the policy service has told Postfix the way of this message, in the same
+// session.
+func (t *transaction) routed() bool {
+	told, _ := t.s.Sessions.find(sessionKey{t.req.Peer.Addr, t.who.port}, t.req.Now)
+	return told.routed
+}
+
 // RcptTo collects a recipient, unless a limit refuses it: then the message goes on with those that
 // it has. Postfix sends those that it has accepted itself.
 func (t *transaction) RcptTo(to, _ string, _ protocol.Modifier) (*protocol.Response, error) {
@@ -299,6 +306,7 @@ func (t *transaction) EndOfMessage(m protocol.Modifier) (*protocol.Response, err
 	}
 	t.req.QueueID, t.req.Now = m.Get(protocol.MacroQueueId), time.Now()
 	t.req.Peer = t.peer(m) // not before: the policy service hears of a certificate at RCPT
+	t.req.Routed = t.policy.UsesConnectors() && t.routed()
 	d := t.policy.Decide(&t.req)
 	defer t.end()
 	defer t.report(&d)
@@ -426,6 +434,9 @@ func (t *transaction) report(d *policy.Decision) {
 		"recipients", t.req.Recipients(), "action", d.Action, "rewritten", d.Rewritten(), "reason", reason}
 	if t.refused > 0 {
 		attrs = append(attrs, "refused", t.refused)
+	}
+	if d.Kept { // else the identity is the envelope sender too
+		attrs = append(attrs, "sender", cmp.Or(d.Sender, strings.Trim(t.req.Sender, "<>"), "<>"))
 	}
 	if d.Discard {
 		attrs = append(attrs, "discarded", true)

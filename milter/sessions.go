@@ -8,8 +8,9 @@ import (
 )
 
 // Sessions tells the milter what only the policy delegation protocol knows of an SMTP session: the
-// fingerprint of the client certificate. Address and port of the client, as Postfix sees them, name
-// the session on both sides. The zero value is ready; methods are safe for concurrent use.
+// fingerprint of the client certificate, and that Postfix was told the way out. Address and port of
+// the client, as Postfix sees them, name the session on both sides. The zero value is ready; methods
+// are safe for concurrent use.
 type Sessions struct {
 	mu    sync.Mutex // guards what follows
 	known map[sessionKey]session
@@ -35,8 +36,14 @@ func portOf(s string) uint16 {
 }
 
 type session struct {
-	certificate
+	told
 	at time.Time // of the last request
+}
+
+// told is what was told in the last request of a session, and what was answered.
+type told struct {
+	certificate
+	routed bool // by FILTER
 }
 
 // certificate holds the fingerprints of a client certificate and of its public key, both empty
@@ -50,7 +57,7 @@ const (
 	minPrune = 1000
 )
 
-func (s *Sessions) note(k sessionKey, c certificate, now time.Time) {
+func (s *Sessions) note(k sessionKey, t told, now time.Time) {
 	if !k.unique() {
 		return // so that find finds nothing
 	}
@@ -67,16 +74,16 @@ func (s *Sessions) note(k sessionKey, c certificate, now time.Time) {
 		}
 		s.prune = max(minPrune, 2*len(s.known))
 	}
-	s.known[k] = session{c, now}
+	s.known[k] = session{t, now}
 }
 
 // find reports false for a session of which nothing was heard.
-func (s *Sessions) find(k sessionKey, now time.Time) (certificate, bool) {
+func (s *Sessions) find(k sessionKey, now time.Time) (told, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	v, ok := s.known[k]
 	if !ok || now.Sub(v.at) > sessionLife {
-		return certificate{}, false
+		return told{}, false
 	}
-	return v.certificate, true
+	return v.told, true
 }

@@ -33,12 +33,18 @@ func unmarked(id address.Spec) address.Spec {
 }
 
 // newSender returns the envelope sender with which a message leaves as the identity, "" where it
-// is right as it came. A device's own capitals go: they would be taken for the mark.
-func (h *header) newSender(id address.Spec) string {
+// is right as it came. A device's own capitals go: they would be taken for the mark. One that is
+// kept is that of the message.
+func (h *header) newSender(id address.Spec, kept bool) string {
+	if kept {
+		id = h.sender
+	}
 	switch {
+	case h.null && kept:
+		return ""
 	case h.null:
 		return marked(id).String()
-	case h.sender.Same(id) && !isMarked(h.sender):
+	case h.sender.Same(id) && h.sender == unmarked(h.sender):
 		return ""
 	}
 	return unmarked(id).String()

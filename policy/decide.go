@@ -21,6 +21,7 @@ type Request struct {
 	Rcpts   []string // envelope recipients: see AddRecipient
 	Fields  []Field  // those header fields that [Wants] names, in their order, and those that are [TooLong]: see AddField
 	QueueID string   // goes into a Message-ID that has to be made
+	Routed  bool     // Postfix was told the way out at RCPT: the Filter of [Rules.Foresee]
 	Now     time.Time
 
 	fields, rcpts amount // what AddField and AddRecipient have seen
@@ -62,6 +63,9 @@ type Decision struct {
 	Route    *Route
 	External *Route
 	Sender   string // the new envelope sender; "" leaves it as it is
+	// Kept tells that the envelope sender stays although it is not Identity, by a route that does not
+	// compare them. Sender then only writes it in another form.
+	Kept bool
 	// NoBounce is for a message that came with the null sender and leaves with another one: nothing
 	// may answer it with a bounce, or two refusals would chase each other for ever. Sender has the
 	// mark then by which Postfix's bounce of it is known.
@@ -112,8 +116,9 @@ func (p *Rules) Admit(peer Peer, sender string) (*Client, *Reply) {
 // The wanted sender is the address of the From field, else the envelope sender. If the
 // client may ask for it and its route lets us use it, it becomes the identity; otherwise
 // the client's from does, or the message is rejected. What this host says itself has an identity
-// anyway: see [OwnClient]. Envelope sender and From always leave as the same identity, because
-// Exchange Online checks both, and only after the whole message was sent.
+// anyway: see [OwnClient]. By submission, envelope sender and From leave as the same identity,
+// because Exchange Online checks both, and only after the whole message was sent; see
+// [Decision.Kept] for the other routes.
 func (p *Rules) Decide(r *Request) Decision {
 	d := Decision{Action: Accept, Reasons: make([]Reason, 0, 4)}
 	if !p.admitted(r, &d) {
@@ -150,21 +155,18 @@ func (p *Rules) Decide(r *Request) Decision {
 		}
 		id = p.fallback(c, h.asked, &d)
 	}
-	changes := h.changes(r, c, id.addr)
-	if name, n := firstGrown(changes); n > 0 {
+	leaves := d
+	leaves.Identity = id.addr
+	if d.bySubmission() {
+		leaves.Mailbox, leaves.User, leaves.Pool = id.mailbox, id.user(), 1+len(id.others)
+	}
+	p.envelope(r, &h, &leaves)
+	leaves.Changes = h.changes(r, c, id.addr, leaves.NoBounce)
+	if name, n := firstGrown(leaves.Changes); n > 0 {
 		d.refuse(tooLong(name, n))
 		return d
 	}
-	d.Identity = id.addr
-	if d.bySubmission() {
-		d.Mailbox, d.User, d.Pool = id.mailbox, id.user(), 1+len(id.others)
-	}
-	if d.NoBounce = h.null; d.NoBounce {
-		d.because(ReasonNullSender, id.addr.String(), "")
-	}
-	d.Sender = h.newSender(id.addr)
-	d.Changes = changes
-	return d
+	return leaves
 }
 
 // admitted decides what can be told before the header has come: who it is, and which way it

@@ -80,8 +80,9 @@ func isNull(sender string) bool {
 	return s == "" || s == "<>"
 }
 
-// changes lists what must change in the header for the message to leave as the identity.
-func (h *header) changes(r *Request, c *Client, id address.Spec) []HeaderChange {
+// changes lists what must change in the header for the message to leave as the identity. It is
+// automatic where the null sender, which says so, does not stay.
+func (h *header) changes(r *Request, c *Client, id address.Spec, automatic bool) []HeaderChange {
 	var list []HeaderChange
 	rewritten := !h.asked.Same(id)
 	name := h.displayName()
@@ -96,7 +97,7 @@ func (h *header) changes(r *Request, c *Client, id address.Spec) []HeaderChange 
 		list = h.keepOriginal(list)
 	}
 	list = h.addMissing(list, r, id)
-	if h.null {
+	if automatic {
 		list = h.markAutomatic(list)
 	}
 	list = h.dropTLSRequired(list)

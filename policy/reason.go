@@ -77,6 +77,8 @@ const (
 	ReasonNotices         ReasonCode = "notices"          // what this host says itself has an identity of its own
 	ReasonRejected        ReasonCode = "rejected"         // the client has no from, or wants a rejection
 	ReasonNullSender      ReasonCode = "null-sender"      // a bounce: it leaves as the identity
+	ReasonNullKept        ReasonCode = "null-kept"        // a bounce: the route takes the null sender
+	ReasonSenderKept      ReasonCode = "sender-kept"      // the route takes an envelope sender that is not the identity
 	ReasonBounceOfBounce  ReasonCode = "bounce-of-bounce" // it ends here
 	ReasonTooMany         ReasonCode = "too-many"         // more fields of one kind than any real message has
 	ReasonTooLong         ReasonCode = "too-long"         // a field that Exchange would refuse for its length
@@ -112,6 +114,8 @@ var reasonTable = []struct {
 	{ReasonNotices, "what this host says itself leaves as <%[1]s>", "a notice of this host itself"},
 	{ReasonRejected, "client %[1]q has on_unauthorized: reject, or no from", "no mailbox may send as the sender, and the client wants a rejection"},
 	{ReasonNullSender, "the null sender leaves as <%[1]s>, and nothing of it may bounce", "a bounce, which leaves as the client's identity"},
+	{ReasonNullKept, "the null sender stays: route %[1]q takes it", "a bounce, whose null sender stays"},
+	{ReasonSenderKept, "the envelope sender <%[1]s> stays: route %[2]q does not compare it with From", ""},
 	{ReasonBounceOfBounce, "a bounce that answers a bounce ends here", "a bounce that answers a bounce, which ends here"},
 	{ReasonTooMany, "%[1]s fields of one kind are more than any real message has", "more fields of one kind than any real message has"},
 	{ReasonTooLong, "the field %[1]s has %[2]s bytes, more than Exchange takes", "a field is longer than Exchange takes"},

@@ -56,7 +56,7 @@ func TestDecideByRoute(t *testing.T) {
 		{"a recipient without domain is not ours", "10.7.0.1", "c7@contoso.com", "root", "scan@contoso.com", "scan@contoso.com", "submission", "", ReasonFallback},
 		{"direct only, outside", "10.8.0.1", "hr@contoso.com", in + " " + out, "", "", "only", "", ReasonExternalRefused},
 		{"template", "10.8.0.1", "Door-3@badge.local", in, "badges+door-3@contoso.com", "", "only", "", ReasonFallback},
-		{"template, nothing to put in", "10.8.0.1", "", in, "badges@contoso.com", "", "only", "", ReasonNullSender},
+		{"template, nothing to put in", "10.8.0.1", "", in, "badges@contoso.com", "", "only", "", ReasonNullKept},
 		{"template, blank", "10.8.0.1", `"door 3"@badge.local`, in, "badges@contoso.com", "", "only", "", ReasonFallback},
 		{"template, two dots", "10.8.0.1", `"a..b"@badge.local`, in, "badges@contoso.com", "", "only", "", ReasonFallback},
 		{"template, dot at the end", "10.8.0.1", `"a."@badge.local`, in, "badges@contoso.com", "", "only", "", ReasonFallback},
@@ -97,7 +97,7 @@ func TestDecideByRoute(t *testing.T) {
 	}
 }
 
-// checkFrom makes sure that envelope and From leave as the identity.
+// checkFrom makes sure that From leaves as the identity, and the envelope too unless it is kept.
 func checkFrom(t *testing.T, name string, r *Request, d *Decision) {
 	t.Helper()
 	sender := d.Sender
@@ -115,7 +115,7 @@ func checkFrom(t *testing.T, name string, r *Request, d *Decision) {
 			from = c.Value
 		}
 	}
-	if a, _ := address.Parse(sender); !a.Same(d.Identity) {
+	if a, _ := address.Parse(sender); !d.Kept && !a.Same(d.Identity) {
 		t.Errorf("%s: the envelope leaves as %s, the identity is %s", name, sender, d.Identity)
 	}
 	if list := address.ParseList(from); len(list) != 1 || !list[0].Spec.Same(d.Identity) {

@@ -66,6 +66,7 @@ type Rules struct {
 	direct     *Route // the first direct route that a client uses, or nil
 	clients    *clientIndex
 	notices    notices
+	connectors bool // some client has one
 }
 
 // New checks the settings and makes Rules of them. It returns all errors it
@@ -101,6 +102,7 @@ func New(s Settings) (*Rules, []FieldError) {
 	if b.addNotices(s); len(b.errs) > 0 {
 		return nil, b.errs
 	}
+	b.p.connectors = slices.ContainsFunc(clients, func(c Client) bool { return c.Route.Type == Connector })
 	if i := slices.IndexFunc(clients, func(c Client) bool { return c.Route.Type == Direct }); i >= 0 {
 		b.p.direct = clients[i].Route
 	}
@@ -441,6 +443,10 @@ func (p *Rules) Verified(name string) bool {
 
 // Domains returns the verified domains, sorted.
 func (p *Rules) Domains() []string { return slices.Sorted(maps.Keys(p.domains)) }
+
+// UsesConnectors reports whether the mail of some client leaves by a connector, which Postfix is
+// told at RCPT.
+func (p *Rules) UsesConnectors() bool { return p.connectors }
 
 // UsesFingerprints reports whether some client is recognised by the fingerprint of its certificate.
 func (p *Rules) UsesFingerprints() bool { return p.clients.fingerprints }

@@ -64,6 +64,8 @@ func explain(o *options, q *question) error {
 	if err != nil {
 		return err
 	}
+	// As in the milter: what SMTP clients send has been asked about at RCPT, mail of this host not.
+	req.Routed = cfg.Milter.PolicyListen != "" && !req.Peer.Addr.IsLoopback()
 	d := cfg.Policy.Decide(req)
 	if q.json {
 		e := json.NewEncoder(o.stdout)

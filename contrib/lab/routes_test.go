@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -148,6 +149,7 @@ type routeCase struct {
 	addr     string
 	tls      *tls.Config
 	from     string // envelope and From
+	header   string // From where it is another one
 	to       []string
 	want     []string // "endpoint/connector/envelope sender→recipients"
 	bySender bool     // the sender alone leads to the same way
@@ -174,6 +176,18 @@ func routeCases() []routeCase {
 		{name: "direct only, inside", addr: "10.8.0.1", from: "door@badge.local", to: one(in), want: one("mx//badges@contoso.com→" + in)},
 		{name: "direct only, outside", addr: "10.8.0.1", from: "door@badge.local", to: one(out),
 			code: "550 5.7.1", refused: `<someone@fabrikam.com>: route "only-inside" of client "badges" reaches the recipients of this organisation alone`},
+		// Who reads its bounces at another address than From keeps it where the route allows that.
+		{name: "connector, VERP", bySender: true, addr: "10.5.0.1", from: "bounce+q17-someone=fabrikam.com@contoso.com", header: "sales@contoso.com", to: one(out),
+			want: one("mx/by address/bounce+q17-someone=fabrikam.com@contoso.com→" + out)},
+		{name: "connector, VERP in capitals", bySender: true, addr: "10.5.0.1", from: "bounce+q18@CONTOSO.COM", header: "sales@contoso.com", to: one(out), want: one("mx/by address/bounce+q18@contoso.com→" + out)},
+		{name: "connector, envelope of a mailbox", addr: "10.5.0.1", from: "hr@contoso.com", header: "sales@contoso.com", to: one(out), want: one("mx/by address/hr@contoso.com→" + out)},
+		{name: "connector, foreign envelope", bySender: true, addr: "10.5.0.1", from: "www-data@shop.local", header: "sales@contoso.com", to: one(out), want: one("mx/by address/sales@contoso.com→" + out)},
+		{name: "connector, null sender", addr: "10.5.0.1", header: "sales@contoso.com", to: one(in, out), want: one("mx/by address/→" + in + "," + out)},
+		{name: "direct, VERP", bySender: true, addr: "10.7.0.1", from: "bounce+q19@contoso.com", header: "copier7@contoso.com", to: one(in), want: one("mx//bounce+q19@contoso.com→" + in)},
+		{name: "direct, null sender", bySender: true, addr: "10.7.0.1", header: "copier7@contoso.com", to: one(in), want: one("mx//→" + in)},
+		{name: "direct and submission, VERP", bySender: true, addr: "10.7.0.1", from: "bounce+q20@contoso.com", header: "scan@contoso.com", to: one(in, out),
+			want: one("mx//scan@contoso.com→"+in, "submission//scan@contoso.com→"+out)},
+		{name: "submission, another address of the mailbox", bySender: true, addr: "10.1.0.5", from: "billing@contoso.com", header: "hr@contoso.com", to: one(out), want: one("submission//hr@contoso.com→" + out)},
 		{name: "submission inside", addr: "10.1.0.5", from: "hr@contoso.com", to: one(in), want: one("submission//hr@contoso.com→" + in)},
 		{name: "submission, both", addr: "10.1.0.5", from: "hr@contoso.com", to: one(in, out), want: one("submission//hr@contoso.com→" + in + "," + out)},
 		{name: "unknown client", addr: "198.51.100.9", from: "hr@contoso.com", to: one(out),
@@ -186,7 +200,7 @@ func (s *Site) sendRoute(ctx context.Context, t *testing.T, id string, tc routeC
 	t.Helper()
 	before := len(s.Exosim.Messages())
 	m := Mail{XClient: XClient{Addr: tc.addr, Name: "client.local"}, TLS: tc.tls, From: tc.from, To: tc.to,
-		Data: message("From: "+tc.from, fmt.Sprintf(storyID, id), storyDate)}
+		Data: message("From: "+cmp.Or(tc.header, tc.from), fmt.Sprintf(storyID, id), storyDate)}
 	res, err := Send(ctx, s.Postfix.SMTPAddr(), m)
 	if err != nil {
 		t.Fatalf("%s: %v", tc.name, err)
@@ -209,7 +223,7 @@ func (s *Site) sendRoute(ctx context.Context, t *testing.T, id string, tc routeC
 	for _, m := range s.Exosim.Messages()[before:] {
 		rcpts := slices.Sorted(slices.Values(m.Recipients))
 		got = append(got, m.Endpoint+"/"+m.Connector+"/"+m.Sender+"→"+strings.Join(rcpts, ","))
-		if from := strings.Join(m.Header("From"), " | "); !strings.Contains(from, m.Sender) {
+		if from := strings.Join(m.Header("From"), " | "); !strings.Contains(from, cmp.Or(tc.header, m.Sender)) {
 			t.Errorf("%s: From is %q, the envelope sender %q", tc.name, from, m.Sender)
 		}
 	}
