@@ -33,7 +33,7 @@ const socketTime = 10 * time.Second
 var socketAdvice = map[string]finding.Advice{
 	"no-socket":       {Means: "nobody has made the socket: the service {service} does not run, or listens elsewhere", Do: "systemctl start sendas-{service}; its log: journalctl -u sendas-{service}"},
 	"refused":         {Means: "nobody listens: the service {service} has ended", Do: "systemctl restart sendas-{service}; its log: journalctl -u sendas-{service}"},
-	"forbidden":       {Means: "this user may not connect", Do: "run this as root; Postfix itself needs mode 0755 of the folder and 0666 of the socket"},
+	"forbidden":       {Means: "this user may not connect", Do: "run this as root; Postfix itself needs mode 0755 of the folder, and of the socket 0660 with its own group, or 0666"},
 	"silent":          {Means: "somebody listens, but does not answer in {time}", Do: "systemctl restart sendas-{service}; its log: journalctl -u sendas-{service}"},
 	"foreign":         {Means: "another program answers", Do: "compare {key} in sendas.yaml with what the other program listens on"},
 	"open":            {Means: "root is among token.peers: any program of root's may ask for tokens", Do: "take root out of token.peers in sendas.yaml"},

@@ -6,10 +6,8 @@ package service
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -21,7 +19,6 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/sendas/sendas/cmd/internal/config"
 	"github.com/sendas/sendas/internal/exit"
@@ -106,42 +103,6 @@ func NewRegistry(version string) (*prometheus.Registry, prometheus.Gauge, promet
 	})
 	reg.MustRegister(info, ok, at, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return reg, ok, at
-}
-
-// ServeHTTP serves figures until ctx ends. ready says why the service is not ready; more is served
-// besides, by pattern.
-func ServeHTTP(ctx context.Context, addr string, reg *prometheus.Registry, ready func() error, more map[string]http.Handler, log *slog.Logger) error {
-	if addr == "" {
-		return nil
-	}
-	ln, err := net.Listen("tcp", addr)
-	if err != nil {
-		return exit.Errorf(exit.TempFail, "choose another address in sendas.yaml, or http: off", "listening for metrics: %w", err)
-	}
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if err := ready(); err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
-		}
-		fmt.Fprintln(w, "ready")
-	})
-	for pattern, h := range more {
-		mux.Handle(pattern, h)
-	}
-	srv := &http.Server{
-		Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
-		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
-	context.AfterFunc(ctx, func() { srv.Close() })
-	go func() {
-		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-			log.Error("serving metrics", "error", err)
-		}
-	}()
-	return nil
 }
 
 // Reloader loads the configuration again at each SIGHUP: the new one replaces the old as a

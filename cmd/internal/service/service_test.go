@@ -2,10 +2,7 @@ package service
 
 import (
 	"errors"
-	"io"
-	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -57,42 +54,5 @@ func TestListen(t *testing.T) {
 	}
 	if b, _ := os.ReadFile(file); string(b) != "mail" {
 		t.Error("a file that is no socket was replaced")
-	}
-}
-
-func TestHTTP(t *testing.T) {
-	log := slog.New(slog.DiscardHandler)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close()
-	reg, ok, _ := NewRegistry("devel")
-	ok.Set(1)
-	trouble := errors.New("credential \"relay-app\" has no token")
-	if err := ServeHTTP(t.Context(), addr, reg, func() error { return trouble }, nil, log); err != nil {
-		t.Fatal(err)
-	}
-	for _, tc := range []struct {
-		path   string
-		status int
-		has    string
-	}{
-		{"/healthz", 200, "ok"}, {"/readyz", 503, `credential "relay-app" has no token`}, {"/metrics", 200, "sendas_config_last_reload_successful 1"},
-		{"/metrics", 200, "go_goroutines"}, {"/", 404, ""},
-	} {
-		res, err := http.Get("http://" + addr + tc.path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		b, _ := io.ReadAll(res.Body)
-		res.Body.Close()
-		if res.StatusCode != tc.status || !strings.Contains(string(b), tc.has) {
-			t.Errorf("%s: %d %.200s, want %d and %q", tc.path, res.StatusCode, b, tc.status, tc.has)
-		}
-	}
-	if err := ServeHTTP(t.Context(), addr, reg, nil, nil, log); err == nil {
-		t.Error("an address in use gave no error")
 	}
 }

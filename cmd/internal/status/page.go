@@ -11,8 +11,6 @@ import (
 	"html/template"
 	"net"
 	"net/http"
-	"net/netip"
-	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -73,8 +71,8 @@ type pageView struct {
 // pages returns what a service shows: /status for programs, and the page for people.
 func pages(at *Site, status func(context.Context) any, page func(context.Context, *http.Request) *pageView) map[string]http.Handler {
 	return map[string]http.Handler{
-		"GET /status": ownHost(at.Addr, jsonHandler(status)),
-		"GET /{$}":    ownHost(at.Addr, pageHandler(at.Version, page)),
+		"GET /status": jsonHandler(status),
+		"GET /{$}":    pageHandler(at.Version, page),
 	}
 }
 
@@ -121,60 +119,6 @@ func pageHandler(version string, page func(context.Context, *http.Request) *page
 	})
 }
 
-// ownHost answers only who names this host as the configuration or every host does. A page of the
-// internet whose name was made to point to 127.0.0.1 (DNS rebinding) would read what stands here:
-// it comes with a name of its own.
-func ownHost(addr string, h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !isOwnHost(addr, r.Host) {
-			http.Error(w, fmt.Sprintf("this service is not called %q; ask for http://%s/, or let the proxy in front of it send that name as Host", r.Host, service.Dialable(addr)),
-				http.StatusMisdirectedRequest)
-			return
-		}
-		h.ServeHTTP(w, r)
-	})
-}
-
-// isOwnHost reports whether a Host field names this service, which listens at addr. The port does
-// not matter: it may be forwarded (ssh -L).
-func isOwnHost(addr, asked string) bool {
-	host := hostOf(asked)
-	configured := hostOf(addr)
-	if strings.EqualFold(host, "localhost") || strings.EqualFold(host, configured) {
-		return true
-	}
-	ip, err := netip.ParseAddr(host)
-	if err == nil && ip.Unmap().IsLoopback() {
-		return true
-	}
-	if !isWildcard(configured) {
-		return false
-	}
-	if err == nil { // no name, so no foreign name
-		return true
-	}
-	own, err := os.Hostname()
-	if err != nil {
-		return false
-	}
-	short, _, _ := strings.Cut(own, ".")
-	return strings.EqualFold(host, own) || strings.EqualFold(host, short)
-}
-
-// hostOf returns the host of host:port, without the brackets of IPv6.
-func hostOf(s string) string {
-	if host, _, err := net.SplitHostPort(s); err == nil {
-		return host
-	}
-	return strings.TrimSuffix(strings.TrimPrefix(s, "["), "]")
-}
-
-// isWildcard reports whether listening there is listening on all addresses.
-func isWildcard(host string) bool {
-	a, err := netip.ParseAddr(host)
-	return host == "" || err == nil && a.IsUnspecified()
-}
-
 // otherURL returns the address of the other service's page for one who reached this one as asked:
 // by the same name where both listen on the same host, or the other on all addresses. It is ""
 // where the other has none.
@@ -186,8 +130,8 @@ func otherURL(own, other, asked string) string {
 	if err != nil {
 		return ""
 	}
-	if strings.EqualFold(host, hostOf(own)) || isWildcard(host) {
-		host = hostOf(asked)
+	if strings.EqualFold(host, service.HostOf(own)) || service.IsWildcard(host) {
+		host = service.HostOf(asked)
 	}
 	return "http://" + net.JoinHostPort(host, port) + "/"
 }
