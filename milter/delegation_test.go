@@ -115,7 +115,7 @@ func TestPolicyAnswers(t *testing.T) {
 	addr := func(a string) []string { return []string{"client_address=10.2.0.9", "client_address=" + a} }
 	for _, tc := range []struct{ name, text, want string }{
 		// Where some client has a direct route, the others' mail is kept out of transport_maps.
-		{"submission", request, "action=FILTER smtp:[smtp.office365.com]:587"},
+		{"submission", request, "action=FILTER sendas:[smtp.office365.com]:587"},
 		{"connector", edited(addr("10.3.0.1")...), "action=FILTER sendas-site:[contoso-com.mail.protection.outlook.com]:25"},
 		{"direct", edited(addr("10.4.0.1")...), "action=DUNNO"},
 		{"direct only, outside", edited(addr("10.5.0.1")...),
@@ -124,10 +124,10 @@ func TestPolicyAnswers(t *testing.T) {
 		{"direct only, at DATA", edited(append(addr("10.5.0.1"), "RCPT", "DATA", "someone@example.net", "")...), "action=DUNNO"},
 		{"unknown", edited(addr("192.0.2.1")...),
 			"action=550 5.7.1 192.0.2.1 is not a known client of this relay; ask its administrator to add it to clients: in sendas.yaml"},
-		{"subject", edited(append(addr("192.0.2.1"), "ccert_subject=", "ccert_subject=SAP01.contoso.com")...), "action=FILTER smtp:[smtp.office365.com]:587"},
-		{"fingerprint", edited(append(addr("192.0.2.1"), "ccert_fingerprint=", "ccert_fingerprint="+fp)...), "action=FILTER smtp:[smtp.office365.com]:587"},
+		{"subject", edited(append(addr("192.0.2.1"), "ccert_subject=", "ccert_subject=SAP01.contoso.com")...), "action=FILTER sendas:[smtp.office365.com]:587"},
+		{"fingerprint", edited(append(addr("192.0.2.1"), "ccert_fingerprint=", "ccert_fingerprint="+fp)...), "action=FILTER sendas:[smtp.office365.com]:587"},
 		{"fingerprint of the key", edited(append(addr("192.0.2.1"), "ccert_pubkey_fingerprint=", "ccert_pubkey_fingerprint="+strings.ToLower(fp))...),
-			"action=FILTER smtp:[smtp.office365.com]:587"},
+			"action=FILTER sendas:[smtp.office365.com]:587"},
 	} {
 		if got := ask(tc.text); got != tc.want {
 			t.Errorf("%s:\n got  %q\n want %q", tc.name, got, tc.want)

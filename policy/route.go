@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -48,13 +49,16 @@ type RouteSettings struct {
 	Name      string
 	Type      string
 	Endpoint  string // host or host:port; the port of connector and direct is 25 where none is given
-	Transport string // default: "smtp" for submission, else "sendas-" and the name
+	Transport string // default: "sendas" for submission, else "sendas-" and the name
 	External  string // submission (default) or reject; for direct routes
 }
 
-// defaultTransport is what delivers by submission where main.cf's relayhost says so: Postfix's own
-// smtp.
-const defaultTransport = "smtp"
+// defaultTransport is what delivers by submission: a transport of our own, so that no setting that
+// Microsoft needs touches other mail, and none for other mail touches Microsoft's.
+const defaultTransport = "sendas"
+
+// otherTransports are those by which Postfix delivers other mail.
+var otherTransports = []string{"smtp", "relay", "lmtp", "local", "virtual", "error", "retry", "discard"}
 
 // addRoutes makes the routes, that of submission first.
 func (b *builder) addRoutes(s Settings) {
@@ -86,6 +90,9 @@ func (b *builder) changeSubmission(path string, s RouteSettings) {
 	}
 	if s.External != "" {
 		b.fail(path+".external", "submission takes every recipient; remove this line")
+	}
+	if slices.Contains(otherTransports, s.Transport) {
+		b.fail(path+".transport", "other mail leaves by %s, which must know no mailbox; remove this line, and type: sendas postfix enable", s.Transport)
 	}
 	if s.Transport != "" {
 		b.transport(path, s.Transport)

@@ -125,7 +125,7 @@ func checkFrom(t *testing.T, name string, r *Request, d *Decision) {
 
 func TestWays(t *testing.T) {
 	p := mustPolicy(t, routed())
-	const submission, site, inside = "smtp:[smtp.office365.com]:587", "sendas-site:[" + mxHost + "]:25", "sendas-inside:[" + mxHost + "]:2525"
+	const submission, site, inside = "sendas:[smtp.office365.com]:587", "sendas-site:[" + mxHost + "]:25", "sendas-inside:[" + mxHost + "]:2525"
 	name := func(r *Route) string {
 		if r == nil {
 			return ""
@@ -224,6 +224,7 @@ func TestRouteSettings(t *testing.T) {
 		{"IPv6", RouteSettings{Name: "a", Type: "direct", Endpoint: "[2001:db8::1]:25"}, "routes[0].endpoint: Microsoft's addresses change; write the tenant's MX host, such as " + mxHost},
 		{"submission with a type of its own", RouteSettings{Name: "submission", Type: "direct"}, "routes[0].type: the route called submission is always there and of that type; give this one another name"},
 		{"submission with a wrong transport", RouteSettings{Name: "submission", Transport: "a b"}, `routes[0].transport: "a b" is not a service of master.cf; write letters, digits, - and _`},
+		{"submission by the transport of other mail", RouteSettings{Name: "submission", Transport: "smtp"}, "routes[0].transport: other mail leaves by smtp, which must know no mailbox; remove this line, and type: sendas postfix enable"},
 	} {
 		s := contoso()
 		s.Routes = []RouteSettings{tc.route}
@@ -232,10 +233,12 @@ func TestRouteSettings(t *testing.T) {
 			t.Errorf("%s:\n got  %v\n want %s", tc.name, errs, tc.want)
 		}
 	}
-	s := contoso()
-	s.Routes = []RouteSettings{{Name: "submission", Type: "submission", Transport: "sendas"}}
-	if got := mustPolicy(t, s).RouteFrom("hr@contoso.com").Transport; got != "sendas" {
-		t.Errorf("submission leaves by transport %s, want sendas", got)
+	for named, want := range map[string]string{"": "sendas", "exit": "exit"} {
+		s := contoso()
+		s.Routes = []RouteSettings{{Name: "submission", Type: "submission", Transport: named}}
+		if got := mustPolicy(t, s).RouteFrom("hr@contoso.com").Transport; got != want {
+			t.Errorf("submission leaves by transport %s, want %s", got, want)
+		}
 	}
 }
 

@@ -22,10 +22,10 @@ func cmdPostfix(o *options) *cobra.Command {
 		Long: `postfix knows what Postfix needs for the configuration: show prints it, enable writes it into main.cf and
 master.cf by postconf(1), and disable takes it back.
 
-The settings stand in one of two shapes. On a host that sends everything to Microsoft they stand in main.cf. On one with
-other mail too they stand in a transport of their own in master.cf, and main.cf only says which senders go there: so
-a token service that has stopped holds up no other mail. sendas looks at Postfix and says which of them it takes; --shape
-takes the other one.`,
+What Microsoft's server needs stands in a transport of its own in master.cf, called sendas, so that no setting of main.cf
+weakens it and no other transport inherits it; main.cf leads mail there. On a host that sends everything to Microsoft that
+is all mail, but for what tables lead elsewhere. On one with other mail too it is the mail of the mailboxes' senders, and a
+token service that has stopped holds up no other mail. sendas looks at Postfix and says which of them it is, and why.`,
 		Example: "  sendas postfix show\n  sendas postfix enable --dry-run\n  sendas postfix enable\n  sendas postfix disable",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -61,25 +61,19 @@ func withOptions(q *postfix.Options, o *options) *postfix.Options {
 	return q
 }
 
-func addShape(q *postfix.Options, c *cobra.Command) {
-	c.Flags().StringVar(&q.Shape, "shape", "", "where the settings of submission stand: `main or transport` (default: what fits)")
-	c.RegisterFlagCompletionFunc("shape", cobra.FixedCompletions([]cobra.Completion{postfix.ShapeMain, postfix.ShapeTransport}, cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags alone
-}
-
 func cmdPostfixShow(o *options, q *postfix.Options) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "show [main.cf | master.cf]",
 		Short: "Print the settings that Postfix needs, with the reason for each",
 		Long: `show prints the lines of main.cf and master.cf that Postfix needs for the configuration, each below its reason, in
 the form in which they can be pasted. Lists that others have entries in are shown whole. It changes nothing.`,
-		Example:   "  sendas postfix show\n  sendas postfix show master.cf --shape transport",
+		Example:   "  sendas postfix show\n  sendas postfix show master.cf",
 		ValidArgs: postfix.FileNames,
 		Args:      cobra.MatchAll(cobra.MaximumNArgs(1), cobra.OnlyValidArgs),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return failed(postfix.NewJob(withOptions(q, o)).Show(cmd.Context(), args))
 		},
 	}
-	addShape(q, c)
 	c.Flags().BoolVar(&q.Json, "json", false, "print JSON")
 	return c
 }
@@ -98,7 +92,6 @@ that runs is reloaded. To be typed again whenever mailboxes, domains or routes h
 			return failed(postfix.NewJob(withOptions(q, o)).Enable(cmd.Context()))
 		},
 	}
-	addShape(q, c)
 	c.Flags().BoolVar(&q.DryRun, "dry-run", false, "change nothing, and print what would change as a diff")
 	c.Flags().BoolVar(&q.Force, "force", false, "write the settings even where something is in the way of them")
 	return c

@@ -131,7 +131,7 @@ func externalSite(limit string, maps bool) SiteConfig {
 		},
 		Postfix: func(_ *Site, main map[string]string) []string {
 			main["recipient_delimiter"] = "+"
-			main["smtp_destination_recipient_limit"] = "4"
+			main["sendas_destination_recipient_limit"] = "4"
 			if maps {
 				main["smtp_generic_maps"] = "socketmap:unix:sendas/credentials:recipient"
 			}

@@ -28,7 +28,7 @@ type Way struct {
 // limited to Microsoft's three.
 func Ways() []Way {
 	alone := func(name, value string) Way {
-		return Way{Name: "Postfix, `" + name + " = " + value + "`", Main: map[string]string{name: value}}
+		return Way{Name: "Postfix, `" + name + " = " + value + "`", Main: map[string]string{strings.Replace(name, "smtp", "sendas", 1): value}}
 	}
 	return []Way{
 		{Name: "sendas", Sendas: true},

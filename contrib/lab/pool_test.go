@@ -35,7 +35,7 @@ func poolSite(minute time.Duration) SiteConfig {
 			return strings.Replace(y, "clients:\n", members+"clients:\n", 1)
 		},
 		Postfix: func(_ *Site, main map[string]string) []string {
-			main["smtp_destination_concurrency_limit"] = "9"
+			main["sendas_destination_concurrency_limit"] = "9"
 			main["sender_dependent_default_transport_maps"] = "socketmap:unix:sendas/credentials:transport"
 			return nil
 		},

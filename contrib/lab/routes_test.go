@@ -61,7 +61,7 @@ clients:
 func (s *Site) snippet(t *testing.T, kind string) string {
 	t.Helper()
 	_, port, _ := net.SplitHostPort(s.Exosim.MXAddr())
-	return strings.NewReplacer("/etc/postfix/clients-ca.pem", filepath.Join(s.Dir, "ca.pem"), "/etc/postfix", s.Dir, "["+MXHost+"]:25", "["+MXHost+"]:"+port).
+	return strings.NewReplacer("/etc/postfix/clients-ca.pem", filepath.Join(s.Dir, "ca.pem"), "/etc/ssl/certs/ca-certificates.crt", filepath.Join(s.Dir, "ca.pem"), "/etc/postfix", s.Dir, "["+MXHost+"]:25", "["+MXHost+"]:"+port).
 		Replace(block(t, kind))
 }
 

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -198,6 +200,7 @@ func (s *Site) startPostfix(ctx context.Context, c SiteConfig) (err error) {
 	if c.Postfix != nil {
 		master = c.Postfix(s, main)
 	}
+	master = append(master, ownTransport(main)...)
 	s.Postfix, err = StartPostfix(ctx, PostfixConfig{
 		Dir: filepath.Join(s.Dir, "p"), Main: main, Master: master, Hosts: map[string]string{"smtp.office365.com": "127.0.0.1", MXHost: "127.0.0.1"},
 		SASLPluginDir: c.PluginDir, SocketUID: milterUser, SocketGID: tokenUser,
@@ -208,32 +211,51 @@ func (s *Site) startPostfix(ctx context.Context, c SiteConfig) (err error) {
 	return os.Chmod(s.Postfix.SocketDir(), 0o775) // both services make their sockets here
 }
 
-// MainCF returns the settings of main.cf that docs/by-hand.md gives, for a submission host on
-// another port and with another authority.
+// MainCF returns the settings that docs/by-hand.md gives, for a submission host on another port and
+// with another authority. Those of submission, which begin with smtp_, come to stand in the
+// transport sendas (ownTransport).
 func MainCF(port, caFile string) map[string]string {
 	return map[string]string{
-		"smtpd_milters":                                    "unix:sendas/milter",
-		"non_smtpd_milters":                                "unix:sendas/milter",
-		"internal_mail_filter_classes":                     "bounce, notify",
-		"milter_default_action":                            "tempfail",
-		"local_header_rewrite_clients":                     "",
-		"resolve_numeric_domain":                           "yes",
-		"relayhost":                                        "[smtp.office365.com]:" + port,
-		"smtp_tls_security_level":                          "secure",
-		"smtp_tls_CAfile":                                  caFile,
-		"smtp_sasl_auth_enable":                            "yes",
-		"smtp_sasl_mechanism_filter":                       "xoauth2",
-		"smtp_sasl_security_options":                       "noanonymous, noplaintext",
-		"smtp_sasl_tls_security_options":                   "noanonymous, noplaintext",
-		"smtp_sasl_tls_verified_security_options":          "noanonymous",
-		"smtp_sender_dependent_authentication":             "yes",
-		"smtp_sasl_password_maps":                          "socketmap:unix:sendas/credentials:lease",
-		"smtp_reply_filter":                                "socketmap:unix:sendas/credentials:reply",
-		"smtp_tls_connection_reuse":                        "no",
-		"smtp_connection_cache_on_demand":                  "no",
-		"smtp_destination_concurrency_limit":               "3",
-		"smtp_destination_concurrency_failed_cohort_limit": "10",
+		"smtpd_milters":                                      "unix:sendas/milter",
+		"non_smtpd_milters":                                  "unix:sendas/milter",
+		"internal_mail_filter_classes":                       "bounce, notify",
+		"milter_default_action":                              "tempfail",
+		"local_header_rewrite_clients":                       "",
+		"resolve_numeric_domain":                             "yes",
+		"default_transport":                                  "sendas:[smtp.office365.com]:" + port,
+		"smtp_tls_security_level":                            "secure",
+		"smtp_tls_policy_maps":                               "",
+		"smtp_tls_CAfile":                                    caFile,
+		"smtp_sasl_auth_enable":                              "yes",
+		"smtp_sasl_mechanism_filter":                         "xoauth2",
+		"smtp_sasl_security_options":                         "noanonymous, noplaintext",
+		"smtp_sasl_tls_security_options":                     "noanonymous, noplaintext",
+		"smtp_sasl_tls_verified_security_options":            "noanonymous",
+		"smtp_sender_dependent_authentication":               "yes",
+		"smtp_sasl_password_maps":                            "socketmap:unix:sendas/credentials:lease",
+		"smtp_reply_filter":                                  "socketmap:unix:sendas/credentials:reply",
+		"smtp_fallback_relay":                                "",
+		"smtp_tls_connection_reuse":                          "no",
+		"smtp_connection_cache_on_demand":                    "no",
+		"sendas_destination_concurrency_limit":               "3",
+		"sendas_destination_concurrency_failed_cohort_limit": "10",
 	}
+}
+
+// ownTransport moves the settings of submission out of main.cf into an entry of master.cf, as
+// "sendas postfix enable" writes it; none where main has none.
+func ownTransport(main map[string]string) []string {
+	entry := "sendas unix - - y - - smtp"
+	if main["smtp_sasl_password_maps"] == "" {
+		return nil
+	}
+	for _, name := range slices.Sorted(maps.Keys(main)) {
+		if strings.HasPrefix(name, "smtp_") {
+			entry += fmt.Sprintf("\n    -o { %s = %s }", name, main[name])
+			delete(main, name)
+		}
+	}
+	return []string{entry}
 }
 
 func (s *Site) writeConfig(c SiteConfig) error {

@@ -194,7 +194,7 @@ func startRelays(ctx context.Context, t *testing.T) *relays {
 			YAML:   func(y string) string { return relayYAML(y, r.cables[i].addr(), "relay"+strconv.Itoa(i)) },
 			// Each mailbox would have a transport of its own; here one has room for them all.
 			Postfix: func(_ *Site, main map[string]string) []string {
-				main["smtp_destination_concurrency_limit"] = strconv.Itoa(2 * relayBoxes)
+				main["sendas_destination_concurrency_limit"] = strconv.Itoa(2 * relayBoxes)
 				return nil
 			}}
 	}

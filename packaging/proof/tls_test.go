@@ -66,29 +66,32 @@ func TestTLSRequired(t *testing.T) {
 const (
 	obeys     = "tls_required_enable=yes"
 	firmly    = "tls_required_enable=no"
-	once      = "smtp_sasl_security_options=noanonymous smtp_sasl_tls_security_options=noanonymous 'smtp_sasl_tls_verified_security_options=$smtp_sasl_tls_security_options'"
-	hidden    = "'smtp_sasl_security_options=noanonymous, noplaintext' 'smtp_sasl_tls_security_options=noanonymous, noplaintext' smtp_sasl_tls_verified_security_options=noanonymous"
-	nobody    = "default_transport=smtp smtp_tls_policy_maps="
-	byTable   = "default_transport=smtp 'smtp_tls_policy_maps=inline:{ {smtp.office365.com = may}, {[smtp.office365.com]:PORT = may} }'"
-	connector = "default_transport=connector smtp_tls_policy_maps="
+	once      = "sendas/unix/smtp_sasl_security_options=noanonymous sendas/unix/smtp_sasl_tls_security_options=noanonymous 'sendas/unix/smtp_sasl_tls_verified_security_options=$smtp_sasl_tls_security_options' "
+	hidden    = "sendas/unix/smtp_sasl_security_options=noanonymous,noplaintext sendas/unix/smtp_sasl_tls_security_options=noanonymous,noplaintext sendas/unix/smtp_sasl_tls_verified_security_options=noanonymous "
+	nobody    = "sendas/unix/smtp_tls_policy_maps="
+	byTable   = "'sendas/unix/smtp_tls_policy_maps=inline:{{smtp.office365.com=may},{[smtp.office365.com]:PORT=may}}'"
+	sendas    = "sendas"
+	connector = "connector"
 )
 
 // A lowering is a way to lower the security of a transport, and what stands against it.
 type lowering struct {
-	name     string
-	settings string
-	heard    string // what the server gets: "token", "mail" or ""
+	name      string
+	transport string
+	main, own string // settings of main.cf, and of the transport sendas
+	heard     string // what the server gets: "token", "mail" or ""
 }
 
 var lowered = []lowering{
-	{"a header, as it was", obeys + " " + once + " " + nobody, "token"},
-	{"a header, and Postfix obeys", obeys + " " + hidden + " " + nobody, ""},
-	{"a header, and Postfix does not", firmly + " " + once + " " + nobody, ""},
-	{"a header", firmly + " " + hidden + " " + nobody, ""},
-	{"a table, as it was", firmly + " " + once + " " + byTable, "token"},
-	{"a table", firmly + " " + hidden + " " + byTable, ""},
-	{"a header at a connector, as it was", obeys + " " + hidden + " " + connector, "mail"},
-	{"a header at a connector", firmly + " " + hidden + " " + connector, ""},
+	{"a header, as it was", sendas, obeys, once + nobody, "token"},
+	{"a header, and Postfix obeys", sendas, obeys, hidden + nobody, ""},
+	{"a header, and Postfix does not", sendas, firmly, once + nobody, ""},
+	{"a header", sendas, firmly, hidden + nobody, ""},
+	{"a table, as it was", sendas, firmly, once + byTable, "token"},
+	{"a table", sendas, firmly, hidden + byTable, ""},
+	{"a table of main.cf's", sendas, firmly + " 'smtp_tls_policy_maps=inline:{ {smtp.office365.com = may} }'", once + nobody, ""},
+	{"a header at a connector, as it was", connector, obeys, hidden + nobody, "mail"},
+	{"a header at a connector", connector, firmly, hidden + nobody, ""},
 }
 
 // lower sends a message with the header where somebody else answers for Microsoft, and looks what
@@ -96,8 +99,9 @@ var lowered = []lowering{
 func (s *site) lower(tc lowering, server string) {
 	s.t.Helper()
 	f := startForger(s.t, server == "self-signed")
-	s.sh("postconf -e 'relayhost=[smtp.office365.com]:" + f.port + "' " + strings.ReplaceAll(tc.settings, "PORT", f.port) + `
-		postconf -M connector/unix='connector unix - - y - - smtp -o smtp_sasl_auth_enable=no -o smtp_sasl_password_maps= -o smtp_reply_filter='
+	s.sh("postconf -X smtp_tls_policy_maps; postconf -e 'default_transport=" + tc.transport + ":[smtp.office365.com]:" + f.port + "' " + tc.main + `
+		postconf -P ` + strings.ReplaceAll(tc.own, "PORT", f.port) + `
+		postconf -M connector/unix='connector unix - - y - - smtp -o smtp_tls_security_level=secure -o smtp_tls_CAfile=/etc/ssl/certs/ca-certificates.crt'
 		postfix reload`)
 	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
 	defer cancel()

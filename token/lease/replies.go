@@ -34,7 +34,7 @@ const (
 		"send_as:; a fresh grant takes up to an hour"
 	unblock      = `take it off the list under "Restricted entities" at https://security.microsoft.com, and find out who sent spam as it; ` + waits
 	askSupport   = "open a request with Microsoft's support in the Microsoft 365 admin centre; " + waits
-	needsOAuth   = `let Postfix authenticate with XOAUTH2 alone: postconf -e "smtp_sasl_mechanism_filter = xoauth2"`
+	needsOAuth   = `let Postfix authenticate with XOAUTH2 alone (smtp_sasl_mechanism_filter = xoauth2): sendas postfix enable`
 	switchOnOne  = `type "Set-CASMailbox MAILBOX -SmtpClientAuthenticationDisabled $false" in Exchange Online PowerShell`
 	switchOn     = switchOnOne + ", and wait an hour"
 	mendRequest  = `somebody between this host and Microsoft changes SMTP, or this is a fault of sendas: look for a firewall that inspects SMTP`
@@ -78,7 +78,7 @@ var replyRows = []replyRow{
 		"find out who sends most (Exchange admin centre > Reports > Tenant outbound external recipients); " + waits},
 	{"550", "5.7.236", "", ClassTemporary, Later, OfTenant, true, "the tenant has used up the 100 external recipients a day that onmicrosoft.com senders have", "send as an address of a domain of your own; " + waits},
 	{"4", "4.5.3", "", ClassTemporary, Later, OfMessage, false, "the message has more recipients than the service takes at once",
-		`let Postfix divide it: postconf -e "smtp_destination_recipient_limit = 50"`},
+		`let Postfix divide it: postconf -e "sendas_destination_recipient_limit = 50"`},
 	{"5", "", "SubmissionExceeded", ClassPermanent, Never, OfMessage, false, "the message is larger than the mailbox may send (its MaxSendSize)", fitsNot},
 	{"5", "5.2.3", "", ClassPermanent, Never, OfMessage, false, "the message is larger than the mailbox may send (its MaxSendSize)", fitsNot},
 	{"552", "5.3.4", "Header size exceeds", ClassPermanent, Never, OfMessage, false, "the header of the message is too large, not the message", shorten},
@@ -121,13 +121,13 @@ var replyRows = []replyRow{
 	{"550", "5.7.30", "", ClassAuth, Later, OfConnection, false, "a password was sent, and Microsoft has ended Basic authentication", needsOAuth},
 	{"501", "5.5.127", "", ClassAuth, Now, OfConnection, true, "the token has less than 10 minutes left", newToken},
 	{"501", "5.5.121-126", "", ClassAuth, Later, OfConnection, false, badAnswer, mendAnswer},
-	{"504", "5.7.4", "", ClassAuth, Later, OfConnection, false, "the mechanism is not offered, or TLS has not begun", `type: postconf -e "smtp_tls_security_level = secure"`},
-	{"451", "5.7.3", "", ClassBusy, Later, OfConnection, false, "TLS has to begin before mail is sent", `type: postconf -e "smtp_tls_security_level = secure"`},
+	{"504", "5.7.4", "", ClassAuth, Later, OfConnection, false, "the mechanism is not offered, or TLS has not begun", "type: sendas postfix enable"},
+	{"451", "5.7.3", "", ClassBusy, Later, OfConnection, false, "TLS has to begin before mail is sent", "type: sendas postfix enable"},
 	{"454", "4.7.0", "TLS", ClassBusy, Later, OfConnection, true, "Microsoft's server cannot begin TLS now", lasting},
 	{"454", "4.7.0", "", ClassBusy, Later, OfConnection, true, "Microsoft's sign-in has trouble, not the token", lasting},
 	{"530", "5.7.57", "SmtpClientAuthentication is disabled", ClassNoAuth, Later, OfMailbox, false, "AUTH was refused before: SMTP AUTH is switched off, which counts for OAuth too", switchOn},
 	{"530", "5.7.57", "Error: 535", ClassNoAuth, Later, OfMailbox, false, "AUTH was refused before, as the reply repeats", rights},
-	{"5", "5.7.57", "", ClassNoAuth, Later, OfConnection, false, "the session got no credential", "check smtp_sasl_password_maps and the SASL plugin"},
+	{"5", "5.7.57", "", ClassNoAuth, Later, OfConnection, false, "the session got no credential", "check the transport and the SASL plugin: sendas doctor"},
 
 	// High Volume Email.
 	{"5", "5.7.240", "", ClassLogon, Later, OfMailbox, true, "the app is not on the list of the High Volume Email account, or has been for less than 5 minutes",

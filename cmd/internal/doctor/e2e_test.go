@@ -96,14 +96,14 @@ func (c *clinic) writeFiles(t *testing.T) {
 			sockets, port)
 	c.config = configtest.WriteFile(t, filepath.Join(c.dir, "sendas.yaml"), yaml, 0o644)
 	configtest.WriteFile(t, filepath.Join(c.dir, "state", "token.db"), "", 0o600)
-	main := strings.ReplaceAll(postfixtest.MainCF(t), "/etc/ssl/certs/ca-certificates.crt", filepath.Join(c.dir, "ca.pem"))
+	own := strings.ReplaceAll(postfixtest.OwnEntry(t), "/etc/ssl/certs/ca-certificates.crt", filepath.Join(c.dir, "ca.pem"))
 	past := time.Now().Add(-time.Minute)
 	file := configtest.WriteFile(t, filepath.Join(c.etc, "main.cf"), fmt.Sprintf("compatibility_level = 3.6\nqueue_directory = %s\nimport_environment = MAIL_CONFIG { SASL_PATH = %s }\n%s",
-		filepath.Join(c.dir, "queue"), plugins, main), 0o644)
+		filepath.Join(c.dir, "queue"), plugins, postfixtest.MainCF(t)), 0o644)
 	if err := os.Chtimes(file, past, past); err != nil {
 		t.Fatal(err)
 	}
-	configtest.WriteFile(t, filepath.Join(c.etc, "master.cf"), postfixtest.MasterCF, 0o644)
+	configtest.WriteFile(t, filepath.Join(c.etc, "master.cf"), postfixtest.MasterCF+own, 0o644)
 }
 
 // serve starts what listens on the sockets.
@@ -148,7 +148,7 @@ func TestDoctorWholeWay(t *testing.T) {
 	if code != exit.OK || !strings.Contains(out, "\nverdict: all is good; ") {
 		t.Errorf("exit code %d, want %d:\n%s", code, exit.OK, out)
 	}
-	for _, id := range []string{"config.file", "postfix.smtp_reply_filter", "sasl.present", "sockets.milter", "sockets.policy", "sockets.credentials", "sockets.http.token.readyz",
+	for _, id := range []string{"config.file", "postfix.sendas.smtp_reply_filter", "sasl.present", "sockets.milter", "sockets.policy", "sockets.credentials", "sockets.http.token.readyz",
 		"credential.relay-app.secret", "credential.relay-app.clock", "credential.relay-app.token", "credential.relay-app.claim.audience", "submission.tls", "submission.postfix_trust",
 		"mailbox.scan@contoso.com.auth", "mailbox.scan@contoso.com.mail_from", "mailbox.erp@contoso.com.mail_from"} {
 		d.wantCheck(t, id, finding.OK)
@@ -212,11 +212,11 @@ func TestDoctorFindings(t *testing.T) {
 		{"away", func(_ *testing.T, c *clinic) { c.sim.Exchange.SetFaults(smtp.Faults{RefuseConnect: true}) }, "submission.banner", []string{"421 4.3.2"}, exit.TempFail},
 		{"Postfix without trust", func(t *testing.T, c *clinic) {
 			configtest.WriteFile(t, filepath.Join(c.dir, "other.pem"), string(newTestCA(t).pem()), 0o644)
-			c.editMain(t, filepath.Join(c.dir, "ca.pem"), filepath.Join(c.dir, "other.pem"))
+			c.editMaster(t, filepath.Join(c.dir, "ca.pem"), filepath.Join(c.dir, "other.pem"))
 		}, "submission.postfix_trust", []string{"smtp_tls_CAfile"}, exit.Failed},
 		{"Postfix without TLS", func(t *testing.T, c *clinic) {
-			c.editMain(t, "smtp_tls_security_level = secure", "smtp_tls_security_level = may")
-		}, "postfix.smtp_tls_security_level", []string{"'smtp_tls_security_level = secure'"}, exit.Failed},
+			c.editMaster(t, "smtp_tls_security_level=secure", "smtp_tls_security_level=may")
+		}, "postfix.sendas.smtp_tls_security_level", []string{"'sendas/unix/smtp_tls_security_level=secure'"}, exit.Failed},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := openClinic(t, nil)
@@ -231,17 +231,13 @@ func TestDoctorFindings(t *testing.T) {
 	}
 }
 
-// editMain changes main.cf.
-func (c *clinic) editMain(t *testing.T, old, by string) {
+// editMaster changes master.cf.
+func (c *clinic) editMaster(t *testing.T, old, by string) {
 	t.Helper()
-	file := filepath.Join(c.etc, "main.cf")
+	file := filepath.Join(c.etc, "master.cf")
 	b, err := os.ReadFile(file)
 	if err != nil || !bytes.Contains(b, []byte(old)) {
-		t.Fatalf("main.cf has no %q: %v", old, err)
+		t.Fatalf("master.cf has no %q: %v", old, err)
 	}
 	configtest.WriteFile(t, file, strings.ReplaceAll(string(b), old, by), 0o644)
-	past := time.Now().Add(-time.Minute)
-	if err := os.Chtimes(file, past, past); err != nil {
-		t.Fatal(err)
-	}
 }

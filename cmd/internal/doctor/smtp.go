@@ -459,11 +459,11 @@ func (d *Walk) walk(ctx context.Context, own finding.Section) (*smtpTalk, bool) 
 // checkPostfixTrust verifies the server's certificate once more, with what Postfix trusts.
 func (k *smtpTalk) checkPostfixTrust(s finding.Section) {
 	p := k.d.postfix
-	if p == nil || len(p.Transports) == 0 {
+	if p == nil || p.Submission() == nil {
 		return
 	}
-	file := p.Value(p.Transports[0], "smtp_tls_CAfile")
-	if file == "" || p.Value(p.Transports[0], "smtp_tls_CApath") != "" {
+	file := p.Value(p.Submission(), "smtp_tls_CAfile")
+	if file == "" || p.Value(p.Submission(), "smtp_tls_CApath") != "" {
 		return // a folder of hashes is openssl's to read
 	}
 	pem, err := os.ReadFile(file)

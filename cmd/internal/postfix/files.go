@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -51,6 +52,13 @@ func (i *instance) command(name string) string {
 		return name + " -c " + i.dir
 	}
 	return name
+}
+
+// endless reports whether the last line of a file has no end. Postfix reads such a file well, but
+// postconf(1) glues to that line what it adds.
+func (i *instance) endless(name string) bool {
+	data, err := os.ReadFile(filepath.Join(i.dir, name))
+	return err == nil && len(data) > 0 && data[len(data)-1] != '\n'
 }
 
 // files is what stands in main.cf and master.cf, by name.
@@ -141,9 +149,14 @@ func (s *stage) link() error {
 	return err
 }
 
+// write writes both files, with an end of the last line: postconf(1) would glue the next one to it.
 func (s *stage) write(files files) error {
 	for _, name := range FileNames {
-		if err := os.WriteFile(filepath.Join(s.dir, name), files[name], 0o600); err != nil {
+		data := files[name]
+		if n := len(data); n > 0 && data[n-1] != '\n' {
+			data = append(slices.Clone(data), '\n')
+		}
+		if err := os.WriteFile(filepath.Join(s.dir, name), data, 0o600); err != nil {
 			return err
 		}
 	}
@@ -172,7 +185,7 @@ func (s *stage) setup(ctx context.Context, c *config.Site) (*Setup, error) {
 	if err != nil {
 		return nil, errors.New(strings.ReplaceAll(err.Error(), s.dir, s.real.dir))
 	}
-	p.command = s.real.command("postconf")
+	p.inst = *s.real
 	return p, nil
 }
 

@@ -25,7 +25,6 @@ type Options struct {
 	File   string // the configuration
 	Folder string // "" is Postfix's default
 	State  string // "" is the instance's in StateFolder
-	Shape  string // "" is what fits
 	Json   bool
 	DryRun bool
 	Force  bool
@@ -53,9 +52,6 @@ func (j *Job) say(format string, args ...any) {
 
 // locate finds the instance and its state file.
 func (j *Job) locate(ctx context.Context) (err error) {
-	if j.Shape != "" && j.Shape != ShapeMain && j.Shape != ShapeTransport {
-		return exit.Errorf(exit.Usage, "write --shape main or --shape transport", "--shape: %q is no shape", config.Clip(j.Shape))
-	}
 	if j.inst, err = findInstance(ctx, j.Run, j.Folder); err != nil {
 		return j.absent(err)
 	}
@@ -78,29 +74,50 @@ func (j *Job) absent(err error) error {
 	return exit.Errorf(exit.Failed, "for another instance give --postfix-config FOLDER", "Postfix's own tool does not answer: %v", err)
 }
 
-// base returns what Postfix has, what it would have without sendas, and a stage with the latter.
-// Remove the stage.
-func (j *Job) base(ctx context.Context) (now, base files, s *stage, err error) {
-	if now, err = j.inst.read(); err != nil {
-		return nil, nil, nil, exit.Errorf(exit.Failed, "run this as root, on the host of Postfix", "reading Postfix's configuration: %w", err)
+// A present is what Postfix has now, and what is remembered of it.
+type present struct {
+	now   files
+	state *state // nil where nothing is remembered
+	// Without a state, base is made of what is known of sendas alone: taken is what went, unknown
+	// what cannot be known.
+	taken   []*change
+	unknown []gap
+	base    files // as it would be without sendas
+}
+
+// read returns what Postfix has, and a stage with what it would have without sendas. Remove the
+// stage.
+func (j *Job) read(ctx context.Context, c *config.Site) (p *present, s *stage, err error) {
+	p = &present{}
+	if p.now, err = j.inst.read(); err != nil {
+		return nil, nil, exit.Errorf(exit.Failed, "run this as root, on the host of Postfix", "reading Postfix's configuration: %w", err)
 	}
-	st, err := loadState(j.path, j.inst.dir)
-	if errors.Is(err, os.ErrPermission) && os.Geteuid() != 0 { // a look at it needs no root
+	p.state, err = loadState(j.path, j.inst.dir)
+	secret := errors.Is(err, os.ErrPermission) && os.Geteuid() != 0 // a look at it needs no root
+	if secret {
 		j.say("note: only root can read %s, so what stands in main.cf now is taken for the administrator's", j.path)
-		st, err = nil, nil
+		err = nil
 	}
 	if err != nil {
-		return nil, nil, nil, exit.Errorf(exit.Failed, "", "the former settings: %w", err)
+		return nil, nil, exit.Errorf(exit.Failed, "", "the former settings: %w", err)
 	}
-	if base, _, err = j.inst.undo(ctx, st, now); err != nil {
-		return nil, nil, nil, err
+	if p.base, _, err = j.inst.undo(ctx, p.state, p.now); err != nil {
+		return nil, nil, err
 	}
-	s, err = j.inst.stage(base)
-	return now, base, s, err
+	if s, err = j.inst.stage(p.base); err != nil || p.state != nil || secret {
+		return p, s, err
+	}
+	if p.taken, p.unknown, err = s.takeOurs(ctx, c); err == nil && len(p.taken) > 0 {
+		p.base, err = s.read()
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, s.remove())
+	}
+	return p, s, nil
 }
 
 // planned makes the plan on a stage with what Postfix would have without sendas.
-func (j *Job) planned(ctx context.Context, s *stage, c *config.Site) (*plan, error) {
+func (j *Job) planned(ctx context.Context, s *stage, c *config.Site, had *present) (*plan, error) {
 	p, err := s.setup(ctx, c)
 	if err != nil {
 		return nil, j.absent(err)
@@ -109,7 +126,8 @@ func (j *Job) planned(ctx context.Context, s *stage, c *config.Site) (*plan, err
 	if err != nil {
 		return nil, err
 	}
-	return p.makePlan(v, j.Shape)
+	p.led = slices.ContainsFunc(had.taken, func(c *change) bool { return c.Name == "default_transport" })
+	return p.makePlan(v), nil
 }
 
 // Show prints the plan.
@@ -121,20 +139,17 @@ func (j *Job) Show(ctx context.Context, files []string) (err error) {
 	if err := j.locate(ctx); err != nil {
 		return err
 	}
-	_, _, s, err := j.base(ctx)
+	had, s, err := j.read(ctx, c)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.remove()) }()
-	plan, err := j.planned(ctx, s, c)
+	plan, err := j.planned(ctx, s, c, had)
 	if err != nil {
 		return err
 	}
 	if j.Json {
 		return plan.writeJSON(j.Stdout)
-	}
-	if plan.yaml != "" {
-		j.say("hint: this shape needs in sendas.yaml: %s", plan.yaml)
 	}
 	both := len(files) == 0
 	for _, name := range FileNames {
@@ -145,7 +160,7 @@ func (j *Job) Show(ctx context.Context, files []string) (err error) {
 		if both {
 			fmt.Fprintf(j.Stdout, "# ---- %s ----\n", filepath.Join(j.inst.dir, name))
 			if name == mainCF {
-				fmt.Fprintf(j.Stdout, "# shape %s: %s\n", plan.shape, plan.reason)
+				fmt.Fprintf(j.Stdout, "# %s\n", plan.sentence())
 			}
 		}
 		fmt.Fprint(j.Stdout, text)
@@ -155,9 +170,8 @@ func (j *Job) Show(ctx context.Context, files []string) (err error) {
 
 // shownPlan is a plan as JSON. Its keys are stable.
 type shownPlan struct {
-	Shape    string        `json:"shape"`
+	Leads    string        `json:"leads"` // to Microsoft: everything, or senders (of mailboxes)
 	Reason   string        `json:"reason"`
-	Needs    string        `json:"needs"` // in sendas.yaml; "" is nothing
 	Settings []shownChange `json:"settings"`
 }
 
@@ -170,7 +184,7 @@ type shownChange struct {
 }
 
 func (plan *plan) writeJSON(w io.Writer) error {
-	out := shownPlan{Shape: plan.shape, Reason: plan.reason, Needs: plan.yaml, Settings: []shownChange{}}
+	out := shownPlan{Leads: plan.leads, Reason: plan.reason, Settings: []shownChange{}}
 	for _, c := range plan.changes {
 		out.Settings = append(out.Settings, shownChange{c.file(), c.Service, c.Name, c.Now, c.why})
 	}
@@ -189,54 +203,78 @@ func (j *Job) Enable(ctx context.Context) (err error) {
 	if err := j.begin(ctx); err != nil {
 		return err
 	}
-	now, base, s, err := j.base(ctx)
+	had, s, err := j.read(ctx, c)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.remove()) }()
-	plan, err := j.planned(ctx, s, c)
+	plan, err := j.planned(ctx, s, c, had)
 	if err != nil {
 		return err
-	}
-	if plan.yaml != "" {
-		return exit.Errorf(exit.Config, "add to sendas.yaml: "+plan.yaml+`; or, to send everything to Microsoft: sendas postfix enable --shape main`,
-			"%s, so the settings need a transport of their own, and sendas.yaml does not name it", plan.reason)
 	}
 	done, err := s.carryOut(ctx, plan)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(j.Stdout, "shape %s: %s\n", plan.shape, plan.reason)
-	next, err := j.accept(ctx, s, c, now)
-	if err != nil || next == nil {
+	fmt.Fprintln(j.Stdout, plan.sentence())
+	next, err := j.accept(ctx, s, c, had, done)
+	if err != nil || j.DryRun {
 		return err
 	}
-	old, err := loadState(j.path, j.inst.dir)
-	if err != nil {
+	again := next == nil // nothing changes, but where nothing was remembered, disable has to know
+	if again && had.state != nil {
+		return nil
+	}
+	if again {
+		next = had.now
+	}
+	if err := j.enter(ctx, had.state, had.after(j.inst.dir, plan, next, done), had.now); err != nil {
 		return err
 	}
-	st := &state{Version: stateVersion, Dir: j.inst.dir, EnabledAt: time.Now().UTC().Truncate(time.Second), Shape: plan.shape, Before: base, After: next, Changes: done}
-	if err := j.enter(ctx, old, st, now); err != nil {
-		return err
+	fmt.Fprintf(j.Stdout, "the former files are kept in %s\n", j.path)
+	if again {
+		return nil
 	}
-	j.report(done)
 	return j.reload(ctx)
 }
 
-// accept returns the files of a stage if they are to be put into force: nothing is in the way,
-// something changes, and it is meant.
-func (j *Job) accept(ctx context.Context, s *stage, c *config.Site, now files) (files, error) {
+// after is what is to be remembered when a plan was carried out.
+func (p *present) after(dir string, plan *plan, next files, done []*change) *state {
+	st := &state{Version: stateVersion, Dir: dir, EnabledAt: time.Now().UTC().Truncate(time.Second), Leads: plan.leads, Before: p.base, After: next, Changes: done, Unknown: p.unknown}
+	if p.state == nil {
+		return st
+	}
+	st.Unknown = p.state.Unknown
+	for _, name := range FileNames {
+		if slices.Contains(p.state.Later, name) || !slices.Equal(p.base[name], p.state.Before[name]) {
+			st.Later = append(st.Later, name)
+		}
+	}
+	return st
+}
+
+// accept returns the files of a stage if they are to be put into force: nothing is in the way, and
+// something changes, which it says.
+func (j *Job) accept(ctx context.Context, s *stage, c *config.Site, had *present, done []*change) (files, error) {
 	next, err := s.read()
 	if err != nil {
 		return nil, err
 	}
+	if len(had.taken) > 0 {
+		j.say("note: %s, which remembers what stood there before sendas, is not there; disable will take out what is known of sendas", j.path)
+	}
+	for _, u := range had.unknown { // of what is written again, disable speaks
+		if r := settingNamed(u.Name); r != nil && r.place == inTransport {
+			j.say("note: %s", u.Says)
+		}
+	}
 	if err := j.examine(ctx, s, c); err != nil {
 		if j.DryRun { // to be seen all the same
-			err = errors.Join(j.printDiff(now, next), err)
+			err = errors.Join(j.printDiff(had.now, next), err)
 		}
 		return nil, err
 	}
-	same, err := j.alike(ctx, s, now)
+	same, err := j.compare(ctx, s, had.now, done)
 	switch {
 	case err != nil:
 		return nil, err
@@ -244,7 +282,7 @@ func (j *Job) accept(ctx context.Context, s *stage, c *config.Site, now files) (
 		fmt.Fprintf(j.Stdout, "nothing to change: %s has all of it\n", j.inst.dir)
 		return nil, nil
 	case j.DryRun:
-		return nil, j.printDiff(now, next)
+		return nil, j.printDiff(had.now, next)
 	}
 	return next, nil
 }
@@ -281,8 +319,9 @@ func (s *stage) carryOut(ctx context.Context, plan *plan) ([]*change, error) {
 	return done, nil
 }
 
-// alike reports whether Postfix has the settings of a stage already, whatever the order of lines.
-func (j *Job) alike(ctx context.Context, s *stage, now files) (same bool, err error) {
+// compare reports whether Postfix has the settings of a stage already, whatever the order of lines,
+// and else prints what changes.
+func (j *Job) compare(ctx context.Context, s *stage, now files, done []*change) (same bool, err error) {
 	have, err := j.inst.stage(now)
 	if err != nil {
 		return false, err
@@ -293,10 +332,13 @@ func (j *Job) alike(ctx context.Context, s *stage, now files) (same bool, err er
 		return false, err
 	}
 	b, err := s.values(ctx)
-	if err != nil {
-		return false, err
+	if err != nil || reflect.DeepEqual(a, b) {
+		return err == nil, err
 	}
-	return reflect.DeepEqual(a, b), nil
+	for _, c := range differences(a, b, done) {
+		fmt.Fprintln(j.Stdout, c.sentence())
+	}
+	return false, nil
 }
 
 // examine looks at the result before anybody uses it. What fails is in the way, what is not as it
@@ -395,22 +437,6 @@ func (j *Job) restore(from, to files) error {
 	return j.inst.install(from, to)
 }
 
-// report says each change.
-func (j *Job) report(list []*change) {
-	for _, c := range list {
-		value := c.Now
-		if c.Added != "" { // others' entries are in it too
-			value = shownValue(value)
-		}
-		was := "was not set"
-		if c.Was != nil {
-			was = "was " + shownValue(*c.Was)
-		}
-		fmt.Fprintf(j.Stdout, "%s: %s (%s)\n", c.file(), assignment(c.title(), value), was)
-	}
-	fmt.Fprintf(j.Stdout, "the former files are kept in %s\n", j.path)
-}
-
 // reload makes a running Postfix read its files.
 func (j *Job) reload(ctx context.Context) error {
 	if !j.isRunning(ctx) {
@@ -434,8 +460,7 @@ func (j *Job) Disable(ctx context.Context) error {
 		return exit.Errorf(exit.Failed, "", "the former settings: %w", err)
 	}
 	if st == nil {
-		fmt.Fprintf(j.Stdout, "nothing to take back: sendas has no settings in %s that it wrote itself\n", j.inst.dir)
-		return nil
+		return j.disableUnremembered(ctx)
 	}
 	now, err := j.inst.read()
 	if err != nil {
@@ -448,24 +473,71 @@ func (j *Job) Disable(ctx context.Context) error {
 	for _, line := range kept {
 		j.say("note: %s", line)
 	}
+	for _, u := range st.Unknown {
+		j.say("note: %s", u.Says)
+	}
 	if j.DryRun {
 		return j.printDiff(now, base)
 	}
-	if err := j.inst.install(now, base); err != nil {
+	if err := j.putBack(ctx, now, base); err != nil {
 		return err
-	}
-	if err := j.inst.check(ctx); err != nil {
-		return exit.Errorf(exit.Failed, "mend what Postfix says, then type: "+j.inst.command("postfix")+" reload", "the settings are taken back, but not in force: %w", err)
 	}
 	if err := os.Remove(j.path); err != nil {
 		return err
 	}
 	for _, name := range FileNames {
 		how := "is as it was before, byte for byte"
-		if !slices.Equal(base[name], st.Before[name]) {
-			how = "was changed by others meanwhile; the settings of sendas were taken out of it"
+		switch {
+		case len(st.Unknown) > 0:
+			how = "is without the settings of sendas; whether it is as it was before is not known"
+		case !slices.Equal(base[name], st.Before[name]) || slices.Contains(st.Later, name):
+			how = "is as it was before, with your later changes"
 		}
 		fmt.Fprintf(j.Stdout, "%s %s\n", filepath.Join(j.inst.dir, name), how)
+	}
+	return j.reload(ctx)
+}
+
+// putBack installs the files without sendas.
+func (j *Job) putBack(ctx context.Context, now, base files) error {
+	if err := j.inst.install(now, base); err != nil {
+		return err
+	}
+	if err := j.inst.check(ctx); err != nil {
+		return exit.Errorf(exit.Failed, "mend what Postfix says, then type: "+j.inst.command("postfix")+" reload", "the settings are taken back, but not in force: %w", err)
+	}
+	return nil
+}
+
+// disableUnremembered takes back what is known of sendas where the state file is not there: it was
+// lost, or the settings were written by hand.
+func (j *Job) disableUnremembered(ctx context.Context) (err error) {
+	c, err := config.Load(j.File, config.SkipFiles)
+	if err != nil {
+		c = config.Default() // the names that sendas has where nobody says another one
+	}
+	had, s, err := j.read(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.remove()) }()
+	if len(had.taken) == 0 {
+		fmt.Fprintf(j.Stdout, "nothing to take back: sendas has no settings in %s\n", j.inst.dir)
+		return nil
+	}
+	j.say("note: %s, which remembers what stood there before, is not there; what is known of sendas is taken out", j.path)
+	for _, u := range had.unknown {
+		j.say("note: %s", u.Says)
+	}
+	same, err := j.compare(ctx, s, had.now, nil)
+	if err != nil || same {
+		return err
+	}
+	if j.DryRun {
+		return j.printDiff(had.now, had.base)
+	}
+	if err := j.putBack(ctx, had.now, had.base); err != nil {
+		return err
 	}
 	return j.reload(ctx)
 }

@@ -18,28 +18,30 @@ import (
 
 // Advices is about Postfix but for single settings, which stand in settings.
 var Advices = map[string]finding.Advice{
-	"absent":     {Means: "Postfix's own tool does not answer, so nothing of Postfix can be looked at", Do: "run this on the host of Postfix, as root; for another instance give --postfix-config FOLDER"},
-	"old":        {Means: "this version lacks settings that sendas needs", Do: "update Postfix to 3.4 or newer"},
-	"no-map":     {Means: "this Postfix was built without the tables by which smtp(8) asks sendas", Do: "install a Postfix with socketmap; the packages of Debian, Ubuntu, Fedora and SUSE have it"},
-	"no-sasl":    {Means: "this Postfix was built without Cyrus SASL, the only one that its SMTP client knows", Do: "install a Postfix with it: apt-get install postfix libsasl2-modules"},
-	"misspelt":   {Means: "Postfix has no parameter of that name and reads over it", Do: "correct its name in main.cf or master.cf"},
-	"no-lease":   {Means: "no smtp(8) asks sendas for a credential, so nothing can leave by submission", Do: "{set}"},
-	"no-way":     {Means: "main.cf sends no mail to the transport that asks sendas", Do: "{set}"},
-	"other-name": {Means: "the policy service and the tables of sendas send mail to another transport", Do: "write in sendas.yaml: routes: [{name: submission, transport: {transport}}]"},
-	"verbose":    {Means: "smtp -v writes passwords, and so access tokens, into the mail log", Do: "take -v out of the entry {service} of master.cf, then type: postfix reload; and delete the logs"},
-	"chroot":     {Means: "the service is chrooted into the queue directory and cannot see an absolute path outside of it", Do: "name it relative to the queue directory: {set}"},
-	"no-route":   {Means: "mail of the route {route} has no transport to leave by", Do: "add the transport as docs/routes.md shows it, then: postfix reload"},
-	"not-smtp":   {Means: "the transport of the route {route} runs another program than smtp", Do: "make it a copy of smtp, as docs/routes.md shows it"},
-	"leak":       {Means: "the transport of the route {route} would offer a mailbox's token to another server", Do: "{set}"},
-	"no-cert":    {Means: "the connector knows this relay by a certificate, and the transport shows another one or none", Do: "{set}"},
-	"lax":        {Means: "mail of the route {route} leaves without TLS, or to a server that has not proved whose it is, where somebody stands in between", Do: "{set}"},
-	"no-folder":  {Means: "the sockets of both services live in this folder", Do: "mkdir -p {folder} && chown sendas:sendas {folder} && chmod 0755 {folder}"},
-	"closed":     {Means: "the user {user} cannot enter the folder, so Postfix reaches no socket in it", Do: "chmod 0755 {folder}"},
-	"no-owner":   {Means: "the user as whom Postfix runs does not exist", Do: "postconf mail_owner shows the name; reinstall Postfix"},
-	"rewriting":  {Means: "this table changes a field that sendas has decided on; with another From Exchange Online refuses the message", Do: "take the line out of the table"},
-	"early":      {Means: "this table changes a field before sendas sees it", Do: "take the line out, or see with \"sendas explain\" what becomes of it"},
-	"filtering":  {Means: "mail that matches leaves another way than sendas has chosen", Do: "take the line with FILTER or REDIRECT out of the table, or see that no mail for Microsoft matches it"},
-	"unreadable": {Means: "what stands in this table cannot be looked at", Do: "see that nothing in it changes From, Sender or Reply-To"},
+	"absent":        {Means: "Postfix's own tool does not answer, so nothing of Postfix can be looked at", Do: "run this on the host of Postfix, as root; for another instance give --postfix-config FOLDER"},
+	"old":           {Means: "this version lacks settings that sendas needs", Do: "update Postfix to 3.4 or newer"},
+	"no-map":        {Means: "this Postfix was built without the tables by which smtp(8) asks sendas", Do: "install a Postfix with socketmap; the packages of Debian, Ubuntu, Fedora and SUSE have it"},
+	"no-sasl":       {Means: "this Postfix was built without Cyrus SASL, the only one that its SMTP client knows", Do: "install a Postfix with it: apt-get install postfix libsasl2-modules"},
+	"misspelt":      {Means: "Postfix has no parameter of that name and reads over it", Do: "correct its name in main.cf or master.cf"},
+	"no-lease":      {Means: "no smtp(8) asks sendas for a credential, so nothing can leave by submission", Do: "{enable}"},
+	"no-way":        {Means: "main.cf sends no mail to the transport that asks sendas", Do: "{enable}"},
+	"inherited":     {Means: "settings for Microsoft in main.cf reach every transport that runs smtp: the feed of a filter, an inner server or a fallback relay is asked for TLS and offered the token", Do: "{enable}"},
+	"no-credential": {Means: "what leaves by {transport} has no credential: Microsoft refuses it with 530 5.7.57", Do: "{enable}"},
+	"other-name":    {Means: "the policy service and the tables of sendas send mail to another transport", Do: "write in sendas.yaml: routes: [{name: submission, transport: {transport}}]"},
+	"verbose":       {Means: "smtp -v writes passwords, and so access tokens, into the mail log", Do: "take -v out of the entry {service} of master.cf, then type: postfix reload; and delete the logs"},
+	"chroot":        {Means: "the service is chrooted into the queue directory and cannot see an absolute path outside of it", Do: "name it relative to the queue directory: {set}"},
+	"no-route":      {Means: "mail of the route {route} has no transport to leave by", Do: "add the transport as docs/routes.md shows it, then: postfix reload"},
+	"not-smtp":      {Means: "the transport of the route {route} runs another program than smtp", Do: "make it a copy of smtp, as docs/routes.md shows it"},
+	"leak":          {Means: "the transport of the route {route} would offer a mailbox's token to another server", Do: "{set}"},
+	"no-cert":       {Means: "the connector knows this relay by a certificate, and the transport shows another one or none", Do: "{set}"},
+	"lax":           {Means: "mail of the route {route} leaves without TLS, or to a server that has not proved whose it is, where somebody stands in between", Do: "{set}"},
+	"no-folder":     {Means: "the sockets of both services live in this folder", Do: "mkdir -p {folder} && chown sendas:sendas {folder} && chmod 0755 {folder}"},
+	"closed":        {Means: "the user {user} cannot enter the folder, so Postfix reaches no socket in it", Do: "chmod 0755 {folder}"},
+	"no-owner":      {Means: "the user as whom Postfix runs does not exist", Do: "postconf mail_owner shows the name; reinstall Postfix"},
+	"rewriting":     {Means: "this table changes a field that sendas has decided on; with another From Exchange Online refuses the message", Do: "take the line out of the table"},
+	"early":         {Means: "this table changes a field before sendas sees it", Do: "take the line out, or see with \"sendas explain\" what becomes of it"},
+	"filtering":     {Means: "mail that matches leaves another way than sendas has chosen", Do: "take the line with FILTER or REDIRECT out of the table, or see that no mail for Microsoft matches it"},
+	"unreadable":    {Means: "what stands in this table cannot be looked at", Do: "see that nothing in it changes From, Sender or Reply-To"},
 }
 
 // Check looks at all that postconf(1) says, and at the files that it names.
@@ -87,43 +89,70 @@ func versionNumbers(version string) []int {
 	return list
 }
 
-// checkShape says where the settings of submission stand, and whether mail comes there.
+// checkShape says where the settings of submission stand, and whether the mail that is meant for
+// Microsoft comes there.
 func (p *Setup) checkShape(s finding.Section) {
 	if !p.submits() {
 		s.Skip("shape", "submission", "no mailbox is configured, so nothing leaves by it")
 		return
 	}
+	a := func(key string, more ...string) finding.Advice {
+		return Advices[key].With(append(more, "enable", p.enable())...)
+	}
 	if len(p.Transports) == 0 {
-		s.Fail("shape", "submission", "no transport asks sendas", Advices["no-lease"].With("set", p.set(nil, "smtp_sasl_password_maps", p.socketmap("lease"))))
+		s.Fail("shape", "submission", "no transport asks sendas", a("no-lease"))
 		return
 	}
+	names := namesOf(p.Transports)
+	others := namesOf(slices.DeleteFunc(slices.Clone(p.inheriting), func(e *entry) bool { return e.name == "smtp" || e.name == "relay" }))
+	switch {
+	case p.shared && len(others) > 0:
+		s.Fail("shape", "submission", "main.cf asks sendas for all transports, "+strings.Join(others, " ")+" too", a("inherited"))
+	case p.shared:
+		s.Warn("shape", "submission", "main.cf asks sendas for all transports", a("inherited"))
+	default:
+		s.Ok("shape", "submission", "the settings stand in the transport %s", strings.Join(names, " "))
+	}
+	if to := p.submission(); !slices.Contains(names, to) {
+		s.Fail("transport", "submission", fmt.Sprintf("sendas.yaml names the transport %s", to), a("other-name", "transport", names[0]))
+	}
+	p.checkWay(s, names)
+}
+
+// checkWay follows the mail that main.cf sends to Microsoft, and says what becomes of the rest.
+func (p *Setup) checkWay(s finding.Section, names []string) {
+	a := func(key string, more ...string) finding.Advice {
+		return Advices[key].With(append(more, "enable", p.enable())...)
+	}
+	carriers := p.carriers()
+	for _, c := range carriers {
+		if !slices.Contains(names, c) {
+			s.Fail("way."+c, "transport "+c, "carries mail to Microsoft and does not ask sendas", a("no-credential", "transport", c))
+		}
+	}
+	others := p.otherMail()
+	switch led := slices.ContainsFunc(carriers, func(c string) bool { return slices.Contains(names, c) }); {
+	case !led:
+		s.Fail("way", "submission", "no setting leads to "+names[0], a("no-way"))
+	case others != "":
+		s.Ok("way", "submission", "the mailboxes' senders leave by %s; mail of all others leaves as before: %s", names[0], others)
+	default:
+		s.Ok("way", "submission", "all mail leaves by %s, but for what tables lead elsewhere", names[0])
+	}
+}
+
+func namesOf(list []*entry) []string {
 	var names []string
-	for _, t := range p.Transports {
+	for _, t := range list {
 		names = append(names, t.name)
 	}
-	where := "main.cf, for the transports"
-	if p.own {
-		where = "transports of their own,"
-	}
-	s.Ok("shape", "submission", "the settings stand in %s %s", where, strings.Join(names, " "))
-	if !p.own {
-		return
-	}
-	first := names[0]
-	if to := p.submission(); !slices.Contains(names, to) {
-		s.Fail("transport", "submission", fmt.Sprintf("sendas.yaml names the transport %s", to), Advices["other-name"].With("transport", first))
-	}
-	nextHop := first + ":" + nextHop(p.Config.Tenant.Endpoints.Submission)
-	byTable := p.asksFor(p.Main["sender_dependent_default_transport_maps"], "transport") || p.hasSenderTable()
-	if name, _, _ := strings.Cut(p.Main["default_transport"], ":"); !byTable && !slices.Contains(names, name) && p.Main["transport_maps"] == "" {
-		s.Warn("way", "submission", "no setting leads to "+first, Advices["no-way"].With("set", p.set(nil, "default_transport", nextHop)))
-	}
+	return names
 }
 
 // submission is the transport that the configuration gives the route submission.
 func (p *Setup) submission() string {
 	if p.Config.Policy == nil {
-		return "smtp"
+		return "sendas"
 	}
 	return p.Config.Policy.Routes()[0].Transport
 }
@@ -140,15 +169,14 @@ func nextHop(hostPort string) string {
 // checkServices looks at master.cf: who talks too much, and who cannot see his socket.
 func (p *Setup) checkServices(s finding.Section) {
 	quiet := true
-	for i := range p.services {
-		v := &p.services[i]
-		if (v.program == "smtp" || v.program == "lmtp") && v.verbose() {
+	for _, v := range p.ways() {
+		if v.verbose() {
 			quiet = false
 			s.Fail("verbose."+v.name, "service "+v.key(), "runs with -v", Advices["verbose"].With("service", v.key()))
 		}
 	}
 	if quiet {
-		s.Ok("verbose", "master.cf", "no SMTP client runs with -v")
+		s.Ok("verbose", "master.cf", "no transport to Microsoft runs with -v")
 	}
 	for _, r := range p.references() {
 		for _, v := range r.services {
@@ -262,8 +290,11 @@ var headerTables = []struct {
 func (p *Setup) checkHeaderTables(s finding.Section) {
 	for _, h := range headerTables {
 		values := []string{p.Main[h.name]}
-		for _, t := range p.Transports {
-			values = append(values, t.overrides[h.name])
+		if h.name == "smtp_header_checks" { // of smtp(8): that of the transport counts
+			values = nil
+			for _, t := range p.Transports {
+				values = append(values, p.Value(t, h.name))
+			}
 		}
 		for i, table := range splitList(strings.Join(values, " ")) {
 			p.checkHeaderTable(s, fmt.Sprintf("headers.%s.%d", h.name, i+1), h.name, table, h.late)

@@ -2,6 +2,7 @@ package postfix
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -68,7 +69,7 @@ func (l *lab) examine(t *testing.T, main, master string) *look {
 	t.Helper()
 	etc := filepath.Join(l.dir, "etc")
 	bundle := configtest.WriteFile(t, filepath.Join(l.dir, "ca.pem"), "", 0o644)
-	main = strings.ReplaceAll(main, "/etc/ssl/certs/ca-certificates.crt", bundle)
+	master = strings.ReplaceAll(master, "/etc/ssl/certs/ca-certificates.crt", bundle)
 	configtest.WriteFile(t, filepath.Join(etc, "main.cf"), "compatibility_level = 3.6\nqueue_directory = "+filepath.Join(l.dir, "queue")+"\n"+main, 0o644)
 	configtest.WriteFile(t, filepath.Join(etc, "master.cf"), master, 0o644)
 	l.age(t)
@@ -98,90 +99,147 @@ func (l *lab) age(t *testing.T) {
 	}
 }
 
+// byHand is master.cf with the transport of docs/by-hand.md.
+func byHand(t *testing.T) string {
+	t.Helper()
+	return postfixtest.MasterCF + postfixtest.OwnEntry(t)
+}
+
+// ownSettings are the -o of that transport.
+func ownSettings(t *testing.T) (list []namedValue) {
+	t.Helper()
+	for line := range strings.Lines(postfixtest.OwnEntry(t)) {
+		if o, ok := strings.CutPrefix(strings.TrimSpace(line), "-o "); ok {
+			name, value, _ := strings.Cut(strings.Trim(o, "{ }"), "=")
+			list = append(list, namedValue{strings.TrimSpace(name), strings.TrimSpace(value)})
+		}
+	}
+	return list
+}
+
 // What README says is what the doctor wants; and it says something of each line there. Postfix's
 // own tool has read the files.
 func TestDoctorOnReadme(t *testing.T) {
 	main := postfixtest.MainCF(t)
-	d := newLab(t, configtest.SmallConfig).examine(t, main, postfixtest.MasterCF)
+	d := newLab(t, configtest.SmallConfig).examine(t, main, byHand(t))
 	d.wantGood(t)
 	for name := range readParameters(main) {
 		if !strings.HasPrefix(name, "#") {
 			d.find(t, "postfix."+name)
 		}
 	}
+	for _, s := range ownSettings(t) {
+		if row := settingNamed(s.Name); !row.elsewhere {
+			d.find(t, "postfix.sendas."+s.Name)
+		}
+	}
 	d.wantCheck(t, "postfix.smtpd_recipient_restrictions", finding.OK)
-	d.wantCheck(t, "postfix.shape", finding.OK, "main.cf", "smtp relay")
+	d.wantCheck(t, "postfix.shape", finding.OK, "the settings stand in the transport sendas")
+	d.wantCheck(t, "postfix.way", finding.OK, "all mail leaves by sendas")
 	d.wantCheck(t, "postfix.route.submission", finding.OK)
 }
 
-// The command that a failure names mends it: each line of README is left out, the command is typed,
-// and the doctor looks again.
+// The command that a failure names mends it: each line of README's main.cf is left out, and each -o
+// of its transport; the command is typed, and the doctor looks again.
 func TestDoctorCommands(t *testing.T) {
-	main := postfixtest.MainCF(t)
+	main, master := postfixtest.MainCF(t), byHand(t)
 	lab := newLab(t, configtest.SmallConfig)
 	mended := 0
-	for line := range strings.Lines(main) {
-		name, _, ok := strings.Cut(line, " =")
-		if !ok || strings.HasPrefix(line, "#") {
-			continue
-		}
-		d := lab.examine(t, strings.Replace(main, line, "", 1), postfixtest.MasterCF)
+	mend := func(name, id, main, master string) {
+		t.Helper()
+		d := lab.examine(t, main, master)
 		i := slices.IndexFunc(d.Checks, func(c finding.Check) bool {
-			return c.Status != finding.OK && strings.HasPrefix(c.Do, "postconf -c ") && strings.Contains(c.Do, "'"+name+" = ")
+			return c.Status != finding.OK && strings.HasPrefix(c.Do, "postconf -c ") && strings.Contains(c.Do, name)
 		})
 		if i < 0 {
-			continue // the default is good, or optional
+			return // the default is good, or optional
 		}
-		command, _, _ := strings.Cut(d.Checks[i].Do, " && ")
-		args := strings.SplitN(command, " ", 5) // postconf -c DIR -e 'NAME = VALUE'
-		if _, _, err := Run(t.Context(), args[0], args[1], args[2], args[3], strings.Trim(args[4], "'")); err != nil {
-			t.Errorf("%s: %v", command, err)
-			continue
-		}
+		typeCure(t, d, d.Checks[i].ID)
 		lab.age(t)
-		lab.look(t).wantCheck(t, "postfix."+name, finding.OK)
+		lab.look(t).wantCheck(t, id, finding.OK)
 		mended++
 	}
-	if mended < 12 {
-		t.Errorf("%d lines were mended, want more", mended)
-	}
-}
-
-// ownTransport is README's second shape: the settings of submission in a transport of their own.
-func ownTransport(t *testing.T) (main, master string) {
-	t.Helper()
-	in, out, _ := strings.Cut(postfixtest.MainCF(t), "# out:")
-	master = postfixtest.MasterCF + "sendas unix - - y - - smtp\n"
-	for line := range strings.Lines(out) {
-		name, value, ok := strings.Cut(line, "=")
-		name, value = strings.TrimSpace(name), strings.TrimSpace(value)
-		switch {
-		case !ok || strings.HasPrefix(line, "#") || name == "relayhost":
-		case strings.HasPrefix(name, "smtp_destination_"):
-			in += strings.Replace(line, "smtp_", "sendas_", 1)
-		default:
-			master += fmt.Sprintf("    -o { %s = %s }\n", name, value)
+	for line := range strings.Lines(main) {
+		if name, _, ok := strings.Cut(line, " ="); ok && !strings.HasPrefix(line, "#") {
+			mend("'"+name+" = ", "postfix."+name, strings.Replace(main, line, "", 1), master)
 		}
 	}
-	return in + "default_transport = sendas:[smtp.office365.com]:587\n", master
+	for line := range strings.Lines(master) {
+		if o, ok := strings.CutPrefix(strings.TrimSpace(line), "-o "); ok {
+			name, _, _ := strings.Cut(strings.Trim(o, "{ "), "=")
+			name = strings.TrimSpace(name)
+			mend("'sendas/unix/"+name+"=", "postfix.sendas."+name, main, strings.Replace(master, line, "", 1))
+		}
+	}
+	if mended < 15 {
+		t.Errorf("%d lines were mended, want more", mended)
+	}
 }
 
 const ownRoute = "routes:\n  - {name: submission, transport: sendas}\n"
 
 func TestDoctorOwnTransport(t *testing.T) {
-	main, master := ownTransport(t)
+	main, master := postfixtest.MainCF(t), byHand(t)
 	d := newLab(t, configtest.SmallConfig+ownRoute).examine(t, main, master)
 	d.wantGood(t)
-	d.wantCheck(t, "postfix.shape", finding.OK, "transports of their own, sendas")
 	d.wantCheck(t, "postfix.sendas.smtp_sasl_tls_verified_security_options", finding.OK, "noanonymous")
 
-	d = newLab(t, configtest.SmallConfig).examine(t, strings.Replace(main, "default_transport", "x_transport", 1), master)
+	d = newLab(t, configtest.SmallConfig+"routes: [{name: submission, transport: exit}]\n").examine(t, strings.Replace(main, "default_transport", "x_transport", 1), master)
 	d.wantCheck(t, "postfix.transport", finding.Fail, "routes: [{name: submission, transport: sendas}]")
-	d.wantCheck(t, "postfix.way", finding.Warn, "'default_transport = sendas:[smtp.office365.com]:587'")
+	d.wantCheck(t, "postfix.way", finding.Fail, "no setting leads to sendas")
+	d.wantCheck(t, "postfix.default_transport", finding.Fail, "sendas postfix enable --postfix-config")
 	d.wantCheck(t, "postfix.unused.x_transport", finding.Warn)
 
-	d = newLab(t, configtest.SmallConfig+ownRoute).examine(t, main, strings.Replace(master, "smtp_tls_security_level = secure", "smtp_tls_security_level = encrypt", 1))
+	d = newLab(t, configtest.SmallConfig).examine(t, main, strings.Replace(master, "smtp_tls_security_level=secure", "smtp_tls_security_level=encrypt", 1))
 	d.wantCheck(t, "postfix.sendas.smtp_tls_security_level", finding.Fail, "encrypt", "-P 'sendas/unix/smtp_tls_security_level=secure'")
+
+	// What main.cf says of other mail is none of its business.
+	d = newLab(t, configtest.SmallConfig).examine(t, main+"smtp_tls_security_level = none\nsmtp_fallback_relay = [192.0.2.7]\nsmtp_tls_policy_maps = inline:{ {[smtp.office365.com]:587 = may} }\n"+
+		"smtp_generic_maps = static:x@contoso.com\nsmtp_tls_connection_reuse = yes\nsmtp_header_checks = regexp:/nowhere\nsmtp_sasl_auth_enable = no\n", master)
+	d.wantGood(t)
+}
+
+// formerShape is how the settings stood before: in main.cf, for every transport.
+func formerShape(t *testing.T) (main string) {
+	t.Helper()
+	main = strings.NewReplacer("default_transport = sendas:", "relayhost = ", "sendas_destination", "smtp_destination").Replace(postfixtest.MainCF(t))
+	for _, s := range ownSettings(t) {
+		main += s.Name + " = " + s.Value + "\n"
+	}
+	return main
+}
+
+// The doctor looks at the transport that really carries the mail, and at who inherits what is meant
+// for Microsoft.
+func TestDoctorCarrier(t *testing.T) {
+	lab := newLab(t, configtest.SmallConfig)
+	const feed = "smtp-amavis unix - - y - 2 smtp -o smtp_data_done_timeout=1200\n"
+	for _, tc := range []struct {
+		name, main, master string
+		id                 string
+		status             finding.Status
+		words              []string
+	}{
+		{"in main.cf", formerShape(t), postfixtest.MasterCF, "shape", finding.Warn, []string{"for all transports", "sendas postfix enable"}},
+		{"and a feed inherits it", formerShape(t), postfixtest.MasterCF + feed, "shape", finding.Fail, []string{"smtp-amavis too", "feed of a filter"}},
+		{"the feed of a good site", postfixtest.MainCF(t), byHand(t) + feed, "shape", finding.OK, nil},
+		{"nothing asks", postfixtest.MainCF(t), postfixtest.MasterCF, "shape", finding.Fail, []string{"no transport asks sendas"}},
+		{"relayhost without the transport", strings.Replace(postfixtest.MainCF(t), "default_transport = sendas:", "relayhost = ", 1), byHand(t), "way.smtp", finding.Fail, []string{"does not ask sendas", "530 5.7.57"}},
+		{"no brackets", strings.Replace(postfixtest.MainCF(t), "default_transport = sendas:[smtp.office365.com]:587", "relayhost = smtp.office365.com:submission", 1), byHand(t), "default_transport", finding.Fail, []string{"postfix enable"}},
+		{"another default, and no table", strings.Replace(postfixtest.MainCF(t), "default_transport = sendas:", "default_transport = smtp:", 1), byHand(t), "way.smtp", finding.Fail, nil},
+		{"a table for another transport", postfixtest.MainCF(t) + "sender_dependent_default_transport_maps = inline:{ {erp@contoso.com = relay:[smtp.office365.com]:587} }\n", byHand(t), "way.relay", finding.Fail, nil},
+		{"other mail", strings.Replace(postfixtest.MainCF(t), "default_transport = sendas:[smtp.office365.com]:587", "relayhost = [mail.fabrikam.com]\nsender_dependent_default_transport_maps = inline:{ {erp@contoso.com = sendas:[smtp.office365.com]:587} }", 1), byHand(t),
+			"way", finding.OK, []string{"senders leave by sendas", "relayhost = [mail.fabrikam.com]"}},
+		{"other mail, and nobody led", strings.Replace(postfixtest.MainCF(t), "default_transport = sendas:[smtp.office365.com]:587", "relayhost = [mail.fabrikam.com]", 1), byHand(t), "way", finding.Fail, []string{"no setting leads"}},
+		{"a filter is no fallback", postfixtest.MainCF(t), strings.Replace(byHand(t), "    -o smtp_fallback_relay=\n", "", 1) + feed, "sendas.smtp_fallback_relay", finding.OK, nil},
+		{"a fallback of main.cf's", postfixtest.MainCF(t) + "smtp_fallback_relay = [mail.fabrikam.com]\n", strings.Replace(byHand(t), "    -o smtp_fallback_relay=\n", "", 1), "sendas.smtp_fallback_relay", finding.Fail, []string{"without a lease", "-P 'sendas/unix/smtp_fallback_relay='"}},
+	} {
+		d := lab.examine(t, tc.main, tc.master)
+		findingtest.Want(t, &d.Report, "postfix."+tc.id, tc.status, tc.words...)
+		if t.Failed() {
+			t.Fatalf("%s", tc.name)
+		}
+	}
 }
 
 // Each row changes one value of a good main.cf. Together they make every row of settings find
@@ -229,15 +287,39 @@ func TestDoctorSettings(t *testing.T) {
 		{direct, "transport_maps = inline:{ {contoso.com = sendas-site:[contoso-com.mail.protection.outlook.com]:25}, {x = y:} }", "", finding.OK, ""},
 		{direct, "transport_maps = inline:{ {contoso.de = sendas-site:[contoso-com.mail.protection.outlook.com]:25} }", "", finding.Fail, "by submission"},
 		{direct, "transport_maps = socketmap:unix:sendas/credentials:route", "", finding.OK, ""},
-		{"", "transport_maps = inline:{contoso.com=smtp:[10.0.0.1]}", "transport_maps.others", finding.Warn, "offered the mailbox's token"},
-		{"", "relayhost =", "", finding.Fail, "relayhost = [smtp.office365.com]:587"},
-		{"", "relayhost = smtp.office365.com:587", "", finding.Fail, ""},
-		{"", "relayhost = [SMTP.office365.com]:0587", "", finding.OK, ""},
-		{"", "relayhost = [mx.contoso.com]:587, [smtp.office365.com]:587", "", finding.Fail, ""},
+		{"", "transport_maps = inline:{contoso.com=smtp:[10.0.0.1]}", "transport_maps.bare", finding.OK, ""},
+		{"", "transport_maps = inline:{contoso.com=:[10.0.0.1]}", "transport_maps.bare", finding.Fail, "smtp:[host] for :[host]"},
+		{"", "transport_maps = inline:{contoso.com=:}", "transport_maps.bare", finding.OK, ""}, // as without the entry
+		{"", "transport_maps = inline:{contoso.com=relay:}, inline:{ {.fabrikam.com = :[10.0.0.1]:2525} }", "transport_maps.bare", finding.Fail, ""},
+		{"", "default_transport = error", "", finding.Fail, "sendas postfix enable"},
+		{"", "default_transport = sendas:[SMTP.office365.com]:0587", "", finding.OK, ""},
+		{"", "default_transport = sendas:[smtp.office365.com]:587, [smtp.office365.com]:0587", "", finding.OK, ""},
+		{"", "default_transport = smtp:[smtp.office365.com]:587", "", finding.Fail, ""},
+		{"", "relay_transport = relay\nrelay_domains = hash:/nowhere\nrelayhost = [smtp.office365.com]", "", finding.Fail, "sendas postfix enable"},
+		{"", "relay_transport = error:5.1.1 closed\nrelay_domains = plant.contoso.com", "", finding.Fail, ""},
+		{"", "relayhost = smtp.office365.com:587", "", finding.Warn, "without credentials"},
+		{"", "relayhost = [SMTP.office365.com]:submission", "", finding.Warn, ""},
+		{"", "sender_dependent_relayhost_maps = inline:{ {a@contoso.com = [mail.fabrikam.com]} }", "", finding.Fail, "smtp:[host]"},
+		{"", "sender_dependent_relayhost_maps = hash:/nowhere", "", finding.Fail, ""},
+		{"", "sender_dependent_relayhost_maps = inline:{ {a@contoso.com = [smtp.office365.com]:587} }", "", finding.OK, ""},
 		{"", "smtp_tls_security_level = may", "", finding.Fail, "whoever answers"},
 		{"", "smtp_tls_security_level = verify", "", finding.Warn, "secure"},
 		{"", "smtp_tls_wrappermode = yes", "", finding.Fail, "465"},
-		{"", "smtp_tls_policy_maps = inline:{example.com=may}", "", finding.Warn, "[smtp.office365.com]:587"},
+		{"", "smtp_tls_policy_maps = inline:{example.com=may}", "", finding.OK, ""},
+		{"", "smtp_tls_policy_maps = inline:{ {[smtp.office365.com]:587 = may} }", "", finding.Fail, "whoever answers"},
+		{"", "smtp_tls_policy_maps = inline:{ {smtp.office365.com = encrypt protocols=TLSv1.2} }", "", finding.Fail, ""},
+		{"", "smtp_tls_policy_maps = inline:{ {.office365.com = may} }", "", finding.Fail, ""},
+		{"", "smtp_tls_policy_maps = inline:{ {[smtp.office365.com]:587 = secure} }", "", finding.OK, ""},
+		{"", "smtp_tls_policy_maps = proxy:mysql:/nowhere", "", finding.Warn, ""},
+		{"", "smtp_tls_trust_anchor_file = /etc/postfix/own.pem", "", finding.Fail, "these alone"},
+		{"", "smtp_fallback_relay = [mail.fabrikam.com]", "", finding.Fail, "without a lease"},
+		{"", "smtp_delivery_status_filter = regexp:/etc/postfix/dsn", "", finding.Warn, "bounces"},
+		{"", "smtp_discard_ehlo_keywords = chunking", "", finding.OK, ""},
+		{"", "smtp_discard_ehlo_keywords = chunking, STARTTLS", "", finding.Fail, "overlooks"},
+		{"", "smtp_discard_ehlo_keyword_address_maps = hash:/nowhere", "", finding.Warn, "overlook"},
+		{"", "smtp_mime_header_checks = regexp:/nowhere", "", finding.Warn, "decided"},
+		{"", "smtp_nested_header_checks = regexp:/nowhere", "", finding.Warn, "decided"},
+		{"", "smtp_body_checks = regexp:/nowhere", "", finding.Warn, "decided"},
 		{"", "smtp_tls_CAfile =", "", finding.Fail, "trusts nobody"},
 		{"", "smtp_tls_CAfile = /nowhere.pem", "", finding.Fail, "not there"},
 		{"", "smtp_tls_secure_cert_match = hostname", "", finding.Warn, "name of the server"},
@@ -248,16 +330,16 @@ func TestDoctorSettings(t *testing.T) {
 		{"", "smtp_sasl_mechanism_filter = XOAUTH2", "", finding.OK, ""},
 		{"", "tls_required_enable = yes", "", finding.Fail, "-e 'tls_required_enable = no'"},
 		{"", "tls_required_enable = No", "", finding.OK, ""},
-		{"", "smtp_tls_per_site = hash:/etc/postfix/tls_per_site", "", finding.Warn, "MUST for [smtp.office365.com]:587"},
+		{"", "smtp_tls_per_site = hash:/etc/postfix/tls_per_site", "", finding.Fail, "turn TLS off"},
 		{"", "smtp_sasl_security_options = noplaintext, noanonymous", "", finding.OK, ""},
-		{"", "smtp_sasl_security_options = noanonymous", "", finding.Warn, "-e 'smtp_sasl_security_options = noanonymous, noplaintext'"},
+		{"", "smtp_sasl_security_options = noanonymous", "", finding.Warn, "-P 'sendas/unix/smtp_sasl_security_options=noanonymous,noplaintext'"},
 		{"", "smtp_sasl_tls_security_options = noplaintext", "", finding.OK, ""},
 		{"", "smtp_sasl_tls_security_options = $smtp_sasl_security_options", "", finding.OK, ""},
-		{"", "smtp_sasl_tls_security_options = noanonymous", "", finding.Warn, "-e 'smtp_sasl_tls_verified_security_options = noanonymous' 'smtp_sasl_tls_security_options = noanonymous, noplaintext'"},
+		{"", "smtp_sasl_tls_security_options = noanonymous", "", finding.Warn, "-P 'sendas/unix/smtp_sasl_tls_verified_security_options=noanonymous' 'sendas/unix/smtp_sasl_tls_security_options=noanonymous,noplaintext'"},
 		{"", "smtp_sasl_tls_verified_security_options = $smtp_sasl_tls_security_options", "", finding.Fail, "no mechanism"},
 		{"", "smtp_sasl_tls_verified_security_options = noplaintext", "", finding.Fail, "no mechanism"},
 		{"", "smtp_sender_dependent_authentication = no", "", finding.Fail, "of the sender"},
-		{"", "smtp_sasl_password_maps = hash:/etc/postfix/sasl_passwd", "shape", finding.Fail, "socketmap:unix:sendas/credentials:lease"},
+		{"", "smtp_sasl_password_maps = hash:/etc/postfix/sasl_passwd", "shape", finding.Fail, "sendas postfix enable"},
 		{"", "smtp_sasl_password_maps = proxy:socketmap:unix:sendas/credentials:lease", "shape", finding.Fail, ""},
 		{"", "smtp_sasl_password_maps = debug:socketmap:unix:sendas/credentials:lease", "shape", finding.Fail, ""}, // it logs what it looks up
 		{"", "smtp_sasl_password_maps = static:erp:hunter2, socketmap:unix:sendas/credentials:lease", "", finding.Fail, "static:REDACTED"},
@@ -273,16 +355,18 @@ func TestDoctorSettings(t *testing.T) {
 		{counting, "smtp_generic_maps = static:x@contoso.com", "", finding.Fail, "refuses the message"},
 		{"", "smtp_generic_maps = static:x@contoso.com", "", finding.Fail, "refuses the message"},
 		{"", "smtp_tls_loglevel = 4", "", finding.Fail, "mail log"},
-		{"", "smtp_destination_concurrency_limit = 20", "", finding.Warn, "3 messages"},
-		{"", "smtp_destination_concurrency_limit = 6", "", finding.OK, ""}, // two mailboxes
-		{"", "smtp_destination_concurrency_failed_cohort_limit = 1", "", finding.Warn, "five minutes"},
-		{"", "smtp_destination_concurrency_failed_cohort_limit = 0", "", finding.OK, ""},
-		{"", "smtp_destination_recipient_limit = 5000", "", finding.Warn, "500"},
-		{"", "smtp_destination_rate_delay = 2s", "", finding.Warn, "on top"},
-		{"", "smtp_transport_rate_delay = 2s", "", finding.Warn, "on top"},
-		{"", "default_destination_rate_delay = 2s", "smtp_destination_rate_delay", finding.Warn, "on top"},
+		{"", "sendas_destination_concurrency_limit = 20", "", finding.Warn, "3 messages"},
+		{"", "sendas_destination_concurrency_limit = 6", "", finding.OK, ""}, // two mailboxes
+		{"", "sendas_destination_concurrency_failed_cohort_limit = 1", "", finding.Warn, "five minutes"},
+		{"", "sendas_destination_concurrency_failed_cohort_limit = 0", "", finding.OK, ""},
+		{"", "sendas_destination_recipient_limit = 5000", "", finding.Warn, "500"},
+		{"", "sendas_destination_rate_delay = 2s", "", finding.Warn, "on top"},
+		{"", "sendas_transport_rate_delay = 2s", "", finding.Warn, "on top"},
+		{"", "default_destination_rate_delay = 2s", "sendas_destination_rate_delay", finding.Warn, "on top"},
 		{"", "notify_classes = resource, software, protocol", "", finding.Fail, "transcripts"},
 		{"", "debug_peer_list = smtp.office365.com", "", finding.Fail, "-v"},
+		{"", "sendas/unix/debug_peer_list = smtp.office365.com", "", finding.Fail, "tokens too"},
+		{"", "sendas/unix/notify_classes = resource, protocol", "", finding.Fail, "a token"},
 		{"", "content_filter = smtp-amavis:[127.0.0.1]:10024", "", finding.Warn, "twice"},
 		{connector, "content_filter = sendas-site:[contoso-com.mail.protection.outlook.com]:25", "", finding.OK, ""},
 		{"", "receive_override_options = no_milters", "", finding.Fail, "none passes"},
@@ -294,6 +378,7 @@ func TestDoctorSettings(t *testing.T) {
 		{"", "message_size_limit = 10240000", "", finding.OK, ""},
 		{"", "maximal_queue_lifetime = 12h", "", finding.Warn, "for a day"},
 		{"", "maximal_queue_lifetime = 1", "", finding.OK, ""},
+		{"", "sender_dependent_default_transport_maps = inline:{ {scan@contoso.com = sendas:[smtp.office365.com]:587} }", "", finding.Warn, "sendas postfix enable"},
 		{"", "sender_dependent_default_transport_maps = inline:{ {scan@contoso.com = smtp:[smtp.office365.com]:587} }", "", finding.Warn, "sendas postfix enable"},
 		{"", "always_add_missing_headers = yes", "", finding.Warn, "From"},
 		{"", "smtputf8_autodetect_classes = all", "", finding.Warn, "502 5.3.3"},
@@ -301,13 +386,16 @@ func TestDoctorSettings(t *testing.T) {
 		if tc.yaml == "" {
 			tc.yaml = configtest.SmallConfig
 		}
-		name, value, _ := strings.Cut(tc.set, " =")
-		p, d := fake(t, newLab(t, tc.yaml), map[string]string{name: strings.TrimSpace(value)})
+		name, _, _ := strings.Cut(tc.set, " =")
+		p, d := fake(t, newLab(t, tc.yaml), readParameters(tc.set))
 		p.checkShape(d.Section("postfix", "Postfix"))
 		p.checkSettings(d.Section("postfix", "Postfix"))
 		findingtest.WantWhole(t, &d.Report)
 		if tc.id == "" {
 			tc.id = name
+		}
+		if ofTransport(name) && tc.id != "shape" {
+			tc.id = "sendas." + strings.TrimPrefix(tc.id, "sendas/unix/")
 		}
 		d.wantCheck(t, "postfix."+tc.id, tc.status, tc.words)
 		if tc.status != finding.OK {
@@ -323,15 +411,28 @@ func TestDoctorSettings(t *testing.T) {
 			id = r.id
 		}
 		if r.place == inQueue {
-			id = "smtp" + id
+			id = "sendas" + id
+		} else if r.place == inTransport {
+			id = "sendas." + id
 		}
-		if !settingsHit[id] {
+		if !settingsHit[id] && !r.elsewhere {
 			t.Errorf("no case makes the row %s find something", id)
 		}
 	}
 }
 
 var settingsHit = make(map[string]bool)
+
+// ofTransport reports whether a parameter is one of the transport's alone, or is named as such.
+func ofTransport(name string) bool {
+	own := strings.HasPrefix(name, "sendas/unix/")
+	for _, r := range settings {
+		if r.name == name {
+			own = r.place == inTransport
+		}
+	}
+	return own
+}
 
 // fake is README's Postfix with some values changed, without asking postconf(1). A value that is
 // another's name is taken from that one.
@@ -345,8 +446,26 @@ func fake(t *testing.T, l *lab, changes map[string]string) (*Setup, *look) {
 		"notify_classes": "resource, software", "message_size_limit": "10240000", "maximal_queue_lifetime": "5d", "always_add_missing_headers": "no", "smtputf8_autodetect_classes": "sendmail, verify", "default_transport": "smtp",
 	}
 	maps.Copy(raw, readParameters(postfixtest.MainCF(t)))
-	raw["smtp_tls_CAfile"] = configtest.WriteFile(t, filepath.Join(l.dir, "ca.pem"), "", 0o644)
-	maps.Copy(raw, changes)
+	own := make(map[string]string) // the -o of the transport
+	for _, s := range ownSettings(t) {
+		own[s.Name] = s.Value
+	}
+	own["smtp_tls_CAfile"] = configtest.WriteFile(t, filepath.Join(l.dir, "ca.pem"), "", 0o644)
+	explicit := readParameters(postfixtest.MainCF(t))
+	for name, value := range changes {
+		if ofTransport(name) {
+			own[strings.TrimPrefix(name, "sendas/unix/")] = value
+		} else {
+			raw[name], explicit[name] = value, value
+		}
+	}
+	overrides := make(map[string]string)
+	for name, value := range own {
+		if m := otherName.FindStringSubmatch(value); m != nil {
+			value = own[m[1]]
+		}
+		overrides["sendas/unix/"+name] = value
+	}
 	printOut := func(m map[string]string) string {
 		var b strings.Builder
 		for name, value := range m {
@@ -361,8 +480,11 @@ func fake(t *testing.T, l *lab, changes map[string]string) (*Setup, *look) {
 		}
 		full[name] = value
 	}
-	run := func(_ context.Context, _ string, args ...string) (string, string, error) {
-		return map[string]string{"": printOut(raw), "-x": printOut(full), "-M -x": postfixtest.MasterCF, "-m": "hash\nsocketmap\n", "-A": "cyrus\n"}[strings.Join(args, " ")], "", nil
+	run := func(_ context.Context, program string, args ...string) (string, string, error) {
+		if program != "postconf" {
+			return "", "no tables here", errors.New("no tables here")
+		}
+		return map[string]string{"": printOut(raw), "-x": printOut(full), "-n": printOut(explicit), "-M -x": byHand(t), "-P -x": printOut(overrides), "-m": "hash\nsocketmap\n", "-A": "cyrus\n"}[strings.Join(args, " ")], "", nil
 	}
 	p, err := Read(t.Context(), run, "", l.config)
 	if err != nil {
@@ -384,19 +506,22 @@ func TestDoctorBuild(t *testing.T) {
 
 func TestDoctorServices(t *testing.T) {
 	lab := newLab(t, configtest.SmallConfig)
-	absolute := strings.ReplaceAll(postfixtest.MainCF(t), "unix:sendas/", "unix:"+lab.dir+"/queue/sendas/")
-	d := lab.examine(t, absolute, strings.Replace(postfixtest.MasterCF, "smtp      unix  -       -       y       -       -       smtp", "smtp unix - - n - - smtp -v", 1))
-	d.wantCheck(t, "postfix.verbose.smtp", finding.Fail, "passwords", "smtp/unix")
+	absolute := strings.NewReplacer("unix:sendas/", "unix:"+lab.dir+"/queue/sendas/")
+	open := strings.Replace(absolute.Replace(byHand(t)), "sendas     unix  -       -       y       -       -       smtp", "sendas unix - - n - - smtp -v", 1)
+	d := lab.examine(t, absolute.Replace(postfixtest.MainCF(t)), open)
+	d.wantCheck(t, "postfix.verbose.sendas", finding.Fail, "passwords", "sendas/unix")
 	d.wantCheck(t, "postfix.smtpd_milters", finding.OK) // it is the same socket, but
 	d.wantCheck(t, "postfix.chroot.smtp.smtpd_milters", finding.Fail, "'smtpd_milters = unix:sendas/milter'")
 	d.wantCheck(t, "postfix.chroot.cleanup.non_smtpd_milters", finding.Fail, "relative to the queue directory")
-	d.wantCheck(t, "postfix.chroot.relay.smtp_reply_filter", finding.Fail, "'smtp_reply_filter = socketmap:unix:sendas/credentials:reply'")
-	if slices.ContainsFunc(d.Checks, func(c finding.Check) bool { return c.ID == "postfix.chroot.smtp.smtp_reply_filter" }) {
-		t.Error("smtp is not chrooted, but its sockets are said to be out of sight")
+	if slices.ContainsFunc(d.Checks, func(c finding.Check) bool { return c.ID == "postfix.chroot.sendas.smtp_reply_filter" }) {
+		t.Error("sendas is not chrooted, but its sockets are said to be out of sight")
 	}
+	d = lab.examine(t, postfixtest.MainCF(t), absolute.Replace(byHand(t))+"smtp-amavis unix - - y - 2 smtp -v\n")
+	d.wantCheck(t, "postfix.chroot.sendas.smtp_reply_filter", finding.Fail, "-P 'sendas/unix/smtp_reply_filter=socketmap:unix:sendas/credentials:reply'")
+	d.wantCheck(t, "postfix.verbose", finding.OK) // the feed of a filter knows no token
 
 	// A port for mail that comes back from a filter has other milters, on purpose.
-	d = lab.examine(t, postfixtest.MainCF(t), postfixtest.MasterCF+"127.0.0.1:10025 inet n - y - - smtpd -o smtpd_milters= -o debug_peer_list=x\n")
+	d = lab.examine(t, postfixtest.MainCF(t), byHand(t)+"127.0.0.1:10025 inet n - y - - smtpd -o smtpd_milters= -o debug_peer_list=x\n")
 	d.wantCheck(t, "postfix.127.0.0.1:10025.smtpd_milters", finding.Warn, "-P '127.0.0.1:10025/inet/smtpd_milters=unix:sendas/milter'")
 	d.wantCheck(t, "postfix.smtpd_milters", finding.OK)
 }
@@ -406,8 +531,8 @@ func TestDoctorTLSRequired(t *testing.T) {
 	config := strings.Replace(configtest.SmallConfig, "from: scan@contoso.com}", "from: scan@contoso.com, route: site}", 1) + configtest.RoutesConfig
 	lab := newLab(t, config)
 	for _, tc := range []struct {
-		main, smtp, site string // tls_required_enable; "" is not set
-		status, siteIs   finding.Status
+		main, own, site string // tls_required_enable; "" is not set
+		status, siteIs  finding.Status
 	}{
 		{"no", "", "", finding.OK, ""},
 		{"yes", "", "", finding.Fail, ""},
@@ -417,12 +542,11 @@ func TestDoctorTLSRequired(t *testing.T) {
 	} {
 		p, d := fake(t, lab, map[string]string{"tls_required_enable": tc.main})
 		p.services = append(p.services, entry{name: "sendas-site", kind: "unix", program: "smtp", overrides: map[string]string{"tls_required_enable": tc.site}})
-		p.Transports = nil
 		p.findTransports()
 		for i := range p.services {
 			s := &p.services[i]
-			if s.program == "smtp" && s.name != "sendas-site" && tc.smtp != "" {
-				s.overrides["tls_required_enable"] = tc.smtp
+			if s.name == "sendas" && tc.own != "" {
+				s.overrides["tls_required_enable"] = tc.own
 			}
 			if s.overrides["tls_required_enable"] == "" {
 				delete(s.overrides, "tls_required_enable")
@@ -445,14 +569,14 @@ func TestDoctorRoutes(t *testing.T) {
 `
 	transports := postfixtest.Document(t, "docs/routes.md", "```master.cf\n")
 	lab := newLab(t, config)
-	lab.examine(t, postfixtest.MainCF(t), postfixtest.MasterCF+transports).wantGood(t)
+	lab.examine(t, postfixtest.MainCF(t), byHand(t)+transports).wantGood(t)
 
-	d := lab.examine(t, postfixtest.MainCF(t), postfixtest.MasterCF+strings.ReplaceAll(strings.ReplaceAll(transports, "sendas-site", "other"), "/etc/postfix/relay.pem", "/etc/postfix/old.pem"))
+	d := lab.examine(t, postfixtest.MainCF(t), byHand(t)+strings.ReplaceAll(strings.ReplaceAll(transports, "sendas-site", "other"), "/etc/postfix/relay.pem", "/etc/postfix/old.pem"))
 	d.wantCheck(t, "postfix.route.site", finding.Fail, "sendas-site", "does not stand in master.cf", "docs/routes.md")
 	d.wantCheck(t, "postfix.route.sealed", finding.Fail, "old.pem", "smtp_tls_chain_files=/etc/postfix/relay.pem")
 	d.wantCheck(t, "postfix.route.inside", finding.OK)
 
-	d = lab.examine(t, postfixtest.MainCF(t), postfixtest.MasterCF+"sendas-site unix - - y - - smtp\nsendas-sealed unix - - y - - pipe argv=/bin/true user=nobody\n")
+	d = lab.examine(t, formerShape(t), byHand(t)+"sendas-site unix - - y - - smtp\nsendas-sealed unix - - y - - pipe argv=/bin/true user=nobody\n")
 	d.wantCheck(t, "postfix.route.site", finding.Fail, "token to another server", "-P 'sendas-site/unix/smtp_sasl_auth_enable=no'")
 	d.wantCheck(t, "postfix.route.sealed", finding.Fail, "runs pipe")
 }

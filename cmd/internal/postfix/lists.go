@@ -68,10 +68,6 @@ func missing(list []string, want string) []string {
 	return slices.DeleteFunc(splitList(want), func(item string) bool { return slices.Contains(list, item) })
 }
 
-// keepOthers leaves a value of somebody else's as it is: what is wrong with it is for him to
-// decide, and the doctor says so.
-func keepOthers(_ *Setup, raw, _ string) (value, added string) { return raw, "" }
-
 // mergePolicy puts the question to the policy service as late as it is still asked: before the
 // first thing that permits. What refuses before that goes on refusing. The service permits nothing,
 // so the list lets nobody in who was kept out.
@@ -181,7 +177,7 @@ const maxSenders = 500
 // service is down. So the queue absorbs that.
 func (p *Setup) senderTable() string {
 	c := p.Config
-	if !p.submits() || c.Policy == nil || !p.own && len(c.Mailboxes) < 2 && len(sendersOf(c)) < 2 {
+	if !p.submits() || c.Policy == nil || p.leadsAll() && len(c.Mailboxes) < 2 && len(sendersOf(c)) < 2 {
 		return ""
 	}
 	d := token.NewQueues(c.Policy, queueMembers(c))
@@ -189,7 +185,7 @@ func (p *Setup) senderTable() string {
 	for _, a := range sendersOf(c) {
 		to := d.RouteFrom(a)
 		if _, hop, ok := strings.Cut(to, ":"); ok && plainAddress.MatchString(a) {
-			list = append(list, "{"+strings.ToLower(a)+" = "+p.transportName()+":"+hop+"}")
+			list = append(list, "{"+strings.ToLower(a)+" = "+p.submission()+":"+hop+"}")
 		}
 	}
 	if len(list) > maxSenders {
@@ -199,22 +195,22 @@ func (p *Setup) senderTable() string {
 }
 
 // senderDomains are the entries for whole domains: those of which each address is a mailbox, and,
-// in a transport of its own, all that are verified: what the milter lets out is an address of one
-// of them, and must not leave another way because the table is older than the configuration.
+// where other mail leaves another way, all that are verified: what the milter lets out is an address
+// of one of them, and must not leave that way because the table is older than the configuration.
 func (p *Setup) senderDomains(d *token.Queues) []string {
 	var list []string
 	for _, domain := range p.Config.Policy.Domains() {
 		r := p.Config.Policy.Routes()[0]
 		all := address.WholeDomain(domain).String()
 		pattern := slices.ContainsFunc(p.Config.Mailboxes, func(m config.Mailbox) bool { return m.Address == all })
-		if !pattern && !p.own {
+		if !pattern && p.leadsAll() {
 			continue
 		}
 		hop := r.NextHop
 		if pattern {
 			hop = d.PatternHop(all, hop)
 		}
-		list = append(list, "{@"+domain+" = "+p.transportName()+":"+hop+"}")
+		list = append(list, "{@"+domain+" = "+p.submission()+":"+hop+"}")
 	}
 	return list
 }
@@ -259,37 +255,25 @@ func (p *Setup) connections() int {
 	return limit.Microsoft().Connections * most
 }
 
-// transportName is the transport of submission: Postfix's own smtp, or what sendas.yaml calls it.
-func (p *Setup) transportName() string {
-	name := p.submission()
-	if p.own && name == "smtp" {
-		return ownTransportName
-	}
-	return name
-}
-
-// ownTransportName is what a transport of our own is called where the configuration does not say.
-const ownTransportName = "sendas"
-
 // hasSenderTable reports whether main.cf has a table of senders of ours, be it an old one.
 func (p *Setup) hasSenderTable() bool {
-	value := p.Main["sender_dependent_default_transport_maps"]
-	return p.Config.Policy != nil && strings.Contains(value, "inline:") && strings.Contains(value, " = "+p.transportName()+":[")
+	return p.Config.Policy != nil && slices.ContainsFunc(splitList(p.Main["sender_dependent_default_transport_maps"]), func(t string) bool {
+		return !p.asksFor(t, "transport") && p.isSenderTable(t)
+	})
 }
 
 func judgeSenderTable(value string, p *Setup) finding.Status {
 	return okIf(p.asksFor(value, "transport") || hasEntries(value, p.senderTable()))
 }
 
-// routeSettings are the -o of a transport for a connector or a direct route: Postfix's own smtp,
-// without what submission has in main.cf.
+// routeSettings are the -o of a transport for a connector or a direct route: Postfix's own smtp, which
+// knows no mailbox, and which main.cf cannot weaken.
 func (p *Setup) routeSettings(r *policy.Route) []namedValue {
 	list := []namedValue{{"smtp_sasl_auth_enable", "no"}, {"smtp_sasl_password_maps", ""}, {"smtp_reply_filter", ""}}
-	if p.own || !p.submits() { // main.cf says nothing of TLS to Microsoft
-		list = append(list, namedValue{"smtp_tls_security_level", "secure"}, namedValue{"smtp_tls_CAfile", p.fill("{bundle}")})
-	}
-	if countsExternal(p) && !p.own { // of mailboxes; main.cf asks the token service
-		list = append(list, namedValue{"smtp_generic_maps", ""})
+	for i := range settings {
+		if row := &settings[i]; row.everyWay {
+			list = append(list, namedValue{row.name, p.fill(row.want)})
+		}
 	}
 	for _, c := range p.Config.Routes {
 		if c.Name == r.Name && c.CertificateFile != "" {

@@ -7,14 +7,13 @@ import (
 	"strings"
 
 	"github.com/sendas/sendas/cmd/internal/finding"
-	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/policy"
 )
 
-// The two shapes: where the settings of submission stand.
+// What main.cf leads to Microsoft.
 const (
-	ShapeMain      = "main"      // in main.cf: a host that sends everything to Microsoft
-	ShapeTransport = "transport" // in a transport of their own: a host with other mail too, which none of them touches
+	leadsEverything = "everything" // all mail, but for what tables lead elsewhere
+	leadsSenders    = "senders"    // that of the mailboxes' senders; other mail leaves as it always has
 )
 
 // A change is one setting of ours. It is kept in the state file, but for what begins with a small
@@ -28,6 +27,7 @@ type change struct {
 
 	why      string
 	good     bool // already: it is shown, not written
+	gone     bool // it is not there any more
 	chroot   string
 	settings []shownSetting // of an entry
 }
@@ -59,61 +59,24 @@ func (c *change) title() string {
 
 // A plan is all that Postfix needs for a configuration.
 type plan struct {
-	shape   string
-	reason  string // for the shape
+	leads   string
+	reason  string // for that
 	changes []*change
-	yaml    string // what sendas.yaml needs for it, "" where it has it
 }
 
-// chooseShape decides where the settings of submission belong, by what the configuration says and
-// what else Postfix sends.
-func (p *Setup) chooseShape(v *values, asked string) (shape, reason string, err error) {
-	name := p.submission()
-	switch others := p.otherMail(v); {
-	case asked == ShapeMain && name != "smtp":
-		return "", "", exit.Errorf(exit.Usage, "leave --shape out, or take the transport from sendas.yaml", "sendas.yaml gives submission the transport %s, so its settings belong there and not into main.cf", name)
-	case asked != "":
-		return asked, "it was asked for", nil
-	case name != "smtp":
-		return ShapeTransport, "sendas.yaml gives submission the transport " + name, nil
-	case others != "" && p.submits():
-		return ShapeTransport, "this host has other mail too: " + others, nil
+// sentence tells a person what leaves by submission, and why.
+func (plan *plan) sentence() string {
+	if plan.leads == leadsSenders {
+		return "the mailboxes' senders leave by Microsoft: " + plan.reason
 	}
-	return ShapeMain, "this host sends everything to Microsoft", nil
-}
-
-// otherMail names a setting that sends mail elsewhere, "" where there is none. Postfix's defaults
-// count for nothing: some of them once had values.
-func (p *Setup) otherMail(v *values) string {
-	for _, name := range []string{"relayhost", "transport_maps", "sender_dependent_relayhost_maps", "sender_dependent_default_transport_maps", "relay_domains", "default_transport"} {
-		value, ours := p.Main[name], false
-		switch name {
-		case "relayhost":
-			ours = judgeRelayhost(value, p) == finding.OK
-		case "transport_maps":
-			ours = p.onlySendas(value)
-		case "sender_dependent_default_transport_maps":
-			ours = p.hasSenderTable() || p.asksFor(value, "transport")
-		case "default_transport":
-			ours = value == "smtp"
-		}
-		if v.main[name] != "" && value != "" && !ours {
-			return name + " = " + shownValue(value)
-		}
-	}
-	return ""
+	return "all mail leaves by Microsoft: " + plan.reason
 }
 
 // makePlan says what to write. p and v are Postfix as it would be without sendas.
-func (p *Setup) makePlan(v *values, asked string) (*plan, error) {
-	shape, reason, err := p.chooseShape(v, asked)
-	if err != nil {
-		return nil, err
-	}
-	plan := &plan{shape: shape, reason: reason}
-	p.own, p.Transports = shape == ShapeTransport, nil
-	if shape == ShapeTransport && p.submission() == "smtp" && p.submits() {
-		plan.yaml = "routes: [{name: submission, transport: " + ownTransportName + "}]"
+func (p *Setup) makePlan(v *values) *plan {
+	plan := &plan{leads: leadsEverything, reason: "this host sends everything there"}
+	if others := p.otherMail(); others != "" && p.submits() {
+		plan.leads, plan.reason = leadsSenders, "this host has other mail too: "+others
 	}
 	for i := range settings {
 		if c := p.planMain(v, &settings[i]); c != nil {
@@ -121,7 +84,7 @@ func (p *Setup) makePlan(v *values, asked string) (*plan, error) {
 		}
 	}
 	plan.changes = append(plan.changes, p.planMaster(v)...)
-	return plan, nil
+	return plan
 }
 
 // offered reports whether "sendas postfix" has to do with a row here.
@@ -139,18 +102,15 @@ func (r *settingRow) good(p *Setup, value string) bool {
 	return value == p.fill(r.want) && !r.strict || r.judge != nil && r.judge(value, p) == finding.OK
 }
 
-// follows reports whether a parameter has the value of another one, which has a row of its own.
-func (p *Setup) follows(name string) bool { return otherName.MatchString(p.raw[name]) }
-
 // planMain says what main.cf needs of a row; nil is nothing.
 func (p *Setup) planMain(v *values, r *settingRow) *change {
-	if !r.offered(p) || r.place == inTransport && p.own || r.write == writeOwn {
+	if !r.offered(p) || r.place == inTransport {
 		return nil
 	}
 	c := &change{Name: r.name, Now: p.fill(r.want), why: r.why}
 	value := p.Main[r.name]
 	if r.place == inQueue {
-		c.Name = p.transportName() + r.name
+		c.Name = p.submission() + r.name
 		var known bool
 		if value, known = p.Main[c.Name]; !known {
 			value = p.Main["default"+r.name]
@@ -159,7 +119,7 @@ func (p *Setup) planMain(v *values, r *settingRow) *change {
 	raw, set := v.main[c.Name]
 	c.good = r.good(p, value)
 	switch {
-	case r.write != writeAlways && (c.good || !set && p.follows(r.name)):
+	case r.write != writeAlways && c.good:
 		return nil
 	case c.good && set:
 		c.Now = raw
@@ -175,15 +135,14 @@ func (p *Setup) planMain(v *values, r *settingRow) *change {
 	return c
 }
 
-// planMaster says what master.cf needs: the transport of submission where it has one of its own,
-// and one for each other route.
+// planMaster says what master.cf needs: a transport for submission, and one for each other route.
 func (p *Setup) planMaster(v *values) []*change {
 	var list []*change
-	if p.own && p.submits() {
-		if s := p.service(p.transportName(), "unix"); s != nil {
+	if p.submits() {
+		if s := p.service(p.submission(), "unix"); s != nil {
 			list = append(list, p.planOverrides(v, s)...)
 		} else {
-			list = append(list, p.newEntry(p.transportName(), "the way to Microsoft's submission server", p.submissionSettings()))
+			list = append(list, p.newEntry(p.submission(), "the way to Microsoft's submission server", p.submissionSettings()))
 		}
 	}
 	if p.Config.Policy == nil {
@@ -201,25 +160,26 @@ func (p *Setup) planMaster(v *values) []*change {
 	return append(list, p.planPickup(v)...)
 }
 
-// submissionSettings are the -o of a transport of our own.
+// submissionSettings are the -o of the transport of submission: all that it depends on, whatever
+// main.cf says now or later.
 func (p *Setup) submissionSettings() []shownSetting {
 	var list []shownSetting
 	for i := range settings {
-		r := &settings[i]
-		if r.place == inTransport && r.offered(p) && (r.write == writeAlways || !r.good(p, p.Main[r.name]) && !p.follows(r.name)) {
+		if r := &settings[i]; r.place == inTransport && r.offered(p) {
 			list = append(list, shownSetting{namedValue{r.name, p.fill(r.want)}, r.why})
 		}
 	}
 	return list
 }
 
-// planOverrides mends a transport that is there.
+// planOverrides mends a transport that is there, and keeps what is good in it.
 func (p *Setup) planOverrides(v *values, s *entry) []*change {
 	p.Transports = []*entry{s}
 	var list []*change
 	for i := range settings {
 		r := &settings[i]
-		if r.place != inTransport || !r.offered(p) || r.good(p, p.Value(s, r.name)) {
+		_, said := s.overrides[r.name]
+		if r.place != inTransport || !r.offered(p) || said && r.good(p, p.Value(s, r.name)) {
 			continue
 		}
 		// postconf -P takes no blanks.
@@ -297,14 +257,17 @@ func (c *change) entry() string {
 	return b.String()
 }
 
-// ourSecretTables are those of secretTables that we never write.
-var ourSecretTables = regexp.MustCompile(`\b(static|pipemap|randmap|unionmap):.*`)
+var diffLine = regexp.MustCompile(`^[-+ ](\w+) *=`)
 
-// shownLine is a line of a diff as it may be seen: tables of others in main.cf may hold passwords,
-// ours do not.
+// shownLine is a line of a diff as it may be seen: tables in main.cf may hold passwords. A line that
+// goes on does not say of which parameter it is.
 func shownLine(line string) string {
-	if strings.HasPrefix(line, "+") {
-		return ourSecretTables.ReplaceAllString(line, "$1:REDACTED")
+	name := ""
+	if m := diffLine.FindStringSubmatch(line); m != nil {
+		name = m[1]
 	}
-	return secretTables.ReplaceAllString(line, "$1:REDACTED")
+	if line == "" {
+		return ""
+	}
+	return shownParameter(name, line)
 }

@@ -5,8 +5,11 @@
 package postfix
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -37,30 +40,46 @@ type Setup struct {
 	Main     map[string]string // every parameter, with $names replaced
 	raw      map[string]string // as it is written, or the default
 	services []entry
-	unused   []string // names in main.cf or master.cf that mean nothing: misspelt, most likely
-	tables   []string // kinds of look-up tables
-	sasl     []string // kinds of SASL for clients
+	unused   []string        // names in main.cf or master.cf that mean nothing: misspelt, most likely
+	tables   []string        // kinds of look-up tables
+	sasl     []string        // kinds of SASL for clients
+	explicit map[string]bool // what main.cf itself sets
+	led      bool            // sendas led all mail to Microsoft, though main.cf says so no more
 	Config   *config.Site
-	command  string // "postconf", with the folder of the instance
+	inst     instance // as commands name it
 
-	Transports []*entry // those that ask sendas for the credential
-	own        bool     // only by settings of their own, and not by main.cf
+	postmap func(args ...string) (string, error) // on the instance that was read
+
+	Transports []*entry // those that ask sendas for the credential, and carry mail to Microsoft
+	inheriting []*entry // those that ask because main.cf says so to all of them, and carry other mail
+	shared     bool     // main.cf says so
 }
 
 // Read asks postconf(1) about the instance in a folder; "" is Postfix's default. c is what it is
 // judged by.
 func Read(ctx context.Context, run Runner, folder string, c *config.Site) (*Setup, error) {
-	p := &Setup{Config: c, command: "postconf"}
+	p := &Setup{Config: c, explicit: make(map[string]bool), inst: instance{run: run, dir: folder, flag: folder != ""}}
 	var where []string
 	if folder != "" {
 		where = []string{"-c", folder}
-		p.command += " -c " + folder
+	}
+	p.postmap = func(args ...string) (string, error) {
+		out, said, err := run(ctx, "postmap", slices.Concat(where, args)...)
+		if err != nil && said == "" { // postmap -q of what is not there
+			return "", errNotThere
+		}
+		return out, err
 	}
 	for _, ask := range []struct {
 		flags []string
 		read  func(string)
 	}{
 		{nil, func(s string) { p.raw = readParameters(s) }}, {[]string{"-x"}, func(s string) { p.Main = readParameters(s) }}, {[]string{"-M", "-x"}, p.readServices}, {[]string{"-P", "-x"}, p.readOverrides},
+		{[]string{"-n"}, func(s string) {
+			for name := range readParameters(s) {
+				p.explicit[name] = true
+			}
+		}},
 		{[]string{"-m"}, func(s string) { p.tables = strings.Fields(s) }}, {[]string{"-A"}, func(s string) { p.sasl = strings.Fields(s) }},
 	} {
 		out, said, err := run(ctx, "postconf", slices.Concat(where, ask.flags)...)
@@ -70,8 +89,28 @@ func Read(ctx context.Context, run Runner, folder string, c *config.Site) (*Setu
 		ask.read(out)
 		p.readUnused(said)
 	}
+	p.inst.dir = cmp.Or(folder, p.Main["config_directory"])
 	p.findTransports()
 	return p, nil
+}
+
+// errNotThere: a table was asked for a key that it does not have.
+var errNotThere = errors.New("it is not there")
+
+// ask looks a key up as a program of Postfix's does; an error is a table that cannot be asked here.
+func (p *Setup) ask(table, key string) (value string, found bool, err error) {
+	if list, ok := inlineEntries(table); ok {
+		i := slices.IndexFunc(list, func(e namedValue) bool { return strings.EqualFold(e.Name, key) })
+		if i < 0 {
+			return "", false, nil
+		}
+		return list[i].Value, true, nil
+	}
+	out, err := p.postmap("-q", key, table)
+	if errors.Is(err, errNotThere) {
+		return "", false, nil
+	}
+	return strings.TrimSpace(out), err == nil, err
 }
 
 // readParameters reads lines of "name = value".
@@ -166,16 +205,31 @@ func (p *Setup) Value(s *entry, name string) string {
 // submits reports whether mail is to leave by submission at all.
 func (p *Setup) submits() bool { return p.Config.Policy == nil || len(p.Config.Mailboxes) > 0 }
 
-// findTransports finds out which of the two shapes the site has: settings in main.cf, or in a
-// transport of their own.
+// findTransports finds the transports that ask sendas for a credential. Where main.cf tells it to all
+// of them, those that carry no mail to Microsoft have inherited what is not meant for them.
 func (p *Setup) findTransports() {
 	asks := func(s *entry) bool { return p.asksFor(p.Value(s, "smtp_sasl_password_maps"), "lease") }
-	p.own = !asks(nil)
+	p.Transports, p.inheriting, p.shared = nil, nil, asks(nil)
+	carriers := append(p.carriers(), p.submission())
 	for _, s := range p.running("smtp") {
-		if asks(s) {
+		_, own := s.overrides["smtp_sasl_password_maps"]
+		switch {
+		case !asks(s):
+		case own || slices.Contains(carriers, s.name):
 			p.Transports = append(p.Transports, s)
+		default:
+			p.inheriting = append(p.inheriting, s)
 		}
 	}
+}
+
+// Submission returns the transport by which mail leaves for Microsoft's submission server, nil where
+// none asks for a credential.
+func (p *Setup) Submission() *entry {
+	if list := p.queues(); len(list) > 0 {
+		return list[0]
+	}
+	return nil
 }
 
 // asksFor reports whether a list of tables has sendas' map of that name, wherever its socket is.
@@ -246,10 +300,24 @@ func bracedList(item string) []string {
 
 var secretTables = regexp.MustCompile(`\b(static|inline|pipemap|randmap|unionmap):.*`)
 
+// secretFree are the parameters whose tables hold addresses, hosts and names alone, by the end of
+// their names.
+var secretFree = regexp.MustCompile(`(^|_)(transport_maps|relayhost_maps|policy_maps|per_site|domains|mydestination|mynetworks|recipient_maps)$`)
+
+// openTables are those of secretTables that may be seen where nothing secret is kept in them; what
+// pipemap and its like combine may be a table of another kind.
+var openTables = regexp.MustCompile(`\b(static|pipemap|randmap|unionmap):.*`)
+
 // shownValue is a value as it may be seen: tables that stand in main.cf itself may hold passwords.
-func shownValue(v string) string {
-	if v == "" {
+func shownValue(v string) string { return shownParameter("", v) }
+
+// shownParameter is the value of a parameter as it may be seen.
+func shownParameter(name, v string) string {
+	switch {
+	case v == "":
 		return "(empty)"
+	case secretFree.MatchString(name):
+		return openTables.ReplaceAllString(v, "$1:REDACTED")
 	}
 	return secretTables.ReplaceAllString(v, "$1:REDACTED")
 }
@@ -266,15 +334,18 @@ func (p *Setup) set(s *entry, name, value string) string {
 	return p.setAll(s, []namedValue{{name, value}})
 }
 
-// setAll is set for several parameters at one time.
+// setAll is set for several parameters at one time. postconf(1) glues what it adds to a last line
+// without an end, so such a file gets one first.
 func (p *Setup) setAll(s *entry, list []namedValue) string {
 	var b strings.Builder
-	b.WriteString(p.command)
-	if s == nil {
-		b.WriteString(" -e")
-	} else {
-		b.WriteString(" -P")
+	file, flag := mainCF, "-e"
+	if s != nil {
+		file, flag = masterCF, "-P"
 	}
+	if p.inst.endless(file) {
+		fmt.Fprintf(&b, "echo >>%s && ", filepath.Join(p.inst.dir, file))
+	}
+	fmt.Fprintf(&b, "%s %s", p.inst.command("postconf"), flag)
 	for _, v := range list {
 		if s == nil {
 			fmt.Fprintf(&b, " '%s = %s'", v.Name, v.Value)
@@ -282,5 +353,13 @@ func (p *Setup) setAll(s *entry, list []namedValue) string {
 			fmt.Fprintf(&b, " '%s/%s=%s'", s.key(), v.Name, strings.ReplaceAll(v.Value, ", ", ","))
 		}
 	}
-	return b.String() + " && postfix" + strings.TrimPrefix(p.command, "postconf") + " reload"
+	return b.String() + " && " + p.inst.command("postfix") + " reload"
+}
+
+// enable is the command that writes all settings.
+func (p *Setup) enable() string {
+	if p.inst.flag {
+		return "sendas postfix enable --postfix-config " + p.inst.dir
+	}
+	return "sendas postfix enable"
 }

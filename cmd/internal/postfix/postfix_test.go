@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -21,11 +22,12 @@ import (
 	"github.com/sendas/sendas/cmd/internal/postfix/postfixtest"
 )
 
-// shown is what "sendas postfix show FILE" prints for a configuration on the ordinary instance.
-// Sockets and trust anchors are where they are on Debian.
-func shown(t *testing.T, yaml, file string) string {
+// shown is what "sendas postfix show FILE" prints for a configuration on the ordinary instance, whose
+// main.cf has something besides. Sockets and trust anchors are where they are on Debian.
+func shown(t *testing.T, yaml, has, file string) string {
 	t.Helper()
-	j, _ := testJob(t)
+	j, before := testJob(t)
+	configtest.WriteFile(t, filepath.Join(j.inst.dir, mainCF), string(before[mainCF])+has, 0o644)
 	_, sockets, _ := strings.Cut(postfixtest.YAML, "milter: ")
 	configtest.WriteFile(t, j.File, yaml+"milter: "+sockets, 0o644)
 	if err := j.Show(t.Context(), []string{file}); err != nil {
@@ -40,20 +42,25 @@ func shown(t *testing.T, yaml, file string) string {
 func TestPostfixDocument(t *testing.T) {
 	const doc = "docs/postfix.md"
 	yaml := postfixtest.Document(t, doc, "This page shows what comes of this configuration:\n\n```yaml\n")
-	own := yaml + postfixtest.Document(t, doc, "because the policy service sends mail there too:\n\n```yaml\n")
-	for _, tc := range []struct{ block, yaml, file string }{
-		{"```main.cf\n", yaml, mainCF}, {"```own.main.cf\n", own, mainCF}, {"```master.cf\n", own, masterCF},
+	const other = "relayhost = [mail.fabrikam.com]\n"
+	for _, tc := range []struct{ block, has, file string }{
+		{"```main.cf\n", "", mainCF}, {"```own.main.cf\n", other, mainCF}, {"```master.cf\n", "", masterCF}, {"```master.cf\n", other, masterCF},
 	} {
-		if got, want := shown(t, tc.yaml, tc.file), postfixtest.Document(t, doc, tc.block); got != want {
+		if got, want := shown(t, yaml, tc.has, tc.file), postfixtest.Document(t, doc, tc.block); got != want {
 			t.Errorf("%s%s has another text than show, which says\n%s", doc, tc.block, got)
 		}
 	}
 }
 
-// The main.cf of docs/by-hand.md is what show prints, as far as names and values go.
+// What docs/by-hand.md has is what show prints: of main.cf the names and values, of master.cf all but
+// the reasons.
 func TestPostfixByHand(t *testing.T) {
 	yaml := postfixtest.Document(t, "README.md", "`/etc/sendas/sendas.yaml`:\n\n```yaml\n")
-	got := readMainCF(shown(t, yaml, mainCF))
+	entry := regexp.MustCompile(`(?m)^ *#.*\n`).ReplaceAllString(shown(t, yaml, "", masterCF), "")
+	if want := postfixtest.OwnEntry(t); entry != want {
+		t.Errorf("docs/by-hand.md has the transport\n%sshow prints\n%s", want, entry)
+	}
+	got := readMainCF(shown(t, yaml, "", mainCF))
 	for name, want := range readMainCF(postfixtest.MainCF(t)) {
 		if got[name] != want {
 			t.Errorf("docs/by-hand.md has %s = %s, show prints %q", name, want, got[name])
@@ -129,6 +136,65 @@ func TestPostfixUpgraded(t *testing.T) {
 	do("disable it", j.Disable, false)
 	if after, _ := j.inst.read(); !after.equal(before) {
 		t.Error("main.cf and master.cf are not what they were")
+	}
+}
+
+// The former shape, with its state or without, is migrated by enable: nothing of Microsoft's is left
+// in main.cf, and disable gives back what there was before, or says what it does not know.
+func TestPostfixMigrates(t *testing.T) {
+	for _, remembered := range []bool{true, false} {
+		t.Run(fmt.Sprint("remembered=", remembered), func(t *testing.T) {
+			t.Parallel()
+			j, before := testJob(t)
+			former := files{mainCF: []byte(string(before[mainCF]) + formerShape(t) + "sender_dependent_default_transport_maps = inline:{ {scan@contoso.com = smtp:[smtp.office365.com]:587} }\n"), masterCF: before[masterCF]}
+			if err := j.inst.install(before, former); err != nil {
+				t.Fatal(err)
+			}
+			if remembered {
+				if err := saveState(j.path, &state{Version: stateVersion, Dir: j.inst.dir, Leads: "main", Before: before, After: former}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := j.Enable(t.Context()); err != nil {
+				t.Fatalf("%v\n%s", err, j.Stderr)
+			}
+			now, err := j.inst.read()
+			if err != nil {
+				t.Fatal(err)
+			}
+			main := readMainCF(string(now[mainCF]))
+			for _, s := range ownSettings(t) {
+				if value, set := main[s.Name]; set && strings.HasPrefix(s.Name, "smtp_") && readMainCF(string(before[mainCF]))[s.Name] != value {
+					t.Errorf("main.cf still has %s = %s", s.Name, value)
+				}
+			}
+			if main["default_transport"] != "sendas:[smtp.office365.com]:587" || main["relayhost"] != "" || strings.Contains(string(now[mainCF]), "= smtp:[") {
+				t.Errorf("main.cf is now\n%s", now[mainCF])
+			}
+			d := doctorOf(t, j)
+			d.wantGood(t)
+			if err := j.Disable(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			after, err := j.inst.read()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if remembered && !after.equal(before) {
+				t.Error("main.cf and master.cf are not what they were")
+			}
+			if said := j.Stderr.(*bytes.Buffer).String(); !remembered && !strings.Contains(said, "relayhost stays [smtp.office365.com]:587") {
+				t.Errorf("disable does not say what it cannot know:\n%s", said)
+			}
+			for name, value := range readMainCF(string(after[mainCF])) {
+				if strings.Contains(name+value, "sendas") && name != "queue_directory" {
+					t.Errorf("main.cf still has %s = %s", name, value)
+				}
+			}
+			if strings.Contains(string(after[masterCF]), "sendas") {
+				t.Errorf("master.cf is now\n%s", after[masterCF])
+			}
+		})
 	}
 }
 
@@ -244,9 +310,6 @@ func TestPostfixInterrupted(t *testing.T) {
 
 func interrupt(t *testing.T, done []string) {
 	j, before := testJob(t)
-	j.Shape = ShapeTransport
-	data, _ := os.ReadFile(j.File)
-	configtest.WriteFile(t, j.File, string(data)+"routes: [{name: submission, transport: sendas}]\n", 0o644)
 	if err := j.Enable(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -388,32 +451,38 @@ func TestMergeMilter(t *testing.T) {
 	}
 }
 
+// otherMail is a setting by which a host has other mail.
+var otherMail = map[string]string{"default_transport": "smtp", "relayhost": "[mail.fabrikam.com]"}
+
 func TestSenderTable(t *testing.T) {
 	more := strings.Replace(configtest.SmallConfig, "domains: [contoso.com]", `domains: [contoso.com, "bücher.example", apps.contoso.com]`, 1)
 	more = strings.Replace(more, "clients:", "  - {address: \"*@apps.contoso.com\", credential: relay-app}\nclients:", 1)
 	one := strings.Replace(configtest.SmallConfig, "  - {address: erp@contoso.com, credential: relay-app}\n", "", 1)
-	const scan, erp = "{scan@contoso.com = smtp:[smtp.office365.com]:587}, {office@contoso.com = smtp:[smtp.office365.com]:0587}", "{erp@contoso.com = smtp:[smtp.office365.com]:00587}"
-	own := strings.NewReplacer("= smtp:", "= sendas:")
+	const scan, erp = "{scan@contoso.com = sendas:[smtp.office365.com]:587}, {office@contoso.com = sendas:[smtp.office365.com]:0587}", "{erp@contoso.com = sendas:[smtp.office365.com]:00587}"
 	for _, tc := range []struct {
-		yaml string
-		own  bool
-		want string
+		yaml  string
+		other bool
+		want  string
 	}{
 		{configtest.SmallConfig, false, scan + ", " + erp},
 		{one, false, scan},
-		{strings.Replace(one, ", send_as: [office@contoso.com]", "", 1), false, ""}, // one sender has the queue of relayhost
-		{one + ownRoute, true, own.Replace(scan) + ", {@contoso.com = sendas:[smtp.office365.com]:587}"},
-		{more, false, scan + ", " + erp + ", {@apps.contoso.com = smtp:[smtp.office365.com]:000587}"},
-		{more + ownRoute, true, own.Replace(scan+", "+erp) + ", {@apps.contoso.com = sendas:[smtp.office365.com]:000587}, {@contoso.com = sendas:[smtp.office365.com]:587}, {@xn--bcher-kva.example = sendas:[smtp.office365.com]:587}"},
+		{strings.Replace(one, ", send_as: [office@contoso.com]", "", 1), false, ""}, // one sender has the queue of default_transport
+		{one, true, scan + ", {@contoso.com = sendas:[smtp.office365.com]:587}"},
+		{one + strings.Replace(ownRoute, "sendas", "exit", 1), false, strings.ReplaceAll(scan, "sendas:", "exit:")},
+		{more, false, scan + ", " + erp + ", {@apps.contoso.com = sendas:[smtp.office365.com]:000587}"},
+		{more, true, scan + ", " + erp + ", {@apps.contoso.com = sendas:[smtp.office365.com]:000587}, {@contoso.com = sendas:[smtp.office365.com]:587}, {@xn--bcher-kva.example = sendas:[smtp.office365.com]:587}"},
 	} {
-		p, _ := fake(t, newLab(t, tc.yaml), nil)
-		p.own = tc.own
+		var has map[string]string
+		if tc.other {
+			has = otherMail
+		}
+		p, _ := fake(t, newLab(t, tc.yaml), has)
 		want := tc.want
 		if want != "" {
 			want = "inline:{ " + want + " }"
 		}
 		if got := p.senderTable(); got != want {
-			t.Errorf("own=%v:\n got  %s\n want %s", tc.own, got, want)
+			t.Errorf("other mail: %v:\n got  %s\n want %s", tc.other, got, want)
 		}
 	}
 }
@@ -423,8 +492,7 @@ func TestSenderTablePool(t *testing.T) {
 	yaml := strings.NewReplacer("send_as: [office@contoso.com]}", "send_as: [office@contoso.com], pool: true}",
 		"  - {address: erp@contoso.com, credential: relay-app}", "  - {address: erp@contoso.com, credential: relay-app, send_as: [office@contoso.com], pool: true}").Replace(configtest.SmallConfig)
 	p, _ := fake(t, newLab(t, yaml), nil)
-	p.own = false
-	want := "inline:{ {scan@contoso.com = smtp:[smtp.office365.com]:587}, {office@contoso.com = smtp:[smtp.office365.com]:00587}, {erp@contoso.com = smtp:[smtp.office365.com]:0587} }"
+	want := "inline:{ {scan@contoso.com = sendas:[smtp.office365.com]:587}, {office@contoso.com = sendas:[smtp.office365.com]:00587}, {erp@contoso.com = sendas:[smtp.office365.com]:0587} }"
 	if got := p.senderTable(); got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
@@ -439,9 +507,8 @@ func TestSenderTableBound(t *testing.T) {
 	for i := range maxSenders {
 		list = append(list, fmt.Sprintf("s%d@contoso.com", i))
 	}
-	yaml := strings.Replace(configtest.SmallConfig, "send_as: [office@contoso.com]", "send_as: ["+strings.Join(list, ", ")+"]", 1) + ownRoute
-	p, _ := fake(t, newLab(t, yaml), nil)
-	p.own = true
+	yaml := strings.Replace(configtest.SmallConfig, "send_as: [office@contoso.com]", "send_as: ["+strings.Join(list, ", ")+"]", 1)
+	p, _ := fake(t, newLab(t, yaml), otherMail)
 	if got, want := p.senderTable(), "inline:{ {@contoso.com = sendas:[smtp.office365.com]:587} }"; got != want {
 		t.Errorf("got %.200s, want %s", got, want)
 	}
@@ -471,31 +538,25 @@ func TestReadMainCF(t *testing.T) {
 	}
 }
 
-// The table of the token service in smtp_generic_maps is ours; that of somebody else is never
-// replaced.
+// The table of the token service in smtp_generic_maps is the transport's; what main.cf says for other
+// mail is never replaced.
 func TestPostfixGeneric(t *testing.T) {
 	yaml := strings.Replace(configtest.SmallConfig, "domains: [contoso.com]", "domains: [contoso.com]\n  external_recipients: auto\n  licenses: 100", 1)
-	for _, tc := range []struct{ value, shape, want string }{
-		{"", ShapeMain, "socketmap:unix:sendas/credentials:recipient"},
-		{"hash:/etc/postfix/generic", ShapeMain, ""},
-		{"hash:/etc/postfix/generic", ShapeTransport, "smtp_generic_maps=socketmap:unix:sendas/credentials:recipient"},
+	for _, tc := range []struct{ yaml, value, want string }{
+		{yaml, "", "socketmap:unix:sendas/credentials:recipient"},
+		{yaml, "hash:/etc/postfix/generic", "socketmap:unix:sendas/credentials:recipient"},
+		{configtest.SmallConfig, "hash:/etc/postfix/generic", ""},
 	} {
-		p, _ := fake(t, newLab(t, yaml), map[string]string{"smtp_generic_maps": tc.value, "smtp_sasl_password_maps": ""})
-		plan, err := p.makePlan(&values{main: map[string]string{"smtp_generic_maps": tc.value}}, tc.shape)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got := ""
-		for _, c := range plan.changes {
-			if c.Name == "smtp_generic_maps" && !c.good {
-				got = c.Now
+		p, _ := fake(t, newLab(t, tc.yaml), nil)
+		p.Main["smtp_generic_maps"] = tc.value
+		p.services = slices.DeleteFunc(p.services, func(e entry) bool { return e.name == "sendas" })
+		for _, c := range p.makePlan(&values{main: map[string]string{"smtp_generic_maps": tc.value}}).changes {
+			if c.Name == "smtp_generic_maps" {
+				t.Errorf("%q: main.cf is to have %q", tc.value, c.Now)
 			}
-			if c.Service == "sendas/unix" && strings.Contains(c.Now, tc.want) {
-				got = tc.want
+			if c.Service == "sendas/unix" && !strings.Contains(c.Now+" ", " -o smtp_generic_maps="+tc.want+" ") {
+				t.Errorf("%q: the transport is %s, want %q", tc.value, c.Now, tc.want)
 			}
-		}
-		if got != tc.want {
-			t.Errorf("%q in shape %s: %q is written, want %q", tc.value, tc.shape, got, tc.want)
 		}
 	}
 }

@@ -18,7 +18,7 @@ type place int
 const (
 	inMain      place = iota // main.cf alone: programs that master.cf seldom changes
 	inSMTPD                  // every smtpd(8), by main.cf and by -o
-	inTransport              // every transport that asks sendas for a credential
+	inTransport              // the transport of submission, by -o alone, so that main.cf can weaken nothing
 	inWays                   // every transport by which mail leaves for Microsoft, by main.cf and by -o
 	inQueue                  // main.cf, under a name that begins with the transport's
 )
@@ -51,6 +51,11 @@ type settingRow struct {
 	// merge puts want into a list that others wrote too, and returns what it has put there; nil
 	// replaces the value.
 	merge func(p *Setup, raw, want string) (value, added string)
+	// everyWay is for inTransport: the transports of the other routes are told the same, lest main.cf
+	// changes what leaves by them.
+	everyWay bool
+	// elsewhere: it is written, but nothing wrong where it is not, or another look says more about it.
+	elsewhere bool
 }
 
 // A writing says when "sendas postfix" shows and writes a row.
@@ -58,8 +63,7 @@ type writing int
 
 const (
 	writeAlways writing = iota
-	writeWrong          // where the present value is not good: Postfix's default is
-	writeOwn            // the same, but in a transport of our own alone; in main.cf it is the administrator's
+	writeWrong          // in main.cf, where the present value is not good: Postfix's default is
 )
 
 // Judges of values.
@@ -138,10 +142,9 @@ var settings = []settingRow{
 	{name: "transport_maps", place: inMain, want: "{own}", level: finding.Fail, when: wantsRouteMap, judge: judgeOwnTable,
 		means: "nobody tells Postfix which recipients a direct route reaches, so all its mail goes by submission",
 		why:   "the recipients that a direct route reaches; a table in main.cf, so that nobody needs the token service at RCPT", merge: mergeLast},
-	{name: "transport_maps", id: "transport_maps.others", place: inMain, want: "", level: finding.Warn, when: func(p *Setup) bool { return !p.own && p.Main["transport_maps"] != "" },
-		judge: func(v string, p *Setup) finding.Status { return okIf(p.onlySendas(v)) },
-		means: "mail that these tables send to another server takes the settings of submission with it: that server is offered the mailbox's token if it asks for XOAUTH2",
-		do:    "let those tables name a transport without SASL, or move the settings of submission into a transport of their own: sendas postfix enable --shape transport"},
+	{name: "transport_maps", id: "transport_maps.bare", place: inMain, want: "", level: finding.Fail, when: (*Setup).submits, judge: judgeBare,
+		means: "an entry names a host without a transport: mail of mailboxes' senders for it leaves by the transport of sendas, with their credential, and waits because that host is not Microsoft's",
+		do:    "write the transport before the host, smtp:[host] for :[host]; then, for a table in a file: postmap, and postfix reload"},
 	{name: "smtpd_tls_ask_ccert", place: inSMTPD, want: "yes", level: finding.Fail, when: wantsCertificates,
 		means: "clients are known by certificates, and Postfix asks for none",
 		why:   "clients are known by their certificates"},
@@ -150,48 +153,67 @@ var settings = []settingRow{
 		why:   "and by their fingerprints"},
 
 	// Out: one look-up is the right to send one message.
-	{name: "relayhost", place: inMain, want: "{nexthop}", judge: judgeRelayhost, level: finding.Fail, when: func(p *Setup) bool { return !p.own && p.submits() },
-		means: "mail does not go to Microsoft's submission server",
+	{name: "default_transport", place: inMain, want: "{submission}", judge: judgeDefault, level: finding.Fail, when: (*Setup).leadsAll,
+		means: "mail does not go to Microsoft's submission server by the transport that asks sendas",
+		do:    "{enable}",
 		why:   "everything leaves by Microsoft's submission server"},
+	{name: "relay_transport", place: inMain, want: "{submission}", level: finding.Fail, when: relaysToMicrosoft,
+		means: "mail for relay_domains does not go to Microsoft's submission server by the transport that asks sendas",
+		do:    "{enable}",
+		why:   "so does mail for relay_domains that have no transport of their own"},
+	{name: "relayhost", place: inMain, want: "", level: finding.Warn, when: (*Setup).leadsAll, write: writeWrong,
+		judge: func(v string, p *Setup) finding.Status { return okIf(!p.toMicrosoft(v)) },
+		means: "what Postfix sends by another transport than that of sendas reaches Microsoft without credentials",
+		do:    "{enable}",
+		why:   "and nothing by another transport, which knows no mailbox"},
+	{name: "sender_dependent_relayhost_maps", place: inMain, want: "", level: finding.Fail, when: (*Setup).leadsAll, judge: judgeRelayhosts,
+		means: "default_transport overrules this table: mail of its senders leaves by Microsoft as well, where no mailbox may send as them",
+		do:    "write its entries into sender_dependent_default_transport_maps, with the transport before the host (smtp:[host]), and type: {postconf} -X sender_dependent_relayhost_maps"},
 	{name: "sender_dependent_default_transport_maps", place: inMain, want: "{senders}", level: finding.Warn, judge: judgeSenderTable, merge: mergeFirst,
 		when:  func(p *Setup) bool { return p.hasSenderTable() },
 		offer: func(p *Setup) bool { return p.senderTable() != "" },
 		means: "the table was written for another configuration: senders that it does not know wait behind the mail of others, or do not come to the transport of sendas",
-		do:    "sendas postfix enable",
+		do:    "{enable}",
 		why:   "which senders leave by submission, and in which queue, so that none holds up another; a table in main.cf, so that nobody needs the token service at RCPT"},
-	{name: "smtp_tls_security_level", place: inTransport, want: "secure", level: finding.Fail,
+	{name: "smtp_tls_security_level", place: inTransport, everyWay: true, want: "secure", level: finding.Fail,
 		judge: func(v string, _ *Setup) finding.Status { return warnIf(v == "verify" || v == "fingerprint") },
 		means: "a token may only be shown to a server that has proved to be Microsoft's; less than \"secure\" shows it to whoever answers",
 		why:   "a token is shown to nobody but a server that has proved to be Microsoft's"},
-	{name: "smtp_tls_wrappermode", place: inTransport, want: "no", level: finding.Fail,
+	{name: "smtp_tls_wrappermode", place: inTransport, everyWay: true, want: "no", level: finding.Fail,
 		means: "Microsoft has no implicit TLS (port 465), so no connection succeeds",
-		why:   "Microsoft has STARTTLS alone", write: writeWrong},
+		why:   "Microsoft has STARTTLS alone"},
 	{name: "tls_required_enable", place: inWays, want: "no", level: finding.Fail, judge: judgeTLSRequired,
 		when:  func(p *Setup) bool { return p.knows("tls_required_enable") },
 		means: "a message with the header \"TLS-Required: no\" leaves without TLS, or to a server that has not proved whose it is, and so does the token",
 		why:   "no message lowers the security of its way out by a header \"TLS-Required: no\""},
-	{name: "smtp_tls_policy_maps", place: inTransport, want: "", level: finding.Warn,
-		means: "a table may lower the security level for Microsoft's server", do: "see that it says secure for {nexthop}, or nothing",
-		why: "no table lowers the level", write: writeOwn},
-	{name: "smtp_tls_per_site", place: inTransport, want: "", level: finding.Warn,
-		means: "a table may turn TLS off for Microsoft's server (NONE)", do: "see that it says MUST for {nexthop}, or nothing",
-		why: "nor does an old one", write: writeOwn},
-	{name: "smtp_tls_CAfile", place: inTransport, want: "{bundle}", level: finding.Fail, judge: judgeTrust, strict: true,
+	{name: "smtp_tls_policy_maps", place: inTransport, everyWay: true, want: "", level: finding.Fail, judge: judgePolicies,
+		means: "a table lowers the security level for Microsoft's server, or may: the token is shown to whoever answers",
+		why:   "no table lowers that"},
+	{name: "smtp_tls_per_site", place: inTransport, everyWay: true, want: "", level: finding.Fail,
+		means: "a table may turn TLS off for Microsoft's server (NONE)",
+		why:   "nor does an old one"},
+	{name: "smtp_tls_CAfile", place: inTransport, everyWay: true, want: "{bundle}", level: finding.Fail, judge: judgeTrust, strict: true,
 		means: "Postfix trusts nobody, so it cannot tell Microsoft's server from another and defers all mail; or the file is not there (package ca-certificates)",
 		why:   "whom to trust; unlike smtp_tls_CApath it is read before Postfix locks itself into its queue directory"},
-	{name: "smtp_tls_secure_cert_match", place: inTransport, want: "nexthop, dot-nexthop", level: finding.Warn,
+	{name: "smtp_tls_CApath", place: inTransport, everyWay: true, want: "", level: finding.Warn, elsewhere: true,
+		means: "others are trusted besides those of the bundle",
+		why:   "nobody else"},
+	{name: "smtp_tls_trust_anchor_file", place: inTransport, everyWay: true, want: "", level: finding.Fail,
+		means: "Postfix trusts these alone instead of those of the bundle, so it takes another server for Microsoft's, or none",
+		why:   "not even where main.cf says so"},
+	{name: "smtp_tls_secure_cert_match", place: inTransport, everyWay: true, want: "nexthop, dot-nexthop", level: finding.Warn,
 		judge: func(v string, p *Setup) finding.Status {
 			host, _, _ := strings.Cut(p.Config.Tenant.Endpoints.Submission, ":")
 			return okIf(slices.Contains(splitList(v), "nexthop") || slices.Contains(splitList(v), host))
 		},
 		means: "Postfix compares the certificate with something else than the name of the server",
-		why:   "the certificate must be that of the server", write: writeWrong},
+		why:   "the certificate must be that of the server"},
 	{name: "smtp_sasl_auth_enable", place: inTransport, want: "yes", level: finding.Fail,
 		means: "Postfix does not authenticate, and Microsoft refuses every message with 530 5.7.57",
 		why:   "Microsoft takes nothing without AUTH"},
 	{name: "smtp_sasl_type", place: inTransport, want: "cyrus", level: finding.Fail,
 		means: "XOAUTH2 comes by a plugin of Cyrus SASL",
-		why:   "XOAUTH2 comes by a plugin of Cyrus SASL", write: writeWrong},
+		why:   "XOAUTH2 comes by a plugin of Cyrus SASL"},
 	{name: "smtp_sasl_mechanism_filter", place: inTransport, want: "xoauth2", level: finding.Fail, judge: anyCase("xoauth2"),
 		means: "another mechanism than XOAUTH2 would send the token as if it were a password, which Microsoft refuses",
 		why:   "no other mechanism: it would send the token as if it were a password"},
@@ -214,12 +236,27 @@ var settings = []settingRow{
 	{name: "smtp_reply_filter", place: inTransport, want: "{reply}", judge: judgeSocketmap("reply"), level: finding.Fail,
 		means: "sendas does not learn what became of a message: leases come back late, and mail over Microsoft's daily limit bounces instead of waiting",
 		why:   "the token service sees what became of the message, and \"later\" is no longer taken for \"never\""},
+	{name: "smtp_fallback_relay", place: inTransport, everyWay: true, want: "", level: finding.Fail,
+		means: "what sendas or Microsoft will not let leave now leaves by this host instead, without a lease; after a refused connection the token is shown to it",
+		why:   "what may not leave now waits, and leaves by no other host"},
+	{name: "smtp_delivery_status_filter", place: inTransport, want: "", level: finding.Warn,
+		means: "the table may turn \"later\" into \"never\": mail that waits for Microsoft's limits bounces",
+		why:   "and comes back for no other reason than Microsoft's"},
+	{name: "smtp_discard_ehlo_keywords", place: inTransport, want: "", level: finding.Fail,
+		judge: func(v string, _ *Setup) finding.Status {
+			return okIf(!slices.ContainsFunc(splitList(strings.ToLower(v)), func(w string) bool { return w == "starttls" || w == "auth" }))
+		},
+		means: "Postfix overlooks that Microsoft offers TLS or AUTH, and no message leaves",
+		why:   "nothing that Microsoft offers is overlooked"},
+	{name: "smtp_discard_ehlo_keyword_address_maps", place: inTransport, want: "", level: finding.Warn,
+		means: "the table may make Postfix overlook that Microsoft offers TLS or AUTH",
+		why:   "at none of its addresses"},
 	{name: "smtp_sasl_auth_soft_bounce", place: inTransport, want: "yes", level: finding.Fail,
 		means: "a token that is refused for a moment makes mail bounce",
-		why:   "a token that is refused for a moment makes no mail bounce", write: writeWrong},
+		why:   "a token that is refused for a moment makes no mail bounce"},
 	{name: "smtp_sasl_auth_cache_name", place: inTransport, want: "", level: finding.Fail,
 		means: "a refused token is remembered for months as a wrong password",
-		why:   "and is not remembered", write: writeWrong},
+		why:   "and is not remembered"},
 	{name: "smtp_tls_connection_reuse", place: inTransport, want: "no", level: finding.Fail,
 		means: "a message on a reused connection leaves without a look-up, so past all limits",
 		why:   "one message a session: on a reused connection the next one would leave without asking"},
@@ -228,18 +265,32 @@ var settings = []settingRow{
 		why:   "the same without TLS"},
 	{name: "smtp_connection_cache_destinations", place: inTransport, want: "", level: finding.Fail,
 		means: "a message on a reused connection leaves without a look-up, so past all limits",
-		why:   "nor for these", write: writeWrong},
+		why:   "nor for these"},
 	{name: "smtp_generic_maps", id: "recipients", place: inTransport, want: "{recipient}", judge: judgeSocketmap("recipient"), level: finding.Warn,
 		when:  countsExternal,
 		means: "sendas does not learn who the recipients are: all of them count as external",
-		why:   "the token service learns which recipients are external, and changes no address", merge: keepOthers},
-	{name: "smtp_generic_maps", place: inTransport, want: "", level: finding.Fail, judge: judgeSocketmap("recipient"),
+		why:   "the token service learns which recipients are external, and changes no address"},
+	{name: "smtp_generic_maps", place: inTransport, everyWay: true, want: "", level: finding.Fail, judge: judgeSocketmap("recipient"),
 		offer: func(p *Setup) bool { return !countsExternal(p) },
 		means: "the sender is changed after sendas has decided on it, and Exchange Online refuses the message",
-		why:   "nobody changes senders after the milter has decided on them", write: writeOwn},
+		why:   "nobody changes senders after the milter has decided on them"},
+	{name: "smtp_header_checks", place: inTransport, everyWay: true, want: "", level: finding.Warn, elsewhere: true,
+		means: rewriting, why: "nor their fields"},
+	{name: "smtp_mime_header_checks", place: inTransport, everyWay: true, want: "", level: finding.Warn, means: rewriting, why: "nor those of a part"},
+	{name: "smtp_nested_header_checks", place: inTransport, everyWay: true, want: "", level: finding.Warn, means: rewriting, why: "nor those of a message in it"},
+	{name: "smtp_body_checks", place: inTransport, everyWay: true, want: "", level: finding.Warn, means: rewriting, why: "nor what was signed"},
 	{name: "smtp_tls_loglevel", place: inTransport, want: "1", judge: anyCase("0", "1", "2"), level: finding.Fail,
 		means: "what is sent within TLS, tokens too, is written into the mail log",
-		why:   "more would write tokens into the mail log", write: writeWrong},
+		why:   "more would write tokens into the mail log"},
+	{name: "debug_peer_list", id: "debug_peer_list", place: inTransport, want: "", level: finding.Fail,
+		means: "sessions with Microsoft are logged as with -v, tokens too",
+		why:   "nor into the log of a session that somebody wants to see"},
+	{name: "notify_classes", id: "notify_classes", place: inTransport, want: "resource, software", level: finding.Fail,
+		judge: func(v string, _ *Setup) finding.Status {
+			return okIf(!slices.Contains(splitList(v), "protocol"))
+		},
+		means: "transcripts of sessions with Microsoft are mailed to the postmaster, and a token may be in them",
+		why:   "nor into a transcript that is mailed to the postmaster"},
 	{name: "_destination_concurrency_limit", place: inQueue, want: "{connections}", level: finding.Warn,
 		judge: func(v string, p *Setup) finding.Status {
 			return within1to(3*max(1, len(p.Config.Mailboxes)))(v, p)
@@ -294,6 +345,8 @@ var settings = []settingRow{
 		means: "Postfix asks Microsoft for SMTPUTF8 where no address needs it, and some of its servers answer 502 5.3.3"},
 }
 
+const rewriting = "a table of main.cf may change the message after sendas has decided on it, or send it another way"
+
 const rewritten = "Postfix changes senders by this table before sendas sees them, and the envelope sender once more after it"
 
 func okIf(good bool) finding.Status {
@@ -329,7 +382,7 @@ func (p *Setup) fill(s string) string {
 		"{milter}", p.milterItem(), "{policy}", p.relative(p.Config.Milter.PolicyListen).String(),
 		"{lease}", p.socketmap("lease"), "{reply}", p.socketmap("reply"), "{recipient}", p.socketmap("recipient"), "{route}", p.socketmap("route"),
 		"{bundle}", cmp.Or(p.Config.Tenant.Endpoints.CAFile, TrustBundle()), "{own}", p.ownTable(), "{senders}", p.senderTable(), "{nexthop}", nextHop(p.Config.Tenant.Endpoints.Submission),
-		"{connections}", strconv.Itoa(p.connections()),
+		"{connections}", strconv.Itoa(p.connections()), "{submission}", p.submissionWay(), "{enable}", p.enable(), "{postconf}", p.inst.command("postconf"),
 	).Replace(s)
 }
 
@@ -337,7 +390,7 @@ func (p *Setup) fill(s string) string {
 func (p *Setup) checkSettings(s finding.Section) {
 	for i := range settings {
 		r := &settings[i]
-		if r.when == nil || r.when(p) {
+		if !r.elsewhere && (r.when == nil || r.when(p)) {
 			p.checkSetting(s, r)
 		}
 	}
@@ -364,14 +417,8 @@ func (p *Setup) checkSetting(s finding.Section, r *settingRow) {
 			}
 		}
 	case inTransport:
-		shared := false
 		for _, v := range p.Transports {
-			if _, own := v.overrides[r.name]; own || p.own {
-				p.compare(s, r, v, r.name, r.level)
-			} else if !shared {
-				shared = true
-				p.compare(s, r, nil, r.name, r.level)
-			}
+			p.compare(s, r, v, r.name, r.level)
 		}
 	case inQueue:
 		for _, v := range p.queues() {
@@ -417,7 +464,7 @@ func (p *Setup) compare(s finding.Section, r *settingRow, v *entry, name string,
 		}
 		a = finding.Advice{Means: p.fill(r.means), Do: cmp.Or(p.fill(r.do), p.setAll(v, list))}
 	}
-	s.Note(status, id, what, shownValue(value), a)
+	s.Note(status, id, what, shownParameter(name, value), a)
 }
 
 // settingNamed returns the row of a parameter, nil where there is none.
@@ -574,22 +621,23 @@ func (p *Setup) onlySendas(tables string) bool {
 	})
 }
 
-// judgeRelayhost accepts what leads to the same server: another way to write the port, or a table
-// of sendas that chooses transport and next-hop by the sender.
-func judgeRelayhost(value string, p *Setup) finding.Status {
-	if p.asksFor(p.Main["sender_dependent_default_transport_maps"], "transport") {
-		return finding.OK
+// judgePolicies asks the tables as smtp(8) does (smtp_tls_policy_maps of postconf(5)): an entry for
+// Microsoft's server has to keep the level, and none is as good.
+func judgePolicies(value string, p *Setup) finding.Status {
+	hop := nextHop(p.Config.Tenant.Endpoints.Submission)
+	host, _, _ := strings.Cut(p.Config.Tenant.Endpoints.Submission, ":")
+	for _, table := range splitList(value) {
+		for _, key := range []string{hop, host, "." + host[strings.Index(host, ".")+1:]} {
+			policy, found, err := p.ask(table, key)
+			if err != nil {
+				return finding.Warn
+			}
+			if level, _, _ := strings.Cut(policy, " "); found && level != "secure" && level != "verify" {
+				return ""
+			}
+		}
 	}
-	if to, ok := strings.CutPrefix(p.Main["default_transport"], p.submission()+":"); ok {
-		value = to
-	}
-	want := strings.ToLower(nextHop(p.Config.Tenant.Endpoints.Submission))
-	hops := splitList(strings.ToLower(value)) // several are tried in turn
-	other := slices.ContainsFunc(hops, func(hop string) bool {
-		host, port, _ := strings.Cut(hop, "]:")
-		return host+"]:"+strings.TrimLeft(port, "0") != want
-	})
-	return okIf(len(hops) > 0 && !other)
+	return finding.OK
 }
 
 // judgeTrust accepts any way to have trust anchors.

@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -31,10 +33,12 @@ type state struct {
 	Version   int       `json:"version"`
 	Dir       string    `json:"config_directory"`
 	EnabledAt time.Time `json:"enabled_at"` // in UTC
-	Shape     string    `json:"shape"`
+	Leads     string    `json:"shape"`      // "main" and "transport" are of former versions
 	Before    files     `json:"before"`
 	After     files     `json:"after"`
 	Changes   []*change `json:"changes"`
+	Later     []string  `json:"later,omitempty"`   // of the files: somebody has changed them since sendas first did
+	Unknown   []gap     `json:"unknown,omitempty"` // Before was made without a state, from what is known of sendas
 }
 
 // stateVersion is the form of the file.
@@ -196,4 +200,56 @@ func (c *change) former(v *values) (value string, set bool, said string) {
 		return now, is, fmt.Sprintf("%s: %s stays %s, because you have changed it", c.file(), c.title(), shownValue(now))
 	}
 	return now, is, fmt.Sprintf("%s: %s stays away, because you have removed it", c.file(), c.title())
+}
+
+// differences are the settings that change from a to b, those of a plan first and in its order.
+func differences(a, b *values, plan []*change) []*change {
+	list := slices.Clone(plan)
+	for _, name := range slices.Sorted(maps.Keys(a.main)) {
+		list = append(list, &change{Name: name})
+	}
+	for _, v := range []*values{a, b} {
+		for _, service := range slices.Sorted(maps.Keys(v.entries)) {
+			_, before := a.entries[service]
+			_, after := b.entries[service]
+			if before != after {
+				list = append(list, &change{Service: service})
+				continue
+			}
+			for _, name := range slices.Sorted(maps.Keys(v.overrides[service])) {
+				list = append(list, &change{Service: service, Name: name})
+			}
+		}
+	}
+	var changed []*change
+	for _, c := range list {
+		was, had := a.get(c)
+		now, has := b.get(c)
+		known := slices.ContainsFunc(changed, func(k *change) bool { return k.Service == c.Service && (k.Name == "" || k.Name == c.Name) })
+		if known || had == has && was == now {
+			continue
+		}
+		d := &change{Service: c.Service, Name: c.Name, Now: now, gone: !has}
+		if had {
+			d.Was = &was
+		}
+		changed = append(changed, d)
+	}
+	return changed
+}
+
+// sentence says a change, without what must not be seen.
+func (c *change) sentence() string {
+	was := "was not set"
+	if c.Was != nil {
+		was = "was " + shownParameter(c.Name, *c.Was)
+	}
+	if c.gone {
+		return fmt.Sprintf("%s: %s is taken out (%s)", c.file(), c.title(), was)
+	}
+	value := c.Now
+	if value != "" {
+		value = shownParameter(c.Name, value)
+	}
+	return fmt.Sprintf("%s: %s (%s)", c.file(), assignment(c.title(), value), was)
 }

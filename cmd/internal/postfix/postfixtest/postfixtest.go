@@ -34,6 +34,11 @@ func MainCF(t *testing.T) string {
 	return Document(t, "docs/by-hand.md", "Postfix, in `main.cf` (the paths are relative to the queue directory, so they work chrooted and not):\n\n```main.cf\n")
 }
 
+// OwnEntry is the transport of submission as docs/by-hand.md has it, for master.cf.
+func OwnEntry(t *testing.T) string {
+	return Document(t, "docs/by-hand.md", "```master.cf\n")
+}
+
 // MasterCF are the services that matter here, as Debian has them.
 const MasterCF = `smtp      inet  n       -       y       -       -       smtpd
 cleanup   unix  n       -       y       -       0       cleanup

@@ -1,0 +1,203 @@
+package postfix
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/sendas/sendas/cmd/internal/finding"
+	"github.com/sendas/sendas/policy"
+)
+
+// wayOf returns where a value of the form transport:nexthop leads (default_transport of
+// postconf(5)); without a next-hop, relayhost says it. "" is the recipient's own domain.
+func (p *Setup) wayOf(value string) (transport, hop string) {
+	transport, hop, _ = strings.Cut(value, ":")
+	if hop = strings.TrimSpace(hop); hop == "" {
+		hop = p.Main["relayhost"]
+	}
+	return strings.TrimSpace(transport), hop
+}
+
+// toMicrosoft reports whether a next-hop is the submission host, however its port and brackets are
+// written; several hops are tried in turn.
+func (p *Setup) toMicrosoft(hop string) bool {
+	want, _, _ := strings.Cut(p.Config.Tenant.Endpoints.Submission, ":")
+	hops := splitList(hop)
+	return len(hops) > 0 && !slices.ContainsFunc(hops, func(h string) bool {
+		if inner, bracketed := strings.CutPrefix(h, "["); bracketed {
+			h, _, _ = strings.Cut(inner, "]")
+		} else {
+			h, _, _ = strings.Cut(h, ":")
+		}
+		return !strings.EqualFold(h, want)
+	})
+}
+
+// closed reports whether a transport leads nowhere: it refuses, keeps, throws away or delivers here.
+func (p *Setup) closed(transport string) bool {
+	program := transport
+	if s := p.service(transport, "unix"); s != nil {
+		program = s.program
+	}
+	return slices.Contains([]string{"error", "discard", "local", "virtual"}, program)
+}
+
+// submissionWay is transport and next-hop of submission.
+func (p *Setup) submissionWay() string {
+	return p.submission() + ":" + nextHop(p.Config.Tenant.Endpoints.Submission)
+}
+
+// otherMail names a setting of the administrator's that sends mail elsewhere, so that the senders of
+// mailboxes alone are led to Microsoft; "" where all mail is to go there. Postfix's defaults count
+// for nothing: some of them once had values. A transport that leads nowhere is no other mail.
+func (p *Setup) otherMail() string {
+	named := func(name string) string { return name + " = " + shownParameter(name, p.Main[name]) }
+	transport, hop := p.wayOf(p.Main["default_transport"])
+	switch {
+	case p.led || p.toMicrosoft(hop) || p.closed(transport):
+		return ""
+	case hop != "" && hop == p.Main["relayhost"]:
+		return named("relayhost")
+	case hop != "" || transport != "smtp" || p.explicit["default_transport"]:
+		return named("default_transport")
+	}
+	for _, name := range []string{"transport_maps", "sender_dependent_relayhost_maps", "sender_dependent_default_transport_maps", "relay_domains"} {
+		value := p.Main[name]
+		ours := name == "transport_maps" && p.onlySendas(value) || name == "sender_dependent_default_transport_maps" && p.onlySenders(value)
+		if p.explicit[name] && value != "" && !ours {
+			return named(name)
+		}
+	}
+	return ""
+}
+
+// leadsAll reports whether all mail is to leave by submission, but for what tables lead elsewhere.
+func (p *Setup) leadsAll() bool { return p.submits() && p.otherMail() == "" }
+
+// onlySenders reports whether each table of senders is one of ours, be it an old one.
+func (p *Setup) onlySenders(tables string) bool {
+	return !slices.ContainsFunc(splitList(tables), func(t string) bool { return !p.isSenderTable(t) })
+}
+
+// isSenderTable reports whether a table of senders is one that sendas has written, or asks it.
+func (p *Setup) isSenderTable(table string) bool {
+	if p.asksFor(table, "transport") {
+		return true
+	}
+	list, ok := inlineEntries(table)
+	return ok && len(list) > 0 && !slices.ContainsFunc(list, func(e namedValue) bool {
+		transport, hop, _ := strings.Cut(e.Value, ":")
+		return !p.toMicrosoft(hop) || transport != p.submission() && transport != "smtp"
+	})
+}
+
+// carriers are the transports to which main.cf leads mail for Microsoft's submission server. They
+// are looked for in the tables that stand in main.cf itself; others lead where their owner wants.
+func (p *Setup) carriers() []string {
+	var list []string
+	add := func(value string) {
+		if transport, hop := p.wayOf(value); p.toMicrosoft(hop) && transport != "" && !slices.Contains(list, transport) {
+			list = append(list, transport)
+		}
+	}
+	add(p.Main["default_transport"])
+	if p.Main["relay_domains"] != "" {
+		add(p.Main["relay_transport"])
+	}
+	for _, name := range []string{"sender_dependent_default_transport_maps", "transport_maps"} {
+		for _, table := range splitList(p.Main[name]) {
+			entries, _ := inlineEntries(table)
+			for _, e := range entries {
+				if name != "transport_maps" || !strings.HasSuffix(e.Value, ":") { // there the domain is the next-hop
+					add(e.Value)
+				}
+			}
+		}
+	}
+	if p.asksFor(p.Main["sender_dependent_default_transport_maps"], "transport") {
+		add(p.submissionWay())
+	}
+	return list
+}
+
+// inlineEntries reads a table that stands in main.cf itself (inline of DATABASE_README); ok is false
+// for every other one.
+func inlineEntries(table string) (list []namedValue, ok bool) {
+	inner, ok := strings.CutPrefix(table, "inline:{")
+	if !ok {
+		return nil, false
+	}
+	for _, e := range splitList(strings.TrimSuffix(inner, "}")) {
+		if braced, is := strings.CutPrefix(e, "{"); is {
+			e = strings.TrimSuffix(braced, "}")
+		}
+		name, value, _ := strings.Cut(e, "=")
+		list = append(list, namedValue{strings.TrimSpace(name), strings.TrimSpace(value)})
+	}
+	return list, true
+}
+
+// entries reads a table, other than inline by postmap(1); ok is false for one that cannot be listed,
+// such as those of patterns or of a directory.
+func (p *Setup) entries(table string) (list []namedValue, ok bool) {
+	if list, ok := inlineEntries(table); ok || p.postmap == nil {
+		return list, ok
+	}
+	out, err := p.postmap("-s", table)
+	if err != nil {
+		return nil, false
+	}
+	for line := range strings.Lines(out) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "\t")
+		list = append(list, namedValue{name, strings.TrimSpace(value)})
+	}
+	return list, true
+}
+
+// judgeDefault accepts a way to the submission host by a transport that asks sendas.
+func judgeDefault(value string, p *Setup) finding.Status {
+	transport, hop := p.wayOf(value)
+	return okIf(p.toMicrosoft(hop) && strings.Contains(value, ":") && transport == p.submission())
+}
+
+// relaysToMicrosoft reports whether mail of relay_domains goes where relayhost says, to Microsoft,
+// by a transport that knows no mailbox; or nowhere.
+func relaysToMicrosoft(p *Setup) bool {
+	transport, hop := p.wayOf(p.Main["relay_transport"])
+	if !p.leadsAll() || p.Main["relay_domains"] == "" || transport == p.submission() {
+		return false
+	}
+	return p.toMicrosoft(hop) || p.closed(transport)
+}
+
+// judgeBare finds entries of transport_maps that name a host and no transport (transport(5)): the
+// transport is then that of the sender or the default, so that of sendas, which would show a token
+// to that host, or find that its certificate is not its own.
+func judgeBare(value string, p *Setup) finding.Status {
+	for _, table := range splitList(value) {
+		list, _ := p.entries(table)
+		if slices.ContainsFunc(list, func(e namedValue) bool {
+			host, bare := strings.CutPrefix(e.Value, ":")
+			return bare && host != "" && !p.toMicrosoft(host)
+		}) {
+			return ""
+		}
+	}
+	return okIf(true)
+}
+
+// judgeRelayhosts accepts tables of relayhosts that all lead to Microsoft: submission does the same.
+func judgeRelayhosts(value string, p *Setup) finding.Status {
+	for _, table := range splitList(value) {
+		list, ok := p.entries(table)
+		if !ok || slices.ContainsFunc(list, func(e namedValue) bool { return !p.toMicrosoft(e.Value) }) {
+			return ""
+		}
+	}
+	return okIf(true)
+}
+
+// hasRoute reports whether a transport is that of a route.
+func (p *Setup) hasRoute(transport string) bool {
+	return p.Config.Policy != nil && slices.ContainsFunc(p.Config.Policy.Routes(), func(r *policy.Route) bool { return r.Transport == transport })
+}
