@@ -56,28 +56,54 @@ func (d *Walk) checkSockets(ctx context.Context) {
 	d.checkHealth(ctx, s, "token", c.Token.HTTP)
 }
 
-// CheckOthers looks at what "sendas postfix enable" depends on besides Postfix: the plugin, and,
-// where Postfix runs, the services. Without the milter devices are turned away; without the token
-// service mail waits.
+// CheckOthers looks at what "sendas postfix enable" depends on besides Postfix: the plugin, and the
+// services. Without the milter devices are turned away by a Postfix that runs; without the token
+// service mail waits. Where Postfix does not run, nobody is turned away, and what is missing is said.
 func CheckOthers(ctx context.Context, w *world, r *finding.Report, p *postfix.Setup, running bool) {
 	d := New(&Options{Json: true}, w)
 	d.config, d.postfix = p.Config, p
 	d.checkPlugin(ctx)
-	if running {
-		d.checkListeners(ctx)
-	}
+	d.checkListeners(ctx, running)
 	r.Checks = append(r.Checks, d.Checks...)
 }
 
+// startTime is how long a service that is being started is waited for.
+const startTime = 3 * time.Second
+
 // checkListeners asks the services whether they are there.
-func (d *Walk) checkListeners(ctx context.Context) {
+func (d *Walk) checkListeners(ctx context.Context, running bool) {
 	s := d.Section("sockets", "socket")
-	d.probe(ctx, s, "milter", "milter.listen", "milter", d.config.Milter.Listen, probeMilter)
+	if running {
+		d.awaitListener(ctx, d.config.Milter.Listen)
+	}
 	at := len(d.Checks)
+	d.probe(ctx, s, "milter", "milter.listen", "milter", d.config.Milter.Listen, probeMilter)
+	if running {
+		at = len(d.Checks)
+	}
 	d.probe(ctx, s, "credentials", "token.listen", "token", d.config.Token.Listen, probeCredentials)
 	for i := range d.Checks[at:] {
 		if k := &d.Checks[at+i]; k.Status == finding.Fail {
 			k.Status = finding.Warn
+		}
+	}
+}
+
+// awaitListener waits a little for a service that is being started to listen.
+func (d *Walk) awaitListener(ctx context.Context, at serve.Address) {
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	network, addr := at.Network()
+	for {
+		c, err := d.dial(ctx, network, addr)
+		if err == nil {
+			c.Close()
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(startTime / 30):
 		}
 	}
 }

@@ -14,7 +14,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -241,4 +243,40 @@ func TestRootCause(t *testing.T) {
 	if got := rootCause(errors.New("x")); got != "x" {
 		t.Errorf("rootCause = %q", got)
 	}
+}
+
+// What "sendas postfix enable" says of the services: a milter that is being started is waited for,
+// one that is not there is in the way of a Postfix that runs, and said where none does.
+func TestDoctorListeners(t *testing.T) {
+	absent := func(context.Context, string, string) (net.Conn, error) { return nil, syscall.ENOENT }
+	for _, tc := range []struct {
+		running bool
+		want    finding.Status
+		waited  time.Duration
+	}{{true, finding.Fail, startTime}, {false, finding.Warn, 0}} {
+		synctest.Test(t, func(t *testing.T) {
+			d, _ := socketDoctor(t)
+			d.world.dial = absent
+			begun := time.Now()
+			d.checkListeners(t.Context(), tc.running)
+			if waited := time.Since(begun); waited != tc.waited {
+				t.Errorf("running=%v: it waited %v, want %v", tc.running, waited, tc.waited)
+			}
+			findingtest.WantWhole(t, &d.Report)
+			d.wantCheck(t, "sockets.milter", tc.want, "systemctl start sendas-milter")
+			d.wantCheck(t, "sockets.credentials", finding.Warn, "systemctl start sendas-token")
+		})
+	}
+	d, dir := socketDoctor(t)
+	srv := &milter.Server{Log: slog.New(slog.DiscardHandler), Metrics: milter.NewMetrics(prometheus.NewRegistry()), Sessions: new(milter.Sessions)}
+	srv.Use(d.config.Policy)
+	asked := 0
+	d.world.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if asked++; asked == 3 { // it has started
+			go srv.Serve(listenOn(t, dir+"/milter"))
+		}
+		return (&net.Dialer{}).DialContext(ctx, network, addr)
+	}
+	d.checkListeners(t.Context(), true)
+	d.wantCheck(t, "sockets.milter", finding.OK, "the milter of sendas")
 }
