@@ -145,10 +145,7 @@ func (p *Rules) Decide(r *Request) Decision {
 	if !c.own {
 		id, ok = p.authorise(c, h.asked, &d)
 	}
-	if !ok {
-		id, ok = p.notice(r, &d)
-	}
-	if !ok {
+	if id, ok = p.notice(r, &d, id, ok); !ok {
 		if c.OnUnauthorized == Refuse || c.From.IsZero() {
 			d.refuse(refusal(c, &d), Reason{Code: ReasonRejected, Subject: c.Name})
 			return d

@@ -42,18 +42,32 @@ func speaksItself(p Peer, sender string) bool {
 	return ok && strings.EqualFold(local, "double-bounce")
 }
 
-// notice returns the identity of what this host says itself, where the client has none of its own
-// for it or the settings say another one.
-func (p *Rules) notice(r *Request, d *Decision) (identity, bool) {
+// notice returns the identity of what this host says itself, where what it asks for is none (ok is
+// false) or leads astray, and the client has none of its own or the settings say another one. For
+// all other mail it returns what was found.
+func (p *Rules) notice(r *Request, d *Decision, id identity, ok bool) (identity, bool) {
 	c := d.Client
-	if !speaksItself(r.Peer, r.Sender) || !p.notices.stated && c.OnUnauthorized == Rewrite && !c.own {
-		return identity{}, false
+	switch {
+	case !speaksItself(r.Peer, r.Sender), ok && !p.astray(r, d, id):
+		return id, ok
+	case !ok && !p.notices.stated && c.OnUnauthorized == Rewrite && !c.own:
+		if own, _ := p.onRoute(d.Route, c.From, d.External != nil); !p.astray(r, d, own) {
+			return id, ok
+		}
 	}
-	id, ok := p.onRoute(d.Route, p.notices.identity, d.External != nil)
-	if ok {
-		d.because(ReasonNotices, id.addr.String(), "")
+	n, can := p.onRoute(d.Route, p.notices.identity, d.External != nil)
+	if !can {
+		return id, ok
 	}
-	return id, ok
+	d.because(ReasonNotices, n.addr.String(), "")
+	return n, true
+}
+
+// astray reports whether Postfix leads a message of its own another way than its identity needs. No
+// FILTER brings it to a connector: where there are mailboxes it goes by submission, which wants one
+// that may send as the identity.
+func (p *Rules) astray(r *Request, d *Decision, id identity) bool {
+	return d.Route.Type == Connector && r.Peer.Port == 0 && len(p.mailboxes) > 0 && id.mailbox == nil
 }
 
 // OwnMail returns the client of programs on this host, such as cron, nil where their mail is
@@ -61,7 +75,8 @@ func (p *Rules) notice(r *Request, d *Decision) (identity, bool) {
 func (p *Rules) OwnMail() *Client { return p.clients.find(Peer{Addr: loopback[0]}) }
 
 // addNotices settles who this host is when it speaks itself: what the settings name, else the from
-// of the client that takes this host's mail, else the only mailbox.
+// of the client that takes this host's mail, else the only mailbox. Where there are mailboxes, one of
+// them has to be able to send as it; see [Rules.astray].
 func (b *builder) addNotices(s Settings) {
 	const path = "notices"
 	n := &b.p.notices
@@ -78,7 +93,7 @@ func (b *builder) addNotices(s Settings) {
 			return
 		}
 		n.identity, n.stated = a, true
-	case n.client != nil && !n.client.From.IsZero():
+	case n.client != nil && !n.client.From.IsZero() && b.submits(n.client.From):
 		n.identity = n.client.From
 	case len(b.p.mailboxes) == 1 && !b.p.mailboxes[0].Pattern():
 		n.identity = b.p.mailboxes[0].Address
@@ -90,9 +105,15 @@ func (b *builder) addNotices(s Settings) {
 	if n.client == nil {
 		n.client, n.builtIn = &Client{Name: OwnClient, From: n.identity, OnUnauthorized: Rewrite, Route: b.noticesRoute(n.identity), own: true}, true
 	}
-	if r := n.client.Route; r == nil || !b.takes(r, n.identity) {
+	if r := n.client.Route; r == nil || !b.takes(r, n.identity) || !b.submits(n.identity) {
 		b.fail(path, "no mailbox may send as <%s>; list it under send_as of the mailbox that has the permission", n.identity)
 	}
+}
+
+// submits reports whether a mailbox may send as the address, or there is none.
+func (b *builder) submits(a address.Spec) bool {
+	_, ok := b.p.byMailbox(a)
+	return ok || len(b.p.mailboxes) == 0
 }
 
 // noMailbox says why no mailbox stands for this host.
@@ -114,9 +135,12 @@ func (b *builder) likelyNotices(s Settings) string {
 		}
 	}
 	for i := range b.p.clients.list {
-		if c := &b.p.clients.list[i]; !c.From.IsZero() && b.noticesRoute(c.From) != nil {
+		if c := &b.p.clients.list[i]; !c.From.IsZero() && b.submits(c.From) && b.noticesRoute(c.From) != nil {
 			return c.From.String()
 		}
+	}
+	if len(b.p.mailboxes) > 0 { // patterns
+		return "postmaster" + strings.TrimPrefix(b.p.mailboxes[0].Name, "*")
 	}
 	return "postmaster@" + b.p.Domains()[0]
 }

@@ -34,6 +34,14 @@ func TestNotices(t *testing.T) {
 		s.Routes = []RouteSettings{{Name: "inside", Type: "direct", Endpoint: mxHost, External: "reject"}, {Name: "site", Type: "connector", Endpoint: mxHost}}
 		s.Clients[0].Route = "site"
 	})
+	mixed := func(from string) Settings {
+		return with(only(), func(s *Settings) {
+			s.Routes = []RouteSettings{{Name: "site", Type: "connector", Endpoint: mxHost}}
+			thisHost(ClientSettings{Route: "site", From: from})(s)
+		})
+	}
+	bySMTP := peer("127.0.0.1", "")
+	bySMTP.Port = 40112
 	for _, tc := range []struct {
 		name             string
 		s                Settings
@@ -68,6 +76,12 @@ func TestNotices(t *testing.T) {
 		{"its client, named, other mail", with(stated, thisHost(ClientSettings{From: "hr@contoso.com"})), peer("127.0.0.1", ""), "root@relay", "root@relay", "local", "hr@contoso.com", "hr@contoso.com", "submission"},
 		{"its client rejects", with(two, thisHost(ClientSettings{From: "hr@contoso.com", OnUnauthorized: "reject"})), peer("127.0.0.1", ""), "<>", "MAILER-DAEMON@relay", "local", "hr@contoso.com", "hr@CONTOSO.COM", "submission"},
 		{"its client rejects, other mail", with(two, thisHost(ClientSettings{From: "hr@contoso.com", OnUnauthorized: "reject"})), peer("127.0.0.1", ""), "root@relay", "root@relay", "local", "", "", "submission"},
+		// No FILTER brings it to the connector, and by submission a mailbox has to send as it.
+		{"its client has a connector", mixed("root@contoso.com"), peer("127.0.0.1", ""), "<>", "MAILER-DAEMON@relay", "local", "relay@contoso.com", "relay@CONTOSO.COM", "site"},
+		{"its client has a connector, and asks", mixed("root@contoso.com"), peer("127.0.0.1", ""), "<>", "MAILER-DAEMON@contoso.com", "local", "relay@contoso.com", "relay@CONTOSO.COM", "site"},
+		{"its client has a connector, and a mailbox's from", mixed("hr@contoso.com"), peer("127.0.0.1", ""), "<>", "MAILER-DAEMON@relay", "local", "hr@contoso.com", "hr@CONTOSO.COM", "site"},
+		{"its client has a connector, other mail", mixed("root@contoso.com"), peer("127.0.0.1", ""), "cron@relay", "cron@relay", "local", "root@contoso.com", "root@contoso.com", "site"},
+		{"its client has a connector, by SMTP", mixed("root@contoso.com"), bySMTP, "<>", "app@contoso.com", "local", "app@contoso.com", "app@CONTOSO.COM", "site"},
 		{"its client has no from", with(only(), thisHost(ClientSettings{})), peer("127.0.0.1", ""), "<>", "", "local", "relay@contoso.com", "relay@CONTOSO.COM", "submission"},
 	} {
 		p := mustPolicy(t, tc.s)
@@ -128,10 +142,21 @@ func TestNoNotices(t *testing.T) {
 		{"several mailboxes, a client without from", with(several, thisHost(ClientSettings{})), need + `there are 3 mailboxes; write "notices: erp@contoso.com"` + or},
 		{"a pattern", with(only(), func(s *Settings) { s.Mailboxes = []MailboxSettings{{Address: "*@contoso.com"}} }),
 			need + `*@contoso.com is no single mailbox; write "notices: relay@contoso.com"` + or},
+		{"a pattern of another domain", with(only(), func(s *Settings) {
+			s.Domains, s.Mailboxes = []string{"apps.contoso.com", "contoso.com", "z.example"}, []MailboxSettings{{Address: "*@z.example"}}
+			s.Clients[0].From = ""
+		}), need + `*@z.example is no single mailbox; write "notices: postmaster@z.example"` + or},
 		{"no mailbox", with(only(), func(s *Settings) {
 			s.Mailboxes, s.Routes = nil, []RouteSettings{{Name: "site", Type: "connector", Endpoint: mxHost}}
 			s.Clients[0].Route, s.Clients[0].From = "site", ""
 		}), need + `there is no mailbox; write "notices: postmaster@contoso.com"` + or},
+		{"a client with a connector, and several mailboxes", with(several, func(s *Settings) {
+			s.Routes = []RouteSettings{{Name: "site", Type: "connector", Endpoint: mxHost}}
+			thisHost(ClientSettings{Route: "site", From: "root@contoso.com"})(s)
+		}), need + `there are 3 mailboxes; write "notices: erp@contoso.com"` + or},
+		{"a connector's address", with(only(), func(s *Settings) {
+			s.Notices, s.Routes = "it@contoso.com", []RouteSettings{{Name: "site", Type: "connector", Endpoint: mxHost}}
+		}), "notices: no mailbox may send as <it@contoso.com>; list it under send_as of the mailbox that has the permission"},
 		{"no address", with(only(), func(s *Settings) { s.Notices = "postmaster" }), `notices: "postmaster" is not an address; write local@domain`},
 		{"another domain", with(only(), func(s *Settings) { s.Notices = "it@fabrikam.com" }),
 			"notices: <it@fabrikam.com> is not in a verified domain; add fabrikam.com to tenant.domains if the tenant has it"},
