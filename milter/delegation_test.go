@@ -301,6 +301,27 @@ func TestSessionsForget(t *testing.T) {
 	})
 }
 
+// TestSessionsBounded: however many begin at once, memory does not grow with them, and the latest is
+// known.
+func TestSessionsBounded(t *testing.T) {
+	var s Sessions
+	now, here, most := time.Now(), netip.MustParseAddr("10.0.0.0"), 0
+	for i := range 2 * maxSessions {
+		if i%60_000 == 0 {
+			here = here.Next()
+		}
+		k := sessionKey{here, strconv.Itoa(1 + i%60_000)}
+		s.note(k, certificate{fingerprint: "f"}, now)
+		if _, ok := s.find(k, now); !ok {
+			t.Fatalf("session %d is not known at once", i)
+		}
+		most = max(most, len(s.known))
+	}
+	if most > maxSessions || len(s.known) < maxSessions/2 {
+		t.Errorf("up to %d sessions are kept, and %d in the end", most, len(s.known))
+	}
+}
+
 // TestSessionsOnePerKey: what names no single session is not remembered, or one client would pass
 // for another.
 func TestSessionsOnePerKey(t *testing.T) {

@@ -55,6 +55,9 @@ const (
 	sessionLife = 2 * time.Hour
 	// minPrune is how many sessions are kept without a look at their age.
 	minPrune = 1000
+	// maxSessions is how many are kept at all, in some 40 MB: a stranger can begin hundreds a second.
+	// One that is forgotten too early has its message deferred, and nothing worse.
+	maxSessions = 200_000
 )
 
 func (s *Sessions) note(k sessionKey, t told, now time.Time) {
@@ -71,6 +74,12 @@ func (s *Sessions) note(k sessionKey, t told, now time.Time) {
 			if now.Sub(v.at) > sessionLife {
 				delete(s.known, k)
 			}
+		}
+		for k := range s.known { // any of them
+			if len(s.known) <= maxSessions/2 {
+				break
+			}
+			delete(s.known, k)
 		}
 		s.prune = max(minPrune, 2*len(s.known))
 	}
