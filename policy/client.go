@@ -89,6 +89,78 @@ func fingerprint(s string) string {
 	return string(b)
 }
 
+// A Shadow is a client that no peer can be: others that come before it in the list match first.
+type Shadow struct {
+	Client int    // index in the configuration
+	By     int    // of one of those others
+	What   string // "networks", "logins", "names of certificates" or "fingerprints"
+}
+
+// Shadowed returns the clients that can never match, in their order. It looks at what single clients
+// before them take away, not at what several networks make up together.
+func (p *Rules) Shadowed() (list []Shadow) {
+	var networks bart.Table[int]
+	logins, subjects, fingerprints := make(map[string]int), make(map[string]int), make(map[string]int)
+	for i := range p.clients.list {
+		c := &p.clients.list[i]
+		if by, what := shadowOf(c, &networks, logins, subjects, fingerprints); what != "" {
+			list = append(list, Shadow{i, by, what})
+		}
+		// A client takes away what it matches by one thing alone.
+		switch n, l, s, f := len(c.Networks), len(c.Logins), len(c.Subjects), len(c.Fingerprints); {
+		case n > 0 && l+s+f == 0:
+			for _, x := range c.Networks {
+				networks.Insert(x.Masked(), i)
+			}
+		case l > 0 && n+s+f == 0:
+			take(logins, c.Logins, i)
+		case s > 0 && n+l+f == 0:
+			take(subjects, c.Subjects, i)
+		case f > 0 && n+l+s == 0:
+			take(fingerprints, c.Fingerprints, i)
+		}
+	}
+	return list
+}
+
+func take(taken map[string]int, keys []string, i int) {
+	for _, k := range keys {
+		if _, ok := taken[k]; !ok {
+			taken[k] = i
+		}
+	}
+}
+
+// shadowOf finds what of a client's conditions can never hold; what is "" where all can.
+func shadowOf(c *Client, networks *bart.Table[int], logins, subjects, fingerprints map[string]int) (by int, what string) {
+	covered := len(c.Networks) > 0
+	for _, x := range c.Networks {
+		at, ok := networks.LookupPrefix(x.Masked())
+		covered, by = covered && ok, at
+	}
+	if covered {
+		return by, "networks"
+	}
+	if at, ok := logins["*"]; ok && len(c.Logins) > 0 {
+		return at, "logins"
+	}
+	for _, x := range []struct {
+		what  string
+		keys  []string
+		taken map[string]int
+	}{{"logins", c.Logins, logins}, {"names of certificates", c.Subjects, subjects}, {"fingerprints", c.Fingerprints, fingerprints}} {
+		all := len(x.keys) > 0
+		for _, k := range x.keys {
+			at, ok := x.taken[k]
+			all, by = all && ok, at
+		}
+		if all {
+			return by, x.what
+		}
+	}
+	return 0, ""
+}
+
 const noClient = int(^uint(0) >> 1)
 
 // clientIndex finds the first client of the list that a peer matches, in time that does

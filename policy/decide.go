@@ -76,9 +76,10 @@ type Decision struct {
 	Reasons  []Reason
 }
 
-// Rewritten reports whether the message leaves as another sender than it asked for.
+// Rewritten reports whether the message leaves as another sender than it asked for; one that is held
+// will, once it is let go.
 func (d *Decision) Rewritten() bool {
-	return d.Action == Accept && !d.Asked.Same(d.Identity)
+	return (d.Action == Accept || d.Action == Hold) && !d.Asked.Same(d.Identity)
 }
 
 // Through names the mailbox that the message leaves through: "erp1@contoso.com", or

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -357,8 +358,8 @@ func (b *builder) conditions(path string, s ClientSettings, c *Client) {
 		}
 	}
 	for i, t := range s.Subjects {
-		if t == "" {
-			b.fail(fmt.Sprintf("%s.cert_subjects[%d]", path, i), "an empty name matches nobody; write the common name (CN) of the certificate's subject")
+		if why := subjectFault(t); why != "" {
+			b.fail(fmt.Sprintf("%s.cert_subjects[%d]", path, i), "%s", why)
 		}
 		c.Subjects = append(c.Subjects, strings.ToLower(t))
 	}
@@ -370,6 +371,33 @@ func (b *builder) conditions(path string, s ClientSettings, c *Client) {
 		}
 		c.Fingerprints = append(c.Fingerprints, f)
 	}
+}
+
+var (
+	// attributeForm is how a certificate's subject, or a name beside it, is written as a whole:
+	// "CN=sap01, O=Contoso", "/C=DE/CN=sap01", "DNS:sap01".
+	attributeForm = regexp.MustCompile(`(?i)^\s*/?\s*(CN|commonName|OU|O|C|L|ST|DC|DNS|URI|IP Address|email|emailAddress|serialNumber|subject)\s*[=:]`)
+	commonName    = regexp.MustCompile(`(?i)(?:^|[,/+=:]\s*)(?:CN|commonName)\s*=\s*([^,/+=]+)`)
+)
+
+// subjectFault says why no client can have such a common name, as Postfix tells it ({cert_subject},
+// ccert_subject): by the attribute's value alone.
+func subjectFault(s string) string {
+	const write = "write the common name (CN) of the certificate's subject alone"
+	switch {
+	case s == "":
+		return "an empty name matches nobody; write the common name (CN) of the certificate's subject"
+	case fingerprint(s) != "":
+		return "this is a fingerprint; write it under cert_fingerprints:"
+	case attributeForm.MatchString(s):
+		if m := commonName.FindStringSubmatch(s); m != nil {
+			return fmt.Sprintf("%q is more than the common name, which alone is compared; write %s", address.Clip(s), address.Clip(strings.TrimSpace(m[1])))
+		}
+		return fmt.Sprintf("%q is not a common name, which alone is compared; %s", address.Clip(s), write)
+	case s != strings.TrimSpace(s):
+		return fmt.Sprintf("%q has blanks around it, which no common name has; %s", address.Clip(s), write)
+	}
+	return ""
 }
 
 // network reads a network or a single address. Bits behind the prefix length are an error:

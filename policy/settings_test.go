@@ -113,6 +113,11 @@ func TestWhatADecisionTells(t *testing.T) {
 		if d.Rewritten() != tc.want {
 			t.Errorf("%s: rewritten %v, want %v", tc.from, d.Rewritten(), tc.want)
 		}
+		for action, want := range map[Action]bool{Hold: tc.want, Defer: false, Reject: false} {
+			if d.Action = action; d.Rewritten() != want {
+				t.Errorf("%s, %s: rewritten %v, want %v", tc.from, action, d.Rewritten(), want)
+			}
+		}
 	}
 	d := p.Decide(&Request{Peer: peer("192.0.2.1", ""), Sender: "a@b.example"})
 	if d.Rewritten() {

@@ -20,8 +20,9 @@ func cmdCheck(o *options) *cobra.Command {
 		Short: "Check the configuration",
 		Long: `check reads the configuration, the secret files and the certificates as the services do, and
 says what is wrong with file, line, excerpt and what to write instead. It exits with 78 when
-something is. What is right and may surprise, it says as a note: mail of programs on this host that no
-client takes.
+something is. What works and will soon fail, or does not do what it seems to, is a warning: a certificate
+that ends, a client that no message can come from. What is right and may surprise, it says as a note: mail
+of programs on this host that no client takes.
 
 With --dns it also looks up the verified domains and the endpoints of the routes, and prints the SPF record
 that each domain needs: mail by a connector or directly comes from this relay's own address. It exits with 1 when
@@ -32,6 +33,9 @@ something has to be changed.`,
 			c, err := config.Load(o.config, config.CheckAll)
 			if err != nil {
 				return err
+			}
+			for _, p := range c.Warnings {
+				fmt.Fprintf(o.stderr, "sendas: warning: %s\n", p.In(o.config))
 			}
 			fmt.Fprintf(o.stdout, "%s is good: %d mailboxes, %d clients\n", o.config, len(c.Mailboxes), len(c.Clients))
 			if c.Policy.OwnMail() == nil {

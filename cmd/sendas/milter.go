@@ -45,7 +45,7 @@ func runMilter(ctx context.Context, o *options) error {
 	protocol.LogWarning = func(format string, v ...any) {
 		warns.Warn(log, "milter connection", "error", fmt.Sprintf(format, v...))
 	}
-	load := func(path string) (*config.Site, error) { return config.Load(path, config.CheckOwn) }
+	load := func(path string) (*config.Site, error) { return config.Load(path, config.CheckMilter) }
 	cfg, err := load(o.config)
 	if err != nil {
 		return err

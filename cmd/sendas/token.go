@@ -151,7 +151,7 @@ func serveLookups(ctx context.Context, srv *lease.SocketmapServer, ln net.Listen
 // night must not stop everything at the next restart. The refresher looks at the files again for
 // every request, and refuses what "sendas check" refuses.
 func loadForToken(path string, log *slog.Logger) (*config.Site, error) {
-	c, err := config.Load(path, config.CheckFiles)
+	c, err := config.Load(path, config.CheckToken)
 	var wrong *config.Error
 	if !errors.As(err, &wrong) {
 		return c, err

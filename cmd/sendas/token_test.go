@@ -43,7 +43,7 @@ func TestOneBrokenCredential(t *testing.T) {
 	if s := logged.String(); strings.Count(s, "\n") != 1 || !strings.Contains(s, "credentials.gone.client_secret_file") || strings.Contains(s, "hunter2") {
 		t.Errorf("logged %s", s)
 	}
-	if _, err := config.Load(path, config.CheckFiles); err == nil {
+	if _, err := config.Load(path, config.CheckToken); err == nil {
 		t.Error("sendas check finds nothing wrong")
 	}
 	write("sendas.yaml", strings.Replace(twoCredentials, "FROM", "nobody@contoso.com", 1))

@@ -79,7 +79,7 @@ func parseKey(file string, data []byte) (*rsa.PrivateKey, error) {
 		}
 		return parseKeyBlock(file, b)
 	}
-	return nil, notPEM(file, data, "private key")
+	return nil, NotPEM(file, data, "private key")
 }
 
 // copyAgain is what to do about a damaged file.
@@ -124,7 +124,7 @@ func parseCertificate(file string, data []byte, key *rsa.PrivateKey) (*x509.Cert
 		}
 	}
 	if !seen {
-		return nil, notPEM(file, data, "certificate")
+		return nil, NotPEM(file, data, "certificate")
 	}
 	return nil, &FileError{Path: file, Problem: "has no certificate for the configured private key",
 		Act: "the two were made at different times; bring the pair together again"}
@@ -143,8 +143,10 @@ func checkValidity(file string, cert *x509.Certificate, now time.Time) error {
 	return nil
 }
 
-// pemBlocks yields the PEM blocks of a file, whatever text stands between them.
+// pemBlocks yields the PEM blocks of a file, whatever text stands between them. The mark that an
+// editor on Windows puts first would hide the first of them.
 func pemBlocks(data []byte) func(yield func(*pem.Block) bool) {
+	data = bytes.TrimPrefix(data, byteOrderMark)
 	return func(yield func(*pem.Block) bool) {
 		for b, rest := pem.Decode(data); b != nil; b, rest = pem.Decode(rest) {
 			if !yield(b) {
@@ -154,13 +156,51 @@ func pemBlocks(data []byte) func(yield func(*pem.Block) bool) {
 	}
 }
 
-// notPEM explains why nothing was found; a .pfx or .p12 is what Windows exports.
-func notPEM(file string, data []byte, what string) *FileError {
+// NotPEM explains why no PEM block was found of what is wanted ("private key", "certificate"), by the
+// form that the file has instead.
+func NotPEM(file string, data []byte, what string) *FileError {
+	if e := inUTF16(file, data); e != nil {
+		return e
+	}
+	is := func(problem, command string) *FileError {
+		return &FileError{Path: file, Problem: problem, Act: fmt.Sprintf("type \"%s\" and use the new file", fmt.Sprintf(command, file))}
+	}
+	switch text := bytes.TrimSpace(bytes.TrimPrefix(data, byteOrderMark)); {
+	case isCertificate(data):
+		return is("is a certificate in DER form, not in PEM format", "openssl x509 -inform DER -in %s -out NEW.pem")
+	case isKey(data):
+		return is("is a private key in DER form, not in PEM format", "openssl pkey -inform DER -in %s -out NEW.pem")
+	case bytes.Contains(text, []byte("-----BEGIN PKCS7")):
+		return is("holds a chain of certificates as PKCS #7, without their key", "openssl pkcs7 -print_certs -in %s -out NEW.pem")
+	case isBase64OfDER(text):
+		return is("is not in PEM format, but the base64 in which Azure Key Vault hands out a .pfx file", "base64 -d %s >NEW.pfx; openssl pkcs12 -in NEW.pfx -nodes -passin pass: -out NEW.pem")
+	}
 	if !bytes.Contains(data, []byte("-----BEGIN")) {
 		return &FileError{Path: file, Problem: "is not in PEM format", Act: fmt.Sprintf("if it is a .pfx or .p12 file, type "+
 			"\"openssl pkcs12 -in %s -nodes -out NEW.pem\" and use the new file", file)}
 	}
 	return &FileError{Path: file, Problem: "has no " + what, Act: "put certificate and key into one PEM file, or name both files"}
+}
+
+func isCertificate(der []byte) bool {
+	_, err := x509.ParseCertificate(der)
+	return err == nil
+}
+
+func isKey(der []byte) bool {
+	_, err := x509.ParsePKCS8PrivateKey(der)
+	if err != nil {
+		_, err = x509.ParsePKCS1PrivateKey(der)
+	}
+	return err == nil
+}
+
+// isBase64OfDER reports whether a text is the base64 of a sequence of ASN.1, as a .pfx is one.
+func isBase64OfDER(text []byte) bool {
+	plain := bytes.Join(bytes.Fields(text), nil)
+	der := make([]byte, base64.StdEncoding.DecodedLen(len(plain)))
+	n, err := base64.StdEncoding.Decode(der, plain)
+	return err == nil && n > 100 && der[0] == 0x30 && der[1] >= 0x80
 }
 
 // assertion returns the JWT that proves to the token endpoint audience that we

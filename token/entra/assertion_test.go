@@ -73,6 +73,7 @@ func TestCheckCertificate(t *testing.T) {
 		{"one file, certificate first", mine + pkcs8(t, firstKey()), ""},
 		{"PKCS #1", mine, pkcs1(firstKey())},
 		{"chain around it", other + mine + other, pkcs8(t, firstKey())},
+		{"a byte order mark", "\ufeff" + mine, "\ufeff" + pkcs8(t, firstKey())},
 		{"bag attributes of openssl pkcs12", "Bag Attributes\n    localKeyID: 01\n" + pkcs8(t, firstKey()) + "subject=CN = sendas\n" + mine, ""},
 	} {
 		got, err := CheckCertificate(certFiles(t, tc.cert, tc.key))
@@ -113,6 +114,12 @@ func certFiles(t *testing.T, cert, key string) (certFile, keyFile string) {
 	return writeFile(t, "app.crt", cert, 0o644), writeFile(t, "app.key", key, 0o600)
 }
 
+// derOf returns what is in the first PEM block.
+func derOf(text string) string {
+	b, _ := pem.Decode([]byte(text))
+	return string(b.Bytes)
+}
+
 func TestCertificateSentences(t *testing.T) {
 	now := time.Now()
 	mine := certPEM(t, firstKey(), now.Add(-time.Hour), now.Add(time.Hour))
@@ -137,6 +144,12 @@ func TestCertificateSentences(t *testing.T) {
 		{"not yet valid", certPEM(t, firstKey(), now.Add(24*time.Hour), now.Add(48*time.Hour)), key, `is valid only from ` + now.Add(24*time.Hour).UTC().Format("2006-01-02 15:04") + ` UTC, and this machine's clock says`},
 		{"no key", mine, "", `has no private key: put certificate and key into one PEM file, or name both files`},
 		{"no certificate", key, "", `has no certificate: put certificate and key`},
+		{"DER", derOf(mine), pkcs8(t, firstKey()), `is a certificate in DER form, not in PEM format: type "openssl x509 -inform DER -in /`},
+		{"DER of the key", mine, derOf(pkcs8(t, firstKey())), `is a private key in DER form, not in PEM format: type "openssl pkey -inform DER -in /`},
+		{"DER of the key, PKCS #1", mine, derOf(pkcs1(firstKey())), `is a private key in DER form`},
+		{"base64 of Key Vault", base64.StdEncoding.EncodeToString([]byte("0\x82\x09\x01\x02\x01\x03"+strings.Repeat("x", 200))) + "\n", "", `the base64 in which Azure Key Vault hands out a .pfx file: type "base64 -d /`},
+		{"PKCS #7", "-----BEGIN PKCS7-----\nMIIB\n-----END PKCS7-----\n", key, `holds a chain of certificates as PKCS #7, without their key: type "openssl pkcs7 -print_certs -in /`},
+		{"UTF-16", "\xff\xfe-\x00-\x00", key, `is in UTF-16`},
 		{"PFX", "0\x82\x09\x01\x02\x01\x03", "", `is not in PEM format: if it is a .pfx or .p12 file, type "openssl pkcs12 -in /`},
 	} {
 		_, err := CheckCertificate(certFiles(t, tc.cert, tc.key))

@@ -161,8 +161,12 @@ func trustAnchors(caFile string) (*x509.CertPool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("loading the system's CA certificates: %w", err)
 	}
-	if !roots.AppendCertsFromPEM(pem) {
-		return nil, &FileError{Path: caFile, Problem: "has no certificate in PEM format (-----BEGIN CERTIFICATE-----)"}
+	if !roots.AppendCertsFromPEM(bytes.TrimPrefix(pem, byteOrderMark)) {
+		e := NotPEM(caFile, pem, "certificate")
+		if e.Problem == "has no certificate" {
+			e.Act = "name a file with -----BEGIN CERTIFICATE-----"
+		}
+		return nil, e
 	}
 	return roots, nil
 }

@@ -52,7 +52,7 @@ func TestOldTLSIsRefused(t *testing.T) {
 
 func TestBadCAFile(t *testing.T) {
 	for _, tc := range []struct{ path, want string }{
-		{writeFile(t, "ca.pem", "hello", 0o644), "has no certificate in PEM format"},
+		{writeFile(t, "ca.pem", "hello", 0o644), "is not in PEM format"},
 		{"/nonexistent/ca.pem", "does not exist"},
 	} {
 		_, err := NewHTTPClient(HTTPOptions{CAFile: tc.path})

@@ -1,11 +1,13 @@
 package entra
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 )
 
@@ -109,9 +111,57 @@ func ReadPassword(path, serviceUnit string) (Secret, error) {
 	return unit(serviceUnit).readLine(path, "the password")
 }
 
-// readSecret returns the one line of a secret file without what stands around it.
+// readSecret returns the one line of a secret file without what stands around it. What is no client
+// secret whatever Entra says is told here, where the cure is known.
 func readSecret(path string) (Secret, error) {
-	return ours.readLine(path, "the Value of the client secret")
+	b, err := ours.readPrivate(path)
+	if err != nil {
+		return "", err
+	}
+	s := strings.TrimSpace(string(bytes.TrimPrefix(b, byteOrderMark)))
+	if e := notValue(path, s); e != nil {
+		return "", e
+	}
+	return ours.readLine(path, clientSecret)
+}
+
+const clientSecret = "the Value of the client secret"
+
+var (
+	// assignment is a line of a shell or of an environment file.
+	assignment = regexp.MustCompile(`(?i)^(export\s+)?["']?[A-Z_]*(SECRET|PASSW|CLIENT|AZURE|VALUE|KEY)[A-Z_]*["']?\s*[=:]\s*\S`)
+	guidForm   = regexp.MustCompile(`^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$`)
+)
+
+// notValue explains the forms in which something else than a client secret gets into its file, nil
+// for none of them. It never shows what is there.
+func notValue(path, s string) *FileError {
+	e := &FileError{Path: path, Act: "write " + clientSecret + " into it and nothing else"}
+	switch {
+	case strings.Contains(s, "-----BEGIN"):
+		e.Problem, e.Act = "holds a certificate or a key", "name it under certificate_file: in place of client_secret_file:, or "+e.Act
+	case assignment.MatchString(s):
+		e.Problem = "holds a name with its value, as for a shell (NAME=VALUE)"
+	case len(s) > 1 && (s[0] == '"' || s[0] == '\'') && s[len(s)-1] == s[0]:
+		e.Problem, e.Act = "has quotation marks around the secret, which are not in it", "take them away"
+	case guidForm.MatchString(s):
+		e.Problem, e.Act = "holds an ID and not the secret", "write its Value into it (Certificates & secrets shows both side by side, the Value only on the day on which it is made)"
+	default:
+		return nil
+	}
+	return e
+}
+
+// byteOrderMark is what editors on Windows put before text.
+var byteOrderMark = []byte("\ufeff")
+
+// inUTF16 explains a text file that Notepad or PowerShell has written with two bytes a character.
+func inUTF16(path string, b []byte) *FileError {
+	if !bytes.HasPrefix(b, []byte{0xff, 0xfe}) && !bytes.HasPrefix(b, []byte{0xfe, 0xff}) {
+		return nil
+	}
+	return &FileError{Path: path, Problem: "is in UTF-16, as PowerShell and Notepad write it",
+		Act: fmt.Sprintf("type \"iconv -f UTF-16 -t UTF-8 %s -o NEW\" and use the new file", path)}
 }
 
 func (u unit) readLine(path, what string) (Secret, error) {
@@ -119,8 +169,11 @@ func (u unit) readLine(path, what string) (Secret, error) {
 	if err != nil {
 		return "", err
 	}
+	if p := inUTF16(path, b); p != nil {
+		return "", p
+	}
 	// Editors on Windows put a byte order mark first; it is not in the secret.
-	s := strings.TrimSpace(strings.TrimPrefix(string(b), "\ufeff"))
+	s := strings.TrimSpace(string(bytes.TrimPrefix(b, byteOrderMark)))
 	switch {
 	case s == "":
 		return "", &FileError{Path: path, Problem: "is empty", Act: "write " + what + " into it"}

@@ -32,6 +32,9 @@ func TestReadSecret(t *testing.T) {
 		{"plain", "abc~1+/&%", "abc~1+/&%", 0o600},
 		{"newline", "abc\n", "abc", 0o640},
 		{"Windows", "\ufeffabc\r\n", "abc", 0o400},
+		{"looks like a name", "Key8Q~x=y", "Key8Q~x=y", 0o600},
+		{"old ones end in =", "dGhlIHNlY3JldA==", "dGhlIHNlY3JldA==", 0o600},
+		{"a mark within", `a"b'c`, `a"b'c`, 0o600},
 		{"blank at the end", "abc \n\n", "abc", 0o660},
 	} {
 		path := writeFile(t, "secret", tc.content, tc.mode)
@@ -55,6 +58,14 @@ func TestSecretFileSentences(t *testing.T) {
 		{writeFile(t, "s", "\n \n", 0o600), `is empty: write the Value`},
 		{writeFile(t, "s", "one\ntwo\n", 0o600), `has blanks, several lines or bytes that are not text: write the Value`},
 		{writeFile(t, "s", "sécret", 0o600), `bytes that are not text`},
+		{writeFile(t, "s", `"abc~x"`+"\n", 0o600), `has quotation marks around the secret, which are not in it: take them away`},
+		{writeFile(t, "s", "'abc~x'", 0o600), `has quotation marks around the secret`},
+		{writeFile(t, "s", "CLIENT_SECRET=abc~x\n", 0o600), `holds a name with its value, as for a shell (NAME=VALUE): write the Value`},
+		{writeFile(t, "s", "export AZURE_CLIENT_SECRET='abc~x'\n", 0o600), `holds a name with its value`},
+		{writeFile(t, "s", "client_secret: abc~x", 0o600), `holds a name with its value`},
+		{writeFile(t, "s", "5f2c0d3e-0000-4000-8000-000000000001\r\n", 0o600), `holds an ID and not the secret: write its Value into it`},
+		{writeFile(t, "s", "-----BEGIN PRIVATE KEY-----\nMIIE\n", 0o600), `holds a certificate or a key: name it under certificate_file:`},
+		{writeFile(t, "s", "\xff\xfea\x00b\x00c\x00", 0o600), `is in UTF-16, as PowerShell and Notepad write it: type "iconv -f UTF-16 -t UTF-8 /`},
 		{writeFile(t, "s", "abc", 0o644), `is open to every user of this machine (mode 0644): type "chmod o= /`},
 		{writeFile(t, "s", "abc", 0o601), `(mode 0601): type "chmod o= /`},
 		{writeFile(t, "s", "abc", 0o602), `(mode 0602): type "chmod o= /`},
@@ -67,6 +78,9 @@ func TestSecretFileSentences(t *testing.T) {
 		fe, ok := errors.AsType[*FileError](err)
 		if !ok || fe.Path != tc.path || fe.Temporary() || !strings.Contains(err.Error(), tc.want) || !strings.Contains(err.Error(), tc.path) {
 			t.Errorf("CheckSecretFile(%q) = %v, want a *FileError with %q", tc.path, err, tc.want)
+		}
+		if err != nil && strings.Contains(err.Error(), "abc~x") {
+			t.Errorf("CheckSecretFile(%q) = %v, which shows the secret", tc.path, err)
 		}
 	}
 }

@@ -4,9 +4,13 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
+	"os"
+	"os/user"
 	"regexp"
 	"slices"
 	"strconv"
@@ -40,9 +44,34 @@ type checker struct {
 	c        *Site
 	d        *decoder
 	own      bool // look at who can change what is read here
+	milter   bool // and at the files of the milter
 	files    bool // and at the files of the token service
-	all      bool // and at those of Postfix
+	all      bool // and at those of Postfix, and at what will soon fail
+	now      time.Time
 	problems []Problem
+	warnings []Problem
+}
+
+// warn notes what is no mistake, for the command that asks for all.
+func (k *checker) warn(path, format string, args ...any) {
+	if k.all {
+		k.warnings = append(k.warnings, Problem{Line: k.d.find(path), Path: path, Text: fmt.Sprintf(format, args...)})
+	}
+}
+
+// endsSoon is how long before its end a certificate or secret is warned of: time to get a new one
+// approved.
+const endsSoon = 30 * 24 * time.Hour
+
+// ends warns of an end that is near.
+func (k *checker) ends(path, what string, at time.Time) {
+	switch left := at.Sub(k.now); {
+	case at.IsZero() || left > endsSoon:
+	case left <= 0:
+		k.warn(path, "%s ended on %s; get a new one", what, at.UTC().Format(time.DateOnly))
+	default:
+		k.warn(path, "%s ends on %s, in %d days; get a new one before", what, at.UTC().Format(time.DateOnly), int(left.Hours()/24))
+	}
 }
 
 func (k *checker) fail(path, format string, args ...any) {
@@ -263,9 +292,11 @@ func (k *checker) only(path string, r Credential, flow string, keys ...string) {
 
 // proof checks that there is one proof of who the app is.
 func (k *checker) proof(path string, r Credential) {
-	if _, err := time.Parse(time.DateOnly, r.SecretExpires); r.SecretExpires != "" && err != nil {
+	day, err := time.Parse(time.DateOnly, r.SecretExpires)
+	if r.SecretExpires != "" && err != nil {
 		k.fail(path+".secret_expires", "%q is not a day; write one such as 2027-05-31", Clip(r.SecretExpires))
 	}
+	k.ends(path+".secret_expires", "the client secret", day)
 	switch {
 	case r.ClientSecretFile == "" && r.CertificateFile == "" && r.KeyFile != "":
 		k.fail(path+".key_file", "a key needs its certificate; write certificate_file: too")
@@ -278,15 +309,23 @@ func (k *checker) proof(path string, r Credential) {
 	case k.files && r.ClientSecretFile != "":
 		k.file(path+".client_secret_file", entra.CheckSecretFile(r.ClientSecretFile))
 	case k.files:
-		_, err := entra.CheckCertificate(r.CertificateFile, r.KeyFile)
+		end, err := entra.CheckCertificate(r.CertificateFile, r.KeyFile)
 		k.file(path+".certificate_file", err)
+		if err == nil {
+			k.ends(path+".certificate_file", "the certificate", end)
+		}
 	}
 }
 
 // file reports what is wrong with a file. One that systemd hands to the service is not there for
-// anybody else.
+// anybody else; one that only the service's user can read says nothing to another user who wants to
+// know whether the configuration is good.
 func (k *checker) file(path string, err error) {
-	if err != nil && !errors.Is(err, entra.ErrNoCredentials) {
+	switch {
+	case err == nil || errors.Is(err, entra.ErrNoCredentials):
+	case k.all && errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
+		k.warn(path, "this user may not read the file, so it was not looked at; type \"sendas check\" as root")
+	default:
 		k.fail(path, "%v", err)
 	}
 }
@@ -307,7 +346,7 @@ func (k *checker) mailboxes() {
 		case m.Credential == "":
 			k.fail(path+".credential", "the credential is missing; write credential: with a name from credentials:")
 		case !known && allCredentials:
-			k.fail(path+".credential", "there is no credential %q under credentials:", Clip(m.Credential))
+			k.fail(path+".credential", "there is no credential %q %s", Clip(m.Credential), didYouMean(m.Credential, slices.Sorted(maps.Keys(k.c.Credentials)), "under credentials:"))
 		case m.Pattern() && credential.Delegated():
 			k.fail(path+".credential", "a signed-in user is one mailbox; %s needs an app of its own (client_credentials, federated or managed_identity)", m.Address)
 		}
@@ -368,10 +407,24 @@ func (k *checker) sockets() {
 		k.fail("token.peers", "nobody may ask for credentials; write the user that Postfix runs as: [postfix]")
 	}
 	for i, p := range k.c.Token.Peers {
+		path := fmt.Sprintf("token.peers[%d]", i)
 		if p == "" {
-			k.fail(fmt.Sprintf("token.peers[%d]", i), "an empty name is nobody; write a user such as postfix")
+			k.fail(path, "an empty name is nobody; write a user such as postfix")
+			continue
+		}
+		// Both services ask for the ids, when they start.
+		if _, err := user.Lookup(p); k.own && err != nil {
+			k.fail(path, "this host has no user %q; write the one that Postfix runs as (postconf -h mail_owner)", Clip(p))
 		}
 	}
+}
+
+// didYouMean names what was most likely meant, or else says where such names stand.
+func didYouMean(name string, known []string, where string) string {
+	if near := nearest(name, known); plainWord.MatchString(near) {
+		return fmt.Sprintf("%s; did you mean %q?", strings.TrimSuffix(where, ":"), near)
+	}
+	return where
 }
 
 func (k *checker) listen(path string, a serve.Address, inet bool) {
@@ -382,6 +435,9 @@ func (k *checker) listen(path string, a serve.Address, inet bool) {
 		}
 	case kind == serve.KindInet && inet:
 		k.web(path, a.HostPort(), "inet:127.0.0.1:8891")
+		if host, _, err := net.SplitHostPort(a.HostPort()); err == nil && !IsLoopback(host) {
+			k.warn(path, "whoever reaches %s can pretend to be Postfix, and so to be any client; write unix:/path or inet:127.0.0.1:PORT where Postfix runs on this host, else let the firewall pass that host alone", a.HostPort())
+		}
 	case kind == serve.KindInet:
 		k.fail(path, "credentials go over a unix socket only, which tells who asks; write unix:/path")
 	case inet:
@@ -452,9 +508,24 @@ func (k *checker) certificates(p *policy.Rules) {
 		if r.CertificateFile == "" || r.Type != "connector" {
 			continue
 		}
-		if err := checkRouteCertificate(p, r.CertificateFile, r.KeyFile, k.c.Tenant.Endpoints.CAFile, time.Now()); err != nil {
-			k.fail(fmt.Sprintf("routes[%d].certificate_file", i), "%v", err)
+		path := fmt.Sprintf("routes[%d].certificate_file", i)
+		end, err := checkRouteCertificate(p, r.CertificateFile, r.KeyFile, k.c.Tenant.Endpoints.CAFile, k.now)
+		if err != nil {
+			k.fail(path, "%v", err)
+			continue
 		}
+		k.ends(path, "the certificate that the connector knows this relay by", end)
+	}
+}
+
+// shadowed warns of clients that no message can come from.
+func (k *checker) shadowed(p *policy.Rules) {
+	if !k.all {
+		return
+	}
+	for _, s := range p.Shadowed() {
+		k.warn(fmt.Sprintf("clients[%d]", s.Client), "client %q never matches: %q, which stands before it, has all its %s, and the first that matches wins; put it before that one",
+			k.c.Clients[s.Client].Name, k.c.Clients[s.By].Name, s.What)
 	}
 }
 
@@ -496,6 +567,7 @@ func (k *checker) policy() {
 		k.c.Mailboxes[i].Address = m.Name
 	}
 	k.certificates(p)
+	k.shadowed(p)
 }
 
 // missingNotices says that nothing names as whom this host speaks, at the mailboxes that could. What

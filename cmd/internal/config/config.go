@@ -34,10 +34,11 @@ type Check int
 
 // The checks.
 const (
-	SkipFiles  Check = iota // what the file says: for commands that change nothing
-	CheckOwn                // also that nobody else can change it: for the milter, which may not read secrets
-	CheckFiles              // also that secrets and certificates can be used
-	CheckAll                // also what Postfix alone reads: the certificates of routes
+	SkipFiles   Check = iota // what the file says: for commands that change nothing
+	CheckOwn                 // also that nobody else can change it, and who may ask
+	CheckMilter              // also what the milter reads, which may not read the token service's secrets
+	CheckToken               // also what the token service reads: secrets and certificates
+	CheckAll                 // what both read, and what Postfix alone does: the certificates of routes; and what will soon fail
 )
 
 // A Site is the whole configuration. The one that Load returns is valid and complete;
@@ -52,6 +53,10 @@ type Site struct {
 	Identities  []Identity            `yaml:"identities"`
 	Milter      Milter                `yaml:"milter"`
 	Token       Token                 `yaml:"token"`
+
+	// Warnings are what is no mistake now and will be, or does not do what it seems to. Load fills
+	// it with CheckAll.
+	Warnings []Problem
 
 	// Policy is made of Tenant, Mailboxes, Routes, Clients and Notices. Its mailboxes are in the order
 	// of Mailboxes.
@@ -355,9 +360,12 @@ func parseInPieces(path string, data []byte, check Check, size int) (*Site, erro
 		return nil, newError(path, data, []Problem{*p})
 	}
 	c.Complete(dir)
-	k := checker{c: c, d: d, own: check >= CheckOwn, files: check >= CheckFiles, all: check == CheckAll}
+	k := checker{c: c, d: d, own: check >= CheckOwn, milter: check == CheckMilter || check == CheckAll, files: check >= CheckToken, all: check == CheckAll, now: time.Now()}
 	if list := append(d.problems, k.check()...); len(list) > 0 {
 		return nil, newError(path, data, list)
+	}
+	if len(k.warnings) > 0 {
+		c.Warnings = newError(path, data, k.warnings).Problems
 	}
 	return c, nil
 }

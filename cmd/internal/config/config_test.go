@@ -137,6 +137,71 @@ func TestEachCloud(t *testing.T) {
 	}
 }
 
+// TestWarnings: what is no mistake now, and will be or does nothing, is told by the check alone.
+func TestWarnings(t *testing.T) {
+	day := func(days int) string { return time.Now().AddDate(0, 0, days).UTC().Format(time.DateOnly) }
+	minimal := read(t, "testdata/good/minimal.yaml")
+	add := func(to, lines string) string { return strings.Replace(minimal, to, to+lines, 1) }
+	const secret, client = "    client_secret_file: relay-app.secret\n", "    from: billing@contoso.com\n"
+	next := func(name, lines string) string { return add(client, "  - name: "+name+"\n    from: billing@contoso.com\n"+lines) }
+	for _, tc := range []struct{ name, text, want string }{
+		{"nothing", minimal, ""},
+		{"a secret ends", add(secret, "    secret_expires: "+day(20)+"\n"), "credentials.relay-app.secret_expires: the client secret ends on " + day(20) + ", in "},
+		{"a secret has ended", add(secret, "    secret_expires: "+day(-2)+"\n"), "credentials.relay-app.secret_expires: the client secret ended on " + day(-2)},
+		{"a secret lasts", add(secret, "    secret_expires: "+day(60)+"\n"), ""},
+		{"open to the network", minimal + "milter: {listen: 'inet:0.0.0.0:8891'}\n", "milter.listen: whoever reaches 0.0.0.0:8891 can pretend to be Postfix"},
+		{"open to the network, IPv6", minimal + "milter: {policy_listen: 'inet:[::]:8892'}\n", "milter.policy_listen: whoever reaches [::]:8892"},
+		{"on this host", minimal + "milter: {listen: 'inet:127.0.0.1:8891', policy_listen: 'inet:[::1]:8892'}\n", ""},
+		{"a network within another", next("scan", "    networks: [10.1.2.0/24]\n"), `clients[1]: client "scan" never matches: "sap", which stands before it, has all its networks`},
+		{"with a login as well", next("scan", "    networks: [10.1.2.0/24]\n    logins: [x]\n"), `clients[1]: client "scan" never matches`},
+		{"one network of two", next("scan", "    networks: [10.1.2.0/24, 10.2.0.0/16]\n"), ""},
+		{"the wider one behind", next("scan", "    networks: [10.0.0.0/8]\n"), ""},
+		{"any login", next("all", "    logins: ['*']\n  - name: scan\n    logins: [x]\n    from: billing@contoso.com\n"), `clients[2]: client "scan" never matches: "all", which stands before it, has all its logins`},
+		{"the same login", next("one", "    logins: [x, y]\n  - name: two\n    logins: [y]\n    from: billing@contoso.com\n"), `clients[2]: client "two" never matches: "one", which stands before it, has all its logins`},
+		{"a login from a network", next("one", "    networks: [10.2.0.0/16]\n    logins: [x]\n  - name: two\n    logins: [x]\n    from: billing@contoso.com\n"), ""},
+		{"the same name in certificates", next("one", "    cert_subjects: [SAP01]\n  - name: two\n    cert_subjects: [sap01]\n    from: billing@contoso.com\n"), `clients[2]: client "two" never matches: "one", which stands before it, has all its names of certificates`},
+	} {
+		dir := t.TempDir()
+		file := filepath.Join(dir, "sendas.yaml")
+		write(t, file, tc.text)
+		write(t, filepath.Join(dir, "relay-app.secret"), "s3cr3t~in/the+lab\n")
+		if err := errors.Join(os.Chmod(file, 0o644), os.Chmod(filepath.Join(dir, "relay-app.secret"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		c, err := Load(file, CheckAll)
+		if err != nil {
+			t.Errorf("%s: %v", tc.name, err)
+			continue
+		}
+		var got []string
+		for _, p := range c.Warnings {
+			got = append(got, p.Path+": "+p.Text)
+		}
+		if all := strings.Join(got, "\n"); len(got) > 1 || (all == "") != (tc.want == "") || !strings.HasPrefix(all, tc.want) {
+			t.Errorf("%s: warnings\n%s\nwant %s", tc.name, all, tc.want)
+		}
+		if c, err := Load(file, CheckToken); err != nil || len(c.Warnings) > 0 {
+			t.Errorf("%s: the service: %v, %v", tc.name, c.Warnings, err)
+		}
+	}
+}
+
+// TestPeers: a user that is not there keeps both services from starting, so the check refuses it; a
+// command that changes nothing works on other hosts too.
+func TestPeers(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "sendas.yaml")
+	write(t, file, read(t, "testdata/good/minimal.yaml")+"token: {peers: [root, nobody-of-that-name]}\n")
+	if err := os.Chmod(file, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, check := range []Check{CheckOwn, CheckMilter, CheckToken, CheckAll} {
+		wantError(t, file, check, `token.peers[1]: this host has no user "nobody-of-that-name"; write the one that Postfix runs as (postconf -h mail_owner)`)
+	}
+	if _, err := Load(file, SkipFiles); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestCheckFiles breaks one file after another; the milter must not notice.
 func TestCheckFiles(t *testing.T) {
 	for _, row := range []struct {
@@ -162,7 +227,7 @@ func TestCheckFiles(t *testing.T) {
 			if _, err := Load(file, SkipFiles); err != nil {
 				t.Errorf("with SkipFiles: %v", err)
 			}
-			wantError(t, file, CheckFiles, row.want)
+			wantError(t, file, CheckToken, row.want)
 		})
 	}
 }
@@ -171,8 +236,8 @@ func TestCheckCAAndCertificate(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "sendas.yaml")
 	write(t, file, read(t, "testdata/good/full.yaml"))
-	wantError(t, file, CheckFiles, `tenant.endpoints.ca_file: file "`+dir+`/ca.pem" does not exist`)
-	wantError(t, file, CheckFiles, "credentials.relay-app.certificate_file: file")
+	wantError(t, file, CheckToken, `tenant.endpoints.ca_file: file "`+dir+`/ca.pem" does not exist`)
+	wantError(t, file, CheckToken, "credentials.relay-app.certificate_file: file")
 }
 
 func TestUnreadableConfig(t *testing.T) {

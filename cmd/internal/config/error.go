@@ -59,16 +59,20 @@ func (e *Error) Error() string {
 			fmt.Fprintf(&b, "… and %d more\n", len(e.Problems)-i)
 			break
 		}
-		b.WriteString(e.File)
-		if p.Line > 0 {
-			fmt.Fprintf(&b, ":%d", p.Line)
-		}
-		if p.Path != "" {
-			b.WriteString(": " + p.Path)
-		}
-		b.WriteString(": " + p.Text + "\n" + p.Excerpt)
+		b.WriteString(p.In(e.File) + "\n" + p.Excerpt)
 	}
 	return strings.TrimSuffix(b.String(), "\n")
+}
+
+// In says in one line what the problem is and where, without the excerpt.
+func (p *Problem) In(file string) string {
+	if p.Line > 0 {
+		file += fmt.Sprintf(":%d", p.Line)
+	}
+	if p.Path != "" {
+		file += ": " + p.Path
+	}
+	return file + ": " + p.Text
 }
 
 // excerpt returns the line and its neighbours with their numbers; n counts from 1.

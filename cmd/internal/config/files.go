@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/token/entra"
 )
 
 // readPermissions reads what Exchange Online says of the tenant. Whoever can change the file
@@ -44,29 +46,30 @@ func readPermissions(path string, strict bool) (*policy.Permissions, error) {
 // verify" and "openssl x509 -text" would: its key, its time, who signed it, and whether Microsoft
 // finds the tenant by a name in it (which has to be an accepted domain or lie below one:
 // New-InboundConnector, TlsSenderCertificateName).
-func checkRouteCertificate(p *policy.Rules, certFile, keyFile, caFile string, now time.Time) error {
+// It returns when it ends.
+func checkRouteCertificate(p *policy.Rules, certFile, keyFile, caFile string, now time.Time) (end time.Time, err error) {
 	if keyFile == "" {
 		keyFile = certFile
 	}
 	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
 	if err != nil {
-		return explainPair(certFile, keyFile, err)
+		return end, explainPair(certFile, keyFile, err)
 	}
 	if info, err := os.Stat(keyFile); err == nil && info.Mode().Perm()&0o007 != 0 {
-		return fmt.Errorf("the key in %s is open to every user of this machine (mode %04o); type \"chmod o= %s\"", keyFile, info.Mode().Perm(), keyFile)
+		return end, fmt.Errorf("the key in %s is open to every user of this machine (mode %04o); type \"chmod o= %s\"", keyFile, info.Mode().Perm(), keyFile)
 	}
 	c := pair.Leaf
 	names := append(slices.Clone(c.DNSNames), c.Subject.CommonName)
 	switch {
 	case now.Before(c.NotBefore):
-		return fmt.Errorf("the certificate is not valid before %s; %s", c.NotBefore.UTC().Format(time.RFC3339), describe(c))
+		return end, fmt.Errorf("the certificate is not valid before %s; %s", c.NotBefore.UTC().Format(time.RFC3339), describe(c))
 	case now.After(c.NotAfter):
-		return fmt.Errorf("the certificate ended on %s; renew it; %s", c.NotAfter.UTC().Format(time.RFC3339), describe(c))
+		return end, fmt.Errorf("the certificate ended on %s; renew it; %s", c.NotAfter.UTC().Format(time.RFC3339), describe(c))
 	case !slices.ContainsFunc(names, p.Verified):
-		return fmt.Errorf("no name in the certificate lies in a verified domain, so Microsoft cannot tell whose it is; "+
+		return end, fmt.Errorf("no name in the certificate lies in a verified domain, so Microsoft cannot tell whose it is; "+
 			"get one for a name such as relay.%s; %s", p.Domains()[0], describe(c))
 	}
-	return checkChain(pair, caFile, now)
+	return c.NotAfter, checkChain(pair, caFile, now)
 }
 
 // checkChain finds out whether somebody else can follow the certificate to an authority that they
@@ -112,11 +115,11 @@ func explainPair(certFile, keyFile string, err error) error {
 	}
 	cert := firstBlock(data[0], func(kind string) bool { return kind == "CERTIFICATE" })
 	if cert == nil {
-		return fmt.Errorf("%s holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)", certFile)
+		return notPEM(certFile, data[0], "certificate", "holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)")
 	}
 	key := firstBlock(data[1], func(kind string) bool { return strings.HasSuffix(kind, "PRIVATE KEY") })
 	if key == nil {
-		return fmt.Errorf("%s holds no private key in PEM form (-----BEGIN PRIVATE KEY-----), without passphrase", keyFile)
+		return notPEM(keyFile, data[1], "private key", "holds no private key in PEM form (-----BEGIN PRIVATE KEY-----), without passphrase")
 	}
 	const unusable = "the certificate or its key cannot be read: "
 	leaf, e := x509.ParseCertificate(cert)
@@ -132,6 +135,17 @@ func explainPair(certFile, keyFile string, err error) error {
 		return fmt.Errorf("the key in %s is not the one of the certificate in %s; compare \"openssl x509 -noout -pubkey\" and \"openssl pkey -pubout\"", keyFile, certFile)
 	}
 	return fmt.Errorf(unusable+"%w", err)
+}
+
+// notPEM says what a file holds that has no such block: by its form, else in the words given.
+func notPEM(file string, data []byte, what, otherwise string) error {
+	if bytes.HasPrefix(data, []byte("\ufeff-----BEGIN")) {
+		return fmt.Errorf("%s begins with a byte order mark, so OpenSSL does not find what stands behind it; type \"sed -i '1s/^\\xEF\\xBB\\xBF//' %s\"", file, file)
+	}
+	if e := entra.NotPEM(file, data, what); !bytes.Contains(data, []byte("-----BEGIN")) {
+		return fmt.Errorf("%s %s", file, e.Sentence())
+	}
+	return fmt.Errorf("%s %s", file, otherwise)
 }
 
 // firstBlock returns the first block of such a kind in a PEM file, or nil.

@@ -65,6 +65,29 @@ func half(data []byte) []byte {
 	return pem.EncodeToMemory(b)
 }
 
+// TestPEMForms: what a certificate for a connector is written in instead of PEM, and the cure.
+func TestPEMForms(t *testing.T) {
+	now := time.Now()
+	signer := &authority{t: t}
+	key := newKey(t)
+	cert := signer.issue(&x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "relay.contoso.com"}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour)}, key)
+	der, _ := pem.Decode(cert)
+	p, _ := policy.New(policy.Settings{Domains: []string{"contoso.com"}})
+	for _, tc := range []struct{ name, content, want string }{
+		{"DER", string(der.Bytes), `is a certificate in DER form, not in PEM format: type "openssl x509 -inform DER -in `},
+		{"a byte order mark", "\ufeff" + string(cert), "begins with a byte order mark, so OpenSSL does not find"},
+		{"UTF-16", "\xff\xfe-\x00-\x00", "is in UTF-16, as PowerShell and Notepad write it"},
+		{"text", "hello", "is not in PEM format: if it is a .pfx or .p12 file"},
+	} {
+		file, keyFile := filepath.Join(t.TempDir(), "relay.pem"), filepath.Join(t.TempDir(), "relay.key")
+		write(t, file, tc.content)
+		write(t, keyFile, string(keyPEM(t, key)))
+		if _, err := checkRouteCertificate(p, file, keyFile, "", now); err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: %v, want %s", tc.name, err, tc.want)
+		}
+	}
+}
+
 func TestRouteCertificate(t *testing.T) {
 	now := time.Date(2026, 11, 21, 8, 0, 0, 0, time.UTC)
 	p, errs := policy.New(policy.Settings{Domains: []string{"contoso.com"}, Mailboxes: []policy.MailboxSettings{{Address: "relay@contoso.com"}}})
@@ -103,14 +126,14 @@ func TestRouteCertificate(t *testing.T) {
 			want: "no trusted authority stands behind the certificate (it is self-signed, and Microsoft wants one of a public authority); subject=CN=relay.contoso.com"},
 		{name: "another key", cert: leaf("relay.contoso.com"), spoil: func(_, key *[]byte) { *key = keyPEM(t, newKey(t)) },
 			want: "is not the one of the certificate in"},
-		{name: "no certificate", cert: leaf("relay.contoso.com"), spoil: func(cert, _ *[]byte) { *cert = nil }, want: "relay.pem holds no certificate in PEM form"},
+		{name: "no certificate", cert: leaf("relay.contoso.com"), spoil: func(cert, _ *[]byte) { *cert = nil }, want: "relay.pem is not in PEM format"},
 		{name: "half a certificate", cert: leaf("relay.contoso.com"), spoil: func(cert, _ *[]byte) { *cert = half(*cert) },
 			want: "the certificate or its key cannot be read: x509: "},
 		{name: "half a key", cert: leaf("relay.contoso.com"), spoil: func(_, key *[]byte) { *key = half(*key) },
 			want: "the certificate or its key cannot be read: failed to parse private key"},
 		{name: "the certificate again", cert: leaf("relay.contoso.com"), spoil: func(cert, key *[]byte) { *key = *cert }, want: "relay.key holds no private key in PEM form"},
 		{name: "switched", cert: leaf("relay.contoso.com"), spoil: func(cert, key *[]byte) { *cert, *key = *key, *cert }, want: "relay.pem holds no certificate in PEM form"},
-		{name: "no key", cert: leaf("relay.contoso.com"), spoil: func(_, key *[]byte) { *key = []byte("key\n") }, want: "relay.key holds no private key in PEM form"},
+		{name: "no key", cert: leaf("relay.contoso.com"), spoil: func(_, key *[]byte) { *key = []byte("key\n") }, want: "relay.key is not in PEM format"},
 	} {
 		key := newKey(t)
 		signer := root
@@ -127,7 +150,7 @@ func TestRouteCertificate(t *testing.T) {
 		if err := os.Chmod(keyFile, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		err := checkRouteCertificate(p, certFile, keyFile, caFile, now)
+		_, err := checkRouteCertificate(p, certFile, keyFile, caFile, now)
 		if tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
 			t.Errorf("%s: %v, want %s", tc.name, err, tc.want)
 		}
@@ -142,20 +165,20 @@ func TestRouteCertificate(t *testing.T) {
 	if err := os.Chmod(both, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := checkRouteCertificate(p, both, "", caFile, now); err != nil {
+	if _, err := checkRouteCertificate(p, both, "", caFile, now); err != nil {
 		t.Errorf("one file: %v", err)
 	}
-	if err := checkRouteCertificate(p, both, "", "", now); err == nil || !strings.Contains(err.Error(), "put the certificates between it and its authority into the same file") {
+	if _, err := checkRouteCertificate(p, both, "", "", now); err == nil || !strings.Contains(err.Error(), "put the certificates between it and its authority into the same file") {
 		t.Errorf("an unknown authority: %v", err)
 	}
 	if err := os.Chmod(both, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := checkRouteCertificate(p, both, "", caFile, now); err == nil || !strings.Contains(err.Error(), `is open to every user of this machine (mode 0644); type "chmod o= `) {
+	if _, err := checkRouteCertificate(p, both, "", caFile, now); err == nil || !strings.Contains(err.Error(), `is open to every user of this machine (mode 0644); type "chmod o= `) {
 		t.Errorf("a key that everybody can read: %v", err)
 	}
 	for _, files := range [][2]string{{"none.pem", both}, {both, "none.key"}} {
-		if err := checkRouteCertificate(p, files[0], files[1], caFile, now); err == nil || !strings.Contains(err.Error(), "does not exist; write the name of the file") {
+		if _, err := checkRouteCertificate(p, files[0], files[1], caFile, now); err == nil || !strings.Contains(err.Error(), "does not exist; write the name of the file") {
 			t.Errorf("%v: %v", files, err)
 		}
 	}
@@ -180,6 +203,6 @@ func TestPermissionsFile(t *testing.T) {
 	if err := os.Chmod(dir+"/permissions.csv", 0o666); err != nil {
 		t.Fatal(err)
 	}
-	wantError(t, file, CheckFiles, "tenant.permissions_file: permissions.csv can be changed by others (mode 0666)")
+	wantError(t, file, CheckToken, "tenant.permissions_file: permissions.csv can be changed by others (mode 0666)")
 	wantError(t, file, SkipFiles, "")
 }

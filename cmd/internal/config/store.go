@@ -97,7 +97,7 @@ func (k *checker) store(s Store) {
 	switch {
 	case !s.Shared() && s.Hosts > 1:
 		k.fail(section+".hosts", "several hosts can only share a Redis or Valkey; write store: redis://HOST:6379/0")
-	case s.Shared() && k.files && s.PasswordFile != "":
+	case s.Shared() && (k.all || k.milter && s.owner == milterOwner || k.files && s.owner == tokenOwner) && s.PasswordFile != "":
 		_, err := entra.ReadPassword(s.PasswordFile, s.owner.unit)
 		k.file(section+".store_password_file", err)
 	}
@@ -136,6 +136,10 @@ func (k *checker) storeURL(path, s string) {
 	}
 	if _, has := u.User.Password(); has {
 		k.fail(path, "a password does not stand in this file; write it into a file and name that under store_password_file")
+		return
+	}
+	if u.Query().Has("skip_verify") {
+		k.fail(path, "without verification anybody can pretend to be the store, and so let mail pass that is over the limits; remove skip_verify, and let this machine trust the store's certificate")
 		return
 	}
 	switch u.Scheme {

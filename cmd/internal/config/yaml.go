@@ -1,15 +1,12 @@
 package config
 
 import (
-	"errors"
 	"fmt"
 	"reflect"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/lexer"
 	"github.com/goccy/go-yaml/parser"
@@ -36,7 +33,7 @@ func parseYAML(data []byte) (root ast.Node, p *Problem) {
 	}
 	f, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey()) // the decoder finds duplicates
 	if err != nil {
-		return nil, syntaxProblem(err)
+		return nil, syntaxProblem(data, err)
 	}
 	if len(f.Docs) > 1 {
 		return nil, &Problem{Line: lineOf(f.Docs[1]), Text: `a second document begins here ("---"); one file holds one configuration`}
@@ -70,27 +67,6 @@ func tooDeep(tokens token.Tokens) int {
 		}
 	}
 	return 0
-}
-
-// reserved are the characters with which no plain text begins (YAML 1.2.2, section 5.3, "Reserved
-// indicators").
-var reserved = []string{"@", "`"}
-
-func syntaxProblem(err error) *Problem {
-	p := &Problem{Line: 1, Text: "is not YAML: " + err.Error()}
-	e, ok := errors.AsType[yaml.Error](err)
-	if !ok {
-		return p
-	}
-	t := e.GetToken()
-	if t != nil && t.Position != nil {
-		p.Line = t.Position.Line
-	}
-	p.Text = "is not YAML: " + e.GetMessage()
-	if t != nil && t.Type == token.InvalidType && slices.Contains(reserved, strings.TrimSpace(t.Value)) {
-		p.Text = `is not YAML: text that begins with * or @ stands in quotes, as in "*@contoso.com"`
-	}
-	return p
 }
 
 // A decoder puts a document into a Site and notes what does not fit. It takes the
@@ -334,6 +310,10 @@ func (d *decoder) fields(path string, n ast.Node, v reflect.Value) {
 // entries returns what a mapping holds, each key once. No value is an empty mapping.
 func (d *decoder) entries(path string, n ast.Node) ([]*ast.MappingValueNode, bool) {
 	all, ok := entriesOf(n)
+	if text, is := n.(*ast.StringNode); is && colonForgotten(text.Value) != "" {
+		d.fail(path, n, "here stand keys with values, and %s", colonForgotten(text.Value))
+		return nil, false
+	}
 	if !ok {
 		d.fail(path, n, "here stand keys with values (key: value), not %s", kindOf(n))
 		return nil, false

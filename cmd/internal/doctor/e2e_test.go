@@ -109,7 +109,7 @@ func (c *clinic) writeFiles(t *testing.T) {
 // serve starts what listens on the sockets.
 func (c *clinic) serve(t *testing.T) {
 	t.Helper()
-	cfg, err := config.Load(c.config, config.CheckFiles)
+	cfg, err := config.Load(c.config, config.CheckToken)
 	if err != nil {
 		t.Fatal(err)
 	}
