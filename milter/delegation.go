@@ -36,9 +36,10 @@ type PolicyServer struct {
 	Quotas   *quota.Desk // likewise; nil: no limits
 	Tally    *Tally      // likewise; nil: nothing is counted for Status
 
-	policy atomic.Pointer[policy.Rules]
-	warns  serve.Sparing
-	wg     sync.WaitGroup
+	policy  atomic.Pointer[policy.Rules]
+	classes atomic.Pointer[policy.Classes]
+	warns   serve.Sparing
+	wg      sync.WaitGroup
 
 	mu    sync.Mutex // guards conns
 	conns map[net.Conn]struct{}
@@ -46,6 +47,9 @@ type PolicyServer struct {
 
 // Use puts a policy into force for the requests that come from now on.
 func (s *PolicyServer) Use(p *policy.Rules) { s.policy.Store(p) }
+
+// UseClasses is that of [Server], for requests.
+func (s *PolicyServer) UseClasses(c *policy.Classes) { s.classes.Store(c) }
 
 // Serve accepts connections until the listener is closed; each has a goroutine of its own.
 func (s *PolicyServer) Serve(ln net.Listener) error {
@@ -165,6 +169,9 @@ func (s *PolicyServer) answer(q *query) string {
 	req := policy.Request{Peer: peer, Sender: q.sender}
 	if q.recipient != "" { // at DATA with several recipients there is none
 		req.Rcpts = []string{q.recipient}
+		req.Places = []policy.Place{p.Place(s.classes.Load(), q.recipient, policy.Hint{})}
+	} else if s.classes.Load() != nil {
+		req.Places = []policy.Place{{Verdict: policy.Doubtful}}
 	}
 	f := p.Foresee(&req)
 	if p.UsesFingerprints() || p.UsesConnectors() {
@@ -174,7 +181,7 @@ func (s *PolicyServer) answer(q *query) string {
 	if f.Client != nil {
 		client = f.Client.Name
 	}
-	if f.Reply == nil && q.recipient != "" {
+	if f.Reply == nil && q.recipient != "" && !f.Open {
 		if f.Reply = s.Quotas.Foresee(client, time.Now()); f.Reply != nil {
 			f.Reasons = append(f.Reasons, policy.Reason{Code: policy.ReasonClientLimit, Subject: client})
 		}

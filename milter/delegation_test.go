@@ -311,7 +311,7 @@ func TestSessionsBounded(t *testing.T) {
 			here = here.Next()
 		}
 		k := sessionKey{here, strconv.Itoa(1 + i%60_000)}
-		s.note(k, certificate{fingerprint: "f"}, now)
+		s.note(k, told{certificate: certificate{fingerprint: "f"}}, now)
 		if _, ok := s.find(k, now); !ok {
 			t.Fatalf("session %d is not known at once", i)
 		}

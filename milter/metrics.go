@@ -25,7 +25,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		messages: newClientCounter(prometheus.CounterOpts{
 			Name: "sendas_messages_total", Help: "Messages decided on.",
-		}, []string{"client" /* "" for unknown peers */, "action" /* accept, reject, defer, hold */, "reason" /* authorized, client-from, no-client, … */},
+		}, []string{"client" /* "" for unknown peers */, "action" /* accept, reject, defer, hold, pass */, "reason" /* authorized, client-from, no-client, … */},
 			[]string{string(policy.Accept), string(policy.ReasonAuthorized)}),
 		asked: newClientCounter(prometheus.CounterOpts{
 			Name: "sendas_policy_requests_total", Help: "Requests of the policy delegation protocol answered.",

@@ -40,8 +40,9 @@ type Server struct {
 	Tally    *Tally       // likewise; nil: nothing is counted for Status
 	Queue    *queue.Watch // nil: no ceiling
 
-	policy atomic.Pointer[policy.Rules]
-	warns  serve.Sparing
+	policy  atomic.Pointer[policy.Rules]
+	classes atomic.Pointer[policy.Classes]
+	warns   serve.Sparing
 
 	mu     sync.Mutex // guards what follows
 	conns  map[*conn]struct{}
@@ -51,6 +52,10 @@ type Server struct {
 
 // Use puts a policy into force for the messages that begin from now on.
 func (s *Server) Use(p *policy.Rules) { s.policy.Store(p) }
+
+// UseClasses says which recipients Postfix delivers itself, for the messages that begin from now
+// on. Nil is that nobody has said; then all mail is ours.
+func (s *Server) UseClasses(c *policy.Classes) { s.classes.Store(c) }
 
 // Serve accepts milter connections until the listener is closed. It may be called for
 // several listeners.
@@ -176,6 +181,8 @@ type transaction struct {
 	early   bool   // Postfix waits for our replies to MAIL and RCPT
 
 	policy  *policy.Rules // the same for the whole message, whatever is reloaded meanwhile
+	classes *policy.Classes
+	waits   string // the client of which limits are asked at the first recipient that is ours
 	req     policy.Request
 	who     macros
 	booking quota.Booking
@@ -201,6 +208,7 @@ func (t *transaction) Helo(_ string, m protocol.Modifier) (*protocol.Response, e
 func (t *transaction) MailFrom(from, _ string, m protocol.Modifier) (*protocol.Response, error) {
 	t.finish()
 	t.policy, t.booking = t.s.policy.Load(), t.s.Quotas.Begin()
+	t.classes, t.waits = t.s.classes.Load(), ""
 	t.req.Sender = from
 	if !t.early {
 		return protocol.RespContinue, nil
@@ -213,6 +221,10 @@ func (t *transaction) MailFrom(from, _ string, m protocol.Modifier) (*protocol.R
 	c := t.policy.FindClient(peer, from)
 	if c == nil || !t.booking.Refuses(c.Name) {
 		return protocol.RespContinue, nil // it is refused at the end, with the reason; or never
+	}
+	if t.classes != nil {
+		t.waits = c.Name
+		return protocol.RespContinue, nil
 	}
 	now := time.Now()
 	if over := t.booking.Mail(c.Name, now); over != nil {
@@ -277,20 +289,46 @@ func (t *transaction) routed() bool {
 
 // RcptTo collects a recipient, unless a limit refuses it: then the message goes on with those that
 // it has. Postfix sends those that it has accepted itself.
-func (t *transaction) RcptTo(to, _ string, _ protocol.Modifier) (*protocol.Response, error) {
-	if t.booking.Places != nil {
+func (t *transaction) RcptTo(to, _ string, m protocol.Modifier) (*protocol.Response, error) {
+	at := t.place(to, m)
+	if at.Verdict != policy.Elsewhere {
 		now := time.Now()
-		if over := t.booking.Recipients(1, now); over != nil {
+		if over := t.book(now); over != nil {
 			reply := over.Reply(now)
 			t.refused, t.over, t.limit = t.refused+1, over, reply.Text
-			t.s.Metrics.rcpts.WithLabelValues(t.booking.Client).Inc()
-			t.s.Tally.recipient(t.booking.Client)
+			t.s.Metrics.rcpts.WithLabelValues(t.limited()).Inc()
+			t.s.Tally.recipient(t.limited())
 			return respond(reply)
 		}
 	}
-	t.req.AddRecipient(to)
+	t.req.AddRecipient(to, at)
 	return protocol.RespContinue, nil
 }
+
+// place says what becomes of a recipient.
+func (t *transaction) place(to string, m protocol.Modifier) policy.Place {
+	if t.classes == nil || t.policy == nil {
+		return policy.Place{}
+	}
+	h := policy.Hint{Mailer: m.Get(protocol.MacroRcptMailer), Host: m.Get(protocol.MacroRcptHost), Addr: m.Get(protocol.MacroRcptAddr)}
+	return t.policy.Place(t.classes, to, h)
+}
+
+// book asks the limits for a recipient that is ours; for the first one, of the message as well.
+func (t *transaction) book(now time.Time) *quota.Overrun {
+	if t.waits != "" && t.booking.Places == nil {
+		if over := t.booking.Mail(t.waits, now); over != nil {
+			return over
+		}
+	}
+	if t.booking.Places == nil {
+		return nil
+	}
+	return t.booking.Recipients(1, now)
+}
+
+// limited is the client whose limits are asked before the end.
+func (t *transaction) limited() string { return cmp.Or(t.booking.Client, t.waits) }
 
 // Header collects the fields that a decision reads.
 func (t *transaction) Header(name, value string, _ protocol.Modifier) (*protocol.Response, error) {
@@ -310,6 +348,9 @@ func (t *transaction) EndOfMessage(m protocol.Modifier) (*protocol.Response, err
 	d := t.policy.Decide(&t.req)
 	defer t.end()
 	defer t.report(&d)
+	if d.Action == policy.Pass {
+		return protocol.RespAccept, nil
+	}
 	if d.Client == nil && t.untold() {
 		return t.lacking(&d, protocol.OptSetMacros)
 	}
@@ -319,11 +360,12 @@ func (t *transaction) EndOfMessage(m protocol.Modifier) (*protocol.Response, err
 	if d.Discard {
 		return protocol.RespDiscard, nil
 	}
-	over := t.booking.End(d.Client.Name, d.Identity, len(t.req.Rcpts), t.req.Now)
+	leaving := t.req.Leaving()
+	over := t.booking.End(d.Client.Name, d.Identity, leaving, t.req.Now)
 	if over != nil && over.On != quota.HoldOver {
 		return t.refuse(&d, over)
 	}
-	if full := t.s.Queue.Overflow(&d, len(t.req.Rcpts)); full != nil && over == nil { // what is held does not wait
+	if full := t.s.Queue.Overflow(&d, leaving); full != nil && over == nil { // what is held does not wait
 		return t.defers(&d, full)
 	}
 	if lacks := needs(&d) &^ t.offer.actions; lacks != 0 {
@@ -337,7 +379,7 @@ func (t *transaction) EndOfMessage(m protocol.Modifier) (*protocol.Response, err
 	}
 	switch {
 	case over == nil:
-		t.s.Queue.Accepted(&d, t.req.QueueID, len(t.req.Rcpts), t.req.Now)
+		t.s.Queue.Accepted(&d, t.req.QueueID, leaving, t.req.Now)
 		return protocol.RespAccept, nil
 	case over.On == quota.HoldOver:
 		return t.hold(&d, over)
@@ -409,11 +451,11 @@ func (t *transaction) Cleanup(protocol.Modifier) { t.finish() }
 // finish ends a message that may not have come to its end: the client has begun anew, or gone.
 func (t *transaction) finish() {
 	if t.refused > 0 {
-		t.s.Log.Info("recipients refused", "client", t.booking.Client, "addr", t.who.peer().Addr, "login", t.who.login, "asked", t.req.Sender,
+		t.s.Log.Info("recipients refused", "client", t.limited(), "addr", t.who.peer().Addr, "login", t.who.login, "asked", t.req.Sender,
 			"recipients", t.req.Recipients(), "refused", t.refused, "reason", t.over.Reason, "limit", t.limit)
 		if len(t.req.Rcpts) == 0 {
-			t.s.Metrics.refused(t.booking.Client, t.over)
-			t.s.Tally.message(t.booking.Client, t.over.Action(), t.over.Reason, time.Now())
+			t.s.Metrics.refused(t.limited(), t.over)
+			t.s.Tally.message(t.limited(), t.over.Action(), t.over.Reason, time.Now())
 		}
 	}
 	t.end()

@@ -89,6 +89,7 @@ func (o offer) options(early bool) []protocol.Option {
 		protocol.WithMacroRequest(protocol.StageConnect, []string{protocol.MacroClientAddr}),
 		protocol.WithMacroRequest(protocol.StageMail, []string{protocol.MacroClientAddr, protocol.MacroClientPort,
 			protocol.MacroAuthAuthen, protocol.MacroTlsVersion, protocol.MacroCertSubject}),
+		protocol.WithMacroRequest(protocol.StageRcpt, []string{protocol.MacroRcptMailer, protocol.MacroRcptHost, protocol.MacroRcptAddr}),
 		protocol.WithMacroRequest(protocol.StageEOM, []string{protocol.MacroQueueId}),
 	)
 }

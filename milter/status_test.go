@@ -36,7 +36,7 @@ func TestStatus(t *testing.T) {
 		t.Errorf("%s", text)
 	}
 	printers, monitoring := got.Clients[0], got.Clients[1]
-	if want := (map[policy.Action]uint64{"accept": 2, "defer": 1, "reject": 0, "hold": 0}); !maps.Equal(printers.Messages, want) || printers.LastMessage == nil {
+	if want := (map[policy.Action]uint64{"accept": 2, "defer": 1, "reject": 0, "hold": 0, "pass": 0}); !maps.Equal(printers.Messages, want) || printers.LastMessage == nil {
 		t.Errorf("printers: %+v", printers)
 	}
 	if l := printers.Limits; len(l) != 1 || l[0] != (LimitStatus{Kind: limit.KindMessages, Used: 2, Limit: 2, Window: 86400}) || !printers.Over || printers.OnLimit != "defer" {

@@ -50,10 +50,10 @@ func (r *Request) AddField(name, value string) {
 	}
 }
 
-// AddRecipient adds a recipient, within bounds as AddField does.
-func (r *Request) AddRecipient(to string) {
+// AddRecipient adds a recipient and what [Rules.Place] says of it, within bounds as AddField does.
+func (r *Request) AddRecipient(to string, at Place) {
 	if r.rcpts.fits(len(r.Rcpts), len(to), mostRcpts) {
-		r.Rcpts = append(r.Rcpts, to)
+		r.Rcpts, r.Places = append(r.Rcpts, to), append(r.Places, at)
 	}
 }
 
@@ -63,7 +63,7 @@ func (r *Request) Recipients() int { return len(r.Rcpts) + r.rcpts.left }
 // Clear makes the request an empty one, for the next message. It keeps the room that an ordinary
 // message needs, and lets go what was larger.
 func (r *Request) Clear() {
-	*r = Request{Rcpts: emptied(r.Rcpts), Fields: emptied(r.Fields)}
+	*r = Request{Rcpts: emptied(r.Rcpts), Places: emptied(r.Places), Fields: emptied(r.Fields)}
 }
 
 // ordinary is the number of fields, and of recipients, that Clear keeps room for.

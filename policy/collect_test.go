@@ -29,7 +29,7 @@ func TestBounds(t *testing.T) {
 	recipients := func(n int, value func(i int) string) func(*Request) {
 		return func(r *Request) {
 			for i := range n {
-				r.AddRecipient(value(i))
+				r.AddRecipient(value(i), Place{})
 			}
 		}
 	}
@@ -130,7 +130,7 @@ func TestClear(t *testing.T) {
 	for round := range 3 {
 		for range 60_000 {
 			r.AddField("To", "a@fabrikam.com")
-			r.AddRecipient("a@fabrikam.com")
+			r.AddRecipient("a@fabrikam.com", Place{})
 		}
 		r.QueueID, r.Peer.Login = "Q", "nagios"
 		if n := r.Recipients(); n != 60_000 {
@@ -142,7 +142,7 @@ func TestClear(t *testing.T) {
 		}
 		for range 20 { // ordinary ones use the same room
 			*r = Request{Peer: peer("10.2.0.9", ""), Sender: "scan@contoso.com", Rcpts: r.Rcpts, Fields: r.Fields}
-			r.AddRecipient("a@fabrikam.com")
+			r.AddRecipient("a@fabrikam.com", Place{})
 			for _, f := range fields(complete + "From: scan@contoso.com\n") {
 				r.AddField(f.Name, f.Value)
 			}

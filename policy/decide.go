@@ -19,6 +19,7 @@ type Request struct {
 	Peer    Peer
 	Sender  string   // envelope sender as given; "" or "<>" is the null sender
 	Rcpts   []string // envelope recipients: see AddRecipient
+	Places  []Place  // what [Rules.Place] says of each of them; those that are missing are ours
 	Fields  []Field  // those header fields that [Wants] names, in their order, and those that are [TooLong]: see AddField
 	QueueID string   // goes into a Message-ID that has to be made
 	Routed  bool     // Postfix was told the way out at RCPT: the Filter of [Rules.Foresee]
@@ -49,7 +50,7 @@ type HeaderChange struct {
 // A Decision is what the policy says about one message.
 type Decision struct {
 	Action   Action
-	Client   *Client      // nil where none matched
+	Client   *Client      // nil where none matched, and for what passes untouched
 	Asked    address.Spec // the sender that was wanted; may be zero
 	Identity address.Spec // as whom it leaves; zero unless accepted
 	// Mailbox is the one that the message leaves through, User who authenticates. They are nil and
@@ -112,7 +113,8 @@ func (p *Rules) Admit(peer Peer, sender string) (*Client, *Reply) {
 	return nil, reject("%s is not a known client of this relay; ask its administrator to add it to clients: in sendas.yaml", peer)
 }
 
-// Decide says what becomes of the message. It keeps nothing of the request.
+// Decide says what becomes of the message. It keeps nothing of the request. What Postfix delivers
+// elsewhere passes as it is.
 //
 // The wanted sender is the address of the From field, else the envelope sender. If the
 // client may ask for it and its route lets us use it, it becomes the identity; otherwise
@@ -122,7 +124,7 @@ func (p *Rules) Admit(peer Peer, sender string) (*Client, *Reply) {
 // [Decision.Kept] for the other routes.
 func (p *Rules) Decide(r *Request) Decision {
 	d := Decision{Action: Accept, Reasons: make([]Reason, 0, 4)}
-	if !p.admitted(r, &d) {
+	if p.passes(r, &d) || !p.admitted(r, &d) {
 		return d
 	}
 	c := d.Client

@@ -1,5 +1,7 @@
 package policy
 
+import "slices"
+
 // A Forecast is what can be said of a message before its header has come.
 type Forecast struct {
 	Client *Client // nil where none matched
@@ -9,6 +11,9 @@ type Forecast struct {
 	// keeps the last one.
 	Filter  string
 	Reasons []Reason
+	// Open tells that limits have nothing to say of it: Postfix delivers it elsewhere, or it cannot be
+	// told without Postfix's own word, which a milter hears.
+	Open bool
 }
 
 // Foresee says what is known when the client has named one recipient: r holds that one, and no
@@ -16,10 +21,16 @@ type Forecast struct {
 // would accept.
 func (p *Rules) Foresee(r *Request) Forecast {
 	d := Decision{Action: Accept}
+	if p.passes(r, &d) {
+		return Forecast{Reasons: d.Reasons, Open: true}
+	}
 	ok := p.admitted(r, &d)
 	f := Forecast{Client: d.Client, Reply: d.Reply, Reasons: d.Reasons}
 	if ok {
 		f.Filter = p.filter(d.Client)
+	}
+	if slices.ContainsFunc(r.Places, func(at Place) bool { return at.Verdict == Doubtful }) {
+		f.Reply, f.Open = nil, true
 	}
 	return f
 }

@@ -15,6 +15,7 @@ const (
 	Defer  Action = "defer" // the client is asked to try again
 	Reject Action = "reject"
 	Hold   Action = "hold" // accepted, and kept in Postfix's hold queue: for limits alone
+	Pass   Action = "pass" // not ours: Postfix delivers it elsewhere, and nothing is changed or counted
 )
 
 // actionTable words the actions, in the order in which they are shown.
@@ -26,6 +27,7 @@ var actionTable = []struct {
 	{Defer, "deferred"},
 	{Reject, "rejected"},
 	{Hold, "held"},
+	{Pass, "passed untouched"},
 }
 
 // Actions returns all actions in the order in which they are shown.
@@ -62,6 +64,10 @@ type ReasonCode string
 
 // The steps of a decision. The last ones are of what surrounds it: limits, the queue, Postfix.
 const (
+	ReasonElsewhere       ReasonCode = "elsewhere"        // Postfix delivers it otherwise than through sendas
+	ReasonMixed           ReasonCode = "mixed"            // some recipients are elsewhere, so it is ours
+	ReasonAlias           ReasonCode = "alias-outside"    // a recipient of this host leads outside, so it is ours
+	ReasonDoubt           ReasonCode = "doubt"            // it cannot be told whose a recipient is, so it is ours
 	ReasonNoClient        ReasonCode = "no-client"        // nothing in clients: matches the peer
 	ReasonNoFingerprint   ReasonCode = "no-fingerprint"   // the policy service was not asked, so the certificate is not known
 	ReasonClient          ReasonCode = "client"           // the client that matched
@@ -98,6 +104,10 @@ var reasonTable = []struct {
 	code            ReasonCode
 	sentence, brief string
 }{
+	{ReasonElsewhere, "not ours: Postfix delivers it by %[2]s, to <%[1]s>", "Postfix delivers it elsewhere, so it passes untouched"},
+	{ReasonMixed, "Postfix delivers it to <%[1]s> by %[2]s, but other recipients leave by sendas, so all of it is ours", ""},
+	{ReasonAlias, "an alias of this host leads from <%[1]s> to <%[2]s>, which leaves by sendas, so it is ours", ""},
+	{ReasonDoubt, "whether <%[1]s> leaves by sendas cannot be told for sure (%[2]s), so it is ours", ""},
 	{ReasonNoClient, "no entry of clients: matches %[1]s", "no entry of clients: matches the peer"},
 	{ReasonNoFingerprint, "%[1]s may have a client certificate, and Postfix has not told its fingerprint to the policy service",
 		"Postfix told no fingerprint of the client's certificate"},

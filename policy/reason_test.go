@@ -9,7 +9,7 @@ import (
 // TestReasonWords: each code has a sentence with its subject, and those that can be the last step
 // have brief words.
 func TestReasonWords(t *testing.T) {
-	steps := []ReasonCode{ReasonClient, ReasonExternal, ReasonNotAsked, ReasonMayNotAsk, ReasonUnauthorized, ReasonNotVerified, ReasonSenderKept} // another one follows
+	steps := []ReasonCode{ReasonClient, ReasonExternal, ReasonNotAsked, ReasonMayNotAsk, ReasonUnauthorized, ReasonNotVerified, ReasonSenderKept, ReasonMixed, ReasonAlias, ReasonDoubt} // another one follows
 	seen := make(map[ReasonCode]bool)
 	for _, r := range reasonTable {
 		if seen[r.code] {
@@ -40,6 +40,8 @@ func TestReasonSentences(t *testing.T) {
 		{ReasonNotAsked, "", "", "neither the From field nor the envelope names a sender that can be read"},
 		{ReasonFallback, "scan@contoso.com", "printers", `client "printers" has from: scan@contoso.com for such mail`},
 		{ReasonTooMany, "900", "", "900 fields of one kind are more than any real message has"},
+		{ReasonElsewhere, "info@shop.example", "local", "not ours: Postfix delivers it by local, to <info@shop.example>"},
+		{ReasonAlias, "info@shop.example", "x@fabrikam.com", "an alias of this host leads from <info@shop.example> to <x@fabrikam.com>, which leaves by sendas, so it is ours"},
 		{ReasonClientLimit, "printers", "", `client "printers" is over its limit`},
 		{ReasonNotApplied, "", "", "the changes could not be handed to Postfix"},
 	} {
@@ -54,7 +56,7 @@ func TestActions(t *testing.T) {
 	for _, a := range Actions() {
 		words = append(words, string(a)+" "+a.Done())
 	}
-	if got := strings.Join(words, ", "); got != "accept accepted, defer deferred, reject rejected, hold held" {
+	if got := strings.Join(words, ", "); got != "accept accepted, defer deferred, reject rejected, hold held, pass passed untouched" {
 		t.Error(got)
 	}
 	if got := Action("new").Done(); got != "new" {

@@ -20,7 +20,8 @@ type Settings struct {
 	Mailboxes        []MailboxSettings
 	Routes           []RouteSettings
 	Clients          []ClientSettings
-	Notices          string // the identity of what this host says itself; "" where it follows from the clients or mailboxes
+	Notices          string   // the identity of what this host says itself; "" where it follows from the clients or mailboxes
+	Received         Received // what becomes of mail that Postfix delivers elsewhere; "" is pass
 }
 
 // MailboxSettings describes a mailbox: who we authenticate as, and which identities
@@ -68,6 +69,7 @@ type Rules struct {
 	clients    *clientIndex
 	notices    notices
 	connectors bool // some client has one
+	received   Received
 }
 
 // New checks the settings and makes Rules of them. It returns all errors it
@@ -79,6 +81,7 @@ func New(s Settings) (*Rules, []FieldError) {
 		mailboxes:  make([]*Mailbox, 0, len(s.Mailboxes)),
 		identities: make(map[string]owned, n),
 		patterns:   make(map[string]*Mailbox),
+		received:   s.Received,
 	}, claims: make(map[string]claimed, n), allowOnMicrosoft: s.AllowOnMicrosoft}
 	b.addDomains(s)
 	for i := range s.Mailboxes {

@@ -143,7 +143,9 @@ func TestWarnings(t *testing.T) {
 	minimal := read(t, "testdata/good/minimal.yaml")
 	add := func(to, lines string) string { return strings.Replace(minimal, to, to+lines, 1) }
 	const secret, client = "    client_secret_file: relay-app.secret\n", "    from: billing@contoso.com\n"
-	next := func(name, lines string) string { return add(client, "  - name: "+name+"\n    from: billing@contoso.com\n"+lines) }
+	next := func(name, lines string) string {
+		return add(client, "  - name: "+name+"\n    from: billing@contoso.com\n"+lines)
+	}
 	for _, tc := range []struct{ name, text, want string }{
 		{"nothing", minimal, ""},
 		{"a secret ends", add(secret, "    secret_expires: "+day(20)+"\n"), "credentials.relay-app.secret_expires: the client secret ends on " + day(20) + ", in "},

@@ -11,7 +11,6 @@ import (
 	"golang.org/x/text/width"
 
 	"github.com/sendas/sendas/milter"
-	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/token/entra"
 	"github.com/sendas/sendas/token/lease"
 )
@@ -258,7 +257,7 @@ func usedCell(m *lease.MailboxStatus, u *lease.UsageStatus) tableCell {
 // clientPanel has a line for each client: the limit that is used most, and what became of its mail.
 func clientPanel(c canvas, s *milter.Status, crowded bool) panel {
 	t := table{c: c, columns: []column{{head: "client", keep: 9}, {head: "limit used most", keep: 8, bar: true}}}
-	for i, a := range policy.Actions() {
+	for i, a := range clientActions() {
 		t.columns = append(t.columns, column{head: a.Done(), keep: 7 - i})
 	}
 	shown, more := firstOf(clientsInOrder(s.Clients, crowded), c.rows)
@@ -288,7 +287,7 @@ func clientCells(name string, limits []milter.LimitStatus, n *milter.Counts) []t
 		return []tableCell{{text: name}, used, {}, {}, {}, {}}
 	}
 	cells := []tableCell{{text: name}, used}
-	for _, a := range policy.Actions() {
+	for _, a := range clientActions() {
 		level := actionLevel(a)
 		k := n.Became(a)
 		if k == 0 {

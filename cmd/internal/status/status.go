@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -417,19 +418,24 @@ func refusalWords(v *lease.Verdict, now time.Time) string {
 	return fmt.Sprintf("refused %s at %s, %s (%s): %s", whenWords(&v.Time, now), v.Stage, v.Class, v.Code, v.Meaning)
 }
 
+// clientActions are what can become of a client's mail. What passes untouched is nobody's.
+func clientActions() []policy.Action {
+	return slices.DeleteFunc(policy.Actions(), func(a policy.Action) bool { return a == policy.Pass })
+}
+
 // writeClients prints the table of clients: what became of their mail since the start, and their
 // limits.
 func writeClients(w io.Writer, s *milter.Status) {
 	fmt.Fprintln(w)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprint(t, "client\t")
-	for _, a := range policy.Actions() {
+	for _, a := range clientActions() {
 		fmt.Fprint(t, a.Done()+"\t")
 	}
 	fmt.Fprintln(t, "limits")
 	row := func(name string, c milter.Counts, limits string) {
 		fmt.Fprint(t, name+"\t")
-		for _, a := range policy.Actions() {
+		for _, a := range clientActions() {
 			fmt.Fprintf(t, "%d\t", c.Became(a))
 		}
 		fmt.Fprintln(t, limits)
@@ -438,7 +444,11 @@ func writeClients(w io.Writer, s *milter.Status) {
 		c := &s.Clients[i]
 		row(c.Client, c.Counts, clientLimitWords(c.Limits, overWords(c.Over, c.OnLimit)))
 	}
-	row("(no client)", s.Unknown, "")
+	passed := ""
+	if n := s.Unknown.Became(policy.Pass); n > 0 {
+		passed = fmt.Sprintf("%d %s, to recipients whom Postfix delivers itself", n, policy.Pass.Done())
+	}
+	row("(no client)", s.Unknown, passed)
 	t.Flush()
 	for i := range s.Identities {
 		x := &s.Identities[i]

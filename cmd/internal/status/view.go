@@ -491,7 +491,7 @@ func lastWords(t *time.Time, now time.Time) string {
 
 // actionLevel colours the count of an action.
 func actionLevel(a policy.Action) string {
-	if a == policy.Accept {
+	if a == policy.Accept || a == policy.Pass {
 		return calm
 	}
 	return warm
