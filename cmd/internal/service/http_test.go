@@ -171,6 +171,7 @@ func (r *recorder) WriteHeader(status int)      { r.status = status }
 type hall struct {
 	t    *testing.T
 	addr string
+	door *doorkeeper
 	log  *logtest.Buffer
 	slow chan struct{} // one answer each
 	in   chan struct{} // one that asks for /slow each
@@ -183,7 +184,8 @@ func startHall(t *testing.T, most int) *hall {
 		t.Fatal(err)
 	}
 	h := &hall{t: t, addr: ln.Addr().String(), log: &logtest.Buffer{}, slow: make(chan struct{}), in: make(chan struct{}, 100)}
-	d := newDoorkeeper(ln, most, slog.New(slog.NewTextHandler(h.log, nil)))
+	h.door = newDoorkeeper(ln, most, slog.New(slog.NewTextHandler(h.log, nil)))
+	d := h.door
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "quick") })
 	mux.HandleFunc("/slow", func(w http.ResponseWriter, _ *http.Request) {
@@ -201,6 +203,28 @@ func startHall(t *testing.T, most int) *hall {
 		}
 	})
 	return h
+}
+
+// settle waits until n guests are being answered and no more: a client has its answer a moment before
+// the server knows.
+func (h *hall) settle(n int) {
+	h.t.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		h.door.mu.Lock()
+		asking := 0
+		for _, v := range h.door.visitors {
+			if v.asking {
+				asking++
+			}
+		}
+		h.door.mu.Unlock()
+		if asking == n {
+			return
+		}
+		if time.Now().After(end) {
+			h.t.Fatalf("%d are being answered, want %d", asking, n)
+		}
+	}
 }
 
 // A guest is a client's side of a connection.
@@ -245,6 +269,7 @@ func TestDoorkeeper(t *testing.T) {
 	if got := first.answer(); got != "quick" {
 		t.Fatalf("the first one: %s", got)
 	}
+	h.settle(0)
 	slow := h.dial()
 	slow.ask("/slow")
 	<-h.in
@@ -256,6 +281,7 @@ func TestDoorkeeper(t *testing.T) {
 		if got := g.answer(); got != "quick" {
 			t.Fatalf("one more: %s", got)
 		}
+		h.settle(1)
 	}
 	for name, g := range map[string]*guest{"the first one": first, "the dribbling one": dribbling} {
 		g.ask("/")
