@@ -197,7 +197,7 @@ func TestQueueCeiling(t *testing.T) {
 	const room = 30 // messages in a minute
 	s, ctx := startSite(t, SiteConfig{Minute: time.Minute, YAML: limited("", "milter:\n  queue_ceiling: 1m\n"),
 		Postfix: func(_ *Site, main map[string]string) []string {
-			main["defer_transports"] = "smtp"
+			main["defer_transports"] = "sendas"
 			for _, name := range []string{"minimal_backoff_time", "maximal_backoff_time", "queue_run_delay"} {
 				main[name] = "1h" // a queue run moves messages against the order in which they are listed
 			}

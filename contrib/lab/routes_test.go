@@ -240,7 +240,10 @@ func TestRoutes(t *testing.T) {
 	for _, policy := range []bool{true, false} {
 		t.Run(fmt.Sprintf("policy=%v", policy), func(t *testing.T) {
 			c := routesSite(t, policy)
-			c.YAML = func(y string) string { return routesConfig(t, y, strings.Repeat("00", 32)) }
+			c.YAML = func(y string) string { // this host has a connector, and nobody may send as its address
+				y = strings.Replace(y, "    from: monitor@contoso.com\n", "    route: site\n    from: root@contoso.com\nnotices: monitor@contoso.com\n", 1)
+				return routesConfig(t, y, strings.Repeat("00", 32))
+			}
 			s, ctx := startSite(t, c)
 			for i, tc := range routeCases() {
 				if policy || tc.refused != "" || tc.bySender {
@@ -255,8 +258,17 @@ func TestRoutes(t *testing.T) {
 			if err := s.WaitMessages(ctx, before+1); err != nil {
 				t.Fatal(err)
 			}
-			if m := s.Exosim.Messages()[before]; m.Connector != "by address" || m.Sender != "monitor@contoso.com" {
+			if m := s.Exosim.Messages()[before]; m.Connector != "by address" || m.Sender != "root@contoso.com" {
 				t.Errorf("mail of this host left by %s %q as %s, want the connector of pickup", m.Endpoint, m.Connector, m.Sender)
+			}
+			// Nothing brings Postfix's own bounce to the connector, and by submission it needs a mailbox.
+			refused := append([]byte("X-Long: "+strings.Repeat("x ", 20_000)+"\n"), cron...)
+			if err := s.Postfix.SendmailInject(ctx, "root@relay.lab.example", []string{"desk@contoso.com"}, refused); err != nil {
+				t.Fatal(err)
+			}
+			s.settle(ctx, t, before+2)
+			if m := s.Exosim.Messages()[before+1]; !m.Accepted() || m.Mailbox != "monitor@contoso.com" || m.Sender != "monitor@CONTOSO.COM" || m.Recipients[0] != "root@relay.lab.example" {
+				t.Errorf("the bounce left by %s %q as %s to %v: %s", m.Endpoint, m.Connector, m.Sender, m.Recipients, m.Reply)
 			}
 			for _, m := range s.Exosim.Messages() {
 				if m.Endpoint == smtp.EndpointMX && m.Connector == "" && slices.ContainsFunc(m.Recipients, func(r string) bool { return !strings.HasSuffix(r, "@contoso.com") }) {
