@@ -98,7 +98,7 @@ func (c *clinic) writeFiles(t *testing.T) {
 	configtest.WriteFile(t, filepath.Join(c.dir, "state", "token.db"), "", 0o600)
 	own := strings.ReplaceAll(postfixtest.OwnEntry(t), "/etc/ssl/certs/ca-certificates.crt", filepath.Join(c.dir, "ca.pem"))
 	past := time.Now().Add(-time.Minute)
-	file := configtest.WriteFile(t, filepath.Join(c.etc, "main.cf"), fmt.Sprintf("compatibility_level = 3.6\nqueue_directory = %s\nimport_environment = MAIL_CONFIG { SASL_PATH = %s }\n%s",
+	file := configtest.WriteFile(t, filepath.Join(c.etc, "main.cf"), fmt.Sprintf("compatibility_level = 3.6\nmyhostname = relay.lan\ninet_interfaces = all\nmynetworks = 127.0.0.0/8 10.0.0.0/8\nqueue_directory = %s\nimport_environment = MAIL_CONFIG { SASL_PATH = %s }\n%s",
 		filepath.Join(c.dir, "queue"), plugins, postfixtest.MainCF(t)), 0o644)
 	if err := os.Chtimes(file, past, past); err != nil {
 		t.Fatal(err)

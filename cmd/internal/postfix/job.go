@@ -298,14 +298,24 @@ func (j *Job) begin(ctx context.Context) error {
 // carryOut makes the changes of a plan on the stage, and returns those that were needed.
 func (s *stage) carryOut(ctx context.Context, plan *plan) ([]*change, error) {
 	var done []*change
+	var main []string // all at one time: each run of postconf(1) writes the file anew
 	for _, c := range plan.changes {
-		if c.good {
+		switch {
+		case c.good:
 			continue
-		}
-		if err := s.apply(ctx, c, c.Now, true); err != nil {
-			return nil, err
+		case c.Service == "":
+			main = append(main, c.Name+" = "+c.Now)
+		default:
+			if err := s.apply(ctx, c, c.Now, true); err != nil {
+				return nil, err
+			}
 		}
 		done = append(done, c)
+	}
+	if len(main) > 0 {
+		if _, err := s.postconf(ctx, append([]string{"-e"}, main...)...); err != nil {
+			return nil, err
+		}
 	}
 	v, err := s.values(ctx)
 	if err != nil {

@@ -22,6 +22,11 @@ var Advices = map[string]finding.Advice{
 	"old":           {Means: "this version lacks settings that sendas needs", Do: "update Postfix to 3.4 or newer"},
 	"no-map":        {Means: "this Postfix was built without the tables by which smtp(8) asks sendas", Do: "install a Postfix with socketmap; the packages of Debian, Ubuntu, Fedora and SUSE have it"},
 	"no-sasl":       {Means: "this Postfix was built without Cyrus SASL, the only one that its SMTP client knows", Do: "install a Postfix with it: apt-get install postfix libsasl2-modules"},
+	"twice":         {Means: "a filter gives mail back here, which sendas has decided on already: now it comes from this host, and is decided on as that client's or refused", Do: "{set}"},
+	"nobody":        {Means: "Postfix listens to this host alone, so no client of {networks} can connect", Do: "{set} && {restart}"},
+	"relays-not":    {Means: "Postfix answers clients of {networks} with 454 4.7.1 Relay access denied, unless they log in", Do: "{set}"},
+	"early-refusal": {Means: "Postfix refuses devices by {item} before sendas can mend what they write", Do: "{set}"},
+	"here":          {Means: "mail to {domain} is delivered on this host and never reaches Microsoft; who has mailboxes here for some of its people types enable --force", Do: "{do}"},
 	"misspelt":      {Means: "Postfix has no parameter of that name and reads over it", Do: "correct its name in main.cf or master.cf"},
 	"no-lease":      {Means: "no smtp(8) asks sendas for a credential, so nothing can leave by submission", Do: "{enable}"},
 	"no-way":        {Means: "main.cf sends no mail to the transport that asks sendas", Do: "{enable}"},
@@ -47,9 +52,12 @@ var Advices = map[string]finding.Advice{
 // Check looks at all that postconf(1) says, and at the files that it names.
 func (p *Setup) Check(s finding.Section) {
 	p.checkBuild(s)
+	p.checkEntrance(s)
+	p.checkHere(s)
 	p.checkShape(s)
 	p.checkSettings(s)
 	p.checkServices(s)
+	p.checkWaysBack(s)
 	p.checkRoutes(s)
 	p.checkHeaderTables(s)
 	p.checkFolder(s)
@@ -181,6 +189,44 @@ func (p *Setup) checkServices(s finding.Section) {
 	for _, r := range p.references() {
 		for _, v := range r.services {
 			p.checkReference(s, r.name, v)
+		}
+	}
+}
+
+// isWayBack reports whether a content filter gives mail back at a port (FILTER_README): a port of this
+// host alone, without a filter of its own, while there is one elsewhere or it passes no milter.
+func (p *Setup) isWayBack(v *entry) bool {
+	filter, own := v.overrides["content_filter"]
+	if !own || filter != "" || !v.loopback() {
+		return false
+	}
+	milters, said := v.overrides["smtpd_milters"]
+	filtered := p.Main["content_filter"] != "" || slices.ContainsFunc(p.running("smtpd"), func(o *entry) bool { return o.overrides["content_filter"] != "" })
+	return filtered || said && milters == "" || p.withoutMilters(v)
+}
+
+func (p *Setup) withoutMilters(v *entry) bool {
+	return slices.Contains(splitList(p.Value(v, "receive_override_options")), "no_milters")
+}
+
+// meetsSendas reports whether mail at a port passes the milter or the policy service.
+func (p *Setup) meetsSendas(v *entry) bool {
+	place, _ := p.milterPlace(p.Value(v, "smtpd_milters"))
+	asked, _ := p.policyPlace(p.Value(v, "smtpd_recipient_restrictions"))
+	return place >= 0 && !p.withoutMilters(v) || asked >= 0
+}
+
+// checkWaysBack looks at the ports at which filters give mail back: it was decided upon already, and
+// comes from this host now, which may be nobody's client.
+func (p *Setup) checkWaysBack(s finding.Section) {
+	for _, v := range p.running("smtpd") {
+		switch id, what := "back."+v.name, "port "+v.name; {
+		case !p.isWayBack(v):
+		case p.meetsSendas(v):
+			s.Warn(id, what, "meets sendas again", Advices["twice"].With("set", p.setAll(v, []namedValue{
+				{"smtpd_milters", ""}, {"smtpd_recipient_restrictions", "permit_mynetworks,reject"}})))
+		default:
+			s.Ok(id, what, "takes mail back from a filter, past sendas")
 		}
 	}
 }

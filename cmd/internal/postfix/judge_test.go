@@ -70,7 +70,7 @@ func (l *lab) examine(t *testing.T, main, master string) *look {
 	etc := filepath.Join(l.dir, "etc")
 	bundle := configtest.WriteFile(t, filepath.Join(l.dir, "ca.pem"), "", 0o644)
 	master = strings.ReplaceAll(master, "/etc/ssl/certs/ca-certificates.crt", bundle)
-	configtest.WriteFile(t, filepath.Join(etc, "main.cf"), "compatibility_level = 3.6\nqueue_directory = "+filepath.Join(l.dir, "queue")+"\n"+main, 0o644)
+	configtest.WriteFile(t, filepath.Join(etc, "main.cf"), "compatibility_level = 3.6\nmyhostname = relay.lan\ninet_interfaces = all\nmynetworks = 127.0.0.0/8 10.0.0.0/8\nqueue_directory = "+filepath.Join(l.dir, "queue")+"\n"+main, 0o644)
 	configtest.WriteFile(t, filepath.Join(etc, "master.cf"), master, 0o644)
 	l.age(t)
 	return l.look(t)
@@ -370,9 +370,27 @@ func TestDoctorSettings(t *testing.T) {
 		{"", "content_filter = smtp-amavis:[127.0.0.1]:10024", "", finding.Warn, "twice"},
 		{connector, "content_filter = sendas-site:[contoso-com.mail.protection.outlook.com]:25", "", finding.OK, ""},
 		{"", "receive_override_options = no_milters", "", finding.Fail, "none passes"},
-		{"", "canonical_maps = static:x", "", finding.Warn, "changes senders"},
-		{"", "sender_canonical_maps = static:x", "", finding.Warn, "changes senders"},
+		{"", "canonical_maps = static:x", "", finding.Fail, "bounces"},
+		{"", "sender_canonical_maps = static:scan@contoso.com", "", finding.Fail, "changes senders"}, // not erp@
+		{"", "sender_canonical_maps = inline:{ {ERP@contoso.com = relay@contoso.com} }", "", finding.Fail, ""},
+		{"", "canonical_maps = inline:{ {@contoso.com = relay@contoso.com} }", "", finding.Fail, ""},
+		{"", "canonical_maps = inline:{ {root@relay.lan = scan@contoso.com} }", "", finding.Warn, "changes senders"},
+		{"", "canonical_maps = ldap:/nowhere", "", finding.Warn, ""},
+		{strings.NewReplacer("  - {address: erp@contoso.com, credential: relay-app}\n", "", ", send_as: [office@contoso.com]", "").Replace(configtest.SmallConfig),
+			"sender_canonical_maps = static:scan@contoso.com", "", finding.Warn, ""}, // the only sender stays as it is
 		{"", "masquerade_domains = contoso.com", "", finding.Warn, "changes senders"},
+		{"", "masquerade_domains = com", "", finding.Fail, "bounces"},
+		{"", "milter_protocol = 2", "", finding.Fail, "sendas postfix enable"},
+		{"", "milter_protocol = 6", "", finding.OK, ""},
+		{"", "milter_protocol = 2", "smtpd_milters", finding.Fail, "{ unix:sendas/milter, protocol=6 }"},
+		{"", "milter_protocol = 4\nsmtpd_milters = { unix:sendas/milter, protocol=6 }, inet:127.0.0.1:8891\nnon_smtpd_milters = $smtpd_milters", "", finding.OK, ""},
+		{"", "milter_protocol = 3\nsmtpd_milters = { unix:sendas/milter, protocol=6 }", "", finding.Fail, ""}, // and sendmail(1)?
+		{"", "smtpd_milters = { unix:sendas/milter, { protocol = 6 } }\nmilter_protocol = 2", "", finding.OK, ""},
+		{"", "smtpd_milter_maps = inline:{ {10.2.0.9 = DISABLE} }", "", finding.Fail, "does not pass sendas"},
+		{"", "smtpd_milter_maps = inline:{ {10.2.0.9 = inet:127.0.0.1:8891} }", "", finding.Fail, ""},
+		{"", "smtpd_milter_maps = inline:{ {10.2.0.9 = unix:sendas/milter} }", "", finding.OK, ""},
+		{"", "smtpd_milter_maps = inline:{ {127.0.0.1 = DISABLE} }", "", finding.OK, ""}, // mail that comes back from a filter
+		{"", "smtpd_milter_maps = cidr:/nowhere", "", finding.Warn, ""},
 		{"", "message_size_limit = 0", "", finding.Warn, "bounces later"},
 		{"", "message_size_limit = 200000000", "", finding.Warn, "157286400"},
 		{"", "message_size_limit = 10240000", "", finding.OK, ""},
@@ -673,6 +691,56 @@ func TestPostfixList(t *testing.T) {
 	}
 	if got := bracedList("{ unix:x, default_action=accept }"); !reflect.DeepEqual(got, []string{"unix:x", "default_action=accept"}) {
 		t.Errorf("bracedList: %q", got)
+	}
+}
+
+// What stands between a client and the milter, and where mail to the tenant's own domains ends; the
+// command that mends it does.
+func TestDoctorEntrance(t *testing.T) {
+	dests := configtest.WriteFile(t, filepath.Join(t.TempDir(), "dests"), "# here\nlocalhost\nContoso.com\n", 0o644)
+	lab := newLab(t, configtest.SmallConfig)
+	for _, tc := range []struct {
+		main, master string
+		id           string
+		status       finding.Status
+		words        string
+		typed        bool // the command mends it
+	}{
+		{"inet_interfaces = loopback-only\n", "", "inet_interfaces", finding.Warn, "inet_interfaces = all' && postfix", true},
+		{"inet_interfaces = 127.0.0.1, [::1]\n", "", "inet_interfaces", finding.Warn, "10.2.0.0/16", true},
+		{"inet_interfaces = loopback-only\n", "10.2.0.1:25 inet n - y - - smtpd\n", "inet_interfaces", finding.OK, "", false},
+		{"mynetworks = 127.0.0.0/8\n", "", "mynetworks", finding.Warn, "mynetworks = 127.0.0.0/8 10.2.0.0/16", true},
+		{"mynetworks = 127.0.0.0/8, 10.2.0.0/17\n", "", "mynetworks", finding.Warn, "Relay access denied", true},
+		{"mynetworks = 127.0.0.0/8, cidr:/etc/postfix/lan\n", "", "mynetworks", finding.Skip, "", false},
+		{"smtpd_helo_restrictions = reject_invalid_helo_hostname, reject_non_fqdn_helo_hostname, permit_mynetworks\n", "", "smtpd_helo_restrictions.early", finding.Warn,
+			"'smtpd_helo_restrictions = permit_mynetworks, reject_invalid_helo_hostname, reject_non_fqdn_helo_hostname'", true},
+		{"smtpd_sender_restrictions = reject_non_fqdn_sender\n", "", "smtpd_sender_restrictions.early", finding.Warn, "permit_mynetworks, reject_non_fqdn_sender", true},
+		{"smtpd_recipient_restrictions = reject_unknown_sender_domain, check_policy_service { unix:sendas/policy, default_action=DEFER_IF_PERMIT }, permit_mynetworks, reject\n", "", "smtpd_recipient_restrictions.early", finding.Warn,
+			"= check_policy_service { unix:sendas/policy, default_action=DEFER_IF_PERMIT }, permit_mynetworks, reject_unknown_sender_domain, reject'", true},
+		{"", "10.2.0.1:25 inet n - y - - smtpd -o smtpd_client_restrictions=reject_unknown_client_hostname\n", "10.2.0.1:25.smtpd_client_restrictions.early", finding.Warn,
+			"-P '10.2.0.1:25/inet/smtpd_client_restrictions=permit_mynetworks,reject_unknown_client_hostname'", true},
+		{"strict_rfc821_envelopes = yes\n", "", "strict_rfc821_envelopes", finding.Warn, "mend what they write", true},
+		{"mydestination = $myhostname, Contoso.com, localhost\n", "", "here.contoso.com", finding.Fail, "'mydestination = $myhostname, localhost'", true},
+		{"mydomain = contoso.com\nmydestination = $myhostname, $mydomain, localhost\n", "", "here.contoso.com", finding.Fail, "'mydestination = $myhostname, localhost'", true},
+		{"mydestination = " + dests + "\n", "", "here.contoso.com", finding.Fail, "take contoso.com out of " + dests, false},
+		{"mydestination =\nvirtual_mailbox_domains = inline:{ {contoso.com = x} }\n", "", "here.contoso.com", finding.Fail, "out of inline:", false},
+		{"virtual_alias_maps = inline:{ {info@contoso.com = office@contoso.com} }\n", "", "here", finding.OK, "", false},
+		{"relay_domains = contoso.com\ntransport_maps = inline:{ {contoso.com = smtp:[192.0.2.40]} }\n", "", "here", finding.OK, "", false},
+		{"", "192.0.2.1:25 inet n - y - - smtpd -o milter_protocol=3\n", "192.0.2.1:25.milter_protocol", finding.Fail, "sendas postfix enable", false},
+		{"", "192.0.2.1:25 inet n - y - - smtpd -o content_filter=feed:[127.0.0.1]:10024\n", "192.0.2.1:25.content_filter", finding.Warn, "sees it twice", false},
+	} {
+		d := lab.examine(t, postfixtest.MainCF(t)+tc.main, byHand(t)+tc.master)
+		d.wantCheck(t, "postfix."+tc.id, tc.status, tc.words)
+		if !tc.typed || t.Failed() {
+			continue
+		}
+		typeCure(t, d, "postfix."+tc.id)
+		lab.age(t)
+		for _, c := range lab.look(t).Checks {
+			if strings.HasPrefix(c.ID, "postfix."+tc.id) && c.Status != finding.OK {
+				t.Errorf("%s%s: after %s it is still %s: %s", tc.main, tc.master, c.Do, c.Status, c.Found)
+			}
+		}
 	}
 }
 

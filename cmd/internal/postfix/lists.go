@@ -16,18 +16,32 @@ import (
 )
 
 // milterItem is how a list of milters names that of sendas: with an action of its own where others
-// count on another one, for which "accept" may be right.
+// count on another one, for which "accept" may be right, and with a protocol of its own where main.cf
+// or a port has an older one for others.
 func (p *Setup) milterItem() string {
 	item := p.relative(p.Config.Milter.Listen).String()
-	if p.keepsAction() {
-		return "{ " + item + ", default_action=tempfail }"
+	options := ""
+	if p.oldProtocol() {
+		options += ", protocol=6"
 	}
-	return item
+	if p.keepsAction() {
+		options += ", default_action=tempfail"
+	}
+	if options == "" {
+		return item
+	}
+	return "{ " + item + options + " }"
 }
 
 // keepsAction reports whether milter_default_action has to stay as it is, for the sake of other
-// milters.
+// milters, be it that of one port.
 func (p *Setup) keepsAction() bool {
+	if slices.ContainsFunc(p.running("smtpd"), func(v *entry) bool {
+		action, own := v.overrides["milter_default_action"]
+		return own && !keepsMail(action)
+	}) {
+		return true
+	}
 	others := slices.ContainsFunc(slices.Concat(splitList(p.Main["smtpd_milters"]), splitList(p.Main["non_smtpd_milters"])), func(item string) bool {
 		place, _ := p.milterPlace(item)
 		return place < 0

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -99,6 +100,9 @@ var errNotThere = errors.New("it is not there")
 
 // ask looks a key up as a program of Postfix's does; an error is a table that cannot be asked here.
 func (p *Setup) ask(table, key string) (value string, found bool, err error) {
+	if value, static := strings.CutPrefix(table, "static:"); static {
+		return value, true, nil
+	}
 	if list, ok := inlineEntries(table); ok {
 		i := slices.IndexFunc(list, func(e namedValue) bool { return strings.EqualFold(e.Name, key) })
 		if i < 0 {
@@ -158,6 +162,16 @@ func (p *Setup) readUnused(said string) {
 			p.unused = append(p.unused, m[1])
 		}
 	}
+}
+
+// loopback reports whether no device can reach a port.
+func (s *entry) loopback() bool {
+	host := s.name
+	if i := strings.LastIndexByte(host, ':'); s.kind == "inet" && i >= 0 {
+		host = strings.Trim(host[:i], "[]")
+	}
+	addr, err := netip.ParseAddr(host)
+	return s.kind == "unix" || host == "localhost" || err == nil && addr.IsLoopback()
 }
 
 func (p *Setup) service(name, kind string) *entry {
@@ -334,9 +348,14 @@ func (p *Setup) set(s *entry, name, value string) string {
 	return p.setAll(s, []namedValue{{name, value}})
 }
 
-// setAll is set for several parameters at one time. postconf(1) glues what it adds to a last line
-// without an end, so such a file gets one first.
+// setAll is set for several parameters at one time.
 func (p *Setup) setAll(s *entry, list []namedValue) string {
+	return p.edit(s, list) + " && " + p.inst.command("postfix") + " reload"
+}
+
+// edit is the command alone, without a reload. postconf(1) glues what it adds to a last line without
+// an end, so such a file gets one first.
+func (p *Setup) edit(s *entry, list []namedValue) string {
 	var b strings.Builder
 	file, flag := mainCF, "-e"
 	if s != nil {
@@ -353,7 +372,7 @@ func (p *Setup) setAll(s *entry, list []namedValue) string {
 			fmt.Fprintf(&b, " '%s/%s=%s'", s.key(), v.Name, strings.ReplaceAll(v.Value, ", ", ","))
 		}
 	}
-	return b.String() + " && " + p.inst.command("postfix") + " reload"
+	return b.String()
 }
 
 // enable is the command that writes all settings.

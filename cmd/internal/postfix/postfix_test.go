@@ -225,9 +225,95 @@ func doctorOf(t *testing.T, j *Job) *look {
 func typeCure(t *testing.T, d *look, id string) {
 	t.Helper()
 	i := slices.IndexFunc(d.Checks, func(c finding.Check) bool { return c.ID == id })
-	command, _, _ := strings.Cut(d.Checks[i].Do, " && ")
+	typeCommand(t, d.Checks[i].Do)
+}
+
+// typeCommand types a command of postconf that somebody is told to type. No Postfix runs here that
+// could be reloaded.
+func typeCommand(t *testing.T, do string) {
+	t.Helper()
+	command, _, _ := strings.Cut(do, " && postfix ")
 	if out, err := exec.CommandContext(t.Context(), "sh", "-c", command).CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v\n%s", command, err, out)
+	}
+}
+
+// Each command that enable prints is typed on the host that it was printed for: it then has nothing
+// more to say there, what it was not about is as it was, and disable brings the files back as they
+// were after the typing.
+func TestPostfixCures(t *testing.T) {
+	const back = "127.0.0.1:10025 inet n - y - - smtpd\n    -o content_filter=\n    -o mynetworks=127.0.0.0/8\n"
+	const feed = "smtp-amavis unix - - - - 2 smtp\n    -o smtp_data_done_timeout=1200\n"
+	for _, tc := range []struct {
+		name, main, master string
+		says               string // "" is nothing
+		stays              map[string]string
+	}{
+		{"the way back of a filter", "content_filter = smtp-amavis:[127.0.0.1]:10024\n", feed + back + "    -o smtpd_milters=\n    -o smtpd_recipient_restrictions=permit_mynetworks,reject\n", "", map[string]string{"content_filter": "smtp-amavis:[127.0.0.1]:10024"}},
+		{"the same by no_milters", "content_filter = smtp-amavis:[127.0.0.1]:10024\n", feed + back + "    -o smtpd_recipient_restrictions=permit_mynetworks,reject\n    -o receive_override_options=no_header_body_checks,no_milters\n", "", nil},
+		{"a way back that meets sendas", "content_filter = smtp-amavis:[127.0.0.1]:10024\n", feed + back, "note: Postfix port 127.0.0.1:10025: meets sendas again", map[string]string{"content_filter": "smtp-amavis:[127.0.0.1]:10024"}},
+		{"a port without milters", "", "192.0.2.1:25 inet n - y - - smtpd\n  -o receive_override_options=no_milters\n", "in the way: Postfix receive_override_options of 192.0.2.1:25/inet: no_milters", nil},
+		{"a port with other milters", "", "192.0.2.1:25 inet n - y - - smtpd\n  -o smtpd_milters=inet:127.0.0.1:8891\n", "in the way: Postfix smtpd_milters of 192.0.2.1:25/inet", nil},
+		{"the lines of many a recipe for OpenDKIM", "milter_protocol = 2\nmilter_default_action = accept\nsmtpd_milters = inet:127.0.0.1:8891\nnon_smtpd_milters = $smtpd_milters\n",
+			"192.0.2.1:25 inet n - y - - smtpd -o milter_protocol=3 -o milter_default_action=accept\n", "",
+			map[string]string{"smtpd_milters": "{ unix:sendas/milter, protocol=6, default_action=tempfail }, inet:127.0.0.1:8891", "milter_protocol": "2", "milter_default_action": "accept"}},
+		{"a domain of the tenant's", "mydestination = $myhostname, contoso.com, localhost\n", "", "in the way: Postfix mydestination: contoso.com is a domain of the tenant", map[string]string{"mydestination": "$myhostname, localhost"}},
+		{"devices refused early", "smtpd_helo_restrictions = reject_non_fqdn_helo_hostname, permit_mynetworks\nmynetworks = 127.0.0.0/8\n", "", "note: Postfix mynetworks: 127.0.0.0/8",
+			map[string]string{"smtpd_helo_restrictions": "permit_mynetworks, reject_non_fqdn_helo_hostname", "mynetworks": "127.0.0.0/8 10.2.0.0/16"}},
+		{"no line end", "debug_peer_list = 192.0.2.9\nrelayhost = [smtp.office365.com]:587", "", "do: echo >>", map[string]string{"relayhost": ""}},
+		{"no line end in either", "relayhost = [mail.fabrikam.com]:587", "192.0.2.1:25 inet n - y - - smtpd -o receive_override_options=no_milters", "do: echo >>", map[string]string{"relayhost": "[mail.fabrikam.com]:587"}},
+		{"no line end, and nothing to say", "relayhost = [smtp.office365.com]:587", feed + "#", "", map[string]string{"default_transport": "sendas:[smtp.office365.com]:587"}},
+		{"what others wrote", "notify_classes = protocol, resource\ncanonical_maps = static:x\nmaximal_queue_lifetime = 4h\nmasquerade_domains = contoso.com\nalways_add_missing_headers = yes\n", "", "in the way: Postfix notify_classes", map[string]string{"smtpd_banner": "$myhostname ESMTP"}},
+		{"relayhosts by sender", "relayhost = [smtp.office365.com]:587\nsender_dependent_relayhost_maps = inline:{ {a@fabrikam.com = [mail.fabrikam.com]} }\n", "", "in the way: Postfix sender_dependent_relayhost_maps", nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			j, before := testJob(t)
+			host := files{mainCF: []byte(string(before[mainCF]) + tc.main), masterCF: []byte(string(before[masterCF]) + tc.master)}
+			if err := j.inst.install(before, host); err != nil {
+				t.Fatal(err)
+			}
+			stderr := j.Stderr.(*bytes.Buffer)
+			err := j.Enable(t.Context())
+			inTheWay := err != nil && strings.Contains(err.Error(), "in the way")
+			said := stderr.String()
+			if err != nil && !inTheWay || !strings.Contains(said, tc.says) || tc.says == "" && said != "" {
+				t.Fatalf("enable: %v\n%s\nwant %q", err, said, tc.says)
+			}
+			for line := range strings.Lines(said) {
+				if _, do, is := strings.Cut(line, "  do: "); is && strings.Contains(do, "postconf ") {
+					if !strings.HasPrefix(do, "echo ") {
+						do = do[strings.Index(do, "postconf "):]
+					}
+					typeCommand(t, do)
+				}
+			}
+			typed, err := j.inst.read()
+			if err != nil {
+				t.Fatal(err)
+			}
+			stderr.Reset()
+			if err := j.Enable(t.Context()); err != nil || stderr.Len() > 0 {
+				t.Fatalf("after all was typed: %v\n%s", err, stderr)
+			}
+			files, err := j.inst.read()
+			if err != nil {
+				t.Fatal(err)
+			}
+			main := readMainCF(string(files[mainCF]))
+			for name, want := range tc.stays {
+				if main[name] != want {
+					t.Errorf("%s = %q, want %q", name, main[name], want)
+				}
+			}
+			doctorOf(t, j).wantGood(t)
+			if err := j.Disable(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if after, _ := j.inst.read(); inTheWay && !after.equal(typed) || said == "" && !after.equal(host) {
+				t.Error("disable has not brought the files back")
+			}
+		})
 	}
 }
 

@@ -51,6 +51,8 @@ type settingRow struct {
 	// merge puts want into a list that others wrote too, and returns what it has put there; nil
 	// replaces the value.
 	merge func(p *Setup, raw, want string) (value, added string)
+	// everyPort is for inSMTPD: what -o says at a port that devices can reach is as bad as in main.cf.
+	everyPort bool
 	// everyWay is for inTransport: the transports of the other routes are told the same, lest main.cf
 	// changes what leaves by them.
 	everyWay bool
@@ -102,7 +104,7 @@ var (
 // settings is what main.cf of docs/by-hand.md gives, and what stands in the way of it.
 var settings = []settingRow{
 	// In: who may send as whom.
-	{name: "smtpd_milters", place: inSMTPD, want: "{milter}", judge: judgeMilters, level: finding.Fail,
+	{name: "smtpd_milters", place: inSMTPD, everyPort: true, want: "{milter}", judge: judgeMilters, level: finding.Fail,
 		means: "mail from the network does not pass sendas, so it leaves under the name that the device wrote, and Exchange Online refuses it",
 		why:   "who may send as whom: before milters that sign, for a signature must come after the rewriting", merge: mergeMilter},
 	{name: "smtpd_milters", id: "smtpd_milters.order", place: inSMTPD, want: "{milter}", judge: judgeOrder, level: finding.Warn, when: hasOtherMilters,
@@ -117,9 +119,15 @@ var settings = []settingRow{
 		},
 		means: "Postfix's own bounces, or its notices to the postmaster, do not pass the milter, and nobody may send as their sender: they wait, and are dropped",
 		why:   "and for bounces and notices of Postfix itself", merge: mergeLast},
-	{name: "milter_default_action", place: inMain, want: "tempfail", level: finding.Fail, judge: judgeDefaultAction,
+	{name: "milter_default_action", place: inSMTPD, everyPort: true, want: "tempfail", level: finding.Fail, judge: judgeDefaultAction,
 		means: "while the milter is down, mail leaves unchanged or is lost (reject), instead of waiting at the client",
 		why:   "mail waits at the client while the milter is down, rather than leave under the wrong name", offer: func(p *Setup) bool { return !p.keepsAction() }},
+	{name: "milter_protocol", place: inSMTPD, everyPort: true, want: "6", judge: judgeProtocol, level: finding.Fail,
+		means: "Postfix offers the milter so little that messages are refused with 451, or leave unchanged",
+		do:    "{enable}"},
+	{name: "smtpd_milter_maps", place: inSMTPD, everyPort: true, want: "", judge: judgeMilterMaps, level: finding.Fail,
+		means: "mail of these networks does not pass sendas, so it leaves under the name that the device wrote, and Exchange Online refuses it",
+		do:    "take the clients of sendas.yaml out of that table"},
 	{name: "local_header_rewrite_clients", place: inSMTPD, want: "", level: finding.Warn,
 		means: "Postfix mends the headers of these clients before sendas sees them, and spoils what it does not understand",
 		why:   "the milter must see headers as the device wrote them; it adds Date and Message-ID itself"},
@@ -168,7 +176,7 @@ var settings = []settingRow{
 		why:   "and nothing by another transport, which knows no mailbox"},
 	{name: "sender_dependent_relayhost_maps", place: inMain, want: "", level: finding.Fail, when: (*Setup).leadsAll, judge: judgeRelayhosts,
 		means: "default_transport overrules this table: mail of its senders leaves by Microsoft as well, where no mailbox may send as them",
-		do:    "write its entries into sender_dependent_default_transport_maps, with the transport before the host (smtp:[host]), and type: {postconf} -X sender_dependent_relayhost_maps"},
+		do:    "write its entries into sender_dependent_default_transport_maps, with the transport before the host (smtp:[host]), and type: {postconf} -X sender_dependent_relayhost_maps && {reload}"},
 	{name: "sender_dependent_default_transport_maps", place: inMain, want: "{senders}", level: finding.Warn, judge: judgeSenderTable, merge: mergeFirst,
 		when:  func(p *Setup) bool { return p.hasSenderTable() },
 		offer: func(p *Setup) bool { return p.senderTable() != "" },
@@ -322,17 +330,17 @@ var settings = []settingRow{
 		means: "transcripts of SMTP sessions are mailed to the postmaster, and a token may be in them"},
 	{name: "debug_peer_list", place: inMain, want: "", level: finding.Fail,
 		means: "sessions with these hosts are logged as with -v, passwords and tokens too"},
-	{name: "content_filter", place: inMain, want: "", level: finding.Warn, judge: judgeFilter,
+	{name: "content_filter", place: inSMTPD, want: "", level: finding.Warn, judge: judgeFilter,
 		means: "mail goes through a filter and comes back: sendas sees it twice, the second time from this host, and the filter may change it after the decision",
-		do:    "give the smtpd that takes mail back from the filter \"-o receive_override_options=no_milters\""},
-	{name: "receive_override_options", place: inMain, want: "", level: finding.Fail,
+		do:    "give the smtpd that takes mail back from the filter \"-o content_filter= -o smtpd_milters= -o smtpd_recipient_restrictions=permit_mynetworks,reject\""},
+	{name: "receive_override_options", place: inSMTPD, everyPort: true, want: "", level: finding.Fail,
 		judge: func(v string, _ *Setup) finding.Status {
 			return okIf(!slices.Contains(splitList(v), "no_milters"))
 		},
-		means: "with no_milters for all mail, none passes sendas"},
-	{name: "canonical_maps", place: inMain, want: "", level: finding.Warn, means: rewritten},
-	{name: "sender_canonical_maps", place: inMain, want: "", level: finding.Warn, means: rewritten},
-	{name: "masquerade_domains", place: inMain, want: "", level: finding.Warn, means: rewritten},
+		means: "with no_milters for all mail, none passes sendas: it leaves as the device wrote it, and is refused or waits"},
+	{name: "canonical_maps", place: inMain, want: "", level: finding.Warn, judge: judgeCanonical, means: rewritten},
+	{name: "sender_canonical_maps", place: inMain, want: "", level: finding.Warn, judge: judgeCanonical, means: rewritten},
+	{name: "masquerade_domains", place: inMain, want: "", level: finding.Warn, judge: judgeMasquerade, means: rewritten},
 	{name: "message_size_limit", place: inMain, want: "157286400", level: finding.Warn, judge: within1to(157286400), write: writeWrong,
 		means: "mail that is larger than Microsoft takes is accepted here and bounces later",
 		why:   "Microsoft takes no more; a device learns it at once, instead of a bounce that nobody reads"},
@@ -347,7 +355,7 @@ var settings = []settingRow{
 
 const rewriting = "a table of main.cf may change the message after sendas has decided on it, or send it another way"
 
-const rewritten = "Postfix changes senders by this table before sendas sees them, and the envelope sender once more after it"
+const rewritten = "Postfix changes senders by this table before sendas sees them, and the envelope sender once more after it: where that is another address than the From, Exchange Online refuses the message, and it bounces"
 
 func okIf(good bool) finding.Status {
 	if good {
@@ -382,7 +390,7 @@ func (p *Setup) fill(s string) string {
 		"{milter}", p.milterItem(), "{policy}", p.relative(p.Config.Milter.PolicyListen).String(),
 		"{lease}", p.socketmap("lease"), "{reply}", p.socketmap("reply"), "{recipient}", p.socketmap("recipient"), "{route}", p.socketmap("route"),
 		"{bundle}", cmp.Or(p.Config.Tenant.Endpoints.CAFile, TrustBundle()), "{own}", p.ownTable(), "{senders}", p.senderTable(), "{nexthop}", nextHop(p.Config.Tenant.Endpoints.Submission),
-		"{connections}", strconv.Itoa(p.connections()), "{submission}", p.submissionWay(), "{enable}", p.enable(), "{postconf}", p.inst.command("postconf"),
+		"{connections}", strconv.Itoa(p.connections()), "{submission}", p.submissionWay(), "{enable}", p.enable(), "{postconf}", p.inst.command("postconf"), "{reload}", p.inst.command("postfix")+" reload",
 	).Replace(s)
 }
 
@@ -405,8 +413,12 @@ func (p *Setup) checkSetting(s finding.Section, r *settingRow) {
 	case inSMTPD:
 		p.compare(s, r, nil, r.name, r.level)
 		for _, v := range p.running("smtpd") {
-			if _, own := v.overrides[r.name]; own { // a port for a filter, most likely
-				p.compare(s, r, v, r.name, finding.Warn)
+			level := finding.Warn // few have to do with it
+			if r.everyPort && !v.loopback() {
+				level = r.level
+			}
+			if _, own := v.overrides[r.name]; own && !p.isWayBack(v) {
+				p.compare(s, r, v, r.name, level)
 			}
 		}
 	case inWays:
@@ -511,14 +523,12 @@ func (p *Setup) milterPlace(value string) (place int, options []string) {
 }
 
 // judgeMilters accepts a list with sendas in it, unless its own default_action lets mail pass
-// without it.
+// without it, or an older protocol is meant for it too.
 func judgeMilters(value string, p *Setup) finding.Status {
 	place, options := p.milterPlace(value)
-	lax := slices.ContainsFunc(options, func(o string) bool { // name=value, or { name = value }
-		name, action, ok := strings.Cut(strings.Trim(o, "{ }"), "=")
-		return ok && strings.TrimSpace(name) == "default_action" && !keepsMail(strings.TrimSpace(action))
-	})
-	return okIf(place >= 0 && !lax)
+	action := milterOption(options, "default_action")
+	old := p.oldProtocol() && milterOption(options, "protocol") != "6"
+	return okIf(place >= 0 && !old && (action == "" || keepsMail(action)))
 }
 
 // keepsMail reports whether mail waits at the client with that action of a milter's. Since 3.11,
@@ -531,9 +541,7 @@ func keepsMail(action string) bool { return action == "tempfail" || action == "s
 func judgeDefaultAction(value string, p *Setup) finding.Status {
 	own := func(name string) bool {
 		_, options := p.milterPlace(p.Main[name])
-		return slices.ContainsFunc(options, func(o string) bool {
-			return strings.Join(strings.Fields(strings.Trim(o, "{ }")), "") == "default_action=tempfail"
-		})
+		return milterOption(options, "default_action") == "tempfail"
 	}
 	if own("smtpd_milters") && own("non_smtpd_milters") || keepsMail(value) {
 		return finding.OK
@@ -667,11 +675,9 @@ func judgeSocketmap(name string) func(string, *Setup) finding.Status {
 // recipients are.
 func countsExternal(p *Setup) bool { return p.Config.Tenant.LimitsExternal() }
 
-// judgeFilter accepts a way out of sendas' as the filter (docs/routes.md).
+// judgeFilter accepts a way out of sendas' as the filter (docs/routes.md), and any other that gives
+// mail back on a port of its own.
 func judgeFilter(value string, p *Setup) finding.Status {
-	if p.Config.Policy == nil {
-		return ""
-	}
 	name, _, _ := strings.Cut(value, ":")
-	return okIf(slices.ContainsFunc(p.Config.Policy.Routes(), func(r *policy.Route) bool { return r.Transport == name }))
+	return okIf(p.hasRoute(name) || slices.ContainsFunc(p.running("smtpd"), func(v *entry) bool { return p.isWayBack(v) && !p.meetsSendas(v) }))
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/sendas/sendas/token/sasl"
@@ -65,14 +66,26 @@ milter: {listen: "unix:pf/queue/sendas/milter", policy_listen: "unix:pf/queue/se
 token: {listen: "unix:pf/queue/sendas/credentials"}
 `
 
+// compiled is the plugin, which takes a compiler a while.
+var compiled = sync.OnceValues(func() (data []byte, err error) {
+	dir, err := os.MkdirTemp("", "sendas-plugin-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	file, err := sasl.Build(context.Background(), dir)
+	if err != nil {
+		return nil, err
+	}
+	return os.ReadFile(file)
+})
+
 // NewInstance makes an instance of Postfix in dir/pf that is never started, and sendas.yaml beside
 // it.
 func NewInstance(dir string) error {
 	pf, plugin := filepath.Join(dir, "pf"), filepath.Join(dir, "plugin")
-	err := os.Mkdir(plugin, 0o755)
-	if err == nil {
-		_, err = sasl.Build(context.Background(), plugin) // without it something is always in the way
-	}
+	data, err := compiled() // without it something is always in the way
+	err = errors.Join(err, os.Mkdir(plugin, 0o755), os.WriteFile(filepath.Join(plugin, sasl.Plugin), data, 0o755))
 	for _, d := range []string{"etc", "data", "queue/sendas", "original"} {
 		err = errors.Join(err, os.MkdirAll(filepath.Join(pf, d), 0o755))
 	}

@@ -1,0 +1,306 @@
+package postfix
+
+import (
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/sendas/sendas/cmd/internal/finding"
+)
+
+// checkEntrance looks at what stands between a client of sendas.yaml and the milter: whether it can
+// connect and may relay, and what refuses it before sendas is asked.
+func (p *Setup) checkEntrance(s finding.Section) {
+	var outside []string
+	for _, c := range p.Config.Clients {
+		for _, n := range c.Networks {
+			if net, ok := parsePrefix(n); ok && !net.Addr().IsLoopback() {
+				outside = append(outside, n)
+			}
+		}
+	}
+	p.checkInterfaces(s, outside)
+	p.checkNetworks(s)
+	if len(outside) > 0 {
+		p.checkEarly(s)
+	}
+}
+
+// parsePrefix reads a network, or an address alone.
+func parsePrefix(text string) (netip.Prefix, bool) {
+	text = strings.NewReplacer("[", "", "]", "").Replace(text)
+	if net, err := netip.ParsePrefix(text); err == nil {
+		return net.Masked(), true
+	}
+	addr, err := netip.ParseAddr(text)
+	if err != nil {
+		return netip.Prefix{}, false
+	}
+	return netip.PrefixFrom(addr, addr.BitLen()), true
+}
+
+// checkInterfaces looks whether devices can connect at all.
+func (p *Setup) checkInterfaces(s finding.Section, outside []string) {
+	value := p.Main["inet_interfaces"]
+	local := !slices.ContainsFunc(splitList(value), func(i string) bool {
+		addr, err := netip.ParseAddr(strings.Trim(i, "[]"))
+		return i != "loopback-only" && i != "localhost" && (err != nil || !addr.IsLoopback())
+	})
+	open := slices.ContainsFunc(p.services, func(v entry) bool { // a port with an address of its own
+		host, _, named := cutLast(v.name, ":")
+		return v.kind == "inet" && named && host != "" && !v.loopback()
+	})
+	if len(outside) == 0 || value == "" || !local || open {
+		s.Ok("inet_interfaces", "inet_interfaces", "%s", shownValue(value))
+		return
+	}
+	s.Warn("inet_interfaces", "inet_interfaces", value, Advices["nobody"].With("networks", strings.Join(outside, " "),
+		"set", p.edit(nil, []namedValue{{"inet_interfaces", "all"}}), "restart", p.inst.command("postfix")+" stop; "+p.inst.command("postfix")+" start"))
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
+}
+
+// checkNetworks looks whether clients that are known by their network alone may relay. Tables and
+// files of mynetworks are somebody's own; what stands in them is not looked at.
+func (p *Setup) checkNetworks(s finding.Section) {
+	var covered []netip.Prefix
+	value := p.Main["mynetworks"]
+	for _, item := range splitList(value) {
+		net, ok := parsePrefix(item)
+		if !ok {
+			s.Skip("mynetworks", "mynetworks", "has an entry that is no network, so it is not compared with the clients")
+			return
+		}
+		covered = append(covered, net)
+	}
+	var missing []string
+	for _, c := range p.Config.Clients {
+		if len(c.Logins)+len(c.Subjects)+len(c.Fingerprints) > 0 {
+			continue // may relay by what they prove
+		}
+		for _, n := range c.Networks {
+			net, ok := parsePrefix(n)
+			if ok && !slices.ContainsFunc(covered, func(c netip.Prefix) bool { return c.Bits() <= net.Bits() && c.Contains(net.Addr()) }) {
+				missing = append(missing, net.String())
+			}
+		}
+	}
+	if len(missing) == 0 || value == "" {
+		s.Ok("mynetworks", "mynetworks", "%s", shownValue(value))
+		return
+	}
+	for i, n := range missing {
+		if addr, bits, _ := strings.Cut(n, "/"); strings.Contains(addr, ":") { // as Postfix writes IPv6
+			missing[i] = "[" + addr + "]/" + bits
+		}
+	}
+	s.Warn("mynetworks", "mynetworks", value, Advices["relays-not"].With("networks", strings.Join(missing, " "),
+		"set", p.set(nil, "mynetworks", strings.Join(append(splitList(value), missing...), " "))))
+}
+
+// earlyLists are the restrictions that smtpd(8) asks before the milter hears of the message.
+var earlyLists = []string{"smtpd_client_restrictions", "smtpd_helo_restrictions", "smtpd_sender_restrictions", "smtpd_recipient_restrictions"}
+
+// tooStrict are the restrictions that devices do not meet: they greet with a bare name, and send from
+// names that no DNS knows, which sendas would mend (SMTPD_ACCESS_README).
+var tooStrict = []string{"reject_non_fqdn_helo_hostname", "reject_non_fqdn_hostname", "reject_invalid_helo_hostname", "reject_invalid_hostname", "reject_unknown_helo_hostname",
+	"reject_unknown_hostname", "reject_non_fqdn_sender", "reject_unknown_sender_domain", "reject_unknown_client_hostname", "reject_unknown_client", "reject_unknown_reverse_client_hostname",
+	"reject_unverified_sender"}
+
+// checkEarly finds what refuses devices before sendas can mend what they write.
+func (p *Setup) checkEarly(s finding.Section) {
+	for _, name := range earlyLists {
+		services := append([]*entry{nil}, p.running("smtpd")...)
+		for _, v := range services {
+			if v != nil {
+				if _, own := v.overrides[name]; !own || v.loopback() || p.isWayBack(v) {
+					continue
+				}
+			}
+			p.checkEarlyList(s, name, v)
+		}
+	}
+	if p.Main["strict_rfc821_envelopes"] == "yes" {
+		s.Warn("strict_rfc821_envelopes", "strict_rfc821_envelopes", "yes", Advices["early-refusal"].With("item", "strict_rfc821_envelopes", "set", p.set(nil, "strict_rfc821_envelopes", "no")))
+	}
+}
+
+func (p *Setup) checkEarlyList(s finding.Section, name string, v *entry) {
+	list := splitList(p.Value(v, name))
+	permit := slices.Index(list, "permit_mynetworks")
+	strict := slices.IndexFunc(list, func(item string) bool { return slices.Contains(tooStrict, item) })
+	id, what := name+".early", name
+	if v != nil {
+		id, what = v.name+"."+id, name+" of "+v.key()
+	}
+	if strict < 0 || permit >= 0 && permit < strict {
+		return
+	}
+	rest := slices.DeleteFunc(slices.Clone(list), func(item string) bool { return item == "permit_mynetworks" })
+	first := []string{"permit_mynetworks"}
+	if asked, _ := p.policyPlace(joinRestrictions(rest)); asked >= 0 && name == "smtpd_recipient_restrictions" { // it is asked of everybody
+		first = slices.Concat(rest[asked:asked+2], first)
+		rest = slices.Delete(rest, asked, asked+2)
+	}
+	s.Warn(id, what, list[strict]+" stands before permit_mynetworks", Advices["early-refusal"].With("item", list[strict], "set", p.set(v, name, joinRestrictions(slices.Concat(first, rest)))))
+}
+
+// hereLists are the classes of addresses in which Postfix ends mail itself (ADDRESS_CLASS_README).
+var hereLists = []string{"mydestination", "virtual_mailbox_domains", "virtual_alias_domains"}
+
+// checkHere finds domains of the tenant whose mail never reaches Microsoft.
+func (p *Setup) checkHere(s finding.Section) {
+	if p.Config.Policy == nil {
+		return
+	}
+	found := false
+	for _, domain := range p.Config.Policy.Domains() {
+		for _, name := range hereLists {
+			where, rest, is := p.listed(name, domain)
+			if !is {
+				continue
+			}
+			found = true
+			a := Advices["here"].With("domain", domain, "do", "take "+domain+" out of "+where)
+			if where == "" {
+				a = Advices["here"].With("domain", domain, "do", p.set(nil, name, rest))
+			}
+			s.Fail("here."+domain, name, domain+" is a domain of the tenant", a)
+			break
+		}
+	}
+	if !found {
+		s.Ok("here", "mydestination", "no domain of the tenant ends on this host")
+	}
+}
+
+// listed reports whether a list of domains has one, as Postfix reads it: names, files, tables. where
+// is the file or table; "" is the list itself, which without the domain is rest.
+func (p *Setup) listed(name, domain string) (where, rest string, is bool) {
+	raw := splitList(p.raw[name])
+	for i, item := range raw {
+		value := item
+		if strings.Contains(item, "$") {
+			value = p.expand(item)
+		}
+		for _, v := range splitList(value) {
+			switch {
+			case strings.EqualFold(v, domain):
+				return "", strings.Join(slices.Delete(slices.Clone(raw), i, i+1), ", "), true
+			case strings.HasPrefix(v, "/"):
+				data, _ := os.ReadFile(v)
+				if slices.ContainsFunc(strings.Fields(string(data)), func(w string) bool { return strings.EqualFold(w, domain) }) {
+					return v, "", true
+				}
+			case strings.Contains(v, ":"):
+				if _, found, err := p.ask(v, domain); err == nil && found {
+					return shownValue(v), "", true
+				}
+			}
+		}
+	}
+	return "", "", false
+}
+
+// expand replaces the $names in an item of a list.
+func (p *Setup) expand(item string) string {
+	return os.Expand(item, func(name string) string { return p.Main[strings.Trim(name, "()")] })
+}
+
+// judgeCanonical asks a table of canonical addresses for the senders of mailboxes: what it changes,
+// cleanup(8) changes in the envelope after the milter has decided.
+func judgeCanonical(value string, p *Setup) finding.Status {
+	for _, table := range splitList(value) {
+		for i, sender := range sendersOf(p.Config) {
+			if i == maxAsked {
+				break
+			}
+			_, domain, _ := strings.Cut(sender, "@")
+			for _, key := range []string{sender, "@" + domain} {
+				if to, found, err := p.ask(table, key); err == nil && found && !strings.EqualFold(to, sender) {
+					return finding.Fail
+				}
+			}
+		}
+	}
+	return okIf(value == "")
+}
+
+// maxAsked bounds how many addresses a table is asked for: each is a process.
+const maxAsked = 20
+
+// judgeMasquerade finds senders whose domain Postfix shortens.
+func judgeMasquerade(value string, p *Setup) finding.Status {
+	for _, domain := range splitList(value) {
+		if slices.ContainsFunc(sendersOf(p.Config), func(sender string) bool {
+			return strings.HasSuffix(strings.ToLower(sender), "."+strings.ToLower(domain))
+		}) {
+			return finding.Fail
+		}
+	}
+	return okIf(value == "")
+}
+
+// judgeProtocol accepts an older protocol where both lists say another one for sendas.
+func judgeProtocol(value string, p *Setup) finding.Status {
+	own := func(name string) bool {
+		_, options := p.milterPlace(p.Main[name])
+		return milterOption(options, "protocol") == "6"
+	}
+	return okIf(value == "" || own("smtpd_milters") && (own("non_smtpd_milters") || strings.Contains(p.raw["non_smtpd_milters"], "smtpd_milters")))
+}
+
+// milterOption returns what an item of a list of milters says of itself: name=value, or
+// { name = value }.
+func milterOption(options []string, name string) string {
+	for _, o := range options {
+		if n, value, ok := strings.Cut(strings.Trim(o, "{ }"), "="); ok && strings.TrimSpace(n) == name {
+			return strings.TrimSpace(value)
+		}
+	}
+	return ""
+}
+
+// oldProtocol reports whether somebody, for another milter, has Postfix speak a protocol in which
+// sendas cannot change what it must.
+func (p *Setup) oldProtocol() bool {
+	old := func(v string) bool { return v != "" && v != "6" }
+	return old(p.Main["milter_protocol"]) || slices.ContainsFunc(p.running("smtpd"), func(v *entry) bool { return old(v.overrides["milter_protocol"]) })
+}
+
+// judgeMilterMaps finds networks whose mail passes no milter, or another one (smtpd_milter_maps of
+// postconf(5)).
+func judgeMilterMaps(value string, p *Setup) finding.Status {
+	for _, table := range splitList(value) {
+		kind, file, _ := strings.Cut(table, ":")
+		list, ok := inlineEntries(table)
+		if kind == "cidr" || kind == "pcre" || kind == "regexp" {
+			data, err := os.ReadFile(file)
+			ok = err == nil
+			for line := range strings.Lines(string(data)) {
+				if f := strings.Fields(line); len(f) > 1 && !strings.HasPrefix(f[0], "#") {
+					list = append(list, namedValue{f[0], strings.Join(f[1:], " ")})
+				}
+			}
+		} else if !ok {
+			list, ok = p.entries(table)
+		}
+		if !ok {
+			return finding.Warn
+		}
+		if slices.ContainsFunc(list, func(e namedValue) bool {
+			net, isNet := parsePrefix(e.Name)
+			place, _ := p.milterPlace(e.Value)
+			return place < 0 && !(isNet && net.Addr().IsLoopback())
+		}) {
+			return ""
+		}
+	}
+	return finding.OK
+}
