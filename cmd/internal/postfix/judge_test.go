@@ -257,6 +257,9 @@ func TestDoctorSettings(t *testing.T) {
 	}{
 		{"", "smtpd_milters =", "", finding.Fail, "smtpd_milters = unix:sendas/milter"},
 		{"", "smtpd_milters = inet:127.0.0.1:8891", "", finding.Fail, "does not pass sendas"},
+		{"", "smtpd_milters = inet:127.0.0.1:8891", "", finding.Fail, "-e 'smtpd_milters = unix:sendas/milter, inet:127.0.0.1:8891'"},
+		{"", "internal_mail_filter_classes = bounce", "", finding.Fail, "= bounce, notify'"},
+		{"", "notify_classes = bounce, protocol, policy", "", finding.Fail, "-e 'notify_classes = bounce, policy'"},
 		{"", "smtpd_milters = { unix:sendas/milter, { default_action = accept } }", "", finding.Fail, ""},
 		{"", "smtpd_milters = { unix:sendas/milter, default_action=accept }", "", finding.Fail, ""},
 		{"", "smtpd_milters = { unix:sendas/milter, connect_timeout=10s, default_action=tempfail }", "", finding.OK, ""},

@@ -253,7 +253,8 @@ func TestPostfixCures(t *testing.T) {
 		{"the same by no_milters", "content_filter = smtp-amavis:[127.0.0.1]:10024\n", feed + back + "    -o smtpd_recipient_restrictions=permit_mynetworks,reject\n    -o receive_override_options=no_header_body_checks,no_milters\n", "", nil},
 		{"a way back that meets sendas", "content_filter = smtp-amavis:[127.0.0.1]:10024\n", feed + back, "note: Postfix port 127.0.0.1:10025: meets sendas again", map[string]string{"content_filter": "smtp-amavis:[127.0.0.1]:10024"}},
 		{"a port without milters", "", "192.0.2.1:25 inet n - y - - smtpd\n  -o receive_override_options=no_milters\n", "in the way: Postfix receive_override_options of 192.0.2.1:25/inet: no_milters", nil},
-		{"a port with other milters", "", "192.0.2.1:25 inet n - y - - smtpd\n  -o smtpd_milters=inet:127.0.0.1:8891\n", "in the way: Postfix smtpd_milters of 192.0.2.1:25/inet", nil},
+		{"no_milters among others", "", "192.0.2.1:25 inet n - y - - smtpd\n  -o receive_override_options=no_address_mappings,no_milters\n", "in the way: Postfix receive_override_options of 192.0.2.1:25/inet", map[string]string{"192.0.2.1:25/inet/receive_override_options": "no_address_mappings"}},
+		{"a port with other milters", "", "192.0.2.1:25 inet n - y - - smtpd\n  -o smtpd_milters=inet:127.0.0.1:8891\n", "in the way: Postfix smtpd_milters of 192.0.2.1:25/inet", map[string]string{"192.0.2.1:25/inet/smtpd_milters": "unix:sendas/milter,inet:127.0.0.1:8891"}},
 		{"the lines of many a recipe for OpenDKIM", "milter_protocol = 2\nmilter_default_action = accept\nsmtpd_milters = inet:127.0.0.1:8891\nnon_smtpd_milters = $smtpd_milters\n",
 			"192.0.2.1:25 inet n - y - - smtpd -o milter_protocol=3 -o milter_default_action=accept\n", "",
 			map[string]string{"smtpd_milters": "{ unix:sendas/milter, protocol=6, default_action=tempfail }, inet:127.0.0.1:8891", "milter_protocol": "2", "milter_default_action": "accept"}},
@@ -301,6 +302,11 @@ func TestPostfixCures(t *testing.T) {
 				t.Fatal(err)
 			}
 			main := readMainCF(string(files[mainCF]))
+			for _, e := range readSetup(t, j).services {
+				for name, value := range e.overrides {
+					main[e.key()+"/"+name] = value
+				}
+			}
 			for name, want := range tc.stays {
 				if main[name] != want {
 					t.Errorf("%s = %q, want %q", name, main[name], want)

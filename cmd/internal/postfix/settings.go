@@ -51,6 +51,8 @@ type settingRow struct {
 	// merge puts want into a list that others wrote too, and returns what it has put there; nil
 	// replaces the value.
 	merge func(p *Setup, raw, want string) (value, added string)
+	// mend is what the command writes where the rest of a value may stay; nil is merge, and then want.
+	mend func(value string) string
 	// everyPort is for inSMTPD: what -o says at a port that devices can reach is as bad as in main.cf.
 	everyPort bool
 	// everyWay is for inTransport: the transports of the other routes are told the same, lest main.cf
@@ -323,7 +325,7 @@ var settings = []settingRow{
 		why:   "sendas keeps Microsoft's pace already; a delay would come on top", write: writeWrong},
 
 	// In the way.
-	{name: "notify_classes", place: inMain, want: "resource, software", level: finding.Fail,
+	{name: "notify_classes", place: inMain, want: "resource, software", level: finding.Fail, mend: without("protocol"),
 		judge: func(v string, _ *Setup) finding.Status {
 			return okIf(!slices.Contains(splitList(v), "protocol"))
 		},
@@ -333,14 +335,17 @@ var settings = []settingRow{
 	{name: "content_filter", place: inSMTPD, want: "", level: finding.Warn, judge: judgeFilter,
 		means: "mail goes through a filter and comes back: sendas sees it twice, the second time from this host, and the filter may change it after the decision",
 		do:    "give the smtpd that takes mail back from the filter \"-o content_filter= -o smtpd_milters= -o smtpd_recipient_restrictions=permit_mynetworks,reject\""},
-	{name: "receive_override_options", place: inSMTPD, everyPort: true, want: "", level: finding.Fail,
+	{name: "receive_override_options", place: inSMTPD, everyPort: true, want: "", level: finding.Fail, mend: without("no_milters"),
 		judge: func(v string, _ *Setup) finding.Status {
 			return okIf(!slices.Contains(splitList(v), "no_milters"))
 		},
 		means: "with no_milters for all mail, none passes sendas: it leaves as the device wrote it, and is refused or waits"},
-	{name: "canonical_maps", place: inMain, want: "", level: finding.Warn, judge: judgeCanonical, means: rewritten},
-	{name: "sender_canonical_maps", place: inMain, want: "", level: finding.Warn, judge: judgeCanonical, means: rewritten},
-	{name: "masquerade_domains", place: inMain, want: "", level: finding.Warn, judge: judgeMasquerade, means: rewritten},
+	{name: "canonical_maps", place: inMain, want: "", level: finding.Warn, judge: judgeCanonical, means: rewritten,
+		do: "take the senders of mailboxes out of it; where nothing else is in it, type: {postconf} -e 'canonical_maps = ' && {reload}"},
+	{name: "sender_canonical_maps", place: inMain, want: "", level: finding.Warn, judge: judgeCanonical, means: rewritten,
+		do: "take the senders of mailboxes out of it; where nothing else is in it, type: {postconf} -e 'sender_canonical_maps = ' && {reload}"},
+	{name: "masquerade_domains", place: inMain, want: "", level: finding.Warn, judge: judgeMasquerade, means: rewritten,
+		do: "take the senders of mailboxes out of it; where nothing else is in it, type: {postconf} -e 'masquerade_domains = ' && {reload}"},
 	{name: "message_size_limit", place: inMain, want: "157286400", level: finding.Warn, judge: within1to(157286400), write: writeWrong,
 		means: "mail that is larger than Microsoft takes is accepted here and bounces later",
 		why:   "Microsoft takes no more; a device learns it at once, instead of a bounce that nobody reads"},
@@ -470,13 +475,41 @@ func (p *Setup) compare(s finding.Section, r *settingRow, v *entry, name string,
 	}
 	a := finding.Advice{}
 	if status != finding.OK {
-		list := []namedValue{{name, want}}
+		list := []namedValue{{name, p.mended(r, v, name, want)}}
 		if f := settingNamed(r.first); f != nil {
 			list = slices.Insert(list, 0, namedValue{f.name, p.fill(f.want)})
 		}
 		a = finding.Advice{Means: p.fill(r.means), Do: cmp.Or(p.fill(r.do), p.setAll(v, list))}
 	}
 	s.Note(status, id, what, shownParameter(name, value), a)
+}
+
+// mended is what a command writes in the place of a value: what others have put there stays.
+func (p *Setup) mended(r *settingRow, v *entry, name, want string) string {
+	raw, own := p.raw[name], false
+	if v != nil {
+		raw, own = v.overrides[name]
+	}
+	switch {
+	case raw == "" || v != nil && !own || follows(raw):
+		return want
+	case r.mend != nil:
+		return r.mend(raw)
+	case r.merge != nil:
+		value, _ := r.merge(p, raw, want)
+		return value
+	}
+	return want
+}
+
+// follows reports whether a value is nothing but another parameter's.
+func follows(raw string) bool { return otherName.MatchString(raw) }
+
+// without takes a word out of a list.
+func without(word string) func(string) string {
+	return func(value string) string {
+		return strings.Join(slices.DeleteFunc(splitList(value), func(w string) bool { return strings.EqualFold(w, word) }), ", ")
+	}
 }
 
 // settingNamed returns the row of a parameter, nil where there is none.
