@@ -26,6 +26,9 @@ type Setup struct {
 	Groups      []lease.GroupInput // what mailboxes may send together
 	Vault       *entra.Vault       // of the users that have signed in
 	TokenFiles  string             // the folder of token files; "" keeps none
+	// Permissions names what Exchange Online permits as far as the configuration knows: another name
+	// is reason to try again what was denied. "" where it says nothing.
+	Permissions string
 }
 
 // A Credential is a way to get access tokens.
@@ -133,8 +136,12 @@ func (d *Desk) Use(s *Setup) error {
 		files = append(files, file)
 	}
 	stopExcept(next, d.running)
+	again := d.setup != nil && d.setup.Permissions != s.Permissions
 	d.running, d.setup = next, s
 	d.leases.Use(NewDirectory(s, func(credential string) lease.Tokens { return next[credential].refresher }))
+	if again {
+		d.leases.TryAgain()
+	}
 	d.keepFilesLocked(s.TokenFiles, files)
 	return nil
 }

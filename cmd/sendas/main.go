@@ -78,6 +78,6 @@ message now, with an access token from Microsoft Entra.`,
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.PersistentFlags().StringVarP(&o.config, "config", "c", "/etc/sendas/sendas.yaml", "the configuration `file`")
-	root.AddCommand(cmdCheck(o), cmdDoctor(o), cmdExplain(o), cmdLogin(o), cmdMan(o), cmdMilter(o), cmdPostfix(o), cmdStatus(o), cmdToken(o), cmdVersion(o))
+	root.AddCommand(cmdCheck(o), cmdDoctor(o), cmdExplain(o), cmdLogin(o), cmdMan(o), cmdMilter(o), cmdPostfix(o), cmdRetry(o), cmdStatus(o), cmdToken(o), cmdVersion(o))
 	return root
 }

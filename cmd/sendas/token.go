@@ -106,7 +106,7 @@ func runToken(ctx context.Context, o *options) error {
 		log.Warn("this process has made its socket itself: a message that is being sent when it is killed can be sent twice",
 			"hint", "start it by systemd, with sendas-token.socket")
 	}
-	srv := &lease.SocketmapServer{Maps: leases.Maps(), Peers: peers, Log: log, Metrics: metrics}
+	srv := &lease.SocketmapServer{Maps: leases.Maps(), Peers: peers, Admin: leases.AdminMaps(), Log: log, Metrics: metrics}
 	if err := serveLookups(ctx, srv, ln, leases, log); err != nil {
 		return exit.Errorf(exit.Software, "", "serving look-ups: %w", err)
 	}
@@ -192,7 +192,7 @@ func newSetup(c *config.Site) (*token.Setup, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &token.Setup{Policy: c.Policy, Groups: groupsOf(c), Vault: c.Vault(), TokenFiles: c.Token.TokenFiles}
+	s := &token.Setup{Policy: c.Policy, Permissions: c.Permissions, Groups: groupsOf(c), Vault: c.Vault(), TokenFiles: c.Token.TokenFiles}
 	for _, name := range slices.Sorted(maps.Keys(c.Credentials)) {
 		cc := c.Credentials[name]
 		s.Credentials = append(s.Credentials, token.Credential{

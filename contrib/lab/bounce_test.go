@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/sendas/sendas/contrib/exosim"
 )
 
 // settle waits until the queue is empty and exosim has given so many verdicts.
@@ -66,7 +69,7 @@ func withoutOwnClient(y string) string {
 // host, to whom the message left as, and so do notices to the postmaster. Neither needs a client.
 // Mail of a program on this host does, and returns to it with the reason, once.
 func TestOwnBounce(t *testing.T) {
-	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second, YAML: withoutOwnClient, Postfix: func(_ *Site, main map[string]string) []string {
+	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second, YAML: withoutOwnClient, Exosim: func(c *exosim.Config) { c.ThrottleAfter = 7 }, Postfix: func(_ *Site, main map[string]string) []string {
 		main["notify_classes"], main["error_notice_recipient"] = "policy", "it@contoso.com"
 		return nil
 	}})
@@ -127,6 +130,56 @@ func TestOwnBounce(t *testing.T) {
 	if got := strings.Count(s.Milter.Log(), `client="this host"`); got != 4 {
 		t.Errorf("%d lines of the milter's log name this host, want 4", got)
 	}
+	heldSender(ctx, t, s)
+}
+
+// heldSender goes on with what was denied once: a device that does not stop gets some more messages
+// back; then they wait, so that Microsoft does not throttle the mailbox, whose other mail goes on.
+// When Send As is granted, the administrator says so, and all leave.
+func heldSender(ctx context.Context, t *testing.T, s *Site) {
+	t.Helper()
+	const returned, held = 5, 4 // of them one is done
+	verdicts, accepted := len(s.Exosim.Messages()), s.Accepted()
+	send := func(m Mail) {
+		t.Helper()
+		if res, err := Send(ctx, s.Postfix.SMTPAddr(), m); err != nil || !res.Accepted() {
+			t.Fatalf("%v, %v", res.Verdict(), err)
+		}
+	}
+	denied.Store(s, returned)
+	for i := 1; i < returned; i++ {
+		send(burstMail(1 + i))
+		s.settle(ctx, t, verdicts+2*i) // each with its bounce
+	}
+	for i := range held {
+		send(burstMail(10 + i))
+	}
+	command := "sendas retry erp@contoso.com billing@contoso.com"
+	if err := poll(ctx, func() (bool, error) {
+		log, err := s.Postfix.Log()
+		return strings.Count(log, "type: "+command) >= held, err
+	}); err != nil {
+		t.Fatalf("Postfix's log does not name the command: %v", err)
+	}
+	own := burstMail(20)
+	own.From, own.Data = "erp@contoso.com", message("From: <erp@contoso.com>", fmt.Sprintf(storyID, "own"), storyDate)
+	send(own)
+	if err := s.WaitMessages(ctx, accepted+returned); err != nil {
+		t.Fatal(err)
+	}
+	all := s.Exosim.Messages()
+	if m := all[len(all)-1]; len(all) != verdicts+2*(returned-1)+1 || m.Sender != "erp@contoso.com" || !m.Accepted() {
+		t.Errorf("%d messages reached Exchange Online, the last of %s: %s", len(all), m.Sender, m.Reply)
+	}
+	s.SetMailbox(func(m *mailboxSettings) { m.SendAs = []string{"billing@contoso.com"} })
+	out, err := exec.CommandContext(ctx, s.Token.binary, "retry", "erp@contoso.com", "billing@contoso.com", "--config", s.Config).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "one message of billing@contoso.com tries again as erp@contoso.com") {
+		t.Fatalf("%s: %v\n%s", command, err, out)
+	}
+	if err := s.WaitMessages(ctx, accepted+returned+held); err != nil {
+		t.Fatal(err)
+	}
+	s.settle(ctx, t, verdicts+2*(returned-1)+1+held)
 }
 
 // TestNoBounceLoop: a bounce that is refused as well, for good, is the end of it. Since it leaves

@@ -54,6 +54,7 @@ var (
 	connectionsNow   = stateSeries("sendas_mailbox_connections_in_force", "Leases of the mailbox that may be out now: fewer for a while after a 432.", "mailbox")
 	nextLease        = stateSeries("sendas_mailbox_next_lease_timestamp_seconds", "When the mailbox can send next, as far as is known; 0 for at once.", "mailbox")
 	pausedUntil      = stateSeries("sendas_mailbox_paused_until_timestamp_seconds", "Until when the mailbox rests, and why; 0 while it does not rest for that reason.", "mailbox", "reason")
+	sendersHeld      = stateSeries("sendas_mailbox_senders_held", "Senders whose mail waits because Exchange Online does not let the mailbox send as them.", "mailbox")
 
 	tokenExpiry  = stateSeries("sendas_token_expiry_timestamp_seconds", "When the access token in memory ends; 0 without one.", "credential")
 	lastSuccess  = stateSeries("sendas_token_last_success_timestamp_seconds", "When an access token was last got; 0 if never since the start.", "credential")
@@ -66,7 +67,7 @@ var (
 
 	stateDescs = []*prometheus.Desc{ledgerUp, messagesUsed, messagesLimit, messagesLeft, recipientsUsed, recipientsLimit, recipientsLeft,
 		groupUsed, groupLimit, groupLeft, leasesOut,
-		connectionsLimit, connectionsNow, nextLease, pausedUntil, tokenExpiry, lastSuccess, clockSkew, certExpiry, secretExpiry, otherExpiry, signInExpiry, signInFresh}
+		connectionsLimit, connectionsNow, nextLease, pausedUntil, sendersHeld, tokenExpiry, lastSuccess, clockSkew, certExpiry, secretExpiry, otherExpiry, signInExpiry, signInFresh}
 )
 
 // pauseAuth is the class of a rest that the ledger knows nothing of: Exchange Online refused the
@@ -74,7 +75,7 @@ var (
 const pauseAuth ledger.PauseClass = "auth"
 
 // pauseReasons are the label values; a class of a later version is counted as other.
-var pauseReasons = []ledger.PauseClass{ledger.PauseQuota, ledger.PauseFull, ledger.PauseBlocked, pauseAuth, ledger.PauseOther}
+var pauseReasons = []ledger.PauseClass{ledger.PauseQuota, ledger.PauseFull, ledger.PauseBlocked, ledger.PauseThrottled, pauseAuth, ledger.PauseOther}
 
 // Describe implements [prometheus.Collector].
 func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
@@ -139,6 +140,13 @@ func (o sink) when(d *prometheus.Desc, t *time.Time, labels ...string) {
 func (o sink) mailbox(m *MailboxStatus, refused time.Time) {
 	o.gauge(leasesOut, float64(m.Leases), m.Mailbox)
 	o.gauge(connectionsLimit, float64(m.Connections), m.Mailbox)
+	held := 0
+	for _, d := range m.Denied {
+		if d.Held {
+			held++
+		}
+	}
+	o.gauge(sendersHeld, float64(held), m.Mailbox)
 	if m.Messages == nil || m.Recipients == nil {
 		return // a pattern, or the ledger cannot tell
 	}

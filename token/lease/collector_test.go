@@ -92,22 +92,22 @@ func TestCollectorOfMailboxes(t *testing.T) {
 // TestCollectorOfRests: why a mailbox rests is told by classes, not by texts. Time begins at
 // 2000-01-01 in a bubble: 946684800.
 func TestCollectorOfRests(t *testing.T) {
-	const none = "auth 0, blocked 0, mailbox-full 0, other 0, quota 0"
+	const none = "auth 0, blocked 0, mailbox-full 0, other 0, quota 0, throttled 0"
 	for _, tc := range []struct {
 		name, reply, by string // a reply at the end of DATA, or to AUTH; or a pause by that reason
 		class           ledger.PauseClass
 		want            string
 	}{
 		{"nothing", accepted, "", "", none},
-		{"quota", quota, "", "", "auth 0, blocked 0, mailbox-full 0, other 0, quota 9.466857e+08"},
-		{"full", "554 5.2.2 mailbox full; STOREDRV.Submission.Exception:QuotaExceededException.MapiExceptionShutoffQuotaExceeded", "", "", "auth 0, blocked 0, mailbox-full 9.466857e+08, other 0, quota 0"},
-		{"blocked", "550 5.7.501 Access denied, spam abuse detected", "", "", "auth 0, blocked 9.466857e+08, mailbox-full 0, other 0, quota 0"},
-		{"refused", auth535, "", "", "auth 9.466851e+08, blocked 0, mailbox-full 0, other 0, quota 0"},
-		{"by hand", "", "maintenance", "", "auth 0, blocked 0, mailbox-full 0, other 9.4668486e+08, quota 0"},
-		{"quota, in other words", "", "nothing more leaves today", ledger.PauseQuota, "auth 0, blocked 0, mailbox-full 0, other 0, quota 9.4668486e+08"},
-		{"full, in the words of a quota", "", lookUp(quota, false).Meaning, ledger.PauseFull, "auth 0, blocked 0, mailbox-full 9.4668486e+08, other 0, quota 0"},
-		{"quota, of a version without classes", "", lookUp(quota, false).Meaning, "", "auth 0, blocked 0, mailbox-full 0, other 9.4668486e+08, quota 0"},
-		{"of a later version", "", "maintenance", "maintenance", "auth 0, blocked 0, mailbox-full 0, other 9.4668486e+08, quota 0"},
+		{"quota", quota, "", "", "auth 0, blocked 0, mailbox-full 0, other 0, quota 9.466857e+08, throttled 0"},
+		{"full", "554 5.2.2 mailbox full; STOREDRV.Submission.Exception:QuotaExceededException.MapiExceptionShutoffQuotaExceeded", "", "", "auth 0, blocked 0, mailbox-full 9.466857e+08, other 0, quota 0, throttled 0"},
+		{"blocked", "550 5.7.501 Access denied, spam abuse detected", "", "", "auth 0, blocked 9.466857e+08, mailbox-full 0, other 0, quota 0, throttled 0"},
+		{"refused", auth535, "", "", "auth 9.466851e+08, blocked 0, mailbox-full 0, other 0, quota 0, throttled 0"},
+		{"by hand", "", "maintenance", "", "auth 0, blocked 0, mailbox-full 0, other 9.4668486e+08, quota 0, throttled 0"},
+		{"quota, in other words", "", "nothing more leaves today", ledger.PauseQuota, "auth 0, blocked 0, mailbox-full 0, other 0, quota 9.4668486e+08, throttled 0"},
+		{"full, in the words of a quota", "", lookUp(quota, false).Meaning, ledger.PauseFull, "auth 0, blocked 0, mailbox-full 9.4668486e+08, other 0, quota 0, throttled 0"},
+		{"quota, of a version without classes", "", lookUp(quota, false).Meaning, "", "auth 0, blocked 0, mailbox-full 0, other 9.4668486e+08, quota 0, throttled 0"},
+		{"of a later version", "", "maintenance", "maintenance", "auth 0, blocked 0, mailbox-full 0, other 9.4668486e+08, quota 0, throttled 0"},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			d := newDesk(limit.Rate{N: 30, Per: time.Minute})

@@ -17,6 +17,9 @@ const (
 	// it needs minutes, and when the day's window opens is known to Microsoft alone. The delivery
 	// after it is the probe.
 	restAfterQuota = 15
+	// restAfterThrottle is for a mailbox that Microsoft throttles for what it sent: each delivery
+	// that is refused may make it longer, and Microsoft ends it after a day or so.
+	restAfterThrottle = 60
 	// restAfterAuth is for a refused AUTH, as long as there is no other token. Microsoft's own
 	// permission changes take up to two hours to act.
 	restAfterAuth = 5
@@ -102,7 +105,11 @@ func (l *Lessor) rest(s *session, why Explanation) {
 		return
 	}
 	now := time.Now()
-	until := now.Add(restAfterQuota * m.Limits.Messages.Per)
+	rest := time.Duration(restAfterQuota)
+	if why.Class == ClassThrottled || l.fullAgain(s, why.Class) {
+		rest = restAfterThrottle
+	}
+	until := now.Add(rest * m.Limits.Messages.Per)
 	p := ledger.Pause{Until: until, Class: why.Pause, Reason: why.Meaning}
 	if err := l.ledger.Pause(context.Background(), s.mailbox, p, now); err != nil {
 		l.metrics.ledgerFailed(context.Background(), opPause)
@@ -110,6 +117,18 @@ func (l *Lessor) rest(s *session, why Explanation) {
 		return
 	}
 	l.log.Warn("mailbox paused", "mailbox", s.mailbox, "until", until.Round(time.Second), "reason", why.Meaning, "hint", why.Act)
+}
+
+// fullAgain reports whether the mailbox was full the last time too, and notes it: one that goes on
+// submitting while it is full is throttled, so it tries less often.
+func (l *Lessor) fullAgain(s *session, class ReplyClass) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	was := l.full[s.mailbox]
+	if class == ClassFull {
+		l.full[s.mailbox] = true
+	}
+	return was && class == ClassFull
 }
 
 // outcome says what to book. A message is counted from DATA on, also when its verdict was

@@ -98,14 +98,16 @@ type Lessor struct {
 	unsigned    *Verdict
 	preludes    map[int32]prelude // by process, while it has no session here
 	denied      denials
+	full        map[string]bool        // mailboxes that were full when they last sent
 	refusals    map[string]authRefusal // by mailbox
+	retried     map[string]time.Time   // when Retry was asked, by label, "" for all; see recall
 }
 
 // NewLessor makes the lease desk on a ledger. Call Use before the first look-up, and Run.
 func NewLessor(ledger ledger.Store, m *Metrics, log *slog.Logger) *Lessor {
 	return &Lessor{ledger: ledger, log: log, metrics: m, draining: make(chan struct{}),
 		sessions: make(map[int32]*session), lines: make(map[string]*line), served: make(map[string]uint64), proven: make(map[Tokens]entra.Secret), refusals: make(map[string]authRefusal),
-		verdicts: make(map[string]Verdict), refusedLast: make(map[string]Verdict), preludes: make(map[int32]prelude), denied: make(denials)}
+		verdicts: make(map[string]Verdict), refusedLast: make(map[string]Verdict), preludes: make(map[int32]prelude), denied: make(denials), full: make(map[string]bool), retried: make(map[string]time.Time)}
 }
 
 // Drain gives no more leases, and waits until all that are out have come back, or until ctx ends.
@@ -138,6 +140,9 @@ func (l *Lessor) Use(d Directory) {
 func (l *Lessor) Maps() map[string]Map {
 	return map[string]Map{"lease": l.Lease, "reply": l.Reply, "transport": l.Transport, "route": l.Route, "recipient": l.Recipient}
 }
+
+// AdminMaps are the maps for the administrator, as Maps for Postfix.
+func (l *Lessor) AdminMaps() map[string]Map { return map[string]Map{"retry": l.Retry} }
 
 // Transport answers the map "transport" (sender_dependent_default_transport_maps): the key is the
 // envelope sender, "<>" for none. smtpd(8) asks with "<>" for every recipient, so that one must
@@ -198,7 +203,7 @@ func (l *Lessor) Lease(ctx context.Context, c Caller, key string) Result {
 	}
 	waiting, cancel := context.WithTimeout(ctx, maxWait)
 	defer cancel()
-	s, m, err := l.grant(waiting, mailboxes)
+	s, m, err := l.offered(waiting, key, mailboxes)
 	if errors.Is(err, errDraining) {
 		<-ctx.Done() // the server stops: the next process answers
 	}
@@ -207,7 +212,11 @@ func (l *Lessor) Lease(ctx context.Context, c Caller, key string) Result {
 			return Result{Status: Temp, Value: "the token service is stopping"} // never sent
 		}
 		l.metrics.lookups.WithLabelValues(m.Label, "deferred").Inc()
-		l.log.Warn("look-up deferred", "mailbox", m.Address, "sender", key, "error", err)
+		attrs := []any{"mailbox", m.Address, "sender", key, "error", err}
+		if held, ok := errors.AsType[*heldError](err); ok {
+			attrs = append(attrs, "hint", held.Hint())
+		}
+		l.log.Warn("look-up deferred", attrs...)
 		return Result{Status: Temp, Value: brief(m.Address, err)}
 	}
 	s.sender, s.began, s.waited = key, began, time.Since(began)
@@ -218,6 +227,23 @@ func (l *Lessor) Lease(ctx context.Context, c Caller, key string) Result {
 	l.metrics.lookups.WithLabelValues(s.label, "ok").Inc()
 	l.metrics.waits.WithLabelValues(s.label).Observe(s.waited.Seconds())
 	return Result{Status: OK, Value: s.mailbox + ":" + string(s.access)}
+}
+
+// offered is grant, of the mailboxes to which the sender's mail may be offered.
+func (l *Lessor) offered(ctx context.Context, sender string, mailboxes []*Mailbox) (*session, *Mailbox, error) {
+	free, tries, err := l.offer(ctx, sender, mailboxes)
+	if err != nil {
+		return nil, mailboxes[0], err
+	}
+	s, m, err := l.grant(ctx, free)
+	if len(tries) > 0 {
+		got := ""
+		if s != nil {
+			got = s.mailbox
+		}
+		l.giveUp(tries, got)
+	}
+	return s, m, err
 }
 
 // errDraining ends a wait because the service stops.
@@ -306,6 +332,10 @@ func (l *Lessor) watch(ctx context.Context, c Caller, line string) Result {
 		return l.withoutCredential(s, line, x)
 	}
 	before, stage := *s, s.waitsFor()
+	if x.Class == ClassSendAs && l.heldLocked(s) { // all mail of the sender waits, so this message too
+		x.When, x.later = Later, later(x.Code, x.Enhanced, Later)
+		x.Later = x.later != ""
+	}
 	e := s.reply(line, x)
 	x = e.what
 	r, news := &refusal{stage, line, x}, false
@@ -430,6 +460,7 @@ func (l *Lessor) end(ctx context.Context, pid int32, class ReplyClass) {
 	switch {
 	case unseen:
 		l.unseen(pid, s, o.Submitted)
+		l.noteDenial(s, ClassUnseen)
 	case class == "":
 		l.tell(pid, s, decided)
 	}

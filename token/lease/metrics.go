@@ -117,7 +117,7 @@ const (
 // firstCodes are the series of replies that begin at zero, so that the first reply of a kind is an
 // increase: of each class of a verdict the code that it most often has.
 var firstCodes = map[ReplyClass]string{
-	ClassAccepted: "250", ClassConcurrency: "432", ClassQuota: "554", ClassFull: "554", ClassBlocked: "550", ClassSendAs: "554", ClassLogon: "430",
+	ClassAccepted: "250", ClassConcurrency: "432", ClassQuota: "554", ClassFull: "554", ClassBlocked: "550", ClassThrottled: "550", ClassSendAs: "554", ClassLogon: "430",
 	ClassRecipient: "550", ClassAuth: "535", ClassAuthOff: "535", ClassBusy: "451", ClassTemporary: "450", ClassPermanent: "550",
 }
 

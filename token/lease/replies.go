@@ -57,8 +57,8 @@ const (
 	notOurs      = "nothing to do here: it is between Microsoft and the recipient"
 	lasting      = retries + ". If it lasts for days, open a request with Microsoft's support"
 	quotaUsed    = "the mailbox has used up its recipients of the last 24 hours"
-	throttled    = "Microsoft takes nothing of the mailbox for a while, because too much of what it sent was refused: "
-	throttleEnds = "; Microsoft ends this by itself, after a day or so, and nobody can shorten it; " + waits
+	throttled    = "Microsoft throttles the mailbox for a while, for "
+	throttleEnds = "; Microsoft ends this by itself, after a day or so, and nobody can shorten it"
 )
 
 // replyRows is the one table of replies; the first match counts. A class is explained by its last
@@ -95,8 +95,17 @@ var replyRows = []replyRow{
 	{"550", "5.6.11", "", ClassPermanent, Never, OfMessage, false, "the message has line feeds without carriage return", "Postfix mends that: look for what sends around it; " + returned},
 	{"5", "5.4.14", "", ClassPermanent, Never, OfMessage, false, "the message has passed too many servers: it goes in a circle", "compare the recipient domain's MX and the tenant's connectors: one sends it back; " + returned},
 
+	// Continuous error throttling. The numbers are shared and not always the same, so the text
+	// decides.
+	{"5", "5.2.251-255", "mailbox full errors", ClassThrottled, Later, OfMailbox, true, throttled + "going on while it was full", emptyIt + throttleEnds},
+	{"5", "5.2.251-255", "send as denied errors", ClassThrottled, Later, OfMailbox, true, throttled + "going on to send as addresses that it may not send as", "see send_as_denied in sendas status, and grant them" + throttleEnds},
+	{"5", "5.2.251-255", "license errors", ClassThrottled, Later, OfMailbox, true, throttled + "having no valid licence", "give it one in the Microsoft 365 admin centre" + throttleEnds},
+	{"5", "5.2.251-255", "too many recipients errors", ClassThrottled, Later, OfMailbox, true, throttled + "too many recipients in a message", `let Postfix divide them: postconf -e "sendas_destination_recipient_limit = 50"` + throttleEnds},
+	{"5", "5.2.251-255", "invalid recipients errors", ClassThrottled, Later, OfMailbox, true, throttled + "recipients that are no addresses", "have the senders correct them (msg=\"recipient refused\" in the log)" + throttleEnds},
+	{"5", "5.2.251-255", "throttled", ClassThrottled, Later, OfMailbox, true, throttled + "going on with what was refused", "look at the refusals in the log of the token service" + throttleEnds},
+
 	// Who may send as whom.
-	{"554", "5.2.252", "", ClassSendAs, Never, OfSender, false, mayNotSendAs, grantSendAs},
+	{"5", "5.2.252", "", ClassSendAs, Never, OfSender, false, mayNotSendAs, grantSendAs},
 	{"554", "5.2.0", "SendAsDenied", ClassSendAs, Never, OfSender, false, mayNotSendAs, grantSendAs},
 	{"550", "5.7.60", "", ClassSendAs, Never, OfSender, false, mayNotSendAs, grantSendAs},
 	{"430", "4.2.0", "", ClassLogon, Later, OfMailbox, true, "the app could sign in but has no right on the mailbox, or has not got it yet", grantIsSlow +

@@ -9,11 +9,13 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/sendas/sendas/internal/serve"
@@ -75,6 +77,9 @@ type SocketmapServer struct {
 	Maps map[string]Map
 	// Peers are the user ids that may ask; everyone else's connection is closed.
 	Peers []uint32
+	// Admin are the maps for root and for the server's own user, who need not be among Peers for
+	// them; others do not get them. nil: none.
+	Admin map[string]Map
 	Log   *slog.Logger
 	// Metrics counts what goes wrong; nil: nothing is counted.
 	Metrics *Metrics
@@ -172,9 +177,13 @@ func (s *SocketmapServer) talk(ctx context.Context, c net.Conn, caller Caller) e
 			s.Metrics.lookupFailed(badQuery)
 			return fmt.Errorf("reading a query of process %d: %w", caller.PID, err)
 		}
-		res := s.answer(ctx, caller, q)
+		res, ok := s.answer(ctx, caller, q)
 		if ctx.Err() != nil {
 			return nil
+		}
+		if !ok {
+			s.Metrics.lookupFailed(badPeer)
+			return notPeer(caller)
 		}
 		c.SetWriteDeadline(time.Now().Add(queryTime))
 		if err := writeResult(c, res); err != nil {
@@ -189,8 +198,8 @@ func (s *SocketmapServer) identify(c net.Conn) (Caller, error) {
 	if err != nil {
 		return Caller{}, err
 	}
-	if !slices.Contains(s.Peers, peer.UID) {
-		return Caller{}, fmt.Errorf("user id %d (process %d) may not ask for credentials; token.peers lists who may", peer.UID, peer.PID)
+	if !slices.Contains(s.Peers, peer.UID) && !s.admits(peer.UID) {
+		return Caller{}, notPeer(Caller(peer))
 	}
 	if peer.PID <= 0 {
 		peer.PID = -s.nameless.Add(1)
@@ -198,16 +207,32 @@ func (s *SocketmapServer) identify(c net.Conn) (Caller, error) {
 	return Caller(peer), nil
 }
 
-// answer divides the query "NAME SP KEY" and asks the map.
-func (s *SocketmapServer) answer(ctx context.Context, c Caller, query string) Result {
+// admits reports whether a user may ask the maps of Admin.
+func (s *SocketmapServer) admits(uid uint32) bool {
+	return s.Admin != nil && (uid == 0 || uid == uint32(os.Geteuid()))
+}
+
+func notPeer(c Caller) error {
+	return fmt.Errorf("user id %d (process %d) may not ask for credentials; token.peers lists who may", c.UID, c.PID)
+}
+
+// answer divides the query "NAME SP KEY" and asks the map. It reports false where the caller may
+// not ask that one.
+func (s *SocketmapServer) answer(ctx context.Context, c Caller, query string) (Result, bool) {
 	name, key, _ := strings.Cut(query, " ")
+	if m, ok := s.Admin[name]; ok && s.admits(c.UID) {
+		return m(ctx, c, key), true
+	}
+	if !slices.Contains(s.Peers, c.UID) {
+		return Result{}, false
+	}
 	m, ok := s.Maps[name]
 	if !ok {
 		s.Metrics.lookupFailed(badMap)
 		s.warns.Warn(s.Log, "look-up in an unknown map", "map", fmt.Sprintf("%.20q", name), "pid", c.PID)
-		return Result{Status: Temp, Value: "sendas has no such map; see the socketmap: lines in main.cf"}
+		return Result{Status: Temp, Value: "sendas has no such map; see the socketmap: lines in main.cf"}, true
 	}
-	return m(ctx, c, key)
+	return m(ctx, c, key), true
 }
 
 // readNetstring reads LEN ":" DATA "," with a LEN of at most limit.
@@ -261,5 +286,32 @@ func writeResult(w io.Writer, r Result) error {
 	buf = append(buf, ',')
 	_, err := w.Write(buf)
 	clear(buf) // it may hold a token
+	return err
+}
+
+// Ask asks a socketmap server about a key, as Postfix does. A server that closes the connection
+// without an answer gives [io.EOF]; the connection's deadline bounds the wait.
+func Ask(c io.ReadWriter, name, key string) (Result, error) {
+	query := name + " " + key
+	if _, err := fmt.Fprintf(c, "%d:%s,", len(query), query); err != nil {
+		return Result{}, closedEarly(err)
+	}
+	r := bufio.NewReader(c)
+	if _, err := r.Peek(1); err != nil {
+		return Result{}, closedEarly(err)
+	}
+	answer, err := readNetstring(r, maxReply)
+	if err != nil {
+		return Result{}, err
+	}
+	status, value, _ := strings.Cut(answer, " ")
+	return Result{ResultStatus(status), value}, nil
+}
+
+// closedEarly makes one error of the ways in which the kernel says that the other side has gone.
+func closedEarly(err error) error {
+	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
+		return io.EOF
+	}
 	return err
 }

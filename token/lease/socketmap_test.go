@@ -187,3 +187,52 @@ func FuzzReadNetstring(f *testing.F) {
 		}
 	})
 }
+
+// TestAdminMaps: root, and the user of the service, may ask what is for the administrator without
+// being a peer, and nothing else; a peer may ask all but that.
+func TestAdminMaps(t *testing.T) {
+	ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	echo := func(_ context.Context, _ Caller, key string) Result { return Result{OK, key} }
+	logged := &logtest.Buffer{}
+	s := &SocketmapServer{Log: slog.New(slog.NewTextHandler(logged, nil)), Peers: []uint32{1}, Maps: map[string]Map{"lease": echo}, Admin: map[string]Map{"retry": echo}}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx, ln) }()
+	defer func() { cancel(); <-done }()
+	for _, tc := range []struct {
+		name string
+		want Result
+		err  error
+	}{
+		{"retry", Result{OK, "a b"}, nil}, {"lease", Result{}, io.EOF}, {"none", Result{}, io.EOF},
+	} {
+		c, err := net.Dial("unix", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.SetDeadline(time.Now().Add(time.Minute))
+		if got, err := Ask(c, tc.name, "a b"); got != tc.want || err != tc.err {
+			t.Errorf("%s: %v, %v, want %v, %v", tc.name, got, err, tc.want, tc.err)
+		}
+		c.Close()
+	}
+	if n := strings.Count(logged.String(), "may not ask for credentials"); n == 0 {
+		t.Errorf("nothing is said of the others:\n%s", logged)
+	}
+	for _, tc := range []struct {
+		uid   uint32
+		query string
+		want  Result
+		ok    bool
+	}{
+		{1, "lease a", Result{OK, "a"}, true}, {1, "retry a", Result{Temp, "sendas has no such map; see the socketmap: lines in main.cf"}, true},
+		{0, "retry a", Result{OK, "a"}, true}, {0, "lease a", Result{}, false}, {4711, "retry a", Result{}, false},
+	} {
+		if got, ok := s.answer(t.Context(), Caller{UID: tc.uid}, tc.query); got != tc.want || ok != tc.ok {
+			t.Errorf("user %d, %q: %v, %v", tc.uid, tc.query, got, ok)
+		}
+	}
+}

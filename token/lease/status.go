@@ -182,7 +182,7 @@ type MailboxStatus struct {
 	Recipients  *UsageStatus      `json:"recipients"`   // likewise
 	LastVerdict *Verdict          `json:"last_verdict"`
 	LastRefusal *Verdict          `json:"last_refusal,omitempty"` // at whatever stage, that of a single recipient too
-	Denied      []Denial          `json:"send_as_denied"`         // senders whose last message was returned for want of permission
+	Denied      []Denial          `json:"send_as_denied"`         // senders whose last message was refused for want of permission
 }
 
 // UsageStatus is what was used of one limit in its window.
@@ -204,16 +204,15 @@ type Verdict struct {
 	Of      Subject    `json:"of,omitempty"`    // likewise
 }
 
-// noteVerdict keeps the last verdict of a mailbox for Status.
+// noteVerdict keeps the last verdict of a mailbox for Status, and what it says of the sender.
 func (l *Lessor) noteVerdict(s *session, x Explanation) {
-	now, listed := time.Now(), ""
-	if !s.made { // else of a pattern: strangers choose the senders
-		listed = (*l.dir.Load()).Listed(s.sender)
-	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.verdicts[s.label] = Verdict{Class: x.Class, Code: x.Code, Meaning: x.Hint(), Time: *moment(now), When: x.When, Of: x.Of}
-	l.denied.note(s.label, listed, x.Class, now)
+	l.verdicts[s.label] = Verdict{Class: x.Class, Code: x.Code, Meaning: x.Hint(), Time: *moment(time.Now()), When: x.When, Of: x.Of}
+	if x.Class == ClassAccepted {
+		delete(l.full, s.mailbox)
+	}
+	l.mu.Unlock()
+	l.noteDenial(s, x.Class)
 }
 
 // Status describes the service at this moment. Where the ledger cannot tell what was used, the rest

@@ -14,6 +14,7 @@ const (
 	ClassQuota       ReplyClass = "quota"            // the day's recipients are used up
 	ClassFull        ReplyClass = "mailbox-full"     // Sent Items filled the mailbox
 	ClassBlocked     ReplyClass = "blocked"          // the mailbox or its tenant, until an administrator lifts it
+	ClassThrottled   ReplyClass = "throttled"        // the mailbox, because too much of what it sent was refused
 	ClassSendAs      ReplyClass = "send-as-denied"   // the mailbox may not send as this sender
 	ClassLogon       ReplyClass = "mailbox-logon"    // signed in, but no right on the mailbox (yet)
 	ClassAuth        ReplyClass = "auth-refused"     // the token or the mailbox was refused
@@ -50,7 +51,7 @@ const (
 
 // pauses are the classes after which nothing leaves through the mailbox for a while, with the class
 // of the pause that they cause.
-var pauses = map[ReplyClass]ledger.PauseClass{ClassQuota: ledger.PauseQuota, ClassFull: ledger.PauseFull, ClassBlocked: ledger.PauseBlocked}
+var pauses = map[ReplyClass]ledger.PauseClass{ClassQuota: ledger.PauseQuota, ClassFull: ledger.PauseFull, ClassBlocked: ledger.PauseBlocked, ClassThrottled: ledger.PauseThrottled}
 
 // fallbackClass is the class of a line that is in no row.
 func fallbackClass(line string) ReplyClass {

@@ -103,10 +103,14 @@ type PauseClass string
 
 // The classes of pauses. A store keeps whatever class it is given.
 const (
-	PauseQuota   PauseClass = "quota"        // the day's recipients are used up, says Microsoft
-	PauseFull    PauseClass = "mailbox-full" // with copies in Sent Items, most likely
-	PauseBlocked PauseClass = "blocked"      // by Microsoft, as a source of spam, until an administrator lifts it
-	PauseOther   PauseClass = "other"        // and where the store has none: versions before this one kept the words alone
+	PauseQuota     PauseClass = "quota"        // the day's recipients are used up, says Microsoft
+	PauseFull      PauseClass = "mailbox-full" // with copies in Sent Items, most likely
+	PauseBlocked   PauseClass = "blocked"      // by Microsoft, as a source of spam, until an administrator lifts it
+	PauseThrottled PauseClass = "throttled"    // too much of what it sent was refused
+	// PauseDenied is that of a sender, under a name of its own: the mailbox has no permission to
+	// send as it.
+	PauseDenied PauseClass = "send-as-denied"
+	PauseOther  PauseClass = "other" // and where the store has none: versions before this one kept the words alone
 )
 
 // known returns the class, or PauseOther for none.

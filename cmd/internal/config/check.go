@@ -535,7 +535,7 @@ func (k *checker) policy() {
 	s := k.c.settings()
 	if k.c.Tenant.PermissionsFile != "" {
 		var err error
-		if s.Permissions, err = readPermissions(k.c.Tenant.PermissionsFile, k.own); err != nil {
+		if s.Permissions, k.c.Permissions, err = readPermissions(k.c.Tenant.PermissionsFile, k.own); err != nil {
 			k.fail("tenant.permissions_file", "%v", err)
 			return // half of what is authorised is not known
 		}

@@ -61,6 +61,8 @@ type Site struct {
 	// Policy is made of Tenant, Mailboxes, Routes, Clients and Notices. Its mailboxes are in the order
 	// of Mailboxes.
 	Policy *policy.Rules
+	// Permissions is the checksum of tenant.permissions_file, "" without one.
+	Permissions string
 }
 
 // Tenant is the Microsoft 365 organisation.

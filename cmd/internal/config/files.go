@@ -3,11 +3,14 @@ package config
 import (
 	"bytes"
 	"crypto"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,9 +21,9 @@ import (
 	"github.com/sendas/sendas/token/entra"
 )
 
-// readPermissions reads what Exchange Online says of the tenant. Whoever can change the file
-// decides who may send as whom.
-func readPermissions(path string, strict bool) (*policy.Permissions, error) {
+// readPermissions reads what Exchange Online says of the tenant, and returns the file's checksum
+// too. Whoever can change the file decides who may send as whom.
+func readPermissions(path string, strict bool) (*policy.Permissions, string, error) {
 	const hint = "export it from Exchange Online, or remove this line"
 	check := SkipFiles
 	if strict {
@@ -28,18 +31,19 @@ func readPermissions(path string, strict bool) (*policy.Permissions, error) {
 	}
 	name := filepath.Base(path)
 	if err := fit(path, check, hint); err != nil {
-		return nil, fmt.Errorf("%s %w", name, err)
+		return nil, "", fmt.Errorf("%s %w", name, err)
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("%s %w", name, unreadable(err, hint))
+		return nil, "", fmt.Errorf("%s %w", name, unreadable(err, hint))
 	}
 	defer f.Close()
-	p, err := policy.ReadPermissions(f)
+	sum := sha256.New()
+	p, err := policy.ReadPermissions(io.TeeReader(f, sum))
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, "", fmt.Errorf("%s: %w", name, err)
 	}
-	return p, nil
+	return p, hex.EncodeToString(sum.Sum(nil)), nil
 }
 
 // checkRouteCertificate looks at the certificate by which a connector knows the relay, as "openssl

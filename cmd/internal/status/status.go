@@ -386,7 +386,7 @@ func writeMailboxes(w io.Writer, s *lease.Status) {
 			fmt.Fprintf(w, "%s: paused, goes on %s: %s\n", m.Mailbox, whenWords(m.PausedUntil, s.Time), m.PauseReason)
 		}
 		for _, d := range m.Denied {
-			fmt.Fprintf(w, "%s: may not send as %s, says Exchange Online: %s returned, the last %s\n", m.Mailbox, d.Sender, plural(d.Count, "message"), whenWords(&d.Last, s.Time))
+			fmt.Fprintf(w, "%s: %s\n", m.Mailbox, deniedWords(m.Mailbox, &d, s.Time))
 		}
 		if v := m.LastVerdict; v != nil && v.Meaning != "" {
 			fmt.Fprintf(w, "%s: %s: %s\n", m.Mailbox, v.Class, v.Meaning)
@@ -398,6 +398,20 @@ func writeMailboxes(w io.Writer, s *lease.Status) {
 	if v := s.Unsigned; v != nil {
 		fmt.Fprintf(w, "before any sign-in: %s\n", refusalWords(v, s.Time))
 	}
+}
+
+// deniedWords words that a mailbox may not send as a sender, and what becomes of that mail.
+func deniedWords(mailbox string, d *lease.Denial, now time.Time) string {
+	words := fmt.Sprintf("may not send as %s, says Exchange Online: ", d.Sender)
+	if !d.Held {
+		return words + fmt.Sprintf("%s returned, the last %s", plural(d.Count, "message"), whenWords(&d.Last, now))
+	}
+	next := "with the next message"
+	if d.NextTry != nil {
+		next = "by one message " + whenWords(d.NextTry, now)
+	}
+	return words + fmt.Sprintf("denied %d times, the last %s; its mail waits in the queue and is tried again %s, or when Send As is granted by: sendas retry %s %s",
+		d.Count, whenWords(&d.Last, now), next, mailbox, d.Sender)
 }
 
 // refusalShown is how long a refusal is shown that is not the last word on the mailbox.

@@ -289,7 +289,7 @@ func mailboxViewOf(m *lease.MailboxStatus, now time.Time) mailboxView {
 		v.Notes = append(v.Notes, pageNote{hot, fmt.Sprintf("paused until %s (%s): %s", clock(*m.PausedUntil, now), whenWords(m.PausedUntil, now), m.PauseReason)})
 	}
 	for _, d := range m.Denied {
-		v.Notes = append(v.Notes, pageNote{hot, fmt.Sprintf("may not send as %s, says Exchange Online: %s returned, the last %s", d.Sender, plural(d.Count, "message"), whenWords(&d.Last, now))})
+		v.Notes = append(v.Notes, pageNote{hot, deniedWords(m.Mailbox, &d, now)})
 	}
 	if a := m.LastVerdict; a != nil {
 		level := answerLevel(a.Class)

@@ -42,6 +42,13 @@ type Config struct {
 	// are still seen: 5.2.252, 5.2.0 or 5.7.60.
 	SendAsText string `yaml:"send_as_text"` // 5.2.252
 
+	// ThrottleAfter is how many refusals of one kind (Send As denied, mailbox full, invalid recipients)
+	// within ThrottleTime make Exchange Online refuse everything that the mailbox submits for
+	// ThrottleTime, which each more begins anew: "continuous error throttling". Microsoft has not said
+	// the number, and one report has a day. 0 throttles nobody.
+	ThrottleAfter int           `yaml:"throttle_after"`
+	ThrottleTime  time.Duration `yaml:"throttle_time"` // 24h
+
 	// Connectors are the inbound connectors that the MX endpoint knows.
 	Connectors []Connector `yaml:"connectors"`
 
@@ -71,6 +78,7 @@ func (c *Config) Complete(isOurs func(host string) bool) error {
 	c.MaxSize = cmp.Or(c.MaxSize, 157286400)
 	c.MaxMessageRcpts = cmp.Or(c.MaxMessageRcpts, 500)
 	c.Idle = cmp.Or(c.Idle, 5*time.Minute)
+	c.ThrottleTime = cmp.Or(c.ThrottleTime, 24*time.Hour)
 	c.SendAsText = cmp.Or(c.SendAsText, "5.2.252")
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	c.VerdictMax = max(c.VerdictMax, c.VerdictMin)
@@ -88,11 +96,11 @@ func (c *Config) checkFigures() error {
 	if sendAsTexts[c.SendAsText] == "" {
 		return fmt.Errorf("send_as_text: %q is not 5.2.252, 5.2.0 or 5.7.60", c.SendAsText)
 	}
-	if min(c.Messages, c.Recipients, c.Connections, c.MaxMessageRcpts, int(c.MaxSize)) < 0 {
-		return fmt.Errorf("messages, recipients, connections, max_size, max_message_rcpts: a limit is negative")
+	if min(c.Messages, c.Recipients, c.Connections, c.MaxMessageRcpts, c.ThrottleAfter, int(c.MaxSize)) < 0 {
+		return fmt.Errorf("messages, recipients, connections, max_size, max_message_rcpts, throttle_after: a limit is negative")
 	}
-	if min(c.Window, c.RecipientWindow, c.VerdictMin, c.TarPit, c.Idle) < 0 {
-		return fmt.Errorf("window, recipient_window, verdict_min, tar_pit, idle: a time is negative")
+	if min(c.Window, c.RecipientWindow, c.VerdictMin, c.TarPit, c.Idle, c.ThrottleTime) < 0 {
+		return fmt.Errorf("window, recipient_window, verdict_min, tar_pit, idle, throttle_time: a time is negative")
 	}
 	return nil
 }

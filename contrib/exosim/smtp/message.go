@@ -60,6 +60,7 @@ type box struct {
 	dots, verdicts        window // accepted messages, by final dot and by verdict
 	sent                  window // their recipients, by verdict
 	refused               map[string]int
+	throttle              throttle
 }
 
 func newBox(address string, c *Config) *box {
@@ -71,6 +72,7 @@ func newBox(address string, c *Config) *box {
 // forget starts all counts anew, but for what goes on now.
 func (b *box) forget(c *Config) {
 	b.maxSessions, b.maxInData, b.accepted, b.recipients, b.refused = b.sessions, b.inData, 0, 0, map[string]int{}
+	b.throttle = throttle{}
 	b.dots, b.verdicts, b.sent = window{length: c.Window}, window{length: c.Window}, window{length: c.RecipientWindow}
 }
 

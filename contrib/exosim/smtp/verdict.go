@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/tls"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -63,8 +64,16 @@ func (v submission) admits(k *conn) string {
 	return ""
 }
 
-// recipient takes everybody; who does not exist is found out later.
-func (v submission) recipient(*conn, string) string { return "" }
+// recipient takes everybody who can be; who does not exist is found out later.
+func (v submission) recipient(k *conn, address string) string {
+	if strings.HasPrefix(address, `"`) || !strings.ContainsAny(address, " ;") && strings.Count(address, "@") == 1 {
+		return ""
+	}
+	v.x.mu.Lock()
+	defer v.x.mu.Unlock()
+	v.x.errLocked(k.box, errRecipients, time.Now())
+	return textInvalid
+}
 
 func (v submission) begin(k *conn) { k.slot = v.x.beginData(k.box) }
 
@@ -112,8 +121,12 @@ func (x *Exchange) refuse(b *box, m *Message, reply string) {
 func (x *Exchange) refusal(b *box, m *Message) string {
 	from, sender, bad := senders(m.Data)
 	settings, _ := x.dir.Mailbox(b.address) // mailboxes are never removed
+	now := time.Now()
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	if text := x.throttledLocked(b, now); text != "" {
+		return text
+	}
 	switch {
 	case countDown(&x.faults.Busy) || x.unlucky(x.faults.Chances.Busy):
 		return textBusy
@@ -124,6 +137,7 @@ func (x *Exchange) refusal(b *box, m *Message) string {
 	case settings.NoLogon || x.faults.NoLogon:
 		return textNoLogon
 	case settings.Full || x.faults.MailboxFull:
+		x.errLocked(b, errFull, now)
 		return textFull
 	case settings.Refusal != "":
 		return settings.Refusal
@@ -132,6 +146,7 @@ func (x *Exchange) refusal(b *box, m *Message) string {
 	}
 	for _, a := range slices.Concat(from, sender, []string{m.Sender}) {
 		if !settings.MayBe(a) {
+			x.errLocked(b, errSendAs, now)
 			return sendAsDenied(x.cfg.SendAsText, b.address, cmp.Or(a, "<>"))
 		}
 	}

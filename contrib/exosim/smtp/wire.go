@@ -32,6 +32,7 @@ const (
 	textUnavailable = "421 4.3.2 Service not available"
 	textNeedTLS     = "451 5.7.3 STARTTLS is required to send mail"
 	textManyRcpts   = "452 4.5.3 Too many recipients"
+	textInvalid     = "501 5.1.3 Invalid address"
 	textBadArgs     = "501 5.5.4 Invalid arguments"
 	textNoCommand   = "502 5.3.3 Command not implemented"
 	textSendHello   = "503 5.5.2 Send hello first"
