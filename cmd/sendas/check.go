@@ -14,7 +14,8 @@ import (
 
 func cmdCheck(o *options) *cobra.Command {
 	var dns bool
-	var server string
+	var server, which string
+	var reload int
 	c := &cobra.Command{
 		Use:   "check",
 		Short: "Check the configuration",
@@ -24,12 +25,24 @@ something is. What works and will soon fail, or does not do what it seems to, is
 that ends, a client that no message can come from. What is right and may surprise, it says as a note: mail
 of programs on this host that no client takes.
 
+With --service it checks what that service reads, as its user where root types it. With --reload as well, which is
+what "systemctl reload" does, that process then loads the file, and the command returns when it is in force: with 78
+where it is wrong, and then the old one stays.
+
 With --dns it also looks up the verified domains and the endpoints of the routes, and prints the SPF record
 that each domain needs: mail by a connector or directly comes from this relay's own address. It exits with 1 when
 something has to be changed.`,
-		Example: "  sendas check --config ./sendas.yaml\n  sendas check --dns",
+		Example: "  sendas check --config ./sendas.yaml\n  sendas check --service token\n  sendas check --dns",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch {
+			case reload != 0 && which == "":
+				return exit.Errorf(exit.Usage, "for example: sendas check --service token --reload $(systemctl show -P MainPID sendas-token)", "--reload: name the service too, with --service")
+			case reload < 0:
+				return exit.Errorf(exit.Usage, "", "--reload: %d is no process", reload)
+			case which != "":
+				return checkService(cmd.Context(), o, which, reload)
+			}
 			c, err := config.Load(o.config, config.CheckAll)
 			if err != nil {
 				return err
@@ -48,6 +61,8 @@ something has to be changed.`,
 			return checkDomains(cmd.Context(), o, c, server)
 		},
 	}
+	c.Flags().StringVar(&which, "service", "", "check what this `SERVICE` reads, milter or token, as its user")
+	c.Flags().IntVar(&reload, "reload", 0, "then have the process `PID` of that service load the file, and wait until it is in force")
 	c.Flags().BoolVar(&dns, "dns", false, "look at DNS too, and print the SPF records to publish")
 	c.Flags().StringVar(&server, "dns-server", "", "ask this server, `HOST:PORT`, and not the system's: what the world sees may differ from what this network sees")
 	return c

@@ -45,8 +45,7 @@ func runMilter(ctx context.Context, o *options) error {
 	protocol.LogWarning = func(format string, v ...any) {
 		warns.Warn(log, "milter connection", "error", fmt.Sprintf(format, v...))
 	}
-	load := func(path string) (*config.Site, error) { return config.Load(path, config.CheckMilter) }
-	cfg, err := load(o.config)
+	cfg, err := loadForMilter(o.config)
 	if err != nil {
 		return err
 	}
@@ -61,10 +60,11 @@ func runMilter(ctx context.Context, o *options) error {
 	tally := new(milter.Tally)
 	srv := &milter.Server{Log: log, Metrics: metrics, Sessions: sessions, Quotas: quotas, Tally: tally, Queue: queue}
 	early := &milter.PolicyServer{Log: log, Metrics: metrics, Sessions: sessions, Quotas: quotas, Tally: tally}
+	peers := new(service.Peers)
 	var inForce atomic.Pointer[config.Site]
 	use := func(c *config.Site) error {
-		if was := inForce.Load(); was != nil && was.Milter.StoreOf() != c.Milter.StoreOf() {
-			log.Warn("milter.store has changed, but the old one stays in use", "hint", "restart the milter: systemctl restart sendas-milter")
+		if err := peers.Use(c); err != nil {
+			return err
 		}
 		quotas.Use(c.ClientQuotas(), c.IdentityQuotas()...)
 		queue.Use(queueRules(c))
@@ -77,7 +77,7 @@ func runMilter(ctx context.Context, o *options) error {
 	if err := use(cfg); err != nil {
 		return err
 	}
-	ln, asked, err := milterSockets(cfg, log)
+	ln, asked, err := milterSockets(cfg, peers, log)
 	if err != nil {
 		return err
 	}
@@ -85,7 +85,9 @@ func runMilter(ctx context.Context, o *options) error {
 	if asked != nil {
 		defer asked.Close()
 	}
-	r := &service.Reloader{Path: o.config, Load: load, Ok: ok, At: at, Log: log, Use: use}
+	atStart := cfg.WithoutLists()
+	r := &service.Reloader{Path: o.config, Load: loadForMilter, Ok: ok, At: at, Log: log, Use: use, Unit: "sendas-milter",
+		Restart: func(c *config.Site) []string { return c.MilterRestart(atStart) }}
 	r.Loaded()
 	describe := func() *milter.Status { return milterStatus(tally, quotas, inForce.Load()) }
 	reg.MustRegister(milter.NewCollector(describe))
@@ -114,6 +116,9 @@ func runMilter(ctx context.Context, o *options) error {
 	return nil
 }
 
+// loadForMilter loads the configuration for the service.
+func loadForMilter(path string) (*config.Site, error) { return config.Load(path, config.CheckMilter) }
+
 // stopMilter takes no more connections, and lets the SMTP sessions that have begun end.
 func stopMilter(srv *milter.Server, early *milter.PolicyServer, ln, asked net.Listener, log *slog.Logger) {
 	ln.Close()
@@ -134,17 +139,13 @@ func stopMilter(srv *milter.Server, early *milter.PolicyServer, ln, asked net.Li
 
 // milterSockets opens the socket of the milter, and that of the policy service unless it is
 // switched off: then it is nil.
-func milterSockets(c *config.Site, log *slog.Logger) (ln, asked net.Listener, err error) {
+func milterSockets(c *config.Site, peers *service.Peers, log *slog.Logger) (ln, asked net.Listener, err error) {
 	open := func(name string, at serve.Address) (net.Listener, error) {
 		l, err := service.Listen(name, at)
 		if err != nil {
 			return nil, err
 		}
-		mine, err := service.OnlyFrom(l, c, log)
-		if err != nil {
-			return nil, errors.Join(err, l.Close())
-		}
-		return mine, nil
+		return service.OnlyFrom(l, peers, log), nil
 	}
 	if ln, err = open("milter", c.Milter.Listen); err != nil || c.Milter.PolicyListen == "" {
 		return ln, nil, err

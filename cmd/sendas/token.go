@@ -52,10 +52,6 @@ func runToken(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
-	peers, err := service.UserIDs(cfg.Token.Peers)
-	if err != nil {
-		return err
-	}
 	reg, ok, at := service.NewRegistry(version)
 	metrics := lease.NewMetrics(reg)
 	store, err := openLedger(cfg, log, metrics.Shared)
@@ -69,14 +65,17 @@ func runToken(ctx context.Context, o *options) error {
 	}()
 	leases := lease.NewLessor(store.Store, metrics, log)
 	desk := token.NewDesk(ctx, leases, metrics, log)
+	srv := &lease.SocketmapServer{Maps: leases.Maps(), Admin: leases.AdminMaps(), Log: log, Metrics: metrics}
 	var inForce atomic.Pointer[config.Site]
 	use := func(c *config.Site) error {
-		if was := inForce.Load(); was != nil && was.Token.StoreOf() != c.Token.StoreOf() {
-			log.Warn("another store takes effect when the service is restarted", "store", c.Token.StoreOf().Name())
+		peers, err := service.UserIDs(c.Token.Peers)
+		if err != nil {
+			return err
 		}
 		if err := useSetup(desk, c); err != nil {
 			return err
 		}
+		srv.Allow(peers)
 		inForce.Store(c)
 		return nil
 	}
@@ -93,7 +92,9 @@ func runToken(ctx context.Context, o *options) error {
 		return err
 	}
 	defer ln.Close()
-	r := &service.Reloader{Path: o.config, Load: load, Ok: ok, At: at, Log: log, Use: use}
+	atStart := cfg.WithoutLists()
+	r := &service.Reloader{Path: o.config, Load: load, Ok: ok, At: at, Log: log, Use: use, Unit: "sendas-token",
+		Restart: func(c *config.Site) []string { return c.TokenRestart(atStart) }}
 	r.Loaded()
 	pages := status.TokenPages(&status.Site{Addr: cfg.Token.HTTP, Version: version, State: r.Config, Other: func() string { return inForce.Load().Milter.HTTP }}, describe)
 	if err := service.ServeHTTP(ctx, cfg.Token.HTTP, reg, desk.Ready, pages, log); err != nil {
@@ -106,7 +107,6 @@ func runToken(ctx context.Context, o *options) error {
 		log.Warn("this process has made its socket itself: a message that is being sent when it is killed can be sent twice",
 			"hint", "start it by systemd, with sendas-token.socket")
 	}
-	srv := &lease.SocketmapServer{Maps: leases.Maps(), Peers: peers, Admin: leases.AdminMaps(), Log: log, Metrics: metrics}
 	if err := serveLookups(ctx, srv, ln, leases, log); err != nil {
 		return exit.Errorf(exit.Software, "", "serving look-ups: %w", err)
 	}

@@ -3,6 +3,7 @@ package lab
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -418,35 +419,54 @@ func TestLocalMail(t *testing.T) {
 	}
 }
 
-// TestReload: a new rule is in force after SIGHUP; a broken file changes nothing.
+// TestReload: a new rule is in force when the reload has ended, as the units make it; with a broken
+// file the reload fails, and changes nothing. What needs a restart is said.
 func TestReload(t *testing.T) {
 	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second})
 	old, err := os.ReadFile(s.Config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	reload := func(text, metric string) {
+	reload := func(text string, code int, wants ...string) { // the milter's, then the token service's
 		t.Helper()
 		if err := os.WriteFile(s.Config, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		for _, v := range []*Service{s.Milter, s.Token} {
-			if err := v.Signal(hangup); err != nil {
+		for i, v := range []*Service{s.Milter, s.Token} {
+			want := wants[min(i, len(wants)-1)]
+			out, err := v.Reload(ctx)
+			got := 0
+			if e, ok := errors.AsType[*exec.ExitError](err); ok {
+				got = e.ExitCode()
+			} else if err != nil {
 				t.Fatal(err)
 			}
-		}
-		if err := s.WaitMetric(ctx, metric); err != nil {
-			t.Fatal(err)
+			if got != code || !strings.Contains(out, want) || want == "" && out != "" {
+				t.Errorf("reload of %s: exit %d, want %d, and %q in:\n%s", v.args[0], got, code, want, out)
+			}
 		}
 	}
 	strange := Stories()[5].Mail
-	reload("tenant: [", "sendas_config_last_reload_successful 0")
-	if res, err := Send(ctx, s.Postfix.SMTPAddr(), strange); err != nil || res.Accepted() {
-		t.Errorf("with a broken file: %v, %v", res.Verdict(), err)
+	sends := func(when string, accepted bool) {
+		t.Helper()
+		if res, err := Send(ctx, s.Postfix.SMTPAddr(), strange); err != nil || res.Accepted() != accepted {
+			t.Errorf("%s: %v, %v", when, res.Verdict(), err)
+		}
 	}
-	reload(strings.Replace(string(old), "networks: [10.2.0.0/16]", "networks: [10.2.0.0/16, 198.51.100.0/24]", 1), "sendas_config_last_reload_successful 1")
-	if res, err := Send(ctx, s.Postfix.SMTPAddr(), strange); err != nil || !res.Accepted() {
-		t.Errorf("with the new rule: %v, %v", res.Verdict(), err)
+	wider := strings.Replace(string(old), "networks: [10.2.0.0/16]", "networks: [10.2.0.0/16, 198.51.100.0/24]", 1)
+	reload(string(old)+"\nnonsense: [\n", 78, "is not YAML: a list begins with [ here, and no ] closes it")
+	sends("with a broken file", false)
+	if st := s.status(ctx, t); !strings.Contains(st, "token service  up, version") || !strings.Contains(st, "the services go on with the configuration that they have") {
+		t.Errorf("status with a broken file:\n%s", st)
+	}
+	reload(wider+"\nnonsense: 1\n", 78, `unknown key "nonsense"`)
+	sends("with an unknown key", false)
+	reload(wider, 0, "")
+	sends("with the new rule", true)
+	reload(strings.Replace(wider, "http: "+s.milterHTTP, "http: 127.0.0.1:1", 1), 0, "in force, but for milter.http: systemctl restart sendas-milter", "")
+	reload(wider, 0, "")
+	if st := s.status(ctx, t); strings.Contains(st, "restart") {
+		t.Errorf("what was changed back needs no restart:\n%s", st)
 	}
 	if err := s.WaitMessages(ctx, 1); err != nil {
 		t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -109,6 +110,20 @@ func (s *Service) Signal(sig syscall.Signal) error {
 		return err
 	}
 	return nil
+}
+
+// Reload does what "systemctl reload" does: it checks the configuration as the service's user, has
+// the service load it, and returns when that is done, with all that was said.
+func (s *Service) Reload(ctx context.Context) (string, error) {
+	s.mu.Lock()
+	pid := s.cmd.Process.Pid
+	s.mu.Unlock()
+	cmd := exec.CommandContext(ctx, s.binary, append([]string{"check", "--service", s.args[0], "--reload", strconv.Itoa(pid)}, s.args[1:]...)...)
+	cmd.Env = append([]string{"PATH=" + commandPath}, s.env...)
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: s.uid, Gid: s.gid, Groups: s.groups}}
+	out, err := cmd.CombinedOutput()
+	return string(out), err
 }
 
 // Stop asks the process to end and waits for it.

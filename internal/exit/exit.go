@@ -21,12 +21,20 @@ const (
 
 // An Error carries an exit code, and what to type next.
 type Error struct {
-	Err  error
+	Err  error // nil says nothing: see Quiet
 	Code int
 	Hint string // "" for none
 }
 
-func (e *Error) Error() string { return e.Err.Error() }
+// Quiet ends a command with a code, and says nothing: the command has said all.
+func Quiet(code int) error { return &Error{Code: code} }
+
+func (e *Error) Error() string {
+	if e.Err == nil {
+		return fmt.Sprintf("exit status %d", e.Code)
+	}
+	return e.Err.Error()
+}
 func (e *Error) Unwrap() error { return e.Err }
 
 // Errorf makes an *Error of the text that [fmt.Errorf] makes; %w wraps.
@@ -37,8 +45,11 @@ func Errorf(code int, hint, format string, args ...any) error {
 // Tell prints an error, with its hint where it has one, and returns the exit code. An error that is
 // no [*Error] is that of a command line: cobra's own of an unknown command or flag.
 func Tell(w io.Writer, err error) int {
-	fmt.Fprintf(w, "sendas: error: %v\n", err)
 	e, ok := errors.AsType[*Error](err)
+	if ok && e.Err == nil {
+		return e.Code
+	}
+	fmt.Fprintf(w, "sendas: error: %v\n", err)
 	if !ok {
 		return Usage
 	}

@@ -75,7 +75,8 @@ type Map func(ctx context.Context, c Caller, key string) Result
 // not usable: fill in Maps and Log.
 type SocketmapServer struct {
 	Maps map[string]Map
-	// Peers are the user ids that may ask; everyone else's connection is closed.
+	// Peers are the user ids that may ask, until Allow names others; everyone else's connection is
+	// closed.
 	Peers []uint32
 	// Admin are the maps for root and for the server's own user, who need not be among Peers for
 	// them; others do not get them. nil: none.
@@ -84,14 +85,18 @@ type SocketmapServer struct {
 	// Metrics counts what goes wrong; nil: nothing is counted.
 	Metrics *Metrics
 
-	nameless atomic.Int32  // counts callers without a process id
-	warns    serve.Sparing // every local user may connect, and be refused
+	allowed  atomic.Pointer[[]uint32] // by Allow
+	nameless atomic.Int32             // counts callers without a process id
+	warns    serve.Sparing            // every local user may connect, and be refused
 
 	mu     sync.Mutex // guards conns and closed
 	conns  map[net.Conn]struct{}
 	closed bool
 	wg     sync.WaitGroup
 }
+
+// Allow changes who may ask, for connections to come. It is safe for concurrent use.
+func (s *SocketmapServer) Allow(peers []uint32) { s.allowed.Store(&peers) }
 
 // Serve accepts connections until ctx ends, then closes them all and waits for their
 // goroutines. A look-up that waits then stays unanswered: Postfix sees a broken
@@ -198,13 +203,21 @@ func (s *SocketmapServer) identify(c net.Conn) (Caller, error) {
 	if err != nil {
 		return Caller{}, err
 	}
-	if !slices.Contains(s.Peers, peer.UID) && !s.admits(peer.UID) {
+	if !s.isPeer(peer.UID) && !s.admits(peer.UID) {
 		return Caller{}, notPeer(Caller(peer))
 	}
 	if peer.PID <= 0 {
 		peer.PID = -s.nameless.Add(1)
 	}
 	return Caller(peer), nil
+}
+
+// isPeer reports whether a user may ask for credentials.
+func (s *SocketmapServer) isPeer(uid uint32) bool {
+	if p := s.allowed.Load(); p != nil {
+		return slices.Contains(*p, uid)
+	}
+	return slices.Contains(s.Peers, uid)
 }
 
 // admits reports whether a user may ask the maps of Admin.
@@ -223,7 +236,7 @@ func (s *SocketmapServer) answer(ctx context.Context, c Caller, query string) (R
 	if m, ok := s.Admin[name]; ok && s.admits(c.UID) {
 		return m(ctx, c, key), true
 	}
-	if !slices.Contains(s.Peers, c.UID) {
+	if !s.isPeer(c.UID) {
 		return Result{}, false
 	}
 	m, ok := s.Maps[name]

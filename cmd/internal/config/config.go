@@ -253,7 +253,7 @@ func (c *Site) IdentityQuotas() []quota.IdentityLimit {
 	return list
 }
 
-// WithoutLists returns what a milter needs of the configuration once its policy and its limits are
+// WithoutLists returns what a service needs of the configuration once its policy and its limits are
 // made: all but the lists that grow with a site.
 func (c *Site) WithoutLists() *Site {
 	rest := *c

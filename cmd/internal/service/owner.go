@@ -15,6 +15,9 @@ import (
 // TokenUser is who the unit runs the token service as.
 const TokenUser = "sendas-token"
 
+// MilterUser is the user as whom the package runs the milter.
+const MilterUser = "sendas"
+
 // WrongOwner says what to do about a file that the user cannot read; "" where it can, or where
 // there is no such user.
 func WrongOwner(file, name string) string {

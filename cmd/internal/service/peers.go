@@ -6,25 +6,41 @@ import (
 	"net"
 	"os"
 	"slices"
+	"sync/atomic"
 
 	"github.com/sendas/sendas/cmd/internal/config"
 	"github.com/sendas/sendas/internal/serve"
 )
+
+// Peers are the users who may connect: those of token.peers and root. It is safe for concurrent use.
+type Peers struct{ ids atomic.Pointer[[]uint32] }
+
+// Use puts the users of a configuration into force, for connections to come.
+func (p *Peers) Use(c *config.Site) error {
+	ids, err := UserIDs(c.Token.Peers)
+	if err != nil {
+		return err
+	}
+	ids = append(ids, 0)
+	p.ids.Store(&ids)
+	return nil
+}
+
+func (p *Peers) has(uid uint32) bool {
+	ids := p.ids.Load()
+	return ids != nil && slices.Contains(*ids, uid)
+}
 
 // OnlyFrom lets root and the users of token.peers connect to a unix socket, as Postfix's daemons
 // do: what they tell of a client (its address, its certificate) is believed, and counted against
 // the client's limits. Connections over TCP are not looked at; nor can they be in a user namespace
 // (PrivateUsers= of systemd), where every other user has the same id: there the mode of the socket
 // decides.
-func OnlyFrom(ln net.Listener, c *config.Site, log *slog.Logger) (net.Listener, error) {
+func OnlyFrom(ln net.Listener, p *Peers, log *slog.Logger) net.Listener {
 	if ln.Addr().Network() != "unix" || inUserNamespace() {
-		return ln, nil
+		return ln
 	}
-	users, err := UserIDs(c.Token.Peers)
-	if err != nil {
-		return nil, err
-	}
-	return &peerListener{Listener: ln, users: append(users, 0), log: log}, nil
+	return &peerListener{Listener: ln, peers: p, log: log}
 }
 
 // inUserNamespace reports whether this process sees other users' ids as they are
@@ -36,7 +52,7 @@ func inUserNamespace() bool {
 
 type peerListener struct {
 	net.Listener
-	users []uint32
+	peers *Peers
 	log   *slog.Logger
 	warns serve.Sparing
 }
@@ -49,7 +65,7 @@ func (l *peerListener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		peer, err := serve.PeerOf(c)
-		if err == nil && slices.Contains(l.users, peer.UID) {
+		if err == nil && l.peers.has(peer.UID) {
 			return c, nil
 		}
 		l.warns.Warn(l.log, "a connection was refused", "socket", l.Addr(), "uid", peer.UID, "error", err,

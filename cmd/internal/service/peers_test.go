@@ -29,7 +29,9 @@ func TestPeers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l := &peerListener{Listener: ln, users: tc.users, log: slog.New(slog.NewTextHandler(&log, nil))}
+		peers := new(Peers)
+		peers.ids.Store(&tc.users)
+		l := &peerListener{Listener: ln, peers: peers, log: slog.New(slog.NewTextHandler(&log, nil))}
 		done := make(chan struct{})
 		go func() {
 			defer close(done)

@@ -6,11 +6,13 @@ package service
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -114,6 +116,10 @@ type Reloader struct {
 	At   prometheus.Gauge
 	Log  *slog.Logger
 	Use  func(*config.Site) error
+	Unit string // what systemd calls the service
+
+	// Restart returns the keys of a configuration that take effect at the next start only.
+	Restart func(*config.Site) []string
 
 	mu    sync.Mutex // guards state
 	state Config
@@ -123,13 +129,15 @@ type Reloader struct {
 type Config struct {
 	LoadedAt time.Time `json:"loaded_at"` // in UTC
 	OK       bool      `json:"ok"`        // false: a newer one was wrong, so this one stayed; the log says what
+	// NeedsRestart are keys that were changed since the start, and take effect at the next one only.
+	NeedsRestart []string `json:"needs_restart"`
 }
 
-// Loaded notes a success.
-func (r *Reloader) Loaded() {
+// Loaded notes a success, with the keys that need a restart.
+func (r *Reloader) Loaded(restart ...string) {
 	r.Ok.Set(1)
 	r.At.SetToCurrentTime()
-	r.note(Config{LoadedAt: time.Now().UTC().Truncate(time.Second), OK: true})
+	r.note(Config{LoadedAt: time.Now().UTC().Truncate(time.Second), OK: true, NeedsRestart: append([]string{}, restart...)})
 	debug.FreeOSMemory() // what loading took is several times what stays, and not needed before the next time
 }
 
@@ -170,18 +178,41 @@ func (r *Reloader) run(ctx context.Context, hup chan os.Signal) {
 			return
 		case <-hup:
 		}
-		c, err := r.Load(r.Path)
-		if err == nil {
-			err = r.Use(c)
+		report := loadReport{Began: monotonic()}
+		if restart, err := r.reload(); err != nil {
+			report.Error = err.Error()
+		} else {
+			report.Restart = restart
 		}
-		if err != nil {
-			r.Failed()
-			r.Log.Error("the new configuration is not used, the old one stays in force", "error", err)
-			continue
-		}
-		r.Loaded()
-		r.Log.Info("configuration loaded", "file", r.Path, "mailboxes", len(c.Mailboxes), "clients", len(c.Clients))
+		report.tell(os.Getpid())
 	}
+}
+
+// reload loads the configuration once, and returns the keys that need a restart.
+func (r *Reloader) reload() (restart []string, err error) {
+	c, err := r.Load(r.Path)
+	if err == nil {
+		err = r.Use(c)
+	}
+	if err != nil {
+		r.Failed()
+		r.Log.Error("the new configuration is not used, the old one stays in force", "error", err)
+		return nil, err
+	}
+	if r.Restart != nil {
+		restart = r.Restart(c)
+	}
+	r.Loaded(restart...)
+	r.Log.Info("configuration loaded", "file", r.Path, "mailboxes", len(c.Mailboxes), "clients", len(c.Clients))
+	if len(restart) > 0 {
+		r.Log.Warn("some settings take effect when the service is restarted", "keys", strings.Join(restart, ", "), "hint", RestartHint(r.Unit))
+	}
+	return restart, nil
+}
+
+// RestartHint says how a service takes up what it takes up at its start only.
+func RestartHint(unit string) string {
+	return fmt.Sprintf("systemctl restart %s; a socket that systemd makes is named in its .socket unit as well (ListenStream=)", unit)
 }
 
 // Notify tells systemd of the service's state, if it is there (sd_notify(3)), and keeps its

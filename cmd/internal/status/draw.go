@@ -162,8 +162,8 @@ func credentialCells(x *lease.CredentialStatus, now time.Time) []tableCell {
 	case x.SignIn != nil && x.SignIn.Since != nil && signInLevel(x.SignIn) != calm:
 		cells[3] = tableCell{text: signInShort(x.SignIn, now), level: signInLevel(x.SignIn)}
 	case x.Proof != nil && x.Proof.Ends != nil:
-		cells[3] = tableCell{text: x.Proof.Kind + " ends " + whenWords(x.Proof.Ends, now), level: proofLevel(x.Proof, now)}
-		if x.Proof.Ends.Before(now) {
+		cells[3] = tableCell{text: x.Proof.Kind + " ends " + whenWords(x.Proof.Ends, now), level: proofLevel(x, now)}
+		if x.Proof.Ends.Before(now) && !outlived(x) {
 			cells[3].text = x.Proof.Kind + " ENDED"
 		}
 	case x.SignIn != nil && x.SignIn.Since != nil:

@@ -45,13 +45,21 @@ type milterReport struct {
 type Command struct {
 	Stdout io.Writer
 	Config *config.Site
+
+	// ConfigErr is why the file on the disk cannot be used; Config then has the addresses alone.
+	ConfigErr error
+
 	Json   bool
 	Watch  bool
+	Check  bool // as a plugin of Nagios: see check
 	Every  time.Duration
 	Client *http.Client
 }
 
 func (s *Command) Run(ctx context.Context) error {
+	if s.Check {
+		return s.check(ctx)
+	}
 	if s.Config.Token.HTTP == "" {
 		return exit.Errorf(exit.Config, `write an address such as 127.0.0.1:9726 there, then run "systemctl restart sendas-token"`, "token.http is off, so the token service cannot be asked")
 	}
@@ -228,6 +236,9 @@ func upFor(version string, started *time.Time, now time.Time, c *service.Config)
 	if c != nil && !c.OK {
 		s += " with an OLD CONFIGURATION (the new one is wrong: \"sendas check\")"
 	}
+	if c != nil && len(c.NeedsRestart) > 0 {
+		s += " (" + restartWords(c) + ")"
+	}
 	s += ", version " + version
 	if started != nil {
 		s += ", for " + spanWords(now.Sub(*started))
@@ -301,6 +312,13 @@ func refreshWords(c *lease.CredentialStatus, now time.Time) string {
 	return resultWords[""]
 }
 
+// outlived reports whether Microsoft has taken a secret after the end that the configuration has for
+// it: it is a new one, and its end was not written down.
+func outlived(c *lease.CredentialStatus) bool {
+	p, at := c.Proof, c.Refresh.LastSuccess
+	return p.Kind == token.ProofSecret && p.Ends != nil && at != nil && at.After(*p.Ends)
+}
+
 // refusedWords tells why Microsoft did not take something.
 func refusedWords(r *lease.Refusal) string {
 	return fmt.Sprintf("REFUSED by Microsoft (%s): %s", r.Code, r.Meaning)
@@ -313,7 +331,7 @@ func endWords(c *lease.CredentialStatus, now time.Time) string {
 		return refusedWords(p.Refused)
 	}
 	switch ended := p.Ends != nil && p.Ends.Before(now); {
-	case ended && p.Kind == token.ProofSecret && c.Refresh.LastSuccess != nil && c.Refresh.LastSuccess.After(*p.Ends):
+	case ended && outlived(c):
 		return fmt.Sprintf("ended on %s, says secret_expires, but Microsoft took it %s: write the end of the new one there", p.Ends.UTC().Format(time.DateOnly), whenWords(c.Refresh.LastSuccess, now))
 	case ended && p.Kind == token.ProofFederated:
 		return "STALE: the other issuer's token ended " + whenWords(p.Ends, now)
@@ -343,15 +361,15 @@ func signInWords(credential string, s *lease.SignInStatus, now time.Time) string
 		who = "a user whom Entra did not name"
 	}
 	who += " since " + s.Since.Local().Format(time.DateOnly)
-	switch ends := whenWords(s.Ends, now); {
+	switch {
 	case s.Refused != nil:
 		return who + "; " + refusedWords(s.Refused)
 	case s.IdleDays >= s.MaxDays:
-		return fmt.Sprintf(`%s; VOID: its refresh token ended %s; type "sendas login %s"`, who, ends, credential)
+		return fmt.Sprintf(`%s; VOID%s; type "sendas login %s"`, who, whenAfter(": its refresh token ended ", s.Ends, now), credential)
 	case s.Ends == nil || s.Renewed == nil: // of a version that does not tell
 		return who
 	case s.Kept:
-		return fmt.Sprintf("%s; NOT RENEWED since %s, though used %s: it ends %s; %s", who, s.Renewed.Local().Format(time.DateOnly), whenWords(s.LastUsed, now), ends, entra.KeptHint(credential))
+		return fmt.Sprintf("%s; NOT RENEWED since %s, though used %s: it ends %s; %s", who, s.Renewed.Local().Format(time.DateOnly), whenWords(s.LastUsed, now), whenWords(s.Ends, now), entra.KeptHint(credential))
 	}
 	return fmt.Sprintf("%s; renewed %s, else it would end %s", who, whenWords(s.Renewed, now), whenWords(s.Ends, now))
 }

@@ -101,12 +101,23 @@ func serviceState(now time.Time, started *time.Time) string {
 	return s
 }
 
-// configNotes says that a newer configuration is not in force.
-func configNotes(c *service.Config, now time.Time) []pageNote {
-	if c == nil || c.OK {
+// configNotes says that a newer configuration is not in force, or not all of it.
+func configNotes(c *service.Config, now time.Time) (notes []pageNote) {
+	if c == nil {
 		return nil
 	}
-	return []pageNote{{hot, fmt.Sprintf(`the new configuration is wrong, so the one loaded %s stays in force; "sendas check" says what to write instead`, whenWords(&c.LoadedAt, now))}}
+	if !c.OK {
+		notes = append(notes, pageNote{hot, fmt.Sprintf(`the new configuration is wrong, so the one loaded %s stays in force; "sendas check" says what to write instead`, whenWords(&c.LoadedAt, now))})
+	}
+	if len(c.NeedsRestart) > 0 {
+		notes = append(notes, pageNote{warm, restartWords(c)})
+	}
+	return notes
+}
+
+// restartWords says what was changed and is not in force.
+func restartWords(c *service.Config) string {
+	return "changed, and in force after a restart of the service only: " + strings.Join(c.NeedsRestart, ", ")
 }
 
 // tokenPage makes the page of the token service.
@@ -405,7 +416,7 @@ func credentialFacts(c *lease.CredentialStatus, now time.Time) (list []pageFact)
 		if label == token.ProofFederated {
 			label = "proof"
 		}
-		add(label, proofLevel(p, now), endWords(c, now))
+		add(label, proofLevel(c, now), endWords(c, now))
 	}
 	if s := c.SignIn; s != nil {
 		add("signed in", signInLevel(s), signInWords(c.Name, s, now))
@@ -417,13 +428,13 @@ func credentialFacts(c *lease.CredentialStatus, now time.Time) (list []pageFact)
 // approved.
 const soon = 30 * 24 * time.Hour
 
-func proofLevel(p *lease.ProofStatus, now time.Time) string {
-	switch {
+func proofLevel(c *lease.CredentialStatus, now time.Time) string {
+	switch p := c.Proof; {
 	case p.Refused != nil:
 		return hot
 	case p.Ends == nil:
 		return calm
-	case p.Ends.Before(now):
+	case p.Ends.Before(now) && !outlived(c):
 		return hot
 	case p.Ends.Before(now.Add(soon)) && p.Kind != token.ProofFederated: // which lives an hour
 		return warm
