@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -62,6 +64,7 @@ something has to be changed.`,
 		},
 	}
 	c.Flags().StringVar(&which, "service", "", "check what this `SERVICE` reads, milter or token, as its user")
+	fixed(c, "service", slices.Sorted(maps.Keys(checkedServices))...)
 	c.Flags().IntVar(&reload, "reload", 0, "then have the process `PID` of that service load the file, and wait until it is in force")
 	c.Flags().BoolVar(&dns, "dns", false, "look at DNS too, and print the SPF records to publish")
 	c.Flags().StringVar(&server, "dns-server", "", "ask this server, `HOST:PORT`, and not the system's: what the world sees may differ from what this network sees")

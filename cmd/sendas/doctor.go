@@ -24,6 +24,8 @@ names a recipient: then one real message leaves as the mailbox, which alone prov
 It exits with 0 when all is good, with 1 when something is wrong, and with 75 when there is only trouble that passes by itself.`,
 		Example: "  sendas doctor\n  sendas doctor scan@contoso.com --send-to me@contoso.com\n  sendas doctor --json",
 		Args:    cobra.MaximumNArgs(1),
+
+		ValidArgsFunction: completeFirst(o, senders),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			q.File, q.Stdout = o.config, o.stdout
 			q.Mailbox = strings.Join(args, "")

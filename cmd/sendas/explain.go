@@ -52,6 +52,9 @@ From field is the envelope sender. Nothing is sent, and no service needs to run.
 	f.StringSliceVar(&q.to, "to", nil, "a recipient; may be given several times")
 	f.StringVar(&q.message, "message", "", "a `file` with a message, whose header is used")
 	f.BoolVar(&q.json, "json", false, "print JSON")
+	for _, flag := range []string{"from", "header-from"} {
+		c.RegisterFlagCompletionFunc(flag, completeFirst(o, senders)) // fails for unknown flags alone
+	}
 	return c
 }
 

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"maps"
 	"net/url"
 	"os"
 	"os/exec"
@@ -13,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -27,7 +30,7 @@ import (
 func cmdLogin(o *options) *cobra.Command {
 	var browser bool
 	c := &cobra.Command{
-		Use:   "login CREDENTIAL",
+		Use:   "login [CREDENTIAL]",
 		Short: "Sign a user in, so that mail can leave as that user",
 		Long: `login signs the user of a credential in (flow: device_code or authorization_code) and stores
 the refresh token, from which the token service makes access tokens for as long as it is used.
@@ -40,11 +43,18 @@ With --browser, which is the way of flow authorization_code, the browser comes b
 this machine instead, and no code has to be typed. The app registration then needs the
 redirect URI http://localhost (Mobile and desktop applications).
 
+Without CREDENTIAL it lists those that users sign in for, and who has.
+
 Type it as root, or as the user of the token service. A sign-in that fails leaves an older
 one as it was.`,
-		Example: "  sendas login scan\n  sendas login scan --browser",
-		Args:    cobra.ExactArgs(1),
+		Example: "  sendas login\n  sendas login scan\n  sendas login scan --browser",
+		Args:    cobra.MaximumNArgs(1),
+
+		ValidArgsFunction: completeFirst(o, signInCredentials),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return listSignIns(o)
+			}
 			l, err := newLogin(o, args[0])
 			if err != nil {
 				return err
@@ -54,6 +64,49 @@ one as it was.`,
 	}
 	c.Flags().BoolVar(&browser, "browser", false, "sign in with a browser that reaches this machine as localhost")
 	return c
+}
+
+// listSignIns prints the credentials that users sign in for, and who has.
+func listSignIns(o *options) error {
+	c, err := config.Load(o.config, config.SkipFiles)
+	if err != nil {
+		return err
+	}
+	t := tabwriter.NewWriter(o.stdout, 0, 0, 2, ' ', 0)
+	n := 0
+	for _, name := range slices.Sorted(maps.Keys(c.Credentials)) {
+		cc := c.Credentials[name]
+		if !cc.Delegated() {
+			continue
+		}
+		if n++; n == 1 {
+			fmt.Fprintln(t, "credential\tuser\tsigned in")
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\n", name, cc.User, signedInWords(c.Vault(), name))
+	}
+	if n == 0 {
+		return exit.Errorf(exit.Usage, "", "%s", signInNames(c))
+	}
+	t.Flush()
+	fmt.Fprintln(o.stderr, "sendas: next: sendas login CREDENTIAL")
+	return nil
+}
+
+// signedInWords says who has signed in, as the vault has it.
+func signedInWords(v *entra.Vault, name string) string {
+	g, err := v.Load(name)
+	e, _ := errors.AsType[*entra.FileError](err)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "nobody yet"
+	case e != nil:
+		return "not known: " + e.Found()
+	case err != nil:
+		return "not known"
+	case time.Since(g.Renewed()) > entra.MaxIdle:
+		return fmt.Sprintf("%s on %s, and its refresh token has ended", cmp.Or(g.User, "somebody"), g.SignedIn.Local().Format(time.DateOnly))
+	}
+	return fmt.Sprintf("%s on %s, good until %s at least", cmp.Or(g.User, "somebody"), g.SignedIn.Local().Format(time.DateOnly), g.Renewed().Add(entra.MaxIdle).Local().Format(time.DateOnly))
 }
 
 // login is one sign-in.

@@ -312,9 +312,38 @@ func TestLoginBeforeSigningIn(t *testing.T) {
 			t.Errorf("%s: exit %d, asked %v:\n%s\nwant exit %d and %s", tc.name, code, l.entra.asked, stderr, exit.Config, tc.err)
 		}
 	}
-	for _, args := range [][]string{nil, {"scan", "spare"}} {
-		if code, _, _ := newTestLogin(t, &loginEntra{}).login(args...); code != exit.Usage {
-			t.Errorf("login %v: exit %d, want %d", args, code, exit.Usage)
+	if code, _, _ := newTestLogin(t, &loginEntra{}).login("scan", "spare"); code != exit.Usage {
+		t.Errorf("login for two: exit %d, want %d", code, exit.Usage)
+	}
+}
+
+// TestLoginList: who has signed in, until when that is good, and what cannot be known.
+func TestLoginList(t *testing.T) {
+	l := newTestLogin(t, &loginEntra{})
+	now := time.Now()
+	const day = 24 * time.Hour
+	for _, tc := range []struct {
+		name  string
+		grant *entra.StoredGrant // nil: damaged
+		want  string
+	}{
+		{"renewed", &entra.StoredGrant{User: "scan@contoso.com", SignedIn: now.Add(-200 * day), Refreshed: now}, "scan@contoso.com on " + now.Add(-200*day).Format(time.DateOnly) + ", good until " + now.Add(90*day).Format(time.DateOnly) + " at least"},
+		{"ended", &entra.StoredGrant{SignedIn: now.Add(-200 * day), Refreshed: now.Add(-91 * day)}, "somebody on " + now.Add(-200*day).Format(time.DateOnly) + ", and its refresh token has ended"},
+		{"damaged", nil, "not known: is damaged or was not written by sendas"},
+	} {
+		if tc.grant == nil {
+			if err := os.WriteFile(l.vault().Path("scan"), []byte("{"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			tc.grant.Refresh = "0.AXoA-refresh"
+			if err := l.vault().Save("scan", tc.grant); err != nil {
+				t.Fatal(err)
+			}
+		}
+		code, stdout, stderr := l.login()
+		if code != exit.OK || !strings.Contains(stdout, tc.want) || !strings.Contains(stdout, "nobody yet") || strings.Contains(stdout+stderr, "AXoA") {
+			t.Errorf("%s: exit %d:\n%s%swant %s", tc.name, code, stdout, stderr, tc.want)
 		}
 	}
 }

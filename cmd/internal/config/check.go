@@ -421,7 +421,7 @@ func (k *checker) sockets() {
 
 // didYouMean names what was most likely meant, or else says where such names stand.
 func didYouMean(name string, known []string, where string) string {
-	if near := nearest(name, known); plainWord.MatchString(near) {
+	if near := Nearest(name, known); plainWord.MatchString(near) {
 		return fmt.Sprintf("%s; did you mean %q?", strings.TrimSuffix(where, ":"), near)
 	}
 	return where

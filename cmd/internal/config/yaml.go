@@ -360,7 +360,7 @@ func (d *decoder) unknown(path, key string, e *ast.MappingValueNode, t reflect.T
 		}
 	}
 	known := keysOf(t)
-	if near := nearest(key, known); near != "" {
+	if near := Nearest(key, known); near != "" {
 		where = JoinPath(path, near) // most likely what was meant: not missing, but misspelt
 		d.fail(where, e.Key, "unknown key %q; did you mean %q?", Clip(key), near)
 		d.problems[len(d.problems)-1].Path = path
@@ -402,8 +402,8 @@ func fieldIndex(t reflect.Type, key string) int {
 	return -1
 }
 
-// nearest returns the key that was most likely meant, or "".
-func nearest(key string, known []string) string {
+// Nearest returns the word of a list that was most likely meant, or "".
+func Nearest(key string, known []string) string {
 	best, found := 3, ""
 	plain := strings.ReplaceAll(strings.ToLower(key), "-", "_")
 	if len(plain) > 64 {
@@ -417,25 +417,30 @@ func nearest(key string, known []string) string {
 	return found
 }
 
-// distance is the Levenshtein distance of two short texts, in bytes.
+// distance is how many letters of two short texts differ, in bytes: added, left out, another one, or
+// two side by side that are switched (Damerau's).
 func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
+	rows := make([][]int, len(a)+1)
+	for i := range rows {
+		rows[i] = make([]int, len(b)+1)
+		rows[i][0] = i
 	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := diagonal
-			if a[i] != b[j] {
+	for j := range rows[0] {
+		rows[0][j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		for j := 1; j <= len(b); j++ {
+			change := rows[i-1][j-1]
+			if a[i-1] != b[j-1] {
 				change++
 			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+			rows[i][j] = min(change, rows[i-1][j]+1, rows[i][j-1]+1)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				rows[i][j] = min(rows[i][j], rows[i-2][j-2]+1)
+			}
 		}
 	}
-	return row[len(b)]
+	return rows[len(a)][len(b)]
 }
 
 // keyName returns a key as it stands in paths: quoted, unless it is a plain word.
