@@ -29,8 +29,11 @@ func (p *Rules) Foresee(r *Request) Forecast {
 	if ok {
 		f.Filter = p.filter(d.Client)
 	}
-	if slices.ContainsFunc(r.Places, func(at Place) bool { return at.Verdict == Doubtful }) {
+	switch {
+	case slices.ContainsFunc(r.Places, func(at Place) bool { return at.Verdict == Doubtful }):
 		f.Reply, f.Open = nil, true
+	case f.Client == nil && slices.ContainsFunc(r.Places, func(at Place) bool { return at.Unheard }):
+		f.Reply = nil
 	}
 	return f
 }

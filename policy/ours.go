@@ -20,6 +20,7 @@ type ClassData struct {
 	Version int    `json:"version"`          // [ClassVersion]
 	Folder  string `json:"config_directory"` // of the Postfix that it is about
 
+	Receives  bool     `json:"receives"`  // mail of others, and not for its own names alone
 	Origin    string   `json:"origin"`    // myorigin: the domain of addresses without one
 	Delimiter string   `json:"delimiter"` // recipient_delimiter
 	Local     []string `json:"local"`     // domains of mydestination
@@ -129,6 +130,9 @@ type Place struct {
 	// By is the transport that delivers elsewhere; the setting that leaves a doubt; or the address
 	// outside that an alias leads to, "" where there is no alias.
 	By string
+	// Unheard tells that it is ours by what was collected alone, on a host that receives mail: a
+	// domain may be newer than that, and Postfix would have said so.
+	Unheard bool
 }
 
 // Place says what becomes of a recipient as the envelope names it. Without classes, or with the
@@ -140,12 +144,13 @@ func (p *Rules) Place(c *Classes, rcpt string, h Hint) Place {
 	a, err := address.Parse(cmp.Or(h.Addr, rcpt))
 	switch {
 	case err != nil || a.IsZero():
-		return Place{Doubtful, "no address"}
+		return Place{Verdict: Doubtful, By: "no address"}
 	case h.Addr == "" && strings.ContainsAny(a.Local, "%!@"): // Postfix may read another address out of it
-		return Place{Doubtful, "allow_percent_hack"}
+		return Place{Verdict: Doubtful, By: "allow_percent_hack"}
 	}
 	w := walk{p: p, Classes: c, hint: h, trust: p.received == TrustReceived}
 	at := w.follow(w.complete(a))
+	at.Unheard = at.Verdict == Ours && at.By == "" && h.Mailer == "" && c.data.Receives
 	if len(c.data.Copies) == 0 || at.Verdict != Elsewhere {
 		return at
 	}
@@ -159,20 +164,29 @@ func (p *Rules) Place(c *Classes, rcpt string, h Hint) Place {
 // one that goes where a route of it goes.
 func (p *Rules) leads(transport, hop string) bool {
 	return slices.ContainsFunc(p.routes, func(r *Route) bool {
-		return r.Transport == transport && transport != defaultTransport || hasHop(hop, r.NextHop)
+		return r.Transport == transport || hasHop(hop, r.NextHop)
 	})
 }
 
-// hasHop reports whether a next-hop, which may be a list, has a host among its own. Port numbers
-// may have zeros in front, by which one server has several queues.
-func hasHop(list, want string) bool {
+// hasHop reports whether a next-hop, which may be a list, names the host of another one. Ports do
+// not count: one may be written as a name, and zeros in front give one server several queues.
+func hasHop(list, of string) bool {
 	for hop := range strings.FieldsFuncSeq(list, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' }) {
-		host, port, _ := strings.Cut(strings.ToLower(hop), "]:")
-		if host+"]:"+strings.TrimLeft(port, "0") == strings.ToLower(want) {
+		if strings.EqualFold(hopHost(hop), hopHost(of)) {
 			return true
 		}
 	}
 	return false
+}
+
+// hopHost returns the host of a next-hop: [host]:port, host:port, either without the port.
+func hopHost(hop string) string {
+	if inner, bracket := strings.CutPrefix(hop, "["); bracket {
+		host, _, _ := strings.Cut(inner, "]")
+		return host
+	}
+	host, _, _ := strings.Cut(hop, ":")
+	return host
 }
 
 // walk follows one recipient through the aliases to those who get its mail.
@@ -209,7 +223,7 @@ func (w *walk) follow(a address.Spec) Place {
 	}
 	at := w.deliver(a)
 	if setting := w.doubts[DoubtAlias]; at.Verdict == Elsewhere && setting != "" && !known && !w.trust {
-		return Place{Doubtful, setting}
+		return Place{Verdict: Doubtful, By: setting}
 	}
 	return at
 }
@@ -223,7 +237,7 @@ func (w *walk) expand(key string, targets []string, a address.Spec, next func(ad
 	case slices.Contains(w.under, key):
 		return Place{}, true
 	case len(w.under)+len(w.done) > maxWalk:
-		return Place{Doubtful, "virtual_alias_recursion_limit"}, false
+		return Place{Verdict: Doubtful, By: "virtual_alias_recursion_limit"}, false
 	}
 	w.under = append(w.under, key)
 	at = w.all(targets, a, next)
@@ -238,9 +252,9 @@ func (w *walk) expand(key string, targets []string, a address.Spec, next func(ad
 // all says what becomes of mail for several targets: one that is ours decides, then one in doubt.
 func (w *walk) all(targets []string, from address.Spec, next func(address.Spec) Place) Place {
 	was, left := w.hint, w.left
-	at := Place{Doubtful, "an alias without a target"}
+	at := Place{Verdict: Doubtful, By: "an alias without a target"}
 	for i, to := range targets {
-		x := Place{Doubtful, "an alias to what is no address"}
+		x := Place{Verdict: Doubtful, By: "an alias to what is no address"}
 		if a, ok := w.target(to, from); ok {
 			if !a.Same(from) {
 				w.hint, w.left = Hint{}, true
@@ -309,7 +323,7 @@ func (w *walk) deliver(a address.Spec) Place {
 	case !led && !own:
 		return w.other(a)
 	case !led && class == "": // of an alias domain, and without an alias: Postfix refuses it, or the alias is new
-		return Place{Doubtful, "virtual_alias_maps"}
+		return Place{Verdict: Doubtful, By: "virtual_alias_maps"}
 	case !led:
 		transport, hop, _ = strings.Cut(class, ":")
 	}
@@ -319,11 +333,11 @@ func (w *walk) deliver(a address.Spec) Place {
 	case w.hint.Mailer != transport && w.defaults[w.hint.Mailer]: // a setting has changed since
 		return w.outside(a)
 	case w.doubts[DoubtWay] != "" && w.hint.Mailer == "":
-		return Place{Doubtful, w.doubts[DoubtWay]}
+		return Place{Verdict: Doubtful, By: w.doubts[DoubtWay]}
 	case transport == "local":
 		return w.local(a)
 	}
-	return Place{Elsewhere, transport}
+	return Place{Verdict: Elsewhere, By: transport}
 }
 
 // other says what becomes of an address that is of no class of its own, as far as the data tells.
@@ -331,19 +345,19 @@ func (w *walk) other(a address.Spec) Place {
 	h, doubt := w.hint, cmp.Or(w.doubts[DoubtClass], w.doubts[DoubtWay])
 	switch {
 	case h.Mailer == "" && doubt != "":
-		return Place{Doubtful, doubt}
+		return Place{Verdict: Doubtful, By: doubt}
 	case h.Mailer == "", w.defaults[h.Mailer], w.doubts[DoubtDefault] != "", h.Mailer == "error", h.Mailer == "retry":
 		return w.outside(a)
 	case h.Mailer == "local":
 		return w.local(a)
 	}
-	return Place{Elsewhere, h.Mailer}
+	return Place{Verdict: Elsewhere, By: h.Mailer}
 }
 
 // outside is the place of what leaves by a way of ours.
 func (w *walk) outside(a address.Spec) Place {
 	if w.left {
-		return Place{Ours, a.String()}
+		return Place{Verdict: Ours, By: a.String()}
 	}
 	return Place{}
 }
@@ -410,12 +424,12 @@ func (w *walk) local(a address.Spec) Place {
 				return at
 			}
 		}
-		return Place{Elsewhere, "local"}
+		return Place{Verdict: Elsewhere, By: "local"}
 	}
 	if setting := w.doubts[DoubtLocal]; setting != "" && !w.trust {
-		return Place{Doubtful, setting}
+		return Place{Verdict: Doubtful, By: setting}
 	}
-	return Place{Elsewhere, "local"}
+	return Place{Verdict: Elsewhere, By: "local"}
 }
 
 // ofLocal says what becomes of the target of a local alias: a name of this host goes to local(8)

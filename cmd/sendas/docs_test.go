@@ -119,9 +119,10 @@ func writeSnippet(dir, text string) (string, error) {
 		}
 		text = string(merged)
 	}
-	const permissions = "Kind,Mailbox,Address\nDomain,,contoso.com\n"
+	const permissions, receives = "Kind,Mailbox,Address\nDomain,,contoso.com\n", `{"version": 1, "local": ["shop.example"], "local_way": "local:relay"}`
 	file := filepath.Join(dir, "sendas.yaml")
-	return file, errors.Join(os.WriteFile(filepath.Join(dir, "permissions.csv"), []byte(permissions), 0o644), os.WriteFile(file, []byte(text), 0o644))
+	return file, errors.Join(os.WriteFile(filepath.Join(dir, "permissions.csv"), []byte(permissions), 0o644),
+		os.WriteFile(filepath.Join(dir, "postfix-classes.json"), []byte(receives), 0o644), os.WriteFile(file, []byte(text), 0o644))
 }
 
 // missing reports whether a part of the base that no configuration can do without is not in own.
@@ -333,7 +334,7 @@ func TestParseCommand(t *testing.T) {
 		{"sendas explain", true, true},
 		{"sendas explain --client", false, false},
 		{"sendas explain --from 'a b", false, false},
-		{"sendas login", false, true},
+		{"sendas login", true, true},
 		{"sendas login scan-user", true, true},
 		{"sendas postfix", false, true},
 		{"sendas postfix show main.cf", true, true},

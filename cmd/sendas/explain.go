@@ -3,8 +3,10 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/netip"
 	"os"
 	"strings"
@@ -12,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sendas/sendas/cmd/internal/classes"
 	"github.com/sendas/sendas/cmd/internal/config"
 	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/policy"
@@ -36,9 +39,12 @@ func cmdExplain(o *options) *cobra.Command {
 		Short: "Say what would become of a message, and why",
 		Long: `explain makes the decision that the milter would make on a message, by the same code, and
 prints it with its reasons and the changes to the header. Without --header-from and --message the
-From field is the envelope sender. Nothing is sent, and no service needs to run.`,
+From field is the envelope sender. Mail to recipients (--to) that Postfix delivers itself is none of
+sendas' business; that is known from the file that "sendas postfix enable" keeps. Nothing is sent,
+and no service needs to run.`,
 		Example: "  sendas explain --client 10.2.0.9 --from mfp3@floor.local\n" +
-			"  sendas explain --client 10.2.0.9 --from mfp3@floor.local --message scan.eml --json",
+			"  sendas explain --client 10.2.0.9 --from mfp3@floor.local --message scan.eml --json\n" +
+			"  sendas explain --client 198.51.100.9 --from friend@example.com --to info@shop.contoso.net",
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error { return explain(o, q) },
 	}
@@ -69,6 +75,9 @@ func explain(o *options, q *question) error {
 	}
 	// As in the milter: what SMTP clients send has been asked about at RCPT, mail of this host not.
 	req.Routed = cfg.Milter.PolicyListen != "" && !req.Peer.Addr.IsLoopback()
+	if err := place(cfg, req); err != nil {
+		return err
+	}
 	d := cfg.Policy.Decide(req)
 	if q.json {
 		e := json.NewEncoder(o.stdout)
@@ -79,6 +88,26 @@ func explain(o *options, q *question) error {
 		return e.Encode(a)
 	}
 	writeAnswer(o.stdout, req, &d, limitsFor(cfg, &d))
+	return nil
+}
+
+// place says what becomes of the recipients, as far as it can be told without Postfix: what
+// "sendas postfix enable" has kept.
+func place(c *config.Site, r *policy.Request) error {
+	if len(r.Rcpts) == 0 {
+		return nil
+	}
+	data, err := classes.Load(c.Milter.ClassesFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return exit.Errorf(exit.Failed, "", "which recipients Postfix delivers itself: %w", err)
+	}
+	known := policy.NewClasses(data)
+	for _, to := range r.Rcpts {
+		r.Places = append(r.Places, c.Policy.Place(known, to, policy.Hint{}))
+	}
 	return nil
 }
 

@@ -12,6 +12,7 @@ import (
 	protocol "github.com/d--j/go-milter"
 	"github.com/spf13/cobra"
 
+	"github.com/sendas/sendas/cmd/internal/classes"
 	"github.com/sendas/sendas/cmd/internal/config"
 	"github.com/sendas/sendas/cmd/internal/service"
 	"github.com/sendas/sendas/cmd/internal/status"
@@ -20,6 +21,7 @@ import (
 	"github.com/sendas/sendas/milter"
 	"github.com/sendas/sendas/milter/queue"
 	"github.com/sendas/sendas/milter/quota"
+	"github.com/sendas/sendas/policy"
 )
 
 func cmdMilter(o *options) *cobra.Command {
@@ -96,6 +98,10 @@ func runMilter(ctx context.Context, o *options) error {
 		return err
 	}
 	r.Watch(ctx)
+	classes.Watch(ctx, func() string { return inForce.Load().Milter.ClassesFile }, log, func(c *policy.Classes) {
+		srv.UseClasses(c)
+		early.UseClasses(c)
+	})
 
 	go queue.Run(ctx)
 	done := make(chan error, 2)

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/sendas/sendas/cmd/internal/classes"
 	"github.com/sendas/sendas/cmd/internal/config"
 	"github.com/sendas/sendas/cmd/internal/doctor"
 	"github.com/sendas/sendas/cmd/internal/finding"
@@ -29,16 +31,16 @@ token service that has stopped holds up no other mail. sendas looks at Postfix a
 		Example: "  sendas postfix show\n  sendas postfix enable --dry-run\n  sendas postfix enable\n  sendas postfix disable",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return fmt.Errorf("unknown command %q for \"sendas postfix\"; its commands are show, enable and disable", config.Clip(args[0]))
+				return fmt.Errorf("unknown command %q for \"sendas postfix\"; its commands are show, enable, classes and disable", config.Clip(args[0]))
 			}
-			return errors.New("\"sendas postfix\" needs one of its commands: show, enable or disable")
+			return errors.New("\"sendas postfix\" needs one of its commands: show, enable, classes or disable")
 		},
 		RunE: func(*cobra.Command, []string) error { return nil }, // so that Args is asked
 	}
 	f := c.PersistentFlags()
 	f.StringVar(&q.Folder, "postfix-config", "", "the `folder` of main.cf and master.cf, if it is not Postfix's own default")
 	f.StringVar(&q.State, "state", "", "the `file` that remembers the former settings (default "+postfix.StateFolder+"/INSTANCE.json)")
-	c.AddCommand(cmdPostfixShow(o, q), cmdPostfixEnable(o, q), cmdPostfixDisable(o, q))
+	c.AddCommand(cmdPostfixShow(o, q), cmdPostfixEnable(o, q), cmdPostfixClasses(o, q), cmdPostfixDisable(o, q))
 	return c
 }
 
@@ -57,6 +59,22 @@ func withOptions(q *postfix.Options, o *options) *postfix.Options {
 	q.File, q.Stdout, q.Stderr, q.Run = o.config, o.stdout, o.stderr, postfix.Run
 	q.Others = func(ctx context.Context, r *finding.Report, p *postfix.Setup, running bool) {
 		doctor.CheckOthers(ctx, doctor.RealWorld(), r, p, running)
+		classes.CheckOpaque(r.Section("classes", "recipients"), classes.Collect(ctx, postfix.Run, p), p)
+	}
+	q.Keep = func(ctx context.Context, p *postfix.Setup, soon bool) error {
+		data, path := classes.Collect(ctx, postfix.Run, p), p.Config.Milter.ClassesFile
+		if err := classes.Save(path, o.config, data); err != nil {
+			return exit.Errorf(exit.Failed, "", "which recipients Postfix delivers itself cannot be kept for the milter: %w", err)
+		}
+		if soon { // else the milter would refuse strangers until it has noticed
+			select {
+			case <-time.After(classes.Interval * 3 / 2):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		fmt.Fprintf(o.stdout, "Postfix delivers itself: %s (kept in %s)\n", classes.Describe(data), path)
+		return nil
 	}
 	return q
 }
@@ -85,7 +103,8 @@ func cmdPostfixEnable(o *options, q *postfix.Options) *cobra.Command {
 		Long: `enable writes what show prints, by postconf(1): comments and all other lines stay as they are, and lists of others are
 extended. It tries all of it on a copy first, and where "sendas doctor" or "postfix check" would find something wrong with
 the result, it changes nothing and says what; --force writes it all the same. The former files are kept for disable. A Postfix
-that runs is reloaded. To be typed again whenever mailboxes, domains or routes have changed; what is right already stays.`,
+that runs is reloaded. To be typed again whenever mailboxes, domains or routes have changed; what is right already stays. At its
+end it does what classes does.`,
 		Example: "  sendas postfix enable --dry-run\n  sendas postfix enable",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -95,6 +114,22 @@ that runs is reloaded. To be typed again whenever mailboxes, domains or routes h
 	c.Flags().BoolVar(&q.DryRun, "dry-run", false, "change nothing, and print what would change as a diff")
 	c.Flags().BoolVar(&q.Force, "force", false, "write the settings even where something is in the way of them")
 	return c
+}
+
+func cmdPostfixClasses(o *options, q *postfix.Options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "classes",
+		Short: "Look again at which recipients Postfix delivers itself",
+		Long: `classes reads which recipients Postfix delivers itself (mydestination, virtual domains, relay_domains, transport_maps) and
+where its aliases lead, and keeps it in milter.classes_file, where the milter notices it within seconds. Mail to them passes untouched,
+whoever sends it. enable does the same at its end; this command is for changes of domains and aliases after that, and for a Postfix that
+was set up by hand. It changes nothing of Postfix.`,
+		Example: "  postmap /etc/postfix/virtual && sendas postfix classes",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return failed(postfix.NewJob(withOptions(q, o)).KeepNow(cmd.Context()))
+		},
+	}
 }
 
 func cmdPostfixDisable(o *options, q *postfix.Options) *cobra.Command {

@@ -403,6 +403,7 @@ func (k *checker) sockets() {
 	k.distinct()
 	k.store(k.c.Token.StoreOf())
 	k.store(k.c.Milter.StoreOf())
+	k.received()
 	if len(k.c.Token.Peers) == 0 {
 		k.fail("token.peers", "nobody may ask for credentials; write the user that Postfix runs as: [postfix]")
 	}
@@ -425,6 +426,18 @@ func didYouMean(name string, known []string, where string) string {
 		return fmt.Sprintf("%s; did you mean %q?", strings.TrimSuffix(where, ":"), near)
 	}
 	return where
+}
+
+// received checks what becomes of mail that Postfix delivers itself.
+func (k *checker) received() {
+	switch policy.Received(k.c.Milter.Received) {
+	case policy.PassReceived, policy.TrustReceived, policy.RefuseReceived:
+	default:
+		k.fail("milter.received", "%q is not a choice; write pass, trust or reject", Clip(k.c.Milter.Received))
+	}
+	if f := k.c.Milter.ClassesFile; f == "" || strings.HasPrefix(f, "credential:") {
+		k.fail("milter.classes_file", "\"sendas postfix enable\" writes it, so it needs a name; write one such as postfix-classes.json")
+	}
 }
 
 func (k *checker) listen(path string, a serve.Address, inet bool) {
@@ -579,7 +592,8 @@ func (k *checker) missingNotices(e policy.FieldError) {
 }
 
 func (c *Site) settings() policy.Settings {
-	s := policy.Settings{Domains: c.Tenant.Domains, AllowOnMicrosoft: c.Tenant.AllowOnMicrosoft, Submission: c.Tenant.Endpoints.Submission, Notices: c.Notices}
+	s := policy.Settings{Domains: c.Tenant.Domains, AllowOnMicrosoft: c.Tenant.AllowOnMicrosoft, Submission: c.Tenant.Endpoints.Submission, Notices: c.Notices,
+		Received: policy.Received(c.Milter.Received)}
 	s.Mailboxes, s.Clients = make([]policy.MailboxSettings, 0, len(c.Mailboxes)), make([]policy.ClientSettings, 0, len(c.Clients))
 	for _, m := range c.Mailboxes {
 		s.Mailboxes = append(s.Mailboxes, policy.MailboxSettings{Address: m.Address, Aliases: m.Aliases, SendAs: m.SendAs, PlusAddresses: m.PlusAddresses, Pool: m.Pool})

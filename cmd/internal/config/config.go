@@ -273,6 +273,9 @@ type Milter struct {
 
 	QueueCeiling time.Duration `yaml:"queue_ceiling"` // how long what is taken last may have to wait; 0: no ceiling
 	QueueSocket  string        `yaml:"queue_socket"`  // of Postfix's showq(8); absolute
+
+	Received    string `yaml:"received"`     // policy.Received
+	ClassesFile string `yaml:"classes_file"` // what Postfix delivers itself; absolute
 }
 
 // Token is the service that Postfix asks for credentials.
@@ -298,6 +301,7 @@ func Default() *Site {
 		Milter: Milter{
 			Listen: "unix:/var/spool/postfix/sendas/milter", PolicyListen: "unix:/var/spool/postfix/sendas/policy", HTTP: "127.0.0.1:9725",
 			Store: "bolt:/var/lib/sendas/milter.db", Hosts: 1, QueueSocket: "/var/spool/postfix/public/showq",
+			Received: string(policy.PassReceived), ClassesFile: "postfix-classes.json",
 		},
 		Token: Token{
 			Listen: "unix:/var/spool/postfix/sendas/credentials", HTTP: "127.0.0.1:9726", Peers: []string{"postfix"},
@@ -472,7 +476,7 @@ func (c *Site) Complete(dir string) {
 		c.Credentials[name] = r
 	}
 	c.Token.StateDir, c.Token.TokenFiles = under(dir, c.Token.StateDir), under(dir, c.Token.TokenFiles)
-	c.Milter.QueueSocket = under(dir, c.Milter.QueueSocket)
+	c.Milter.QueueSocket, c.Milter.ClassesFile = under(dir, c.Milter.QueueSocket), under(dir, c.Milter.ClassesFile)
 	completeStore(&c.Milter.Store, &c.Milter.StorePasswordFile, dir, "/var/lib/sendas", "milter.db")
 	completeStore(&c.Token.Store, &c.Token.StorePasswordFile, dir, c.Token.StateDir, "token.db")
 	if c.Milter.PolicyListen == "off" {

@@ -83,7 +83,7 @@ func TestFullConfig(t *testing.T) {
 		}},
 		{"a login of digits", c.Clients[0].Logins, []string{"007"}},
 		{"milter", c.Milter, Milter{Listen: "inet:127.0.0.1:8891", PolicyListen: "inet:127.0.0.1:8892", Store: "redis://redis.contoso.com:6379/1",
-			StorePasswordFile: dir + "/redis.secret", Hosts: 3, QueueCeiling: 24 * time.Hour, QueueSocket: dir + "/showq"}},
+			StorePasswordFile: dir + "/redis.secret", Hosts: 3, QueueCeiling: 24 * time.Hour, QueueSocket: dir + "/showq", Received: "trust", ClassesFile: dir + "/classes.json"}},
 		{"identities", c.Identities, []Identity{
 			{"Billing@contoso.com", ClientLimits{Messages: []limit.Rate{{N: 100, Per: time.Hour}, {N: 500, Per: 24 * time.Hour}},
 				Recipients: []limit.Rate{{N: 1000, Per: 24 * time.Hour}}}, "reject"},
@@ -112,8 +112,14 @@ func TestDefaults(t *testing.T) {
 	if got, want := c.Mailboxes[0].Limits.Limits(), limit.Microsoft(); got != want {
 		t.Errorf("limits = %v, want %v", got, want)
 	}
-	if got, want := c.Milter, Default().Milter; got != want {
-		t.Errorf("milter = %v, want %v", got, want)
+	milter := Default().Milter
+	dir, err := filepath.Abs("testdata/good")
+	if err != nil {
+		t.Fatal(err)
+	}
+	milter.ClassesFile = filepath.Join(dir, milter.ClassesFile) // beside the file
+	if got := c.Milter; got != milter {
+		t.Errorf("milter = %v, want %v", got, milter)
 	}
 	want := Default().Token
 	want.Store = "bolt:/var/lib/sendas-token/token.db"

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sendas/sendas/cmd/internal/classes"
 	"github.com/sendas/sendas/cmd/internal/config"
 	"github.com/sendas/sendas/cmd/internal/dns"
 	"github.com/sendas/sendas/cmd/internal/finding"
@@ -172,6 +173,7 @@ func (d *Walk) checkPostfix(ctx context.Context) {
 	}
 	d.postfix = p
 	p.Check(s)
+	classes.Check(ctx, d.Section("classes", "recipients"), d.world.run, p)
 }
 
 // configAdvice is about the configuration itself.

@@ -34,6 +34,9 @@ type Options struct {
 	// Others looks at what mail depends on besides Postfix, before the settings are written;
 	// running: Postfix runs, so there is somebody to be turned away.
 	Others func(ctx context.Context, r *finding.Report, p *Setup, running bool)
+	// Keep is called with the settings that are to be in force, before they are, for what the services
+	// have to know of them; soon: they come into force as soon as it returns. Nil is nothing.
+	Keep func(ctx context.Context, p *Setup, soon bool) error
 }
 
 // A Job is one run of a command.
@@ -223,10 +226,14 @@ func (j *Job) Enable(ctx context.Context) (err error) {
 	}
 	again := next == nil // nothing changes, but where nothing was remembered, disable has to know
 	if again && had.state != nil {
-		return nil
+		return j.keep(ctx, nil, c)
 	}
+	staged := s
 	if again {
-		next = had.now
+		next, staged = had.now, nil
+	}
+	if err := j.keep(ctx, staged, c); err != nil {
+		return err
 	}
 	if err := j.enter(ctx, had.state, had.after(j.inst.dir, plan, next, done), had.now); err != nil {
 		return err
@@ -236,6 +243,37 @@ func (j *Job) Enable(ctx context.Context) (err error) {
 		return nil
 	}
 	return j.reload(ctx)
+}
+
+// keep hands the settings of a stage, nil for those in force, to whom they matter.
+func (j *Job) keep(ctx context.Context, s *stage, c *config.Site) error {
+	if j.Options.Keep == nil {
+		return nil
+	}
+	dir := j.inst.dir
+	if s != nil {
+		dir = s.dir
+	}
+	p, err := Read(ctx, j.Run, dir, c)
+	if err != nil {
+		return j.absent(err)
+	}
+	for name, value := range p.Main { // a stage is gone soon
+		p.Main[name] = strings.ReplaceAll(value, dir, j.inst.dir)
+	}
+	return j.Options.Keep(ctx, p, s != nil && j.isRunning(ctx))
+}
+
+// KeepNow is Enable without writing settings: what is in force is looked at again.
+func (j *Job) KeepNow(ctx context.Context) error {
+	c, err := config.Load(j.File, config.CheckOwn)
+	if err != nil {
+		return err
+	}
+	if err := j.begin(ctx); err != nil {
+		return err
+	}
+	return j.keep(ctx, nil, c)
 }
 
 // after is what is to be remembered when a plan was carried out.

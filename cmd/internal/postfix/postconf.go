@@ -174,6 +174,9 @@ func (s *entry) loopback() bool {
 	return s.kind == "unix" || host == "localhost" || err == nil && addr.IsLoopback()
 }
 
+// Items returns the items of a list in main.cf; what stands in braces is one.
+func (p *Setup) Items(name string) []string { return splitList(p.Main[name]) }
+
 func (p *Setup) service(name, kind string) *entry {
 	for i := range p.services {
 		if s := &p.services[i]; s.name == name && (kind == "" || s.kind == kind) {
