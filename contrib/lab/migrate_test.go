@@ -2,9 +2,12 @@ package lab
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"net"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -86,7 +89,8 @@ func (f *filter) serve(ctx context.Context, conn net.Conn) {
 
 // TestPostfixMigration: a host whose settings stand in main.cf, as former versions wrote them, is
 // migrated by enable. Whatever leaves by Microsoft before, in whosever name Postfix asks for its way,
-// leaves by it after, and nothing by another one. And then a content filter may have its feed.
+// leaves by it after, and nothing by another one; and then a content filter has its feed. What enable says
+// to type on the way is typed.
 func TestPostfixMigration(t *testing.T) {
 	var f *filter
 	s, ctx := startSite(t, SiteConfig{Minute: 6 * time.Second, Postfix: func(s *Site, main map[string]string) []string {
@@ -101,7 +105,7 @@ func TestPostfixMigration(t *testing.T) {
 		return []string{
 			"dead unix - - n - - smtp -o smtp_tls_security_level=none -o smtp_sasl_auth_enable=no",
 			"feed unix - - n - 2 smtp -o smtp_send_xforward_command=yes -o disable_dns_lookups=yes",
-			f.back + " inet n - y - - smtpd -o content_filter= -o smtpd_milters= -o smtpd_recipient_restrictions=permit_mynetworks,reject -o mynetworks=127.0.0.0/8",
+			f.back + " inet n - y - - smtpd -o content_filter= -o mynetworks=127.0.0.0/8",
 		}
 	}})
 	_, port, _ := net.SplitHostPort(s.Exosim.SubmissionAddr())
@@ -120,9 +124,10 @@ func TestPostfixMigration(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := s.everySender(ctx, t, "before", 0)
-	if err := s.Postfix.Postconf(ctx, "content_filter=feed:["+strings.Replace(f.addr, ":", "]:", 1), "milter_protocol=2"); err != nil {
+	if err := s.Postfix.Postconf(ctx, "content_filter=feed:["+strings.Replace(f.addr, ":", "]:", 1), "milter_protocol=2", "debug_peer_list=192.0.2.9"); err != nil {
 		t.Fatal(err)
 	}
+	s.typeCures(ctx, t, "debug_peer_list", "port "+f.back)
 	said := s.sendasPostfix(ctx, t, "enable")
 	for _, want := range []string{"all mail leaves by Microsoft", "main.cf: relay_transport = sendas:", "main.cf: smtp_sasl_password_maps is taken out", "main.cf: relayhost = (was [smtp.office365.com]"} {
 		if !strings.Contains(said, want) {
@@ -140,6 +145,35 @@ func TestPostfixMigration(t *testing.T) {
 	}
 	if n := f.passed.Load(); n < 6 {
 		t.Errorf("%d messages went through the filter, want 6 at least", n)
+	}
+}
+
+// typeCures takes the end of the last line from main.cf, as some editors do, has enable look, and types
+// what it says about each of some settings.
+func (s *Site) typeCures(ctx context.Context, t *testing.T, about ...string) {
+	t.Helper()
+	file := filepath.Join(s.Postfix.ConfigDir(), "main.cf")
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, bytes.TrimRight(data, "\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	said, err := s.typePostfix(ctx, t, "enable")
+	if err == nil {
+		t.Fatalf("nothing was in the way:\n%s", said)
+	}
+	for _, name := range about {
+		_, rest, _ := strings.Cut(said, ": Postfix "+name+":")
+		_, do, ok := strings.Cut(rest, "  do: ")
+		do, _, _ = strings.Cut(do, "\n")
+		if !ok || !strings.Contains(do, "postconf -c") {
+			t.Fatalf("nothing is said to be typed for %s:\n%s", name, said)
+		}
+		if out, err := exec.CommandContext(ctx, "sh", "-c", do).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", do, err, out)
+		}
 	}
 }
 
