@@ -278,19 +278,7 @@ func (p *Setup) oldProtocol() bool {
 // postconf(5)).
 func judgeMilterMaps(value string, p *Setup) finding.Status {
 	for _, table := range splitList(value) {
-		kind, file, _ := strings.Cut(table, ":")
-		list, ok := inlineEntries(table)
-		if kind == "cidr" || kind == "pcre" || kind == "regexp" {
-			data, err := os.ReadFile(file)
-			ok = err == nil
-			for line := range strings.Lines(string(data)) {
-				if f := strings.Fields(line); len(f) > 1 && !strings.HasPrefix(f[0], "#") {
-					list = append(list, namedValue{f[0], strings.Join(f[1:], " ")})
-				}
-			}
-		} else if !ok {
-			list, ok = p.entries(table)
-		}
+		list, ok := p.entries(table)
 		if !ok {
 			return finding.Warn
 		}

@@ -193,11 +193,16 @@ func (p *Setup) checkServices(s finding.Section) {
 	}
 }
 
-// isWayBack reports whether a content filter gives mail back at a port (FILTER_README): a port of this
-// host alone, without a filter of its own, while there is one elsewhere or it passes no milter.
+// isWayBack reports whether a content filter gives mail back at a port (FILTER_README): a port for this
+// host alone, by its address or its own mynetworks, without a filter of its own, while there is one elsewhere or it passes no milter.
 func (p *Setup) isWayBack(v *entry) bool {
 	filter, own := v.overrides["content_filter"]
-	if !own || filter != "" || !v.loopback() {
+	networks := splitList(v.overrides["mynetworks"])
+	local := len(networks) > 0 && !slices.ContainsFunc(networks, func(n string) bool {
+		net, ok := parsePrefix(n)
+		return !ok || !net.Addr().IsLoopback()
+	})
+	if !own || filter != "" || !v.loopback() && !local {
 		return false
 	}
 	milters, said := v.overrides["smtpd_milters"]

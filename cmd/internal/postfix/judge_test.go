@@ -701,6 +701,9 @@ func TestPostfixList(t *testing.T) {
 // command that mends it does.
 func TestDoctorEntrance(t *testing.T) {
 	dests := configtest.WriteFile(t, filepath.Join(t.TempDir(), "dests"), "# here\nlocalhost\nContoso.com\n", 0o644)
+	table := func(text string) string {
+		return configtest.WriteFile(t, filepath.Join(t.TempDir(), "table"), text, 0o644)
+	}
 	lab := newLab(t, configtest.SmallConfig)
 	for _, tc := range []struct {
 		main, master string
@@ -729,6 +732,21 @@ func TestDoctorEntrance(t *testing.T) {
 		{"mydestination =\nvirtual_mailbox_domains = inline:{ {contoso.com = x} }\n", "", "here.contoso.com", finding.Fail, "out of inline:", false},
 		{"virtual_alias_maps = inline:{ {info@contoso.com = office@contoso.com} }\n", "", "here", finding.OK, "", false},
 		{"relay_domains = contoso.com\ntransport_maps = inline:{ {contoso.com = smtp:[192.0.2.40]} }\n", "", "here", finding.OK, "", false},
+		{"content_filter = feed:[127.0.0.1]:10024\n", "10025 inet n - y - - smtpd -o content_filter= -o receive_override_options=no_milters -o smtpd_recipient_restrictions=permit_mynetworks,reject -o mynetworks=127.0.0.0/8,[::1]/128\n", "back.10025", finding.OK, "", false},
+		{"content_filter = feed:[127.0.0.1]:10024\n", "[::1]:10025 inet n - y - - smtpd -o content_filter=\n", "back.[::1]:10025", finding.Warn, "-P '[::1]:10025/inet/smtpd_milters='", true},
+		{"content_filter = feed:[127.0.0.1]:10024\n", "10025 inet n - y - - smtpd -o content_filter= -o receive_override_options=no_milters\n", "10025.receive_override_options", finding.Fail, "none passes sendas", true}, // open to all
+		// Tables of others, as Postfix reads them.
+		{"transport_maps = texthash:" + table("fabrikam.com smtp:[10.0.0.1]\ninner.lan :[10.0.0.1]\n") + "\n", "", "transport_maps.bare", finding.Fail, "smtp:[host] for :[host]", false},
+		{"transport_maps = pcre:" + table("/\\.lan$/ :[10.0.0.1]:2525\n") + "\n", "", "transport_maps.bare", finding.Fail, "", false},
+		{"transport_maps = texthash:" + table("# old.lan :[10.0.0.1]\nfabrikam.com smtp:[10.0.0.1]\n") + "\n", "", "transport_maps.bare", finding.OK, "", false},
+		{"sender_dependent_relayhost_maps = proxy:texthash:" + table("@contoso.com smtp.office365.com:587\n") + "\n", "", "sender_dependent_relayhost_maps", finding.OK, "", false},
+		{"sender_dependent_relayhost_maps = proxy:texthash:" + table("@contoso.com [mail.fabrikam.com]\n") + "\n", "", "sender_dependent_relayhost_maps", finding.Fail, "", false},
+		{"sender_canonical_maps = texthash:" + table("office@contoso.com relay@contoso.com\n") + "\n", "", "sender_canonical_maps", finding.Fail, "bounces", false},
+		{"sender_canonical_maps = texthash:" + table("root@relay.lan scan@contoso.com\n") + "\n", "", "sender_canonical_maps", finding.Warn, "", false},
+		{"sender_canonical_maps = regexp:" + table("/@contoso.com$/ relay@contoso.com\n") + "\n", "", "sender_canonical_maps", finding.Fail, "", false},
+		{"smtpd_milter_maps = cidr:" + table("10.2.0.0/24 DISABLE\n") + "\n", "", "smtpd_milter_maps", finding.Fail, "", false},
+		{"smtpd_milter_maps = cidr:" + table("127.0.0.0/8 DISABLE\n") + "\n", "", "smtpd_milter_maps", finding.OK, "", false},
+		{"virtual_alias_domains = texthash:" + table("contoso.com anything\n") + "\n", "", "here.contoso.com", finding.Fail, "take contoso.com out of texthash:", false},
 		{"", "192.0.2.1:25 inet n - y - - smtpd -o milter_protocol=3\n", "192.0.2.1:25.milter_protocol", finding.Fail, "sendas postfix enable", false},
 		{"", "192.0.2.1:25 inet n - y - - smtpd -o content_filter=feed:[127.0.0.1]:10024\n", "192.0.2.1:25.content_filter", finding.Warn, "sees it twice", false},
 	} {

@@ -100,6 +100,7 @@ var errNotThere = errors.New("it is not there")
 
 // ask looks a key up as a program of Postfix's does; an error is a table that cannot be asked here.
 func (p *Setup) ask(table, key string) (value string, found bool, err error) {
+	table = strings.TrimPrefix(table, "proxy:") // root asks the table itself
 	if value, static := strings.CutPrefix(table, "static:"); static {
 		return value, true, nil
 	}

@@ -1,6 +1,7 @@
 package postfix
 
 import (
+	"os"
 	"slices"
 	"strings"
 
@@ -137,21 +138,29 @@ func inlineEntries(table string) (list []namedValue, ok bool) {
 	return list, true
 }
 
-// entries reads a table, other than inline by postmap(1); ok is false for one that cannot be listed,
-// such as those of patterns or of a directory.
+// entries reads a table: one of patterns or networks from its file, others by postmap(1). ok is false
+// for one that cannot be listed, such as that of a directory.
 func (p *Setup) entries(table string) (list []namedValue, ok bool) {
-	if list, ok := inlineEntries(table); ok || p.postmap == nil {
-		return list, ok
+	table = strings.TrimPrefix(table, "proxy:") // root reads the table itself
+	if list, ok := inlineEntries(table); ok {
+		return list, true
 	}
-	out, err := p.postmap("-s", table)
-	if err != nil {
-		return nil, false
+	kind, file, _ := strings.Cut(table, ":")
+	var text string
+	var err error
+	if slices.Contains([]string{"cidr", "pcre", "regexp"}, kind) {
+		var data []byte
+		data, err = os.ReadFile(file)
+		text = string(data)
+	} else {
+		text, err = p.postmap("-s", table)
 	}
-	for line := range strings.Lines(out) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), "\t")
-		list = append(list, namedValue{name, strings.TrimSpace(value)})
+	for line := range strings.Lines(text) {
+		if f := strings.Fields(line); len(f) > 1 && !strings.HasPrefix(f[0], "#") {
+			list = append(list, namedValue{f[0], strings.Join(f[1:], " ")})
+		}
 	}
-	return list, true
+	return list, err == nil
 }
 
 // judgeDefault accepts a way to the submission host by a transport that asks sendas.
