@@ -345,3 +345,33 @@ func TestVersion(t *testing.T) {
 		})
 	}
 }
+
+// An upgrade from a version that wrote Microsoft's settings into main.cf says what to type; a host that
+// has them elsewhere, or has no Postfix, hears nothing.
+func TestPostinstSaysMove(t *testing.T) {
+	data, err := os.ReadFile("scripts/postinst")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(data), "\nsaid_move() {\n")
+	body, _, ok := strings.Cut(rest, "\n}\n")
+	if !ok {
+		t.Fatal("postinst has no function said_move")
+	}
+	for value, want := range map[string]bool{
+		"socketmap:unix:sendas/credentials:lease": true, "socketmap:unix:/var/spool/postfix/sendas/credentials:lease": true, "hash:/etc/postfix/sasl_passwd": false, "": false, "absent": false,
+	} {
+		dir := t.TempDir()
+		if value != "absent" {
+			if err := os.WriteFile(filepath.Join(dir, "postconf"), []byte("#!/bin/sh\necho '"+value+"'\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cmd := exec.Command("/bin/sh", "-euc", "said_move() {\n"+body+"\n}\nsaid_move")
+		cmd.Env = []string{"PATH=" + dir}
+		said, err := cmd.CombinedOutput()
+		if err != nil || strings.Contains(string(said), "sendas postfix enable") != want || !want && len(said) > 0 {
+			t.Errorf("%s: %v, %q", value, err, said)
+		}
+	}
+}
