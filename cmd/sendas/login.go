@@ -25,6 +25,7 @@ import (
 	"github.com/sendas/sendas/cmd/internal/service"
 	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/entra/inspect"
 )
 
 func cmdLogin(o *options) *cobra.Command {
@@ -311,7 +312,7 @@ var userRefusals = []string{"authorization_declined", "expired_token", "bad_veri
 // check looks at who has signed in, and for what. It returns the user's name, or "" where the token
 // does not tell: then the sign-in is stored all the same, because a token is opaque by contract.
 func (l *login) check(access entra.Secret) (string, error) {
-	claims, err := entra.ParseClaims(access)
+	claims, err := inspect.Parse(string(access))
 	if err != nil || claims.User == "" {
 		l.say("warning: the token does not tell who signed in; if that was not %s, type \"sendas login %s\" again", l.user, l.name)
 		return "", nil

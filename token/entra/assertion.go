@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+
+	"github.com/sendas/sendas/token/entra/inspect"
 )
 
 // assertionLife is how long a client assertion is valid: MSAL's choice, and
@@ -262,7 +264,7 @@ func readFederated(path string, now time.Time) (token Secret, end time.Time, err
 		return "", end, err
 	}
 	s := strings.TrimSpace(string(b))
-	claims, ok := jwtClaims(s)
+	claims, ok := inspect.Payload(s)
 	switch {
 	case s == "":
 		return "", end, &FileError{Path: path, Problem: "is empty", Act: federatedRenewal}
@@ -270,7 +272,7 @@ func readFederated(path string, now time.Time) (token Secret, end time.Time, err
 		return "", end, &FileError{Path: path, Problem: "does not hold the token of another issuer (a JWT: three parts with dots between)",
 			Act: "name the file that the platform writes, AZURE_FEDERATED_TOKEN_FILE in Kubernetes"}
 	}
-	if end = claimTime(claims["exp"]); !end.IsZero() && !now.Before(end) {
+	if end = inspect.Time(claims["exp"]); !end.IsZero() && !now.Before(end) {
 		return "", end, &FileError{Path: path, Problem: "is stale, its token expired on " + end.UTC().Format("2006-01-02 15:04 MST"),
 			Act: federatedRenewal}
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/sendas/sendas/cmd/internal/finding"
 	"github.com/sendas/sendas/cmd/internal/service"
 	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/entra/inspect"
 )
 
 const (
@@ -277,7 +278,7 @@ func explainTokenError(err error) (found string, a finding.Advice, passes bool) 
 // checkClaims decodes a token and judges what it says. It is nobody's business but Exchange
 // Online's to verify it.
 func (d *Walk) checkClaims(s finding.Section, t *entra.Token, cc config.Credential) {
-	claims, err := entra.ParseClaims(t.Access)
+	claims, err := inspect.Parse(string(t.Access))
 	if err != nil {
 		s.Skip("claims", "token", "is opaque, so nothing can be read in it")
 		return
@@ -296,9 +297,9 @@ func (d *Walk) checkClaims(s finding.Section, t *entra.Token, cc config.Credenti
 }
 
 // expected is what a token of the credential should say.
-func (d *Walk) expected(cc config.Credential) entra.Expected {
+func (d *Walk) expected(cc config.Credential) inspect.Expected {
 	e := d.config.Tenant.Endpoints
-	want := entra.Expected{ClientID: cc.ClientID, ObjectID: cc.ObjectID, AppOnly: !cc.Delegated(), User: cc.User, Now: d.now(),
+	want := inspect.Expected{ClientID: cc.ClientID, ObjectID: cc.ObjectID, AppOnly: !cc.Delegated(), User: cc.User, Now: d.now(),
 		Audiences: []string{strings.TrimSuffix(e.Scope, "/.default"), strings.TrimSuffix(e.DelegatedScope, "/SMTP.Send")}}
 	if config.GuidForm.MatchString(d.config.Tenant.ID) {
 		want.TenantID = d.config.Tenant.ID

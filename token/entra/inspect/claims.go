@@ -1,4 +1,7 @@
-package entra
+// Package inspect reads what a token says of itself, and says for an access token why Exchange Online
+// may refuse it. It verifies nothing: the token is for Exchange Online, which alone can tell whether it
+// is good.
+package inspect
 
 import (
 	"cmp"
@@ -9,11 +12,22 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/sendas/sendas/internal/plaintext"
 )
 
 // maxClaims bounds what is looked at, in bytes; Entra's tokens have 2 to 4 kB, with
 // many groups in them some more.
 const maxClaims = 64 << 10
+
+// maxText is how many characters of a claim are repeated.
+const maxText = 300
+
+// minLife is what Exchange Online wants a token to have left (501 5.5.127).
+const minLife = 10 * time.Minute
+
+// mendYAML is the end of what is to be done in sendas.yaml.
+const mendYAML = `correct it in sendas.yaml and run "sendas check"`
 
 // ErrOpaque tells that a token is not a JWT, so that nothing can be read from it.
 // Those of personal accounts ("EwB…") are not, and others need not be.
@@ -36,14 +50,14 @@ type Claims struct {
 	Version   string // "1.0" or "2.0"
 }
 
-// ParseClaims reads the claims of an access token for a diagnosis. It does not verify
+// Parse reads the claims of an access token for a diagnosis. It does not verify
 // the signature, and must not be taken for a check: the token is meant for Exchange
 // Online, which alone can tell whether it is good (some of Microsoft's services sign
 // in ways that nobody else can verify). It came to us over TLS from whom we asked.
 //
 // The error is ErrOpaque; it never holds the token.
-func ParseClaims(access Secret) (*Claims, error) {
-	m, ok := jwtClaims(strings.TrimSpace(string(access)))
+func Parse(access string) (*Claims, error) {
+	m, ok := Payload(strings.TrimSpace(access))
 	if !ok {
 		return nil, ErrOpaque
 	}
@@ -55,17 +69,17 @@ func ParseClaims(access Secret) (*Claims, error) {
 		User:      cmp.Or(claimText(m["upn"]), claimText(m["unique_name"]), claimText(m["preferred_username"])),
 		Roles:     claimWords(m["roles"]),
 		Scopes:    claimWords(m["scp"]),
-		IssuedAt:  claimTime(m["iat"]),
-		NotBefore: claimTime(m["nbf"]),
-		Expires:   claimTime(m["exp"]),
+		IssuedAt:  Time(m["iat"]),
+		NotBefore: Time(m["nbf"]),
+		Expires:   Time(m["exp"]),
 		AppAuth:   cmp.Or(claimText(m["appidacr"]), claimText(m["azpacr"])),
 		Version:   claimText(m["ver"]),
 	}, nil
 }
 
-// jwtClaims returns the claims of a signed JWT in its compact form (RFC 7515 section
+// Payload returns the claims of a signed JWT in its compact form (RFC 7515 section
 // 7.1), unverified; false when it is none.
-func jwtClaims(s string) (map[string]any, bool) {
+func Payload(s string) (map[string]any, bool) {
 	parts := strings.Split(s, ".")
 	if len(s) > maxClaims || len(parts) != 3 {
 		return nil, false
@@ -89,13 +103,16 @@ func jwtClaims(s string) (map[string]any, bool) {
 	return m, true
 }
 
+// oneLine makes one short line of a foreign text.
+func oneLine(s string) string { return plaintext.Style{MaxRunes: maxText, Cut: "…"}.Line(s) }
+
 // claimText returns a claim that is a text, or a number in its place, as one short line.
 func claimText(v any) string {
 	switch v := v.(type) {
 	case string:
-		return OneLine(v, MaxText)
+		return oneLine(v)
 	case json.Number:
-		return OneLine(v.String(), MaxText)
+		return oneLine(v.String())
 	}
 	return ""
 }
@@ -117,9 +134,9 @@ func claimWords(v any) []string {
 	return words
 }
 
-// claimTime returns a claim in seconds since 1970 (RFC 7519 section 2, NumericDate);
+// Time returns a claim in seconds since 1970 (RFC 7519 section 2, NumericDate);
 // zero when it is not one.
-func claimTime(v any) time.Time {
+func Time(v any) time.Time {
 	f, err := strconv.ParseFloat(claimText(v), 64)
 	if err != nil || !(f > 0 && f < 1<<38) { // some 8,700 years; no NaN
 		return time.Time{}
@@ -192,7 +209,7 @@ func (c *Claims) Judge(e Expected) []Finding {
 
 // placeholders are what stands for claims and expectations in judgements.
 func (c *Claims) placeholders(e Expected) *strings.Replacer {
-	show := func(s string) string { return cmp.Or(OneLine(s, MaxText), "nothing") }
+	show := func(s string) string { return cmp.Or(oneLine(s), "nothing") }
 	date := func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 MST") }
 	return strings.NewReplacer(
 		"{aud}", show(c.Audience), "{want_aud}", show(strings.Join(e.Audiences, " or ")),
@@ -208,7 +225,12 @@ func (c *Claims) placeholders(e Expected) *strings.Replacer {
 }
 
 // from is when the token begins to be valid.
-func (c *Claims) from() time.Time { return LaterOf(c.NotBefore, c.IssuedAt) }
+func (c *Claims) from() time.Time {
+	if c.NotBefore.After(c.IssuedAt) {
+		return c.NotBefore
+	}
+	return c.IssuedAt
+}
 
 // What audiences and permissions are called. A v2.0 token names the resource by its id.
 const (
@@ -264,7 +286,7 @@ var judgements = []struct {
 
 	{"life", func(c *Claims, e *Expected) bool { return c.Expires.IsZero() }, true, "", ""},
 	{"life", func(c *Claims, e *Expected) bool { return !e.Now.Before(c.Expires) }, false, "the token expired at {until}, and this machine's clock says {now}", `compare the clock with "timedatectl"; if it is right, see in "sendas status" why there is no newer token`},
-	{"life", func(c *Claims, e *Expected) bool { return c.Expires.Sub(e.Now) < MinLife }, false, "the token ends in {left}, and Exchange Online refuses tokens with less than about ten minutes (501 5.5.127)", `see in "sendas status" why there is no newer token`},
+	{"life", func(c *Claims, e *Expected) bool { return c.Expires.Sub(e.Now) < minLife }, false, "the token ends in {left}, and Exchange Online refuses tokens with less than about ten minutes (501 5.5.127)", `see in "sendas status" why there is no newer token`},
 	{"life", always, true, "the token serves until {until}", ""},
 
 	{"clock", func(c *Claims, e *Expected) bool { return c.from().IsZero() }, true, "", ""},

@@ -1,4 +1,4 @@
-package entra
+package inspect
 
 import (
 	"encoding/base64"
@@ -12,12 +12,13 @@ import (
 )
 
 // jwtOf makes a token of claims; nobody has signed it.
-func jwtOf(claims string) Secret {
+func jwtOf(claims string) string {
 	enc := base64.RawURLEncoding.EncodeToString
-	return Secret(enc([]byte(`{"typ":"JWT","alg":"RS256","kid":"k1"}`)) + "." + enc([]byte(claims)) + "." + enc([]byte("signed by nobody")))
+	return enc([]byte(`{"typ":"JWT","alg":"RS256","kid":"k1"}`)) + "." + enc([]byte(claims)) + "." + enc([]byte("signed by nobody"))
 }
 
 const (
+	testClientID = "5f2c0d3e-0000-4000-8000-000000000001"
 	testTenant   = "72f988bf-0000-4000-8000-0000000000aa"
 	testObjectID = "9c1d0b7e-0000-4000-8000-0000000000bb"
 
@@ -30,7 +31,7 @@ const (
 		`"appid":"` + testClientID + `","appidacr":"0","oid":"` + testObjectID + `","scp":"SMTP.Send User.Read","tid":"` + testTenant + `","unique_name":"scan@contoso.com","upn":"scan@contoso.com","ver":"1.0"}`
 )
 
-func TestParseClaims(t *testing.T) {
+func TestParse(t *testing.T) {
 	at := func(s int64) time.Time { return time.Unix(s, 0).UTC() }
 	for _, tc := range []struct {
 		name, claims string
@@ -51,7 +52,7 @@ func TestParseClaims(t *testing.T) {
 		{"nothing", `{}`, Claims{}},
 		{"forged lines", `{"oid":"a\n\u001b[2Jb","roles":["x\r\ny"]}`, Claims{ObjectID: "a [2Jb", Roles: []string{"x y"}}},
 	} {
-		got, err := ParseClaims(jwtOf(tc.claims))
+		got, err := Parse(jwtOf(tc.claims))
 		if err != nil || !reflect.DeepEqual(*got, tc.want) {
 			t.Errorf("%s:\n got %+v, %v\nwant %+v", tc.name, got, err, tc.want)
 		}
@@ -60,9 +61,9 @@ func TestParseClaims(t *testing.T) {
 
 // A long list of permissions must not hide the one at its end.
 func TestLongScopes(t *testing.T) {
-	c, err := ParseClaims(jwtOf(`{"scp":"` + strings.Repeat("Mail.ReadWrite.Shared ", 200) + `SMTP.Send"}`))
+	c, err := Parse(jwtOf(`{"scp":"` + strings.Repeat("Mail.ReadWrite.Shared ", 200) + `SMTP.Send"}`))
 	if err != nil || len(c.Scopes) != 201 || c.Scopes[200] != "SMTP.Send" {
-		t.Errorf("ParseClaims = %d scopes, %v, want 201 with SMTP.Send at the end", len(c.Scopes), err)
+		t.Errorf("Parse = %d scopes, %v, want 201 with SMTP.Send at the end", len(c.Scopes), err)
 	}
 }
 
@@ -80,9 +81,9 @@ func TestOpaqueTokens(t *testing.T) {
 		{"not base64url", strings.ReplaceAll(good, ".", ".+")},
 		{"huge", string(jwtOf(`{"x":"` + strings.Repeat("x", maxClaims) + `"}`))},
 	} {
-		c, err := ParseClaims(Secret(tc.token))
+		c, err := Parse(tc.token)
 		if c != nil || !errors.Is(err, ErrOpaque) || len(tc.token) > 20 && strings.Contains(err.Error(), tc.token[:20]) {
-			t.Errorf("%s: ParseClaims = %v, %v, want ErrOpaque", tc.name, c, err)
+			t.Errorf("%s: Parse = %v, %v, want ErrOpaque", tc.name, c, err)
 		}
 	}
 }
@@ -120,7 +121,7 @@ func TestJudgeGood(t *testing.T) {
 			"version: the token has version 1.0; for Exchange Online 1.0 is usual",
 		}},
 	} {
-		c, err := ParseClaims(jwtOf(tc.claims))
+		c, err := Parse(jwtOf(tc.claims))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -177,7 +178,7 @@ func TestJudge(t *testing.T) {
 		{"secret", appClaims, `"appidacr":"2"`, `"appidacr":"1"`, app, "proof", true, "by a client secret", ""},
 		{"version 2", appClaims, `"ver":"1.0"`, `"ver":"2.0"`, app, "version", true, "version 2.0", ""},
 	} {
-		c, err := ParseClaims(jwtOf(strings.Replace(tc.claims, tc.old, tc.changed, 1)))
+		c, err := Parse(jwtOf(strings.Replace(tc.claims, tc.old, tc.changed, 1)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -212,22 +213,22 @@ func TestJudgementStyle(t *testing.T) {
 	}
 }
 
-// FuzzParseClaims: whatever a token says, reading and judging it end, show no piece of
+// FuzzParse: whatever a token says, reading and judging it end, show no piece of
 // the token itself and fit on lines.
-func FuzzParseClaims(f *testing.F) {
+func FuzzParse(f *testing.F) {
 	for _, s := range []string{appClaims, userClaims, `{}`, `null`, `{"exp":"1e400"}`, `{"aud":[[]],"roles":{"a":1}}`, "{\"oid\":\"\\u202e{want_oid}\"}"} {
-		f.Add(string(jwtOf(s)))
+		f.Add(jwtOf(s))
 	}
 	f.Add("EwB4A8l6BAAU7p9QDpi/D7xJLwsTgCg3TskyTaQAAQeL")
 	f.Add("..")
 	f.Fuzz(func(t *testing.T, token string) {
-		c, err := ParseClaims(Secret(token))
+		c, err := Parse(token)
 		if (c == nil) == (err == nil) {
-			t.Fatalf("ParseClaims = %v, %v, want one of them", c, err)
+			t.Fatalf("Parse = %v, %v, want one of them", c, err)
 		}
 		if err != nil {
 			if err != ErrOpaque {
-				t.Errorf("ParseClaims: %v, want ErrOpaque", err)
+				t.Errorf("Parse: %v, want ErrOpaque", err)
 			}
 			return
 		}
