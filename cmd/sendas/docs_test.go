@@ -335,6 +335,7 @@ func TestParseCommand(t *testing.T) {
 		{"sendas explain --client", false, false},
 		{"sendas explain --from 'a b", false, false},
 		{"sendas login", true, true},
+		{"sendas login scan-user desk-user", false, true},
 		{"sendas login scan-user", true, true},
 		{"sendas postfix", false, true},
 		{"sendas postfix show main.cf", true, true},

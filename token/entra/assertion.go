@@ -167,10 +167,13 @@ func NotPEM(file string, data []byte, what string) *FileError {
 	is := func(problem, command string) *FileError {
 		return &FileError{Path: file, Problem: problem, Act: fmt.Sprintf("type \"%s\" and use the new file", fmt.Sprintf(command, file))}
 	}
+	_, notCertificate := x509.ParseCertificate(data)
+	_, notPKCS8 := x509.ParsePKCS8PrivateKey(data)
+	_, notPKCS1 := x509.ParsePKCS1PrivateKey(data)
 	switch text := bytes.TrimSpace(bytes.TrimPrefix(data, byteOrderMark)); {
-	case isCertificate(data):
+	case notCertificate == nil:
 		return is("is a certificate in DER form, not in PEM format", "openssl x509 -inform DER -in %s -out NEW.pem")
-	case isKey(data):
+	case notPKCS8 == nil, notPKCS1 == nil:
 		return is("is a private key in DER form, not in PEM format", "openssl pkey -inform DER -in %s -out NEW.pem")
 	case bytes.Contains(text, []byte("-----BEGIN PKCS7")):
 		return is("holds a chain of certificates as PKCS #7, without their key", "openssl pkcs7 -print_certs -in %s -out NEW.pem")
@@ -182,19 +185,6 @@ func NotPEM(file string, data []byte, what string) *FileError {
 			"\"openssl pkcs12 -in %s -nodes -out NEW.pem\" and use the new file", file)}
 	}
 	return &FileError{Path: file, Problem: "has no " + what, Act: "put certificate and key into one PEM file, or name both files"}
-}
-
-func isCertificate(der []byte) bool {
-	_, err := x509.ParseCertificate(der)
-	return err == nil
-}
-
-func isKey(der []byte) bool {
-	_, err := x509.ParsePKCS8PrivateKey(der)
-	if err != nil {
-		_, err = x509.ParsePKCS1PrivateKey(der)
-	}
-	return err == nil
 }
 
 // isBase64OfDER reports whether a text is the base64 of a sequence of ASN.1, as a .pfx is one.

@@ -162,11 +162,7 @@ func trustAnchors(caFile string) (*x509.CertPool, error) {
 		return nil, fmt.Errorf("loading the system's CA certificates: %w", err)
 	}
 	if !roots.AppendCertsFromPEM(bytes.TrimPrefix(pem, byteOrderMark)) {
-		e := NotPEM(caFile, pem, "certificate")
-		if e.Problem == "has no certificate" {
-			e.Act = "name a file with -----BEGIN CERTIFICATE-----"
-		}
-		return nil, e
+		return nil, NotPEM(caFile, pem, "certificate")
 	}
 	return roots, nil
 }

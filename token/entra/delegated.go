@@ -97,14 +97,6 @@ func (d *Delegated) Unsaved() error {
 	return d.unsaved.err
 }
 
-// Kept reports whether the last refresh of this process brought no new refresh token; see
-// StoredGrant.Kept.
-func (d *Delegated) Kept() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.kept
-}
-
 // load returns the stored grant if it can serve.
 func (d *Delegated) load() (*StoredGrant, error) {
 	g, err := d.Vault.Load(d.Credential)

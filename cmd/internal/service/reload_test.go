@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -24,7 +25,7 @@ func TestReload(t *testing.T) {
 	var loads atomic.Int32
 	var answer atomic.Pointer[error] // what loading brings
 	var restart atomic.Pointer[[]string]
-	var log bytes.Buffer
+	var log lockedText
 	r := &Reloader{Path: "sendas.yaml", Ok: ok, At: at, Log: slog.New(slog.NewTextHandler(&log, nil)), Unit: "sendas-token",
 		Load: func(string) (*config.Site, error) {
 			loads.Add(1)
@@ -71,6 +72,24 @@ func TestReload(t *testing.T) {
 	if s := log.String(); strings.Count(s, `keys="token.listen, token.http"`) != 1 || !strings.Contains(s, "systemctl restart sendas-token") {
 		t.Errorf("log:\n%.2000s", s)
 	}
+}
+
+// lockedText is a log that another goroutine writes.
+type lockedText struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedText) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedText) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 // TestReloadOfNobody: another program is not ended by a mistyped number, and one that does not
