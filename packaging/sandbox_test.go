@@ -2,6 +2,7 @@ package packaging
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -237,6 +238,80 @@ func (s *sandboxed) confined(uid int, state string) {
 	}
 }
 
+// reload does what the unit says for "systemctl reload", in the service's own sandbox: with a good
+// file it ends with 0 when that is in force, with a wrong one it fails and nothing has changed.
+func (s *sandboxed) reload(name string, uid int) {
+	s.t.Helper()
+	file := filepath.Join(s.dir, "sendas.yaml")
+	good, err := os.ReadFile(file)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		more string
+		code int
+		says string
+	}{
+		{"", 0, ""},
+		{"  - {name: more, networks: [10.3.0.0/16], from: erp@contoso.com}\n", 0, ""},
+		{"  - {name: wrong, networks: [10.4.0.0/33], from: erp@contoso.com}\n", 78, `"10.4.0.0/33" is not a network`},
+	} {
+		text := strings.Replace(string(good), "milter:", tc.more+"milter:", 1)
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			s.t.Fatal(err)
+		}
+		before := s.loads()
+		out, code := s.execReload(name, uid)
+		if code != tc.code || !strings.Contains(out, tc.says) || tc.says == "" && out != "" {
+			s.t.Errorf("the reload ends with %d, want %d and %q:\n%s", code, tc.code, tc.says, out)
+		}
+		if loaded := s.loads() - before; (loaded == 1) != (tc.code == 0) {
+			s.t.Errorf("the configuration was loaded %d times by a reload that ended with %d", loaded, code)
+		}
+	}
+}
+
+// loads is how often the service has loaded a configuration anew, by its log.
+func (s *sandboxed) loads() int {
+	s.t.Helper()
+	log, err := os.ReadFile(s.log)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return strings.Count(string(log), `msg="configuration loaded"`)
+}
+
+// execReload runs the command of the unit's ExecReload=.
+func (s *sandboxed) execReload(name string, uid int) (out string, code int) {
+	s.t.Helper()
+	bin, err := program()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	file := "systemd/sendas-" + name + ".service"
+	u, err := readUnit(file)
+	if err != nil || len(u["ExecReload"]) != 1 {
+		s.t.Fatalf("ExecReload= is %q, %v", u["ExecReload"], err)
+	}
+	args := strings.Fields(strings.NewReplacer("/usr/bin/sendas", bin, "$MAINPID", strconv.Itoa(s.cmd.Process.Pid)).Replace(u["ExecReload"][0]))
+	self, err := os.Executable()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, self, append(args, "--config", filepath.Join(s.dir, "sendas.yaml"))...)
+	cmd.Env = []string{"PATH=/usr/bin:/bin", launchUnit + "=" + file, launchUser + "=" + strconv.Itoa(uid)}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	b, err := cmd.CombinedOutput()
+	if e, ok := errors.AsType[*exec.ExitError](err); ok {
+		return string(b), e.ExitCode()
+	} else if err != nil {
+		s.t.Fatal(err)
+	}
+	return string(b), 0
+}
+
 // end stops the service as systemd does.
 func (s *sandboxed) end() {
 	s.t.Helper()
@@ -286,6 +361,7 @@ func TestMilterInItsSandbox(t *testing.T) {
 	if got := s.get("/metrics"); !strings.Contains(got, "sendas_build_info") {
 		t.Errorf("the figures are %q", got)
 	}
+	s.reload("milter", milterUser)
 	s.end()
 }
 
@@ -305,5 +381,6 @@ func TestTokenInItsSandbox(t *testing.T) {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
+	s.reload("token", tokenUser)
 	s.end()
 }
