@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -56,6 +57,7 @@ type Shared struct {
 	diary  diary     // of this host, all of the windows: to be booked anew when the store has lost its data
 	unkept bool      // the log has said that the diary cannot be written
 	owed   *Memory   // by this host, without the store, as in the diary
+	owedAs string    // the name under which it is told
 	late   []verdict // of leases of the store, while it is away
 	pauses map[string]Pause
 	prune  int
@@ -112,7 +114,7 @@ func NewShared(primary *Redis, hosts int, local Store, o SharedOptions) (*Shared
 	}
 	primary.host, primary.hosts, primary.silence, primary.reserve = o.Host, hosts, o.Silence, o.Reserve
 	s := &Shared{primary: primary, hosts: hosts, local: local, o: o, stop: make(chan struct{}), gone: make(chan struct{}),
-		lost: time.Now(), leases: make(map[uint64]lease), diary: o.Diary, owed: NewMemory(),
+		lost: time.Now(), leases: make(map[uint64]lease), diary: o.Diary, owed: NewMemory(), owedAs: rand.Text(),
 		pauses: make(map[string]Pause), prune: minPrune}
 	if o.Diary == nil {
 		s.diary = NewMemory()
@@ -220,7 +222,7 @@ func (s *Shared) rejoinLocked(ctx context.Context) {
 	}
 	back := !s.shared
 	s.shared, s.member, s.told, s.epoch = true, true, true, s.primary.dataEpoch()
-	s.owed, s.late, s.pauses = NewMemory(), nil, make(map[string]Pause)
+	s.owed, s.owedAs, s.late, s.pauses = NewMemory(), rand.Text(), nil, make(map[string]Pause)
 	s.keptLocked(s.diary.setEpoch(s.epoch))
 	if back {
 		s.o.Log.Info("the shared ledger is in use")
@@ -265,15 +267,16 @@ func (s *Shared) catchUpLocked(ctx context.Context) error {
 }
 
 // bookAllLocked tells the store what it does not know: what it has forgotten, which includes the
-// rest, or what was sent without it.
+// rest, or what was sent without it. Where that breaks off, all of it is told again under the same
+// name, be it by the next process: the store takes it for the same, with what has come since.
 func (s *Shared) bookAllLocked(ctx context.Context, forgotten bool) error {
-	from := diary(s.owed)
+	from, name := diary(s.owed), s.owedAs
 	if forgotten {
-		from = s.diary
+		from, name = s.diary, toldDiary
 	}
 	list, now := from.traces(time.Now())
 	for _, x := range list {
-		if err := s.primary.book(ctx, x.mailbox, x.trace, now); err != nil {
+		if err := s.primary.book(ctx, name, x.mailbox, x.trace, now); err != nil {
 			return err
 		}
 	}
@@ -285,12 +288,17 @@ func (s *Shared) bookAllLocked(ctx context.Context, forgotten bool) error {
 	return nil
 }
 
-// book tells the store what this host has done as a mailbox.
-func (r *Redis) book(ctx context.Context, mailbox string, tr *trace, now limit.Instant) error {
+// toldDiary is the name under which a host tells its diary. It does that once to the same data, which
+// have a name of their own (epoch).
+const toldDiary = "diary"
+
+// book tells the store what this host has done as a mailbox. Told again under the same name, it
+// replaces what was told before.
+func (r *Redis) book(ctx context.Context, name, mailbox string, tr *trace, now limit.Instant) error {
 	tr.forget(terms{Allowance: tr.limits, session: r.session}, now)
 	tr.group.forget(tr.limits.GroupRecipients.Per, r.session, now)
 	group := groupName(tr.limits)
-	q := redisRequest{Op: "book", Limits: r.limits(tr.limits), Open: make(map[string][3]limit.Instant), Done: ages(tr.done, now),
+	q := redisRequest{Op: "book", Name: name, Limits: r.limits(tr.limits), Open: make(map[string][3]limit.Instant), Done: ages(tr.done, now),
 		Sent: tr.tally.ages(now), GroupSent: tr.group.ages(now)}
 	for id, h := range tr.open {
 		q.Open[idText(id)] = [3]limit.Instant{now - h.given, limit.Instant(h.recipients), limit.Instant(tr.group.open[id].recipients)}

@@ -64,8 +64,8 @@ func newHostWithDiary(t *testing.T, url, name string, hosts int, diary *Bolt) *h
 	return newHostWith(t, url, name, hosts, SharedOptions{Silence: testSilence, Diary: diary})
 }
 
-// patientSilence is for tests of what is booked anew: on a busy machine a rejoin must not break off
-// in the middle, since what it has booked by then is booked once more.
+// patientSilence is for tests of what is booked anew, so that a busy machine makes no outage of its
+// own.
 const patientSilence = 10 * time.Second
 
 func newPatientHost(t *testing.T, url, name string, hosts int, diary *Bolt) *host {

@@ -123,7 +123,9 @@ type (
 		Class   PauseClass    `json:"class"`
 		Reason  string        `json:"reason"`
 
-		// of join and book; the times are ages
+		// of join and book; the times are ages. What is told again under the same name replaces what
+		// was told before.
+		Name      string                      `json:"name,omitempty"`
 		Remembers bool                        `json:"remembers"`
 		Open      map[string][3]limit.Instant `json:"open,omitempty"`
 		Done      []limit.Instant             `json:"done,omitempty"`

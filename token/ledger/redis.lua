@@ -222,6 +222,49 @@ local function obstacles(a, g, l)
   return list
 end
 
+-- A host that has not heard the answer to what it tells of its own sending tells it again, with what has come since. So the
+-- mailbox keeps what each host has told last, and under which name, until that host asks for a lease: it does so when all is told.
+
+local function takeOut(list, v)
+  for i, x in ipairs(list) do
+    if x == v then return table.remove(list, i) end
+  end
+end
+
+local function takeOutSent(y, sent)
+  for _, b in ipairs(sent) do
+    for i, x in ipairs(y.sent) do
+      if x[1] == b[1] then
+        x[2] = x[2] - b[2]
+        if x[2] <= 0 then table.remove(y.sent, i) end
+        break
+      end
+    end
+  end
+end
+
+local function takeBack(a, g, told)
+  for _, id in ipairs(told.open) do
+    a.open[id] = nil
+    if g then g.open[id] = nil end
+  end
+  for _, at in ipairs(told.done) do takeOut(a.done, at) end
+  takeOutSent(a, told.sent)
+  if g then takeOutSent(g, told.groupSent) end
+end
+
+-- confirm forgets what this host has told, and what others told so long ago that it has left the windows.
+local function confirm(a)
+  local l, rest = a.limits, nil
+  for _, x in ipairs(a.told or {}) do
+    if x.host ~= req.host and t - x.at < 2 * math.max(l.messages.per, l.recipients.per) + SESSION then
+      rest = rest or {}
+      rest[#rest + 1] = x
+    end
+  end
+  a.told = rest
+end
+
 local ops = {}
 
 function ops.take()
@@ -236,6 +279,7 @@ function ops.take()
     local gone = lost ~= 0 and per[o[2]] ~= nil and t < lost + per[o[2]]
     if o[1] > 0 then return {wait = o[1], cause = o[2], reason = a.why, lost = gone} end
   end
+  confirm(a)
   a.open[req.id] = {t, room(l.recipients)}
   a.last = t
   if g then g.open[req.id] = {t, room(l.group)} end
@@ -288,17 +332,35 @@ end
 -- book adds what a host has granted on its own, or what the store has lost.
 function ops.book()
   local a, g = account(), group(limits)
+  local others = {}
+  for _, x in ipairs(a.told or {}) do
+    if x.host ~= req.host or x.group ~= (g and KEYS[3] or '') then
+      others[#others + 1] = x
+    elseif x.name == req.name then
+      takeBack(a, g, x)
+    end
+  end
+  local told = {host = req.host, group = g and KEYS[3] or '', name = req.name, at = t, open = {}, done = {}, sent = {}, groupSent = {}}
+  others[#others + 1] = told
+  a.told = others
   for id, h in pairs(req.open or {}) do
     a.open[id] = {t - h[1], h[2]}
     if g then g.open[id] = {t - h[1], h[3]} end
+    told.open[#told.open + 1] = id
   end
-  for _, age in ipairs(req.done or {}) do verdict(a, t - age) end
-  local function merge(y, sent)
-    for _, b in ipairs(sent or {}) do y.sent[#y.sent + 1] = {t - b[1], b[2]} end
+  for _, age in ipairs(req.done or {}) do
+    verdict(a, t - age)
+    told.done[#told.done + 1] = t - age
+  end
+  local function merge(y, sent, into)
+    for _, b in ipairs(sent or {}) do
+      y.sent[#y.sent + 1] = {t - b[1], b[2]}
+      into[#into + 1] = {t - b[1], b[2]}
+    end
     table.sort(y.sent, function(x, z) return x[1] < z[1] end)
   end
-  merge(a, req.sent)
-  if g then merge(g, req.groupSent) end
+  merge(a, req.sent, told.sent)
+  if g then merge(g, req.groupSent, told.groupSent) end
   a.last = t
   store(a, g)
   return {}
