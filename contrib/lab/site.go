@@ -238,7 +238,8 @@ func MainCF(port, caFile string) map[string]string {
 		"smtp_tls_connection_reuse":                          "no",
 		"smtp_connection_cache_on_demand":                    "no",
 		"sendas_destination_concurrency_limit":               "3",
-		"sendas_destination_concurrency_failed_cohort_limit": "10",
+		"sendas_destination_concurrency_failed_cohort_limit": "0",
+		"sendas_destination_concurrency_negative_feedback":   "0",
 	}
 }
 

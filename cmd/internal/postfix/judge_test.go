@@ -361,7 +361,10 @@ func TestDoctorSettings(t *testing.T) {
 		{"", "sendas_destination_concurrency_limit = 20", "", finding.Warn, "3 messages"},
 		{"", "sendas_destination_concurrency_limit = 6", "", finding.OK, ""}, // two mailboxes
 		{"", "sendas_destination_concurrency_failed_cohort_limit = 1", "", finding.Warn, "five minutes"},
+		{"", "sendas_destination_concurrency_failed_cohort_limit = 10", "", finding.Warn, "five minutes"}, // as earlier versions wrote it
 		{"", "sendas_destination_concurrency_failed_cohort_limit = 0", "", finding.OK, ""},
+		{"", "sendas_destination_concurrency_negative_feedback = 1/concurrency", "", finding.Warn, "one by one"},
+		{"", "sendas_destination_concurrency_negative_feedback = 0.0", "", finding.OK, ""},
 		{"", "sendas_destination_recipient_limit = 5000", "", finding.Warn, "500"},
 		{"", "sendas_destination_rate_delay = 2s", "", finding.Warn, "on top"},
 		{"", "sendas_transport_rate_delay = 2s", "", finding.Warn, "on top"},

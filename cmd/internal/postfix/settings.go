@@ -93,6 +93,10 @@ var (
 			return okIf(slices.ContainsFunc(splitList(v), func(w string) bool { return strings.EqualFold(w, word) }))
 		}
 	}
+	isZero = func(v string, _ *Setup) finding.Status {
+		n, err := strconv.ParseFloat(v, 64)
+		return okIf(err == nil && n == 0)
+	}
 	onlyWords = func(words ...string) func(string, *Setup) finding.Status {
 		return func(v string, _ *Setup) finding.Status {
 			if slices.ContainsFunc(splitList(v), func(w string) bool { return !slices.Contains(words, strings.ToLower(w)) }) {
@@ -307,13 +311,13 @@ var settings = []settingRow{
 		},
 		means: "Microsoft takes 3 messages of a mailbox at one time; more processes than that only wait",
 		why:   "Microsoft takes 3 messages of a mailbox at one time"},
-	{name: "_destination_concurrency_failed_cohort_limit", place: inQueue, want: "10", level: finding.Warn,
-		judge: func(v string, _ *Setup) finding.Status {
-			n, err := strconv.Atoi(v)
-			return okIf(err == nil && (n == 0 || n >= 10))
-		},
-		means: "one broken connection holds up all mail for five minutes",
-		why:   "one broken connection must not hold up everything for five minutes"},
+	// Together these two make the queue manager immune to failed sessions (postconf(5)).
+	{name: "_destination_concurrency_failed_cohort_limit", place: inQueue, want: "0", level: finding.Warn, judge: isZero,
+		means: "some failed sessions, of a sender that is no mailbox or may not send now, hold up the mail of all who share the queue for five minutes",
+		why:   "what one sender may not send must not hold up others in the same queue for five minutes"},
+	{name: "_destination_concurrency_negative_feedback", place: inQueue, want: "0", level: finding.Warn, judge: isZero,
+		means: "failed sessions, of a sender that is no mailbox or may not send now, let the mail of all who share the queue leave one by one",
+		why:   "nor slow them down"},
 	{name: "_destination_recipient_limit", place: inQueue, want: "50", level: finding.Warn, judge: within1to(500),
 		means: "Microsoft takes 500 recipients at once, and sendas keeps room for one delivery under the daily limit",
 		why:   "sendas keeps room for one delivery under the daily limit", write: writeWrong},
