@@ -249,6 +249,7 @@ func groupsOf(c *config.Site) []lease.GroupInput {
 // mailboxLimits returns the limits of a mailbox, those of the whole tenant included.
 func mailboxLimits(c *config.Site, m *config.Mailbox) limit.Allowance {
 	l := m.Limits.Limits()
+	l.Unseen = c.Token.RecipientsUnseen
 	if c.Tenant.LimitsExternal() {
 		l.Group = lease.GroupExternal
 		l.GroupRecipients, _ = c.Tenant.ExternalRate() // checked

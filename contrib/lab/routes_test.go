@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -320,9 +321,27 @@ func TestCertificates(t *testing.T) {
 		code: "451 4.3.5", refused: "its administrator has to add check_policy_service unix:sendas/policy to smtpd_recipient_restrictions"})
 }
 
+// showNothing takes smtp_reply_filter out of main.cf and master.cf, as an override does.
+func (s *Site) showNothing(ctx context.Context, t *testing.T) {
+	t.Helper()
+	for _, name := range []string{"main.cf", "master.cf"} {
+		file := filepath.Join(s.Postfix.ConfigDir(), name)
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, bytes.ReplaceAll(text, []byte("socketmap:unix:sendas/credentials:reply"), nil), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Postfix.Restart(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestEachItsOwnMailbox: with a mailbox "*@contoso.com" a sender authenticates as itself. One that
 // is no mailbox waits, takes nobody's token away, and holds up nobody: not even a dozen of them do,
-// in a Postfix that waits five minutes as it does by default, as "sendas postfix enable" sets it up.
+// in a Postfix that waits five minutes as it does by default, as "sendas postfix enable" sets it up. Nor is the limit crossed where Postfix shows no replies.
 func TestEachItsOwnMailbox(t *testing.T) {
 	s, ctx := startSite(t, SiteConfig{
 		Minute: 6 * time.Second,
@@ -331,7 +350,7 @@ func TestEachItsOwnMailbox(t *testing.T) {
 			c.Mailboxes = append(c.Mailboxes, directory.Mailbox{Address: "nightly@contoso.com"}, directory.Mailbox{Address: "weekly@contoso.com"})
 		},
 		YAML: func(y string) string {
-			return strings.Replace(y, "clients:\n", "  - address: \"*@contoso.com\"\n    credential: relay-app\n    limits: LIMITS\nclients:\n", 1)
+			return strings.Replace(y, "clients:\n", "  - address: \"*@contoso.com\"\n    credential: relay-app\n    limits: {messages: 10/2s}\nclients:\n", 1) + "  recipients_unseen: 1\n"
 		},
 		Postfix: func(s *Site, main map[string]string) []string {
 			ordinary(s, main)
@@ -342,9 +361,11 @@ func TestEachItsOwnMailbox(t *testing.T) {
 		},
 	})
 	s.sendasPostfix(ctx, t, "enable")
+	n := 0
 	send := func(from string) {
 		t.Helper()
-		m := Mail{XClient: sap, From: from, To: []string{"someone@fabrikam.com"}, Data: message("From: "+from, fmt.Sprintf(storyID, from), storyDate)}
+		n++
+		m := Mail{XClient: sap, From: from, To: []string{"someone@fabrikam.com"}, Data: message("From: "+from, fmt.Sprintf(storyID, fmt.Sprint(n, ".", from)), storyDate)}
 		if res, err := Send(ctx, s.Postfix.SMTPAddr(), m); err != nil || !res.Accepted() {
 			t.Fatalf("%s: %v, %v", from, res.Verdict(), err)
 		}
@@ -387,6 +408,19 @@ func TestEachItsOwnMailbox(t *testing.T) {
 	}
 	if n := s.Exosim.TokenRequests()["ok"]; n != 1 {
 		t.Errorf("%d tokens were fetched, want 1", n)
+	}
+	s.showNothing(ctx, t)
+	for range 35 {
+		send("weekly@contoso.com")
+	}
+	if err := s.WaitMessages(ctx, 3+35); err != nil {
+		t.Fatal(err)
+	}
+	if w := WorstWindows(s.Exosim.Messages(), 2*time.Second); max(w.ByDot, w.ByVerdict, w.Anyhow) > 10 {
+		t.Errorf("without smtp_reply_filter there are %+v messages in two seconds, limit 10", w)
+	}
+	if text, err := get(ctx, "http://"+s.TokenHTTP()+"/status"); err != nil || !strings.Contains(text, `"now": true`) {
+		t.Errorf("the status does not say that no replies are shown: %v\n%s", err, text)
 	}
 	for _, url := range s.MetricsURLs() {
 		if text, _ := get(ctx, url); strings.Contains(text, "no-such-mailbox") || strings.Contains(text, "nightly@") {

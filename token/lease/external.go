@@ -75,6 +75,6 @@ func groupUsedUp(l limit.Allowance) string {
 	if l.Group == GroupOnMicrosoft {
 		whose = "the onmicrosoft.com senders'"
 	}
-	left := min(ledger.MaxDelivery, l.GroupRecipients.N)
+	left := min(max(ledger.MaxDelivery, l.Unseen), l.GroupRecipients.N)
 	return fmt.Sprintf("fewer than %d of %s %s external recipients are left", left, whose, l.GroupRecipients)
 }

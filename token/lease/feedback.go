@@ -131,11 +131,11 @@ func (l *Lessor) fullAgain(s *session, class ReplyClass) bool {
 	return was && class == ClassFull
 }
 
-// outcome says what to book. A message is counted from DATA on, also when its verdict was
-// a refusal or never came: Microsoft may have counted it.
+// outcome says what to book of a session that was answered. A message is counted from DATA on, also
+// when its verdict was a refusal: Microsoft may have counted it.
 func (s *session) outcome(class ReplyClass) ledger.Outcome {
 	o := ledger.Outcome{Submitted: s.stage >= atData, Concurrency: class == ClassConcurrency}
-	if class == ClassAccepted || class == "" && o.Submitted { // "": the verdict was not seen
+	if class == ClassAccepted {
 		o.Recipients, o.GroupRecipients = s.accepted, s.envelope.external
 	}
 	return o

@@ -86,7 +86,7 @@ func TestRepeatedToken(t *testing.T) {
 		if got := d.play(t, process(1), tc.replies...); got != found(tc.want) {
 			t.Errorf("%s: Postfix gets %v %q, want %q", tc.name, got.Status, got.Value, tc.want)
 		}
-		d.end(t.Context(), process(1).PID, "")
+		d.end(t.Context(), process(1), "")
 		if log := d.log.String(); strings.Contains(log, theToken) || strings.Contains(log, "dXNlcj1lcnBAY29udG9zby5jb20BYXV0") {
 			t.Errorf("%s: the log has the token:\n%s", tc.name, log)
 		}

@@ -42,6 +42,8 @@ type entry struct {
 	Stage    stage     `json:"stage"`
 	Accepted int       `json:"accepted"`
 	Born     string    `json:"born"` // see processBorn
+	Seen     bool      `json:"seen,omitempty"`
+	UID      uint32    `json:"uid,omitempty"`
 }
 
 // entrySize is the size of a file: a whole entry is written at one stroke and over the former one,
@@ -61,7 +63,7 @@ func (j *Journal) path(pid int32) string { return filepath.Join(j.Dir, strconv.I
 
 // save writes the state of a process's session.
 func (j *Journal) save(pid int32, s *session) error {
-	b, err := json.Marshal(entry{s.mailbox, s.label, s.sender, s.lease, s.began.Round(0), s.stage, s.accepted, s.born})
+	b, err := json.Marshal(entry{s.mailbox, s.label, s.sender, s.lease, s.began.Round(0), s.stage, s.accepted, s.born, s.seen, s.uid})
 	if err != nil {
 		return err
 	}
@@ -170,11 +172,15 @@ func (l *Lessor) Adopt(ctx context.Context, j *Journal) error {
 			survivor.Adopt(s.mailbox, s.lease, s.limits)
 		}
 		if e.alive(pid) {
-			l.enter(pid, s)
+			l.enter(Caller{pid, e.UID}, s)
 			goOn++
 			continue
 		}
-		l.settle(ctx, s.mailbox, s.lease, Unseen)
+		o := lostOf(s.limits.Unseen)
+		if !s.seen {
+			o = s.lostOutcome(false)
+		}
+		l.settle(ctx, s.mailbox, s.lease, o)
 		l.journaled(j.remove(pid))
 	}
 	if survivor == nil {
@@ -183,7 +189,7 @@ func (l *Lessor) Adopt(ctx context.Context, j *Journal) error {
 	orphans := survivor.Outstanding()
 	orphans = slices.DeleteFunc(orphans, func(o ledger.Outstanding) bool { return known[o.Lease] })
 	for _, o := range orphans {
-		l.settle(ctx, o.Mailbox, o.Lease, Unseen)
+		l.settle(ctx, o.Mailbox, o.Lease, lostOf(o.Recipients))
 	}
 	if len(entries)+len(orphans) > 0 {
 		l.log.Info("deliveries of the former process taken over", "going_on", goOn, "lost", len(entries)+len(orphans)-goOn)
@@ -195,10 +201,17 @@ func (l *Lessor) Adopt(ctx context.Context, j *Journal) error {
 // been.
 var Unseen = ledger.Outcome{Submitted: true, Recipients: ledger.MaxDelivery, GroupRecipients: ledger.MaxDelivery}
 
+// lostOf is Unseen of a delivery that may have had more recipients than most.
+func lostOf(recipients int) ledger.Outcome {
+	o := Unseen
+	o.Recipients, o.GroupRecipients = max(o.Recipients, recipients), max(o.GroupRecipients, recipients)
+	return o
+}
+
 // adopted makes a session of an entry. Its mailbox may have left the configuration meanwhile.
 func (l *Lessor) adopted(e *entry) *session {
 	s := &session{mailbox: e.Mailbox, label: e.Label, made: e.Mailbox != e.Label, tokens: noTokens{}, sender: e.Sender, lease: e.Lease,
-		began: e.Began, stage: e.Stage, accepted: e.Accepted, born: e.Born, envelope: envelope{external: e.Accepted}} // who they were is not known
+		began: e.Began, stage: e.Stage, accepted: e.Accepted, born: e.Born, seen: e.Seen || e.Stage > atAuth, envelope: envelope{external: e.Accepted}} // who they were is not known
 	if m := l.member(e.Sender, e.Mailbox); m != nil {
 		s.tokens, s.limits = m.Tokens, m.Limits
 	}

@@ -87,6 +87,7 @@ type Lessor struct {
 
 	mu       sync.Mutex // guards what follows
 	sessions map[int32]*session
+	shown    map[int32]time.Time     // by process: the last reply it has shown while it had no lease
 	lines    map[string]*line        // by mailbox
 	arrived  uint64                  // look-ups so far
 	served   map[string]uint64       // by mailbox of a pool: the last look-up that got a lease of it
@@ -101,12 +102,14 @@ type Lessor struct {
 	full        map[string]bool        // mailboxes that were full when they last sent
 	refusals    map[string]authRefusal // by mailbox
 	retried     map[string]time.Time   // when Retry was asked, by label, "" for all; see recall
+
+	unseenLeases unseenLeases
 }
 
 // NewLessor makes the lease desk on a ledger. Call Use before the first look-up, and Run.
 func NewLessor(ledger ledger.Store, m *Metrics, log *slog.Logger) *Lessor {
 	return &Lessor{ledger: ledger, log: log, metrics: m, draining: make(chan struct{}),
-		sessions: make(map[int32]*session), lines: make(map[string]*line), served: make(map[string]uint64), proven: make(map[Tokens]entra.Secret), refusals: make(map[string]authRefusal),
+		sessions: make(map[int32]*session), shown: make(map[int32]time.Time), lines: make(map[string]*line), served: make(map[string]uint64), proven: make(map[Tokens]entra.Secret), refusals: make(map[string]authRefusal),
 		verdicts: make(map[string]Verdict), refusedLast: make(map[string]Verdict), preludes: make(map[int32]prelude), denied: make(denials), full: make(map[string]bool), retried: make(map[string]time.Time)}
 }
 
@@ -118,7 +121,7 @@ func (l *Lessor) Drain(ctx context.Context) error {
 	l.drain.Do(func() { close(l.draining) })
 	t := time.NewTicker(20 * time.Millisecond)
 	defer t.Stop()
-	for n := l.Sessions(); n > 0; n = l.Sessions() {
+	for n := l.awaited(); n > 0; n = l.awaited() {
 		select {
 		case <-t.C:
 		case <-ctx.Done():
@@ -187,15 +190,15 @@ func (l *Lessor) Lease(ctx context.Context, c Caller, key string) Result {
 	began := time.Now()
 	if strings.LastIndexByte(key, '@') <= 0 { // a host, a next-hop, or "@domain"
 		if !l.without(c.PID) { // no address was asked for: the null sender
-			l.end(ctx, c.PID, "")
-			l.enter(c.PID, &session{began: began})
+			l.end(ctx, c, "")
+			l.enter(c, &session{began: began})
 		}
 		return Result{Status: NotFound}
 	}
-	l.end(ctx, c.PID, "")
+	l.end(ctx, c, "")
 	mailboxes := (*l.dir.Load()).Mailboxes(key)
 	if len(mailboxes) == 0 {
-		l.enter(c.PID, &session{sender: key, began: began})
+		l.enter(c, &session{sender: key, began: began})
 		l.metrics.lookups.WithLabelValues("", "unknown-sender").Inc()
 		l.log.Warn("no mailbox may send as the envelope sender; its mail waits in the queue",
 			"sender", key, "hint", "did the message pass the milter? else list the sender under send_as: of a mailbox")
@@ -223,7 +226,7 @@ func (l *Lessor) Lease(ctx context.Context, c Caller, key string) Result {
 	if l.journal != nil {
 		s.born = processBorn(c.PID)
 	}
-	l.enter(c.PID, s)
+	l.enter(c, s)
 	l.metrics.lookups.WithLabelValues(s.label, "ok").Inc()
 	l.metrics.waits.WithLabelValues(s.label).Observe(s.waited.Seconds())
 	return Result{Status: OK, Value: s.mailbox + ":" + string(s.access)}
@@ -280,13 +283,21 @@ func (l *Lessor) without(pid int32) bool {
 	return s != nil && s.mailbox == ""
 }
 
-func (l *Lessor) enter(pid int32, s *session) {
+// enter begins the session of a process. Where the process has shown replies before this look-up,
+// the banner and the answers to EHLO, it shows all: a session of which nothing more comes has ended
+// at AUTH.
+func (l *Lessor) enter(c Caller, s *session) {
+	s.uid = c.UID
 	l.mu.Lock()
-	l.sessions[pid] = s
-	delete(l.preludes, pid)
+	if _, ok := l.shown[c.PID]; ok {
+		s.seen = true
+		delete(l.shown, c.PID)
+	}
+	l.sessions[c.PID] = s
+	delete(l.preludes, c.PID)
 	now := *s
 	l.mu.Unlock()
-	l.note(pid, &now)
+	l.note(c.PID, &now)
 }
 
 // note keeps the state of a session that has a lease in the journal.
@@ -319,13 +330,18 @@ func (l *Lessor) watch(ctx context.Context, c Caller, line string) Result {
 	l.mu.Lock()
 	s := l.sessions[c.PID]
 	if s == nil || s.stage == atVerdict || banner {
+		l.showsLocked(c.PID)
+		if s != nil && s.stage != atVerdict {
+			s.seen = true
+		}
 		l.mu.Unlock()
 		if banner { // the session before it ended unseen
-			l.end(ctx, c.PID, "")
+			l.end(ctx, c, "")
 		}
 		l.before(c.PID, line)
 		return Result{Status: NotFound}
 	}
+	s.seen = true
 	x := lookUp(line, false)
 	if s.mailbox == "" {
 		l.mu.Unlock()
@@ -364,7 +380,7 @@ func (l *Lessor) watch(ctx context.Context, c Caller, line string) Result {
 		l.rest(s, x)
 	}
 	if e.verdict {
-		l.verdict(c.PID, s, r)
+		l.verdict(c, s, r)
 	}
 	if e.later != "" {
 		text := strings.TrimSpace(strings.TrimLeft(line[3:], "- 0123456789."))
@@ -394,13 +410,13 @@ func likeLine(text, line string) string {
 }
 
 // verdict books what became of the message, by the reply and what it means.
-func (l *Lessor) verdict(pid int32, s *session, r *refusal) {
+func (l *Lessor) verdict(c Caller, s *session, r *refusal) {
 	if r.Class != ClassAccepted {
 		l.noteRefusal(s.label, r)
 	}
-	l.tell(pid, s, r)
+	l.tell(c.PID, s, r)
 	l.rest(s, r.Explanation)
-	l.end(context.Background(), pid, r.Class)
+	l.end(context.Background(), c, r.Class)
 }
 
 // tell counts and logs the reply that decided about a message.
@@ -422,14 +438,24 @@ func (l *Lessor) tell(pid int32, s *session, r *refusal) {
 // broke.
 const ClassUnseen ReplyClass = "unseen"
 
-// unseen writes the log line of a delivery without a verdict.
-func (l *Lessor) unseen(pid int32, s *session, submitted bool) {
-	attrs := s.attrs(pid, ClassUnseen, "")
-	if submitted {
-		l.log.Warn("delivery", append(attrs, "hint", "the connection broke after the message; Postfix sends it again, though Exchange Online may have it")...)
-		return
+// unseen tells of a delivery without a verdict: in the log, and where no reply was shown at all, in
+// what the service says of itself.
+func (l *Lessor) unseen(c Caller, s *session, o ledger.Outcome) {
+	if !s.seen {
+		s.accepted = o.Recipients // for all that anybody knows
 	}
-	l.log.Info("delivery", attrs...)
+	attrs := s.attrs(c.PID, ClassUnseen, "")
+	switch {
+	case !s.seen:
+		l.noteUnseen(c, s, o.Recipients)
+		l.log.Info("delivery", append(attrs, "hint", "no reply was shown, so it counts as sent")...)
+	case o.Submitted:
+		l.metrics.unseen(s.label, true)
+		l.log.Warn("delivery", append(attrs, "hint", "the connection broke after the message; Postfix sends it again, though Exchange Online may have it")...)
+	default:
+		l.metrics.unseen(s.label, false)
+		l.log.Info("delivery", attrs...)
+	}
 }
 
 // attrs are what the one log line of every delivery tells. Beside Postfix's own "postfix/smtp[PID]:
@@ -439,34 +465,46 @@ func (s *session) attrs(pid int32, class ReplyClass, reply string) []any {
 		"waited", s.waited.Round(time.Millisecond), "took", time.Since(s.began).Round(time.Millisecond)}
 }
 
-// end closes the session of a process, if it has one, and gives its lease back.
-// class is that of the verdict, "" without one.
-func (l *Lessor) end(ctx context.Context, pid int32, class ReplyClass) {
+// end closes the session of a process, if it has one, and gives its lease back. class is that of
+// the verdict, "" without one.
+func (l *Lessor) end(ctx context.Context, c Caller, class ReplyClass) {
 	l.mu.Lock()
-	s := l.sessions[pid]
-	delete(l.sessions, pid)
-	if s == nil || s.lease == 0 || s.stage == atVerdict {
+	s := l.sessions[c.PID]
+	l.mu.Unlock()
+	if s != nil {
+		l.endOf(ctx, c, s, class, false)
+	}
+}
+
+// endOf closes one session, if it is still the one of the process. It may go on all the same, where
+// nobody saw it end.
+func (l *Lessor) endOf(ctx context.Context, c Caller, s *session, class ReplyClass, goesOn bool) {
+	l.mu.Lock()
+	if l.sessions[c.PID] != s {
 		l.mu.Unlock()
 		return
 	}
-	o := s.outcome(class)
-	decided := s.decided()
-	unseen := class == "" && decided == nil
-	if unseen {
-		l.metrics.unseen(s.label, o.Submitted)
+	delete(l.sessions, c.PID)
+	if s.lease == 0 || s.stage == atVerdict {
+		l.mu.Unlock()
+		return
+	}
+	o, decided := s.lostOutcome(goesOn), s.decided()
+	if class != "" {
+		o = s.outcome(class)
 	}
 	s.stage = atVerdict
 	l.mu.Unlock()
 	switch {
-	case unseen:
-		l.unseen(pid, s, o.Submitted)
+	case class == "" && decided == nil:
+		l.unseen(c, s, o)
 		l.noteDenial(s, ClassUnseen)
 	case class == "":
-		l.tell(pid, s, decided)
+		l.tell(c.PID, s, decided)
 	}
 	l.settle(context.WithoutCancel(ctx), s.mailbox, s.lease, o)
 	if l.journal != nil {
-		l.journaled(l.journal.remove(pid))
+		l.journaled(l.journal.remove(c.PID))
 	}
 }
 
@@ -484,18 +522,28 @@ func (l *Lessor) settle(ctx context.Context, mailbox string, lease uint64, o led
 	}
 }
 
-// sweep ends the sessions whose process has gone (kill(2) with signal 0), and those that
-// nobody saw end in all the time that Postfix could wait.
+// sweep ends the sessions whose process has gone, and those that nobody saw end in all the time
+// that Postfix could wait. Where nothing is shown, the connection comes back sooner.
 func (l *Lessor) sweep(ctx context.Context, now time.Time) {
 	type lost struct {
-		pid int32
-		s   *session
+		c      Caller
+		s      *session
+		goesOn bool
 	}
-	var list []lost
+	var list, silent []lost
 	l.mu.Lock()
 	for pid, s := range l.sessions {
-		if now.Sub(s.began) > maxSession || pid > 0 && errors.Is(unix.Kill(int(pid), 0), unix.ESRCH) {
-			list = append(list, lost{pid, s})
+		x := lost{Caller{pid, s.uid}, s, !gone(pid)}
+		switch {
+		case !x.goesOn, now.Sub(s.began) > maxSession:
+			list = append(list, x)
+		case s.lease != 0 && !s.seen && !s.released && s.age(now) > unseenSession:
+			silent = append(silent, x)
+		}
+	}
+	for pid, at := range l.shown {
+		if now.Sub(at) > maxSession || gone(pid) {
+			delete(l.shown, pid)
 		}
 	}
 	for pid := range l.preludes {
@@ -504,10 +552,17 @@ func (l *Lessor) sweep(ctx context.Context, now time.Time) {
 		}
 	}
 	l.mu.Unlock()
+	for _, x := range silent {
+		l.release(ctx, x.c, x.s)
+	}
 	for _, x := range list {
-		l.end(ctx, x.pid, "")
+		l.endOf(ctx, x.c, x.s, "", x.goesOn)
 	}
 }
+
+// gone reports whether there is no such process (kill(2) with signal 0). Of those without a number
+// nobody knows.
+func gone(pid int32) bool { return pid > 0 && errors.Is(unix.Kill(int(pid), 0), unix.ESRCH) }
 
 // Sessions returns how many leases are out, for tests and status.
 func (l *Lessor) Sessions() int {

@@ -21,6 +21,7 @@ type Metrics struct {
 	denied  *prometheus.CounterVec
 	auth    *prometheus.CounterVec
 	lost    *prometheus.CounterVec
+	silent  *prometheus.CounterVec
 	refresh *prometheus.CounterVec
 	took    *prometheus.HistogramVec
 	queries *prometheus.CounterVec
@@ -56,6 +57,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		lost: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sendas_sessions_lost_total", Help: "Sessions with a lease that ended without a verdict.",
 		}, []string{"mailbox", "stage" /* envelope: before DATA; data: Microsoft may have taken the message */}),
+		silent: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sendas_leases_unseen_total", Help: "Leases of which no reply was ever shown. Each counts as sent, with token.recipients_unseen recipients.",
+		}, []string{"mailbox"}),
 		refresh: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sendas_token_refreshes_total", Help: "Requests for an access token.",
 		}, []string{"credential", "result" /* ok, refused, unreachable, config */}),
@@ -74,7 +78,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "sendas_ledger_shared", Help: "1 while the ledger that hosts share is in use, 0 while this host keeps to its own share.",
 		}, nil),
 	}
-	reg.MustRegister(m.lookups, m.waits, m.waiting, m.replies, m.refusal, m.denied, m.auth, m.lost, m.refresh, m.took, m.queries, m.ledger, m.shared)
+	reg.MustRegister(m.lookups, m.waits, m.waiting, m.replies, m.refusal, m.denied, m.auth, m.lost, m.silent, m.refresh, m.took, m.queries, m.ledger, m.shared)
 	m.lookups.WithLabelValues("", "unknown-sender")
 	for _, at := range []Stage{StageConnect, StageEHLO, StageSTARTTLS} {
 		m.refusal.WithLabelValues("", string(at), string(ClassBusy))
@@ -134,6 +138,7 @@ func (m *Metrics) Mailbox(address string) {
 	m.denied.WithLabelValues(address)
 	m.lost.WithLabelValues(address, lostInEnvelope)
 	m.lost.WithLabelValues(address, lostInData)
+	m.silent.WithLabelValues(address)
 	m.auth.WithLabelValues(address, resultAuthOK)
 	m.auth.WithLabelValues(address, string(ClassAuth))
 }

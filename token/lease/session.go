@@ -30,6 +30,9 @@ type session struct {
 	lease    uint64
 	limits   limit.Allowance // under which the lease was given
 	born     string          // the smtp(8) process, see processBorn
+	uid      uint32          // as whom it runs
+	seen     bool            // replies of it are shown
+	released bool            // its connection was given back because none is
 	access   entra.Secret
 	began    time.Time
 	waited   time.Duration

@@ -100,6 +100,8 @@ type Status struct {
 	// Unsigned is the last refusal of a session that had not signed in, for whichever mailbox; nil when
 	// a sign-in has succeeded since.
 	Unsigned *Verdict `json:"last_refusal_before_sign_in,omitempty"`
+	// RepliesUnseen tells of leases of which no reply was shown; missing where there were none.
+	RepliesUnseen *UnseenStatus `json:"replies_unseen,omitempty"`
 }
 
 // CredentialStatus is the state of one credential.
@@ -242,7 +244,7 @@ func (l *Lessor) Status(ctx context.Context, in StatusInput) *Status {
 		}
 		s.Mailboxes = append(s.Mailboxes, t)
 	}
-	s.Pools = in.Pools
+	s.Pools, s.RepliesUnseen = in.Pools, l.unseenStatus(now)
 	for _, g := range in.Groups {
 		if s.LedgerError == nil {
 			s.LedgerError = s.group(ctx, l.ledger, g, now)

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"maps"
 	"slices"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 // redis.lua is the same in Lua: change both.
 type account struct {
 	tally
+	free   map[uint64]bool // leases out that keep no connection any more: see Outcome.Open
 	done   []limit.Instant // verdicts of the last window, ascending
 	last   limit.Instant   // when the last lease was given
 	limits limit.Allowance // of the last Take: Settle is not told
@@ -107,6 +109,7 @@ func (a *account) take(t terms, g *tally, id uint64, now limit.Instant) Answer {
 // undo takes a lease back that was never handed out.
 func (a *account) undo(g *tally, id uint64) {
 	delete(a.open, id)
+	delete(a.free, id)
 	if g != nil {
 		delete(g.open, id)
 	}
@@ -122,7 +125,7 @@ func (a *account) obstacles(t terms, g *tally, now limit.Instant) [5]obstacle {
 		a.messages(t, now),
 		a.recipients(t, t.Recipients, now),
 	}
-	if len(a.open) >= max(1, t.Connections-a.withheld(t.Messages.Per, now)) {
+	if a.connections() >= max(1, t.Connections-a.withheld(t.Messages.Per, now)) {
 		list[1].wait, list[1].poll = pollMicros, true
 	}
 	list[3].cause = CauseRecipients
@@ -134,11 +137,15 @@ func (a *account) obstacles(t terms, g *tally, now limit.Instant) [5]obstacle {
 	return list
 }
 
+// connections returns how many connections the leases keep that are out.
+func (a *account) connections() int { return len(a.open) - len(a.free) }
+
 // forget drops what has left the windows, and ends the leases that nobody has settled.
 func (a *account) forget(t terms, now limit.Instant) {
 	for _, end := range a.tally.forget(t.Recipients.Per, t.session, now) {
 		a.verdict(end)
 	}
+	maps.DeleteFunc(a.free, func(id uint64, _ bool) bool { _, out := a.open[id]; return !out })
 	i := 0
 	for i < len(a.done) && now-a.done[i] >= limit.Micros(t.Messages.Per) {
 		i++
@@ -199,7 +206,7 @@ func (a *account) gap(r limit.Rate, used int) limit.Instant {
 	}
 	first := a.last // no verdict yet: one that comes will be later
 	if len(a.done) > 0 {
-		first = min(a.done[0], a.last+limit.Micros(r.Per)) // one that is pending comes free far too late to wait for it
+		first = a.done[0]
 	}
 	left := r.N - used + r.N/7
 	return max(0, (first+limit.Micros(r.Per)-a.last)/limit.Instant(left))
@@ -271,7 +278,15 @@ func (a *account) settle(g *tally, id uint64, o Outcome, now limit.Instant) (mor
 	if !ok {
 		return false
 	}
+	if o.Open {
+		if a.free == nil {
+			a.free = make(map[uint64]bool)
+		}
+		a.free[id] = true
+		return false
+	}
 	delete(a.open, id)
+	delete(a.free, id)
 	if o.Concurrency {
 		a.shrink(now)
 	}
@@ -283,7 +298,7 @@ func (a *account) settle(g *tally, id uint64, o Outcome, now limit.Instant) (mor
 	if !o.Submitted {
 		return false
 	}
-	a.verdict(now + limit.Micros(o.Pending))
+	a.verdict(now)
 	a.book(o.Recipients, a.limits.Recipients.Per, now)
 	if g != nil {
 		g.book(o.GroupRecipients, g.per, now)
@@ -332,7 +347,7 @@ func (a *account) usage(t terms, g *tally, now limit.Instant, at func(limit.Inst
 	u := Usage{
 		Messages:   len(a.done) + len(a.open),
 		Recipients: a.booked(),
-		Leases:     len(a.open),
+		Leases:     a.connections(),
 		Shrunk:     min(a.withheld(t.Messages.Per, now), max(0, t.Connections-1)),
 	}
 	if next > 0 {

@@ -201,7 +201,7 @@ func (b *Bolt) read(tx *bbolt.Tx, latest limit.Instant) error {
 	err := accounts.ForEach(func(k, v []byte) error {
 		a, err := decodeAccount(v)
 		if err == nil {
-			a.clamp(latest, b.book.session)
+			a.clamp(latest)
 			b.book.accounts[string(k)] = a
 		}
 		return err
@@ -219,12 +219,11 @@ func (b *Bolt) read(tx *bbolt.Tx, latest limit.Instant) error {
 	})
 }
 
-// clamp brings back what claims to be from the future, or it would hold its place for too long. A
-// message that was still pending may be counted a session later.
-func (a *account) clamp(latest, session limit.Instant) {
+// clamp brings back what claims to be from the future, or it would hold its place for too long.
+func (a *account) clamp(latest limit.Instant) {
 	a.tally.clamp(latest)
 	for i := range a.done {
-		a.done[i] = min(a.done[i], latest+session)
+		a.done[i] = min(a.done[i], latest)
 	}
 	a.last, a.shrunkAt = min(a.last, latest), min(a.shrunkAt, latest)
 }

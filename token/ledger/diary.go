@@ -67,7 +67,7 @@ func (b *book) traces(now time.Time) ([]told, limit.Instant) {
 	list := make([]told, 0, len(b.accounts)+len(b.groups))
 	for mailbox, a := range b.accounts {
 		tr := &trace{account: *a, group: newTally()}
-		tr.tally, tr.done = a.tally.copy(), slices.Clone(a.done)
+		tr.tally, tr.done, tr.free = a.tally.copy(), slices.Clone(a.done), nil
 		tr.limits.Group, tr.limits.GroupRecipients = "", limit.Rate{}
 		list = append(list, told{mailbox, tr})
 	}

@@ -465,6 +465,11 @@ func (s *Shared) forgetLocked(now limit.Instant) {
 func (s *Shared) Settle(ctx context.Context, mailbox string, id uint64, o Outcome, now time.Time) error {
 	s.mu.Lock()
 	x, known := s.leases[id]
+	if o.Open {
+		shared := s.shared
+		s.mu.Unlock()
+		return s.settleOpen(ctx, verdict{mailbox, id, o}, x, shared, now)
+	}
 	delete(s.leases, id)
 	s.diary.noteOutcome(mailbox, id, o, now)
 	owed := s.owed.noteOutcome(mailbox, id, o, now)
@@ -481,6 +486,18 @@ func (s *Shared) Settle(ctx context.Context, mailbox string, id uint64, o Outcom
 		err = errors.Join(err, s.settleShared(ctx, verdict{mailbox, id, o}, now))
 	}
 	return err
+}
+
+// settleOpen gives a connection back. What stands in for the store while it is away forgets that:
+// the lease is still out, and what is told of it anew keeps its connection.
+func (s *Shared) settleOpen(ctx context.Context, v verdict, x lease, shared bool, now time.Time) error {
+	if x.own != 0 {
+		return s.local.Settle(ctx, v.mailbox, x.own, v.outcome, now)
+	}
+	if !shared {
+		return nil
+	}
+	return s.primary.Settle(ctx, v.mailbox, v.lease, v.outcome, now)
 }
 
 // settleShared tells the store, which has leases of this host's own among its own since this host

@@ -85,9 +85,10 @@ type Outcome struct {
 	// mailbox's connections shrink by one, never below one, and come back one by one, each after a
 	// Messages.Per without another refusal.
 	Concurrency bool
-	// Pending is how much longer Microsoft may need until it counts the message: of a delivery
-	// whose end nobody saw, and which may still be going on. The connection comes back at once.
-	Pending time.Duration
+	// Open: the session may still go on, and Microsoft may count a message yet. Only the connection
+	// comes back; the lease stays out, and is settled later. The rest of the outcome does not
+	// matter.
+	Open bool
 }
 
 // A Pause says until when a mailbox rests, and why.

@@ -127,6 +127,12 @@ func (a *account) encode() []byte {
 	e.time(a.until)
 	e.text(a.reason)
 	e.text(string(a.class))
+	if len(a.free) > 0 {
+		e.int(int64(len(a.free)))
+		for id := range a.free {
+			e.int(int64(id))
+		}
+	}
 	return e.seal()
 }
 
@@ -148,6 +154,12 @@ func decodeAccount(b []byte) (*account, error) {
 	a.reason = d.text()
 	if len(d.b) > 0 { // a record without class is of an earlier version
 		a.class = PauseClass(d.text())
+	}
+	if len(d.b) > 0 { // some leases keep no connection
+		a.free = make(map[uint64]bool)
+		for range d.count() {
+			a.free[uint64(d.int())] = true
+		}
 	}
 	return a, d.err
 }

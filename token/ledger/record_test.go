@@ -22,7 +22,9 @@ func exampleAccount() *account {
 }
 
 func TestRecordsComeBackAsTheyWere(t *testing.T) {
-	for _, want := range []*account{newAccount(), exampleAccount()} {
+	free := exampleAccount()
+	free.free = map[uint64]bool{7: true}
+	for _, want := range []*account{newAccount(), exampleAccount(), free} {
 		got, err := decodeAccount(want.encode())
 		if err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("decoded %+v, %v, want %+v", got, err, want)

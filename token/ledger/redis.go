@@ -98,11 +98,11 @@ type (
 		Unseen      int        `json:"unseen,omitempty"`
 	}
 	redisOutcome struct {
-		Submitted   bool          `json:"submitted"`
-		Concurrency bool          `json:"concurrency"`
-		Recipients  int           `json:"recipients"`
-		Group       int           `json:"group"`
-		Pending     limit.Instant `json:"pending,omitempty"`
+		Submitted   bool `json:"submitted"`
+		Concurrency bool `json:"concurrency"`
+		Recipients  int  `json:"recipients"`
+		Group       int  `json:"group"`
+		Open        bool `json:"open,omitempty"`
 	}
 	redisRequest struct {
 		Op      string        `json:"op"`
@@ -285,7 +285,7 @@ func (r *Redis) clear(ctx context.Context) error {
 
 func settleRequest(id uint64, group string, o Outcome) redisRequest {
 	return redisRequest{Op: "settle", ID: idText(id), Grouped: group != "",
-		Outcome: &redisOutcome{Submitted: o.Submitted, Concurrency: o.Concurrency, Recipients: o.Recipients, Group: o.GroupRecipients, Pending: limit.Micros(o.Pending)}}
+		Outcome: &redisOutcome{Submitted: o.Submitted, Concurrency: o.Concurrency, Recipients: o.Recipients, Group: o.GroupRecipients, Open: o.Open}}
 }
 
 // Settle implements [Store]. After an error it may be called again.
@@ -295,6 +295,9 @@ func (r *Redis) Settle(ctx context.Context, mailbox string, lease uint64, o Outc
 	r.mu.Unlock()
 	if _, err := r.run(ctx, mailbox, group, settleRequest(lease, group, o)); err != nil {
 		return err
+	}
+	if o.Open {
+		return nil
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

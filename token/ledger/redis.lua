@@ -88,6 +88,15 @@ local function count(set)
   return n
 end
 
+-- connections leaves out the leases that keep no connection any more.
+local function connections(a)
+  local n = 0
+  for _, h in pairs(a.open) do
+    if not h[3] then n = n + 1 end
+  end
+  return n
+end
+
 local function room(r) return math.min(DELIVERY, r.n) end
 
 local function booked(y)
@@ -151,8 +160,7 @@ end
 
 local function gap(a, r, used)
   if used < math.max(1, math.floor(r.n / 3)) then return 0 end
-  local first = math.min(a.done[1] or a.last, a.last + r.per)
-  return math.max(0, math.floor((first + r.per - a.last) / (r.n - used + math.floor(r.n / 7))))
+  return math.max(0, math.floor(((a.done[1] or a.last) + r.per - a.last) / (r.n - used + math.floor(r.n / 7))))
 end
 
 local function messages(a, r)
@@ -209,7 +217,7 @@ end
 local function obstacles(a, g, l)
   forget(a, l)
   local list = {{math.max(0, a.till - t), 'paused'}, {0, 'connections'}}
-  if count(a.open) >= math.max(1, l.connections - withheld(a, l.messages.per)) then list[2] = {POLL, 'connections', true} end
+  if connections(a) >= math.max(1, l.connections - withheld(a, l.messages.per)) then list[2] = {POLL, 'connections', true} end
   local w, poll = messages(a, l.messages)
   list[3] = {w, 'messages', poll}
   w, poll = recipients(a, l.recipients)
@@ -291,6 +299,11 @@ function ops.settle()
   local a = account()
   if not a.limits or not a.open[req.id] then return {} end
   local g, o = req.grouped and group(a.limits), req.outcome
+  if o.open then
+    a.open[req.id][3] = 1
+    store(a, g)
+    return {}
+  end
   a.open[req.id] = nil
   if g then g.open[req.id] = nil end
   if o.concurrency then
@@ -298,7 +311,7 @@ function ops.settle()
     a.shrunkAt = t
   end
   if o.submitted then
-    verdict(a, t + (o.pending or 0))
+    verdict(a, t)
     book(a, o.recipients, a.limits.recipients.per, t)
     if g then book(g, o.group, a.limits.group.per, t) end
   end
@@ -323,7 +336,7 @@ function ops.usage()
     if not o[3] then next = math.max(next, o[1]) end
   end
   return {
-    messages = #a.done + count(a.open), recipients = booked(a), leases = count(a.open), group = g and booked(g) or 0,
+    messages = #a.done + count(a.open), recipients = booked(a), leases = connections(a), group = g and booked(g) or 0,
     shrunk = math.min(withheld(a, l.messages.per), math.max(0, l.connections - 1)),
     next = next, paused = math.max(0, a.till - t), class = a.class, reason = a.why,
   }

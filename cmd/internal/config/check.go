@@ -28,6 +28,10 @@ import (
 // maxSocketPath is what fits into sun_path with its closing NUL (unix(7)).
 const maxSocketPath = 107
 
+// maxRecipients is more than Exchange Online takes in one message, whatever the mailbox's
+// RecipientLimits says.
+const maxRecipients = 1000
+
 // maxBroken is how many values that do not fit at all leave anything to say about the rest.
 const maxBroken = 1000
 
@@ -417,6 +421,9 @@ func (k *checker) sockets() {
 	k.store(k.c.Token.StoreOf())
 	k.store(k.c.Milter.StoreOf())
 	k.received()
+	if n := k.c.Token.RecipientsUnseen; n < 1 || n > maxRecipients {
+		k.fail("token.recipients_unseen", "%d is not how many recipients one delivery can have; write 50, or 1 where the MTA sends to one at a time (at most %d)", n, maxRecipients)
+	}
 	if len(k.c.Token.Peers) == 0 {
 		k.fail("token.peers", "nobody may ask for credentials; write the user that Postfix runs as: [postfix]")
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/address"
 	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/token/ledger"
 )
 
 // maxFile is the size in bytes above which a file is no configuration, but a mistake.
@@ -284,6 +285,9 @@ type Token struct {
 	HTTP   string        `yaml:"http"`   // host:port, or empty for none
 	Peers  []string      `yaml:"peers"`  // users who may ask
 
+	// RecipientsUnseen is how many recipients a delivery counts whose replies nobody saw.
+	RecipientsUnseen int `yaml:"recipients_unseen"`
+
 	StateDir   string `yaml:"state_dir"`   // where refresh tokens are kept
 	TokenFiles string `yaml:"token_files"` // folder for the files of the sasl-xoauth2 plugin, or empty
 
@@ -305,7 +309,7 @@ func Default() *Site {
 		},
 		Token: Token{
 			Listen: "unix:/var/spool/postfix/sendas/credentials", HTTP: "127.0.0.1:9726", Peers: []string{"postfix"},
-			StateDir: "/var/lib/sendas-token", Hosts: 1,
+			StateDir: "/var/lib/sendas-token", Hosts: 1, RecipientsUnseen: ledger.MaxDelivery,
 		},
 	}
 }

@@ -88,7 +88,7 @@ func TestFullConfig(t *testing.T) {
 			{"Billing@contoso.com", ClientLimits{Messages: []limit.Rate{{N: 100, Per: time.Hour}, {N: 500, Per: 24 * time.Hour}},
 				Recipients: []limit.Rate{{N: 1000, Per: 24 * time.Hour}}}, "reject"},
 			{"*@contoso.com", ClientLimits{Messages: []limit.Rate{{N: 50, Per: time.Hour}}}, "defer"}}},
-		{"token", c.Token, Token{Listen: serve.Unix(dir + "/run/credentials"), HTTP: "localhost:9800", Peers: []string{"postfix", "postdrop"},
+		{"token", c.Token, Token{Listen: serve.Unix(dir + "/run/credentials"), HTTP: "localhost:9800", Peers: []string{"postfix", "postdrop"}, RecipientsUnseen: 100,
 			StateDir: dir + "/state", TokenFiles: dir + "/tokens", Store: "rediss://sendas@redis.contoso.com:6380/2",
 			StorePasswordFile: "credential:redis", Hosts: 2, Host: "relay-1"}},
 		{"a client's limits", c.Clients[0].Limits, ClientLimits{Messages: []limit.Rate{{N: 20, Per: time.Minute}, {N: 500, Per: time.Hour}},

@@ -290,7 +290,7 @@ func (d *Walk) wantCheck(t *testing.T, id string, status finding.Status, words .
 
 func TestAdvices(t *testing.T) {
 	all := map[string]finding.Advice{"wrong": configAdvice.wrong, "unusable": configAdvice.unusable, "spf": spfAdvice.wrong, "silent": spfAdvice.silent}
-	for name, table := range map[string]map[string]finding.Advice{"sasl": saslAdvice, "socket": socketAdvice, "token": tokenAdvice, "smtp": smtpAdvice, "store": storeAdvice} {
+	for name, table := range map[string]map[string]finding.Advice{"sasl": saslAdvice, "socket": socketAdvice, "token": tokenAdvice, "smtp": smtpAdvice, "store": storeAdvice, "unseen": unseenAdvice} {
 		for key, a := range table {
 			all[name+" "+key] = a
 		}

@@ -54,6 +54,7 @@ func (d *Walk) checkSockets(ctx context.Context) {
 	d.probe(ctx, s, "credentials", "token.listen", "token", c.Token.Listen, probeCredentials)
 	d.checkHealth(ctx, s, "milter", c.Milter.HTTP)
 	d.checkHealth(ctx, s, "token", c.Token.HTTP)
+	d.checkReplies(ctx, s, c)
 }
 
 // CheckOthers looks at what "sendas postfix enable" depends on besides Postfix: the plugin, and the

@@ -10,6 +10,7 @@ import (
 	"github.com/sendas/sendas/cmd/internal/config"
 	"github.com/sendas/sendas/cmd/internal/finding"
 	"github.com/sendas/sendas/policy"
+	"github.com/sendas/sendas/policy/limit"
 )
 
 // A place says where a parameter counts.
@@ -248,7 +249,7 @@ var settings = []settingRow{
 		means: "the look-up must come from smtp(8) itself to the socket of sendas alone: through proxymap or beside other tables, a session has no lease",
 		why:   "one look-up is the right to send one message: it waits until the message may leave"},
 	{name: "smtp_reply_filter", place: inTransport, want: "{reply}", judge: judgeSocketmap("reply"), level: finding.Fail,
-		means: "sendas does not learn what became of a message: leases come back late, and mail over Microsoft's daily limit bounces instead of waiting",
+		means: "sendas does not learn what became of a message: each counts as sent with {unseen} recipients, which leaves {unseenDay} messages a day, and mail over Microsoft's daily limit bounces instead of waiting",
 		why:   "the token service sees what became of the message, and \"later\" is no longer taken for \"never\""},
 	{name: "smtp_fallback_relay", place: inTransport, everyWay: true, want: "", level: finding.Fail,
 		means: "what sendas or Microsoft will not let leave now leaves by this host instead, without a lease; after a refused connection the token is shown to it",
@@ -400,6 +401,8 @@ func (p *Setup) fill(s string) string {
 		"{lease}", p.socketmap("lease"), "{reply}", p.socketmap("reply"), "{recipient}", p.socketmap("recipient"), "{route}", p.socketmap("route"),
 		"{bundle}", cmp.Or(p.Config.Tenant.Endpoints.CAFile, TrustBundle()), "{own}", p.ownTable(), "{senders}", p.senderTable(), "{nexthop}", nextHop(p.Config.Tenant.Endpoints.Submission),
 		"{connections}", strconv.Itoa(p.connections()), "{submission}", p.submissionWay(), "{enable}", p.enable(), "{postconf}", p.inst.command("postconf"), "{reload}", p.inst.command("postfix")+" reload",
+		"{connections}", strconv.Itoa(p.connections()), "{unseen}", strconv.Itoa(p.Config.Token.RecipientsUnseen),
+		"{unseenDay}", strconv.Itoa(limit.Microsoft().Recipients.N/max(1, p.Config.Token.RecipientsUnseen)),
 	).Replace(s)
 }
 

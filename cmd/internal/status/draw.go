@@ -33,6 +33,11 @@ func (v *view) draw(c canvas) []string {
 	if v.token != nil && v.token.LedgerError != nil {
 		lines = append(lines, c.painted(hot, "what was used is not known: "+*v.token.LedgerError))
 	}
+	if v.token != nil {
+		if text := unseenWords(v.token.Status); text != "" {
+			lines = append(lines, c.painted(hot, text))
+		}
+	}
 	room := c.rows - len(lines)
 	panels := v.panels(c, false)
 	if total(panels) > room {

@@ -384,6 +384,9 @@ func writeMailboxes(w io.Writer, s *lease.Status) {
 	if s.LedgerError != nil {
 		fmt.Fprintf(w, "what was used is not known: %s\n", *s.LedgerError)
 	}
+	if text := unseenWords(s); text != "" {
+		fmt.Fprintln(w, text)
+	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "mailbox\tcredential\tleases\twaiting\tmessages\trecipients\tlast verdict")
 	for i := range s.Mailboxes {
@@ -453,6 +456,16 @@ func refusalWords(v *lease.Verdict, now time.Time) string {
 // clientActions are what can become of a client's mail. What passes untouched is nobody's.
 func clientActions() []policy.Action {
 	return slices.DeleteFunc(policy.Actions(), func(a policy.Action) bool { return a == policy.Pass })
+}
+
+// unseenWords says that Postfix does not show what became of messages, "" where it does.
+func unseenWords(s *lease.Status) string {
+	u := s.RepliesUnseen
+	if u == nil || !u.Now {
+		return ""
+	}
+	return fmt.Sprintf(`replies are NOT SHOWN: %s, the last %s, count as sent with %s each; "sendas doctor" says what is missing`,
+		plural(u.Leases, "lease"), whenWords(&u.Last, s.Time), plural(u.Recipients, "recipient"))
 }
 
 // writeClients prints the table of clients: what became of their mail since the start, and their

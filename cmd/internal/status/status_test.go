@@ -356,3 +356,27 @@ func TestDialable(t *testing.T) {
 		}
 	}
 }
+
+// TestUnseenWords: that Postfix shows no replies is said in the text, in the picture and on the
+// page, as long as it is so.
+func TestUnseenWords(t *testing.T) {
+	for _, tc := range []struct {
+		now  bool
+		want string // "" for nothing
+	}{{true, "replies are NOT SHOWN: 12 leases, the last 3 s ago, count as sent with 50 recipients each;"}, {false, ""}} {
+		v := fictitious()
+		v.token.RepliesUnseen = &lease.UnseenStatus{Now: tc.now, Leases: 12, Recipients: 50, Last: v.token.Time.Add(-3 * time.Second)}
+		var notices []string
+		for _, n := range tokenPage(v.token.Status, nil, false).Notices {
+			notices = append(notices, n.Text)
+		}
+		for what, text := range map[string]string{"text": v.text(), "picture": strings.Join(v.draw(canvas{cols: 140, rows: 50}), "\n"), "page": strings.Join(notices, "\n")} {
+			if tc.want != "" && !strings.Contains(text, tc.want) || tc.want == "" && strings.Contains(text, "NOT SHOWN") {
+				t.Errorf("%s: no %q in\n%s", what, tc.want, text)
+			}
+		}
+		if raw, err := json.Marshal(v.token); err != nil || !strings.Contains(string(raw), fmt.Sprintf(`"replies_unseen":{"now":%v,"leases":12,"recipients":50,"last":`, tc.now)) {
+			t.Errorf("JSON: %v %s", err, raw)
+		}
+	}
+}

@@ -132,6 +132,9 @@ func tokenPage(s *lease.Status, c *service.Config, all bool) *pageView {
 	if s.Unsigned != nil {
 		v.Notices = append(v.Notices, pageNote{warm, "before any sign-in: " + refusalWords(s.Unsigned, s.Time)})
 	}
+	if text := unseenWords(s); text != "" {
+		v.Notices = append(v.Notices, pageNote{hot, text})
+	}
 	t := &tokenView{MailboxesHead: mailboxesHead(s)}
 	shown, rest := firstOf(mailboxesInOrder(s.Mailboxes, len(s.Mailboxes) > rowsFor(all)), rowsFor(all))
 	for _, m := range shown {
