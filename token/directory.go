@@ -162,6 +162,13 @@ func (q *Queues) PatternHop(pattern, nextHop string) string {
 	return queueHop(nextHop, q.mailboxes[pattern].first)
 }
 
+// SpreadHop writes the next-hop of the i-th of the queues over which a table spreads the senders of
+// patterns. They come behind all others. None is a list: Postfix would try its second entry after
+// a refused AUTH, and show what came of that.
+func (q *Queues) SpreadHop(nextHop string, i int) string {
+	return zerosHop(nextHop, min(q.total+len(q.pools), queuesPerHop)+i)
+}
+
 // of returns the number of a sender's queue among those of its mailbox.
 func (q *Queues) of(mailbox string, sender address.Spec) int {
 	place, listed := q.places[sender.Key()]
@@ -184,12 +191,14 @@ func hash(s string) int {
 // where these do not suffice, a list of two does (transport(5), since Postfix 3.5), whose second
 // entry is the same host once more. So no mailbox needs an entry in master.cf.
 func queueHop(nextHop string, i int) string {
-	colon := strings.LastIndexByte(nextHop, ':')
-	hop := func(zeros int) string {
-		return nextHop[:colon+1] + strings.Repeat("0", zeros) + nextHop[colon+1:]
-	}
 	if i < queuesPerHop {
-		return hop(i)
+		return zerosHop(nextHop, i)
 	}
-	return hop(i%queuesPerHop) + ", " + hop(i/queuesPerHop-1)
+	return zerosHop(nextHop, i%queuesPerHop) + ", " + zerosHop(nextHop, i/queuesPerHop-1)
+}
+
+// zerosHop writes a next-hop with zeros before its port.
+func zerosHop(nextHop string, zeros int) string {
+	colon := strings.LastIndexByte(nextHop, ':')
+	return nextHop[:colon+1] + strings.Repeat("0", zeros) + nextHop[colon+1:]
 }

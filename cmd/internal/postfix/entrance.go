@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/sendas/sendas/cmd/internal/finding"
+	"github.com/sendas/sendas/cmd/internal/postfix/senders"
 )
 
 // checkEntrance looks at what stands between a client of sendas.yaml and the milter: whether it can
@@ -217,7 +218,7 @@ func (p *Setup) expand(item string) string {
 // cleanup(8) changes in the envelope after the milter has decided.
 func judgeCanonical(value string, p *Setup) finding.Status {
 	for _, table := range splitList(value) {
-		for i, sender := range sendersOf(p.Config) {
+		for i, sender := range senders.Addresses(p.Config) {
 			if i == maxAsked {
 				break
 			}
@@ -238,7 +239,7 @@ const maxAsked = 20
 // judgeMasquerade finds senders whose domain Postfix shortens.
 func judgeMasquerade(value string, p *Setup) finding.Status {
 	for _, domain := range splitList(value) {
-		if slices.ContainsFunc(sendersOf(p.Config), func(sender string) bool {
+		if slices.ContainsFunc(senders.Addresses(p.Config), func(sender string) bool {
 			return strings.HasSuffix(strings.ToLower(sender), "."+strings.ToLower(domain))
 		}) {
 			return finding.Fail

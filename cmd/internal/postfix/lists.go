@@ -2,17 +2,14 @@ package postfix
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
-	"github.com/sendas/sendas/cmd/internal/config"
 	"github.com/sendas/sendas/cmd/internal/finding"
+	"github.com/sendas/sendas/cmd/internal/postfix/senders"
 	"github.com/sendas/sendas/policy"
-	"github.com/sendas/sendas/policy/address"
 	"github.com/sendas/sendas/policy/limit"
-	"github.com/sendas/sendas/token"
 )
 
 // milterItem is how a list of milters names that of sendas: with an action of its own where others
@@ -156,14 +153,7 @@ func (p *Setup) ownTable() string {
 			list = append(list, "{"+d+" = "+r.Destination()+"}")
 		}
 	}
-	return inlineTable(list)
-}
-
-func inlineTable(entries []string) string {
-	if len(entries) == 0 {
-		return ""
-	}
-	return "inline:{ " + strings.Join(entries, ", ") + " }"
+	return senders.Inline(list)
 }
 
 // judgeOwnTable accepts the token service's map, and a table with every domain.
@@ -178,83 +168,45 @@ func hasEntries(value, table string) bool {
 	return len(entries) > 0 && !slices.ContainsFunc(entries, func(e string) bool { return !strings.Contains(value, oneSpaced(e)) })
 }
 
-// plainAddress is what can be a key in main.cf: nothing that Postfix would read as syntax.
-var plainAddress = regexp.MustCompile(`^[A-Za-z0-9._+/-]+@[A-Za-z0-9.-]+$`)
+// senderTables are the tables that say which senders leave by submission, and in which queue.
+func (p *Setup) senderTables() senders.Tables {
+	return senders.Tables{Config: p.Config, Transport: p.submission(), All: p.leadsAll(), Regexp: p.hasInlineRegexp()}
+}
 
-// maxSenders is how many addresses a table in main.cf may have before it is no longer readable.
-// Mail of others leaves by submission too, but shares one queue.
-const maxSenders = 500
-
-// senderTable says which senders leave by submission, "" where nothing has to be said. It does what
-// the map "transport" of the token service does, but needs no service: smtpd(8) resolves each
-// recipient at RCPT together with the sender, and would answer devices with 451 while the token
-// service is down. So the queue absorbs that.
+// senderTable is the first of them, "" where nothing has to be said.
 func (p *Setup) senderTable() string {
-	c := p.Config
-	if !p.submits() || c.Policy == nil || p.leadsAll() && len(c.Mailboxes) < 2 && len(sendersOf(c)) < 2 {
+	if !p.submits() || p.Config.Policy == nil {
 		return ""
 	}
-	d := token.NewQueues(c.Policy, queueMembers(c))
-	var list []string
-	for _, a := range sendersOf(c) {
-		to := d.RouteFrom(a)
-		if _, hop, ok := strings.Cut(to, ":"); ok && plainAddress.MatchString(a) {
-			list = append(list, "{"+strings.ToLower(a)+" = "+p.submission()+":"+hop+"}")
-		}
-	}
-	if len(list) > maxSenders {
-		list = nil
-	}
-	return inlineTable(append(list, p.senderDomains(d)...))
+	return p.senderTables().Named()
 }
 
-// senderDomains are the entries for whole domains: those of which each address is a mailbox, and,
-// where other mail leaves another way, all that are verified: what the milter lets out is an address
-// of one of them, and must not leave that way because the table is older than the configuration.
-func (p *Setup) senderDomains(d *token.Queues) []string {
-	var list []string
-	for _, domain := range p.Config.Policy.Domains() {
-		r := p.Config.Policy.Routes()[0]
-		all := address.WholeDomain(domain).String()
-		pattern := slices.ContainsFunc(p.Config.Mailboxes, func(m config.Mailbox) bool { return m.Address == all })
-		if !pattern && p.leadsAll() {
-			continue
-		}
-		hop := r.NextHop
-		if pattern {
-			hop = d.PatternHop(all, hop)
-		}
-		list = append(list, "{@"+domain+" = "+p.submission()+":"+hop+"}")
-	}
-	return list
+// hasInlineRegexp reports whether a table of regular expressions can stand in main.cf
+// (regexp_table(5)).
+func (p *Setup) hasInlineRegexp() bool {
+	major, rest, _ := strings.Cut(p.Main["mail_version"], ".")
+	minor, _, _ := strings.Cut(rest, ".")
+	minor, _, _ = strings.Cut(minor, "-") // of a snapshot
+	m, err := strconv.Atoi(major)
+	n, _ := strconv.Atoi(minor)
+	return err == nil && (m > 3 || m == 3 && n >= 7) && slices.Contains(p.tables, "regexp")
 }
 
-// queueMembers is who shares the queues in Postfix.
-func queueMembers(c *config.Site) []token.Mailbox {
-	list := make([]token.Mailbox, len(c.Mailboxes))
-	for i := range c.Mailboxes {
-		list[i] = token.Mailbox{Address: c.Mailboxes[i].Address, Senders: c.Mailboxes[i].Senders()}
+// senders are all of them, "" where nothing has to be said.
+func (p *Setup) senders() string {
+	table := p.senderTable()
+	if table == "" {
+		return ""
 	}
-	return list
+	if spread := p.senderTables().Spread(); spread != "" {
+		table += ", " + spread
+	}
+	return table
 }
 
-// sendersOf returns the addresses that mailboxes may send as, as far as the configuration itself
-// names them.
-func sendersOf(c *config.Site) []string {
-	var list []string
-	known := make(map[string]bool) // an address of a pool stands at several mailboxes
-	for i := range c.Mailboxes {
-		for _, a := range c.Mailboxes[i].Senders() {
-			if _, pattern := address.CutPattern(a); pattern {
-				continue
-			}
-			if key := strings.ToLower(a); !known[key] {
-				known[key] = true
-				list = append(list, a)
-			}
-		}
-	}
-	return list
+// isSpread reports whether the tables in a value spread the senders of patterns as ours do.
+func (p *Setup) isSpread(value string) bool {
+	return strings.Contains(oneSpaced(value), oneSpaced(p.senderTables().Spread()))
 }
 
 // connections is how many messages of one queue may be under way: Microsoft's 3, for each mailbox
@@ -277,7 +229,7 @@ func (p *Setup) hasSenderTable() bool {
 }
 
 func judgeSenderTable(value string, p *Setup) finding.Status {
-	return okIf(p.asksFor(value, "transport") || hasEntries(value, p.senderTable()))
+	return okIf(p.asksFor(value, "transport") || hasEntries(value, p.senderTable()) && p.isSpread(value))
 }
 
 // routeSettings are the -o of a transport for a connector or a direct route: Postfix's own smtp, which

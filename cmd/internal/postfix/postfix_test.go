@@ -20,6 +20,7 @@ import (
 	"github.com/sendas/sendas/cmd/internal/finding"
 	"github.com/sendas/sendas/cmd/internal/finding/findingtest"
 	"github.com/sendas/sendas/cmd/internal/postfix/postfixtest"
+	"github.com/sendas/sendas/cmd/internal/postfix/senders"
 )
 
 // shown is what "sendas postfix show FILE" prints for a configuration on the ordinary instance, whose
@@ -596,7 +597,7 @@ func TestSenderTablePool(t *testing.T) {
 // A site with very many senders keeps a main.cf that can be read.
 func TestSenderTableBound(t *testing.T) {
 	var list []string
-	for i := range maxSenders {
+	for i := range senders.MaxNamed {
 		list = append(list, fmt.Sprintf("s%d@contoso.com", i))
 	}
 	yaml := strings.Replace(configtest.SmallConfig, "send_as: [office@contoso.com]", "send_as: ["+strings.Join(list, ", ")+"]", 1)

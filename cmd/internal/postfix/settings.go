@@ -399,7 +399,7 @@ func (p *Setup) fill(s string) string {
 	return strings.NewReplacer(
 		"{milter}", p.milterItem(), "{policy}", p.relative(p.Config.Milter.PolicyListen).String(),
 		"{lease}", p.socketmap("lease"), "{reply}", p.socketmap("reply"), "{recipient}", p.socketmap("recipient"), "{route}", p.socketmap("route"),
-		"{bundle}", cmp.Or(p.Config.Tenant.Endpoints.CAFile, TrustBundle()), "{own}", p.ownTable(), "{senders}", p.senderTable(), "{nexthop}", nextHop(p.Config.Tenant.Endpoints.Submission),
+		"{bundle}", cmp.Or(p.Config.Tenant.Endpoints.CAFile, TrustBundle()), "{own}", p.ownTable(), "{senders}", p.senders(), "{nexthop}", nextHop(p.Config.Tenant.Endpoints.Submission),
 		"{connections}", strconv.Itoa(p.connections()), "{submission}", p.submissionWay(), "{enable}", p.enable(), "{postconf}", p.inst.command("postconf"), "{reload}", p.inst.command("postfix")+" reload",
 		"{connections}", strconv.Itoa(p.connections()), "{unseen}", strconv.Itoa(p.Config.Token.RecipientsUnseen),
 		"{unseenDay}", strconv.Itoa(limit.Microsoft().Recipients.N/max(1, p.Config.Token.RecipientsUnseen)),

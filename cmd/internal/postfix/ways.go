@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/sendas/sendas/cmd/internal/finding"
+	"github.com/sendas/sendas/cmd/internal/postfix/senders"
 	"github.com/sendas/sendas/policy"
 )
 
@@ -82,7 +83,7 @@ func (p *Setup) onlySenders(tables string) bool {
 
 // isSenderTable reports whether a table of senders is one that sendas has written, or asks it.
 func (p *Setup) isSenderTable(table string) bool {
-	if p.asksFor(table, "transport") {
+	if p.asksFor(table, "transport") || senders.IsSpread(table) {
 		return true
 	}
 	list, ok := inlineEntries(table)
