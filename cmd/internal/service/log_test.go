@@ -3,7 +3,6 @@ package service
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -11,44 +10,19 @@ import (
 	"sync"
 	"testing"
 
-	"golang.org/x/sys/unix"
+	"github.com/sendas/sendas/internal/logtest"
 )
-
-// journal is a file that JOURNAL_STREAM names.
-func journal(t *testing.T) *os.File {
-	t.Helper()
-	f, err := os.Create(filepath.Join(t.TempDir(), "journal"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.Close() })
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("JOURNAL_STREAM", fmt.Sprintf("%d:%d", st.Dev, st.Ino))
-	return f
-}
-
-func content(t *testing.T, f *os.File) string {
-	t.Helper()
-	b, err := os.ReadFile(f.Name())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
-}
 
 // TestJournal: lines for the journal have their priority and no time, one line an event.
 func TestJournal(t *testing.T) {
-	f := journal(t)
+	f := logtest.Journal(t)
 	log := NewLog(f, true)
 	log.Debug("step")
 	log.Info("message", "qid", "4cQXyz", "text", "two\nlines")
 	log.With("client", "sap").Warn("delivery", "reply", "451 4.7.0 <3>later")
 	log.WithGroup("g").Error("broken", "time", "kept")
 	want := "<7>level=DEBUG msg=step\n<6>level=INFO msg=message qid=4cQXyz text=\"two\\nlines\"\n<4>level=WARN msg=delivery client=sap reply=\"451 4.7.0 <3>later\"\n<3>level=ERROR msg=broken g.time=kept\n"
-	if got := content(t, f); got != want {
+	if got := logtest.Content(t, f); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 	if text := string(ErrorText(f, []byte("sendas: error: no\nsendas: hint: type it\n"))); text != "<3>sendas: error: no\n<3>sendas: hint: type it\n" {
@@ -61,7 +35,7 @@ func TestJournal(t *testing.T) {
 
 // TestJournalLinesStayWhole: lines written at one time by many do not mix.
 func TestJournalLinesStayWhole(t *testing.T) {
-	f := journal(t)
+	f := logtest.Journal(t)
 	log := NewLog(f, false)
 	var wg sync.WaitGroup
 	for range 8 {
@@ -73,7 +47,7 @@ func TestJournalLinesStayWhole(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	text := content(t, f)
+	text := logtest.Content(t, f)
 	if info, warn := strings.Count(text, "<6>level=INFO msg=message qid=4cQXyz\n"), strings.Count(text, "<4>level=WARN msg=delivery mailbox=scan@contoso.com\n"); info != 400 || warn != 400 || strings.Count(text, "\n") != 800 {
 		t.Errorf("%d and %d lines of %d", info, warn, strings.Count(text, "\n"))
 	}
@@ -82,14 +56,14 @@ func TestJournalLinesStayWhole(t *testing.T) {
 // TestNoJournal: a process that inherits JOURNAL_STREAM and writes somewhere else writes as
 // everywhere.
 func TestNoJournal(t *testing.T) {
-	journal(t)
+	logtest.Journal(t)
 	other, err := os.Create(filepath.Join(t.TempDir(), "other"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer other.Close()
 	NewLog(other, false).Info("message")
-	if got := content(t, other); !strings.HasPrefix(got, "time=") {
+	if got := logtest.Content(t, other); !strings.HasPrefix(got, "time=") {
 		t.Errorf("got %q", got)
 	}
 	var b bytes.Buffer
