@@ -18,8 +18,8 @@ FUZZTIME ?= 5s
 DEBS = postfix libsasl2-dev libsasl2-modules gcc libc6-dev ca-certificates valgrind redis-server chromium prometheus
 # What looks at the packages in their tests.
 DEBS += lintian rpm shellcheck systemd
-# What builds them for both architectures, and the throw-away Debian in which they are tried.
-PACKAGE_DEBS = gcc libc6-dev libsasl2-dev gcc-aarch64-linux-gnu libc6-dev-arm64-cross debootstrap
+# What builds them for both architectures, and the throw-away Debians in which they are tried.
+PACKAGE_DEBS = gcc libc6-dev libsasl2-dev gcc-aarch64-linux-gnu libc6-dev-arm64-cross debootstrap systemd-container iproute2
 # The baseline of the milter's benchmark.
 BENCH_DEBS = libmilter-dev
 
@@ -54,8 +54,8 @@ package:
 	@./packaging/deps $(PACKAGE_DEBS)
 	OUT=build/packages VERSION='$(VERSION)' ./packaging/build
 
-# The life of a package beside Postfix in a throw-away Debian: install, send, upgrade while mail flows, remove, purge; and in a
-# newer one, who gets a token. Some minutes, and a mirror of Debian.
+# The life of a package beside Postfix in throw-away Debians that are booted: install, send, kill, upgrade while mail flows, remove,
+# purge; and who gets a token. Ten minutes, and a mirror of Debian.
 package-test:
 	@./packaging/deps $(PACKAGE_DEBS)
 	$(GO) test -count=1 -v -tags packagetest -timeout 40m ./packaging/proof

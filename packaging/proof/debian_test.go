@@ -4,7 +4,6 @@ package proof
 
 import (
 	"bytes"
-	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,59 +12,78 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
-// inside is set in the process that has mounts and processes of its own: when it ends, however it
-// does, the kernel ends all others in there and takes the mounts away.
-const inside = "SENDAS_PROOF_INSIDE"
-
-// isolate runs the calling test once more in namespaces of its own, and returns false there.
-func isolate(t *testing.T) (outside bool) {
-	t.Helper()
-	if os.Getenv(inside) != "" {
-		return false
-	}
-	root, err := os.MkdirTemp("", "sp-") // short: names of sockets end at 107 bytes
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(root)
-	cmd := exec.Command("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private",
-		os.Args[0], "-test.v", "-test.count=1", "-test.timeout=20m", "-test.run=^"+t.Name()+"$")
-	cmd.Env = append(os.Environ(), inside+"="+root)
-	out, err := cmd.CombinedOutput()
-	t.Logf("%s", out)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return true
-}
+// patience bounds every wait. Nothing takes this long unless it is broken.
+const patience = 90 * time.Second
 
 // A debian is a Debian below a folder.
 type debian struct {
-	t    *testing.T
-	root string
+	t      *testing.T
+	root   string
+	leader int // process id of its systemd; 0 where it is not booted
 }
 
-// newDebian makes one, with Postfix in it, which does not run yet. The suite "" is the version of
-// this host.
-func newDebian(t *testing.T, suite string) *debian {
+// workshop is the folder of this run: the Debians as they are made, by suite, those of the tests, which
+// are copies of them, and packages.
+var workshop string
+
+func TestMain(m *testing.M) {
+	if os.Getenv(inside) != "" {
+		os.Exit(m.Run())
+	}
+	os.Exit(func() int {
+		var err error
+		if workshop, err = os.MkdirTemp("", "sp-"); err != nil { // short: names of sockets end at 107 bytes
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(workshop)
+		return m.Run()
+	}())
+}
+
+// newDebian makes a Debian with Postfix, which does not run, and more packages. It is gone with the
+// test. Whoever wants it booted calls booted in its place.
+func newDebian(t *testing.T, suite string, packages ...string) *debian {
 	t.Helper()
-	d := &debian{t: t, root: filepath.Join(os.Getenv(inside), "r")}
+	base := filepath.Join(workshop, suite)
+	if _, err := os.Stat(base); err != nil {
+		makeBase(t, suite, base)
+	}
+	dir, err := os.MkdirTemp(workshop, "r")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	d := &debian{t: t, root: filepath.Join(dir, "r")}
+	run(t, "cp", "-a", "--reflink=auto", base, d.root)
+	if len(packages) > 0 {
+		d.sh("apt-get install -q -y --no-install-recommends " + strings.Join(packages, " "))
+	}
+	return d
+}
+
+// makeBase makes a Debian of the suite, with systemd and Postfix.
+func makeBase(t *testing.T, suite, base string) {
+	t.Helper()
 	mirror, own := aptSource(t)
-	suite = cmp.Or(suite, own)
-	run(t, "debootstrap", "--variant=minbase", "--include=ca-certificates,openssl", suite, d.root, mirror)
+	d := &debian{t: t, root: base + ".part"}
+	os.RemoveAll(d.root) // of an attempt that failed
+	run(t, "debootstrap", "--variant=minbase", "--include=ca-certificates,openssl,systemd,systemd-sysv,dbus", suite, d.root, mirror)
 	d.copyApt(own, suite)
-	run(t, "mount", "-t", "proc", "proc", d.path("/proc"))
-	run(t, "mount", "-t", "tmpfs", "tmpfs", d.path("/run"))
-	run(t, "mount", "--bind", "/dev", d.path("/dev"))
 	d.write("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", 0o755)
 	d.sh("echo 'postfix postfix/main_mailer_type select Internet Site' | debconf-set-selections; echo 'postfix postfix/mailname string relay.lab.example' | debconf-set-selections")
 	d.sh("apt-get update -q")
 	d.sh("apt-get install -q -y --no-install-recommends postfix libsasl2-modules libsasl2-2 procps")
-	return d
+	d.sh("rm /usr/sbin/policy-rc.d")
+	if err := os.Rename(d.root, base); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // aptSource returns the mirror and the suite that this host's apt uses.
@@ -153,7 +171,21 @@ func (d *debian) read(path string) string {
 // sh runs a shell command in there and returns all that it says.
 func (d *debian) sh(command string) string {
 	d.t.Helper()
-	return run(d.t, "chroot", d.root, "/bin/sh", "-ec", command)
+	out, err := d.try(command)
+	if err != nil {
+		d.t.Fatalf("%s: %v\n%s", command, err, out)
+	}
+	return out
+}
+
+// try is sh for what may fail. Where nothing is booted, the command has mounts and processes of
+// its own, which end with it.
+func (d *debian) try(command string) (string, error) {
+	if d.leader != 0 {
+		return output("nsenter", "--all", "--target", strconv.Itoa(d.leader), "/bin/sh", "-ec", command)
+	}
+	const prepare = `mount -t proc proc "$0/proc"; mount -t tmpfs tmpfs "$0/run"; mount --bind /dev "$0/dev"; exec chroot "$0" /bin/sh -ec "$1"`
+	return output("unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "/bin/sh", "-ec", prepare, d.root, command)
 }
 
 func run(t *testing.T, name string, args ...string) string {
@@ -170,6 +202,12 @@ func output(name string, args ...string) (string, error) {
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive", "HOME=/root"}
 	out, err := cmd.CombinedOutput()
 	return string(out), err
+}
+
+// add copies a file of this host.
+func (d *debian) add(file, path string) {
+	d.t.Helper()
+	run(d.t, "cp", file, d.path(path))
 }
 
 // notOurs is what changes without the package: what Postfix, apt and dpkg keep, and what does not
@@ -211,21 +249,4 @@ func compare(before, after map[string]string) []string {
 	}
 	slices.Sort(list)
 	return list
-}
-
-// standIns pretends that systemd runs. What it is told is written down; the function that is
-// returned reads that.
-func (d *debian) standIns() (calls func() string) {
-	d.t.Helper()
-	d.write("/run/systemd/system/.here", "", 0o644)
-	d.write("/tmp/calls", "", 0o644)
-	for _, name := range []string{"systemctl", "deb-systemd-invoke"} {
-		d.write("/usr/local/bin/"+name, "#!/bin/sh\necho \"$*\" >> /tmp/calls\n", 0o755)
-	}
-	return func() string { return d.read("/tmp/calls") }
-}
-
-func (d *debian) noStandIns() {
-	d.t.Helper()
-	d.sh("rm -r /usr/local/bin/systemctl /usr/local/bin/deb-systemd-invoke /tmp/calls /run/systemd")
 }

@@ -5,8 +5,7 @@ package proof
 import (
 	"context"
 	"fmt"
-	"net"
-	"net/http"
+
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,7 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
+
 	"testing"
 	"time"
 
@@ -23,121 +22,139 @@ import (
 	"github.com/sendas/sendas/contrib/lab"
 )
 
-// patience bounds every wait. Nothing takes this long unless it is broken.
-const patience = 60 * time.Second
-
 const (
 	clientID               = "5f2c0d3e-0000-4000-8000-000000000001"
 	secret                 = "s3cr3t~of/the+package"
 	oldVersion, newVersion = "0.1.0", "0.2.0~rc1"
 )
 
+// suites are the versions of Debian in which all is tried: 12 with Postfix 3.7, 13 with Postfix 3.10.
+var suites = []string{"bookworm", newerSuite}
+
 // TestPackage is the life of the package on a host.
 func TestPackage(t *testing.T) {
-	if isolate(t) {
-		return
+	for _, suite := range suites {
+		t.Run(suite, func(t *testing.T) {
+			if d := booted(t, suite, func(*debian) {}); d != nil {
+				t.Logf("%s, Postfix %s", d.sh("systemctl --version | head -n 1"), d.sh("postconf -dh mail_version"))
+				newSite(t, d).live()
+			}
+		})
 	}
-	d := newDebian(t, "")
-	oldDeb, newDeb := build(t, d, oldVersion), build(t, d, newVersion)
-	site := newSite(t, d)
-	site.setUpPostfix()
-	before, mainCF := d.files(), d.read("/etc/postfix/main.cf")
+}
 
-	t.Log("install: nothing is started, Postfix stays as it is")
-	said := d.sh("dpkg -i " + oldDeb)
-	want(t, "what dpkg says", said, `edit /etc/sendas/sendas.yaml, type "sendas check", then "systemctl enable --now sendas-milter sendas-token"`)
-	if d.read("/etc/postfix/main.cf") != mainCF {
-		t.Error("the installation changed main.cf")
+func (s *site) live() {
+	s.setUpPostfix()
+	before, mainCF := s.files(), s.read("/etc/postfix/main.cf")
+
+	s.t.Log("install: nothing is started, Postfix stays as it is")
+	said := s.sh("dpkg -i " + debPath(oldVersion))
+	want(s.t, "what dpkg says", said, `edit /etc/sendas/sendas.yaml, type "sendas check", then "`+startBoth+`"`)
+	if s.read("/etc/postfix/main.cf") != mainCF {
+		s.t.Error("the installation changed main.cf")
 	}
-	checkOwners(t, d)
-	d.sh("dpkg-reconfigure sendas")                                                                             // twice is as once
-	d.sh("cd /var/lib/dpkg/info; for s in 'preinst 2' 'postinst 2' 'prerm 1' 'postrm 1'; do ./sendas.$s; done") // as rpm upgrades
-	checkOwners(t, d)
+	s.wantActive("inactive", units...)
+	checkOwners(s.t, s.debian)
+	s.sh("dpkg-reconfigure sendas")                                                                             // twice is as once
+	s.sh("cd /var/lib/dpkg/info; for s in 'preinst 2' 'postinst 2' 'prerm 1' 'postrm 1'; do ./sendas.$s; done") // as rpm upgrades
+	checkOwners(s.t, s.debian)
 
-	t.Log("configure, as README says")
-	site.configure()
-	d.sh("sendas check")
-	site.start()
-	enabled := d.sh("sendas postfix enable")
-	t.Log(enabled)
-	site.startPostfix()
-	site.send(3)
-	site.wait(3)
+	s.t.Log("configure, as README says")
+	s.configure()
+	s.sh("sendas check")
+	s.sh(startBoth)
+	s.t.Log(s.sh("sendas postfix enable"))
+	s.send(3)
+	s.wait(3)
+	s.wantActive("active", units...)
+	s.guarded()
+	s.t.Log("upgrade while mail flows")
+	s.upgrade()
 
-	t.Log("upgrade while mail flows")
-	site.upgrade(newDeb)
-	want(t, "the version after the upgrade", d.sh("sendas version"), "sendas "+newVersion+"\n")
-	want(t, "the configuration after the upgrade", d.read("/etc/sendas/sendas.yaml"), "client_id: "+clientID)
-
-	t.Log("remove: Postfix is left alone, and the administrator warned")
-	withSendas := d.read("/etc/postfix/main.cf")
-	said = d.sh("dpkg -r sendas")
-	want(t, "what dpkg says", said, `type "sendas postfix disable"`)
-	if d.read("/etc/postfix/main.cf") != withSendas {
-		t.Error("the removal changed main.cf")
+	s.t.Log("remove: Postfix is left alone, and the administrator warned")
+	withSendas := s.read("/etc/postfix/main.cf")
+	said = s.sh("dpkg -r sendas")
+	want(s.t, "what dpkg says", said, `type "sendas postfix disable"`)
+	if s.read("/etc/postfix/main.cf") != withSendas {
+		s.t.Error("the removal changed main.cf")
 	}
-	want(t, "the configuration after the removal", d.read("/etc/sendas/sendas.yaml"), "client_id: "+clientID)
+	want(s.t, "the configuration after the removal", s.read("/etc/sendas/sendas.yaml"), "client_id: "+clientID)
+	s.wantActive("inactive", units...)
+	want(s.t, "the folder of the sockets", "sockets:"+s.sh("ls /var/spool/postfix/sendas")+".", "sockets:.")
 
-	t.Log("install again, take Postfix's settings back, purge")
-	d.sh("dpkg -i " + newDeb)
-	d.sh("sendas postfix disable")
-	if got := d.read("/etc/postfix/main.cf"); got != mainCF {
-		t.Errorf("main.cf after \"sendas postfix disable\" is\n%s\nand was\n%s", got, mainCF)
+	s.t.Log("install again: what was enabled runs again")
+	s.sh("dpkg -i " + debPath(newVersion))
+	s.wantActive("active", units...)
+	s.send(1)
+	s.wait(s.sent)
+
+	s.t.Log("take Postfix's settings back, purge")
+	s.sh("sendas postfix disable")
+	if got := s.read("/etc/postfix/main.cf"); got != mainCF {
+		s.t.Errorf("main.cf after \"sendas postfix disable\" is\n%s\nand was\n%s", got, mainCF)
 	}
-	site.stop()
+	s.purge(before)
+	s.hadConffile(before)
+	s.wasProvisioned(before)
+}
+
+// purge removes the package and all that it has made, and compares with what was before.
+func (d *debian) purge(before map[string]string) {
+	d.t.Helper()
 	if said := d.sh("dpkg -P sendas"); strings.Contains(said, "warning") {
-		t.Errorf("purging says\n%s", said)
+		d.t.Errorf("purging says\n%s", said)
+	}
+	d.wantActive("inactive", units...)
+	if left := d.sh("systemctl list-unit-files --no-legend 'sendas*' || true"); left != "" {
+		d.t.Errorf("systemd still knows\n%s", left)
 	}
 	for _, line := range compare(before, d.files()) {
-		t.Error(line)
+		d.t.Error(line)
 	}
+}
 
-	t.Log("upgrade from a version whose sendas.yaml was a conffile: no question, and the file stays")
-	conffile := withConffile(d, oldDeb)
+// hadConffile upgrades from a version whose sendas.yaml was a conffile: no question, and the file
+// stays.
+func (d *debian) hadConffile(before map[string]string) {
+	d.t.Helper()
+	conffile := withConffile(d, debPath(oldVersion))
 	for _, change := range []string{"", "echo '# ours' >> /etc/sendas/sendas.yaml"} {
 		d.sh("dpkg -i " + conffile + "; " + change)
 		was := d.sh("cat /etc/sendas/sendas.yaml; stat -c '%a %U:%G' /etc/sendas/sendas.yaml")
-		said := d.sh("dpkg -i " + newDeb + " </dev/null")
+		said := d.sh("dpkg -i " + debPath(newVersion) + " </dev/null")
 		if now := d.sh("cat /etc/sendas/sendas.yaml; stat -c '%a %U:%G' /etc/sendas/sendas.yaml"); now != was || strings.Contains(said, "onfiguration file") {
-			t.Errorf("after the upgrade the configuration is\n%s\nand was\n%s\ndpkg says\n%s", now, was, said)
+			d.t.Errorf("after the upgrade the configuration is\n%s\nand was\n%s\ndpkg says\n%s", now, was, said)
 		}
-		want(t, "what is installed", d.sh("dpkg-query -W -f '${Status} ${Version}' sendas"), "install ok installed "+newVersion)
-		d.sh("dpkg -P sendas")
-		for _, line := range compare(before, d.files()) {
-			t.Error(line)
-		}
+		want(d.t, "what is installed", d.sh("dpkg-query -W -f '${Status} ${Version}' sendas"), "install ok installed "+newVersion)
+		d.purge(before)
 	}
+}
 
-	t.Log("install beside a configuration that is there already: it is started, and stopped when it goes")
-	calls := d.standIns()
-	d.sh("mkdir /etc/sendas")
+// wasProvisioned installs beside a configuration that is there already: it is started, and stopped
+// when it goes.
+func (d *debian) wasProvisioned(before map[string]string) {
+	d.t.Helper()
+	d.sh("mkdir -p /etc/sendas /etc/systemd/system/sendas-token.service.d")
 	d.write("/etc/sendas/sendas.yaml", provisioned, 0o644)
 	d.write("/etc/sendas/relay-app.secret", secret, 0o600)
-	d.sh("PATH=/usr/local/bin:$PATH dpkg -i " + newDeb)
-	const all = " sendas-milter.socket sendas-policy.socket sendas-token.socket sendas-milter.service sendas-token.service\n"
-	want(t, "what systemd is told", calls(), "daemon-reload\nenable --quiet"+all+"start"+all)
-	want(t, "the configuration", d.read("/etc/sendas/sendas.yaml"), provisioned)
-	d.sh("PATH=/usr/local/bin:$PATH dpkg -P sendas")
-	want(t, "what systemd is told", calls(), "stop"+all+"daemon-reload\n")
-	d.noStandIns()
-	for _, line := range compare(before, d.files()) {
-		t.Error(line)
-	}
+	d.write("/etc/systemd/system/sendas-token.service.d/secret.conf", "[Service]\nLoadCredential=relay-app.secret:/etc/sendas/relay-app.secret\n", 0o644)
+	d.sh("dpkg -i " + debPath(newVersion))
+	d.wantActive("active", units...)
+	want(d.t, "what is enabled", d.sh("systemctl is-enabled "+strings.Join(units, " ")), strings.Repeat("enabled\n", len(units)))
+	want(d.t, "the configuration", d.read("/etc/sendas/sendas.yaml"), provisioned)
+	d.purge(before)
 }
 
 // TestRPM is the life of the other package, as far as rpm on Debian can tell it: what is there, who
 // may read it, and that what was configured stays.
 func TestRPM(t *testing.T) {
-	if isolate(t) {
-		return
+	d := newDebian(t, suites[0], "rpm")
+	for _, version := range []string{oldVersion, newVersion} {
+		d.add(strings.TrimSuffix(build(t, version), ".deb")+".rpm", "/root/"+version+".rpm")
 	}
-	d := newDebian(t, "")
-	d.sh("apt-get install -q -y --no-install-recommends rpm")
-	build(t, d, oldVersion)
-	build(t, d, newVersion)
 	before := d.files()
 	rpm := func(how, version string) string {
-		return d.sh("rpm --nodeps " + how + " /tmp/sendas-" + version + "-1.*.rpm 2>&1")
+		return d.sh("rpm --nodeps " + how + " /root/" + version + ".rpm 2>&1")
 	}
 	want(t, "what rpm says", rpm("-i", oldVersion), `edit /etc/sendas/sendas.yaml, type "sendas check"`)
 	checkOwners(t, d)
@@ -159,7 +176,7 @@ func TestRPM(t *testing.T) {
 
 // provisioned is a configuration as other tools leave it before the package comes.
 const provisioned = `tenant: {id: contoso.onmicrosoft.com, domains: [contoso.com]}
-credentials: {relay-app: {client_id: ` + clientID + `, client_secret_file: relay-app.secret}}
+credentials: {relay-app: {client_id: ` + clientID + `, client_secret_file: "credential:relay-app.secret"}}
 mailboxes: [{address: erp@contoso.com, credential: relay-app}]
 clients: [{name: printers, networks: [10.2.0.0/16], from: erp@contoso.com}]
 `
@@ -171,28 +188,38 @@ func want(t *testing.T, what, got, part string) {
 	}
 }
 
-// build makes a package of this tree, and returns where it is in there.
-func build(t *testing.T, d *debian, version string) string {
+// debPath is where the package lies in a booted Debian.
+func debPath(version string) string { return "/root/sendas_" + version + ".deb" }
+
+// build makes the packages of this tree, once in a run, and returns where that for Debian is. The
+// other one has the same name but for its end.
+func build(t *testing.T, version string) (deb string) {
 	t.Helper()
+	dir := filepath.Join(workshop, version)
+	deb = filepath.Join(dir, "sendas.deb")
+	if _, err := os.Stat(deb); err == nil {
+		return deb
+	}
 	cmd := exec.Command("../build")
-	cmd.Env = append(os.Environ(), "VERSION="+version, "ARCHES="+runtime.GOARCH, "FORMATS=deb rpm", "OUT="+d.path("/tmp"))
+	cmd.Env = append(os.Environ(), "VERSION="+version, "ARCHES="+runtime.GOARCH, "FORMATS=deb rpm", "OUT="+dir)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("building %s: %v\n%s", version, err, out)
 	}
-	return "/tmp/sendas_" + version + "-1_" + runtime.GOARCH + ".deb"
+	run(t, "/bin/sh", "-ec", "cd $0; mv *.rpm sendas.rpm; mv *.deb sendas.deb", dir)
+	return deb
 }
 
 // withConffile makes a package as those before the sample became a template: sendas.yaml is a
 // conffile, with another text than today's.
 func withConffile(d *debian, deb string) string {
 	d.t.Helper()
-	return strings.TrimSpace(d.sh(`cd /tmp; rm -rf conffile; dpkg-deb -R ` + deb + ` conffile; cd conffile
+	return strings.TrimSpace(d.sh(`cd /root; rm -rf conffile; dpkg-deb -R ` + deb + ` conffile; cd conffile
 		install -D -m 640 usr/share/sendas/sendas.yaml etc/sendas/sendas.yaml
 		rm usr/share/sendas/sendas.yaml
 		echo '# of an older version' >> etc/sendas/sendas.yaml
 		echo /etc/sendas/sendas.yaml > DEBIAN/conffiles
 		sed -i '/^make_configuration()/,/^}/d; /^\tmake_configuration$/d' DEBIAN/postinst
-		dpkg-deb -b --root-owner-group . ../conffile.deb >/dev/null; echo /tmp/conffile.deb`))
+		dpkg-deb -b --root-owner-group . ../conffile.deb >/dev/null; echo /root/conffile.deb`))
 }
 
 // checkOwners: who may read and write what.
@@ -211,21 +238,28 @@ func checkOwners(t *testing.T, d *debian) {
 	want(t, "groups of sendas-token", d.sh("id -Gn sendas-token"), "sendas-token sendas")
 }
 
+// units are all units of the package.
+var units = []string{"sendas-milter.socket", "sendas-policy.socket", "sendas-token.socket", "sendas-milter.service", "sendas-token.service"}
+
+// startBoth is what the package says to type.
+const startBoth = "systemctl enable --now sendas-milter sendas-token"
+
 // A site is the relay with what is around it.
 type site struct {
 	*debian
-	exosim   *exosim.Server
-	smtp     string // address of smtpd(8)
-	services []*service
-	sent     int
+	exosim *exosim.Server
+	sent   int
 }
+
+// smtpd is where it takes mail.
+const smtpd = "127.0.0.1:25"
 
 func newSite(t *testing.T, d *debian) *site {
 	t.Helper()
-	s := &site{debian: d, smtp: freeAddr(t)}
+	s := &site{debian: d}
 	var err error
 	s.exosim, err = exosim.Start(exosim.Config{
-		CAFile: d.path("/usr/local/share/ca-certificates/lab.crt"), SMTPConfig: exosim.SMTPConfig{Window: 2 * time.Second},
+		CAFile: d.path("/usr/local/share/ca-certificates/lab.crt"), Submission: "127.0.0.1:587", SMTPConfig: exosim.SMTPConfig{Window: 2 * time.Second},
 		DirectoryConfig: exosim.DirectoryConfig{
 			Tenant: "contoso.onmicrosoft.com", Domains: []string{"contoso.com"},
 			Apps:      []directory.App{{ClientID: clientID, ObjectID: clientID, Secret: secret, Mailboxes: []string{"erp@contoso.com"}}},
@@ -242,33 +276,19 @@ func newSite(t *testing.T, d *debian) *site {
 	return s
 }
 
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // setUpPostfix is what an administrator has done before sendas came, and what a test without DNS
 // needs.
 func (s *site) setUpPostfix() {
 	s.t.Helper()
 	s.sh(`postconf -e myhostname=relay.lab.example inet_interfaces=loopback-only inet_protocols=ipv4 mydestination= \
 		'mynetworks=127.0.0.0/8 10.0.0.0/8' smtpd_authorized_xclient_hosts=127.0.0.1 smtp_host_lookup=native smtp_dns_support_level=disabled \
-		maillog_file=/var/log/mail.log minimal_backoff_time=2s maximal_backoff_time=4s queue_run_delay=1s
-		postconf -MX smtp/inet
-		postconf -Me ` + s.smtp + `/inet='` + s.smtp + ` inet n - y - - smtpd'
-		postconf -Me postlog/unix-dgram='postlog unix-dgram n - n - 1 postlogd'`)
+		minimal_backoff_time=2s maximal_backoff_time=4s queue_run_delay=1s
+		systemctl restart postfix; postfix check`)
 }
 
 // configure edits the configuration that came with the package.
 func (s *site) configure() {
 	s.t.Helper()
-	_, port, _ := net.SplitHostPort(s.exosim.SubmissionAddr())
-	http := []string{freeAddr(s.t), freeAddr(s.t)}
 	s.write("/etc/sendas/relay-app.secret", secret+"\n", 0o600)
 	s.sh("chown sendas-token /etc/sendas/relay-app.secret")
 	yaml := s.read("/etc/sendas/sendas.yaml")
@@ -276,7 +296,6 @@ func (s *site) configure() {
 	yaml = edit(s.t, yaml, "#domains: [contoso.com, contoso.de]", "domains: [contoso.com]")
 	yaml = edit(s.t, yaml, "#endpoints:", "endpoints:")
 	yaml = edit(s.t, yaml, "#authority: https://login.microsoftonline.com", "authority: "+s.exosim.Authority())
-	yaml = edit(s.t, yaml, "#submission: smtp.office365.com:587", "submission: smtp.office365.com:"+port)
 	yaml = edit(s.t, yaml, "#relay-app:", "relay-app:")
 	yaml = edit(s.t, yaml, "#client_id: 01234567-89ab-cdef-0123-456789abcdef", "client_id: "+clientID)
 	yaml = edit(s.t, yaml, "#certificate_file: /etc/sendas/relay-app.pem", "client_secret_file: relay-app.secret")
@@ -285,20 +304,15 @@ func (s *site) configure() {
 	yaml = edit(s.t, yaml, "#limits:\n      # Messages in any period", "limits:\n      # Messages in any period")
 	yaml = edit(s.t, yaml, "#messages: 30/m", "messages: 30/2s")
 	yaml = edit(s.t, yaml, "#- name: printers", "- name: printers")
-	yaml = edit(s.t, yaml, `#networks: [10.2.0.0/16, "fd00:2::/64"]`, "networks: [10.0.0.0/8]")
+	yaml = edit(s.t, yaml, `#networks: [10.2.0.0/16, "fd00:2::/64"]`, "networks: ["+printers+"]")
 	yaml = edit(s.t, yaml, "#from: erp@contoso.com", "from: erp@contoso.com")
-	yaml = edit(s.t, yaml, "#milter:\n", "milter:\n")
-	yaml = edit(s.t, yaml, "#http: 127.0.0.1:9725", "http: "+http[0])
-	yaml = edit(s.t, yaml, "#token:\n", "token:\n")
-	yaml = edit(s.t, yaml, "#http: 127.0.0.1:9726", "http: "+http[1])
 	if err := os.WriteFile(s.path("/etc/sendas/sendas.yaml"), []byte(yaml), 0o640); err != nil {
 		s.t.Fatal(err)
 	}
-	s.services = []*service{
-		{site: s, name: "milter", user: "sendas", sockets: []string{"milter", "policy"}, http: http[0]},
-		{site: s, name: "token", user: "sendas-token", sockets: []string{"credentials"}, http: http[1]},
-	}
 }
+
+// printers is the network of the client, and another one is not.
+const printers, strangers = "10.2.0.0/16", "10.3.0.0/16"
 
 // edit replaces the first occurrence.
 func edit(t *testing.T, text, old, new string) string {
@@ -309,54 +323,21 @@ func edit(t *testing.T, text, old, new string) string {
 	return strings.Replace(text, old, new, 1)
 }
 
-// start does what systemd does: sockets first, made by root, then the services.
-func (s *site) start() {
-	s.t.Helper()
-	for _, v := range s.services {
-		v.listen()
-		v.start()
-	}
-}
-
-func (s *site) stop() {
-	s.t.Helper()
-	s.sh("postfix stop")
-	for _, v := range s.services {
-		v.stop()
-	}
-}
-
-// startPostfix starts it as Debian does: chrooted, with the files that this needs.
-func (s *site) startPostfix() {
-	s.t.Helper()
-	// Since Debian 13, "postfix start" itself puts into the queue directory what chrooted daemons
-	// read.
-	said := s.sh("cd /usr/lib/postfix; grep -q 'internal script' configure-instance.sh || ./configure-instance.sh -; postfix check && postfix start")
-	if strings.Contains(said, "warning") {
-		s.t.Errorf("Postfix says\n%s", said)
-	}
-	s.t.Cleanup(func() {
-		if s.t.Failed() {
-			log, _ := os.ReadFile(s.path("/var/log/mail.log"))
-			s.t.Logf("the mail log:\n%s", log[max(0, len(log)-8000):])
-			for _, v := range s.services {
-				log, _ := os.ReadFile(v.logFile())
-				s.t.Logf("%s:\n%s", v.name, log[max(0, len(log)-4000):])
-			}
-		}
-	})
-}
-
 // sendOne sends the next message, with more fields, and fails the test if it is not taken.
 func (s *site) sendOne(ctx context.Context, fields string) lab.Result {
 	s.t.Helper()
 	s.sent++
-	data := fmt.Sprintf("%sFrom: Scanner <mfp3@floor.local>\r\nTo: <a@fabrikam.com>\r\nMessage-ID: <%d@floor.local>\r\nSubject: scan\r\n\r\nhello\r\n", fields, s.sent)
-	res, err := lab.Send(ctx, s.smtp, lab.Mail{XClient: lab.XClient{Addr: "10.2.0.9", Name: "mfp3.local"}, From: "mfp3@floor.local", To: []string{"a@fabrikam.com"}, Data: []byte(data)})
+	res, err := s.submit(ctx, "10.2.0.9", fields)
 	if err != nil || !res.Accepted() {
 		s.t.Errorf("message %d was refused: %v, %v", s.sent, res.Verdict(), err)
 	}
 	return res
+}
+
+// submit sends a message, numbered by sent, from an address.
+func (s *site) submit(ctx context.Context, addr, fields string) (lab.Result, error) {
+	data := fmt.Sprintf("%sFrom: Scanner <mfp3@floor.local>\r\nTo: <a@fabrikam.com>\r\nMessage-ID: <%d@floor.local>\r\nSubject: scan\r\n\r\nhello\r\n", fields, s.sent)
+	return lab.Send(ctx, smtpd, lab.Mail{XClient: lab.XClient{Addr: addr, Name: "mfp3.local"}, From: "mfp3@floor.local", To: []string{"a@fabrikam.com"}, Data: []byte(data)})
 }
 
 func (s *site) send(n int) {
@@ -403,10 +384,11 @@ func eventually(t *testing.T, what string, done func() bool) {
 	}
 }
 
-// upgrade installs the new version while mail flows. What systemd is told is done here.
-func (s *site) upgrade(deb string) {
+// upgrade installs the new version while mail flows: both services are new, and the sockets, in which
+// connections wait meanwhile, are those that were.
+func (s *site) upgrade() {
 	s.t.Helper()
-	calls := s.standIns()
+	was := s.invocations()
 	already := s.sent
 	var stop atomic.Bool
 	var flow sync.WaitGroup
@@ -418,93 +400,33 @@ func (s *site) upgrade(deb string) {
 			time.Sleep(20 * time.Millisecond)
 		}
 	})
-	s.sh("PATH=/usr/local/bin:$PATH dpkg -i " + deb)
-	told := calls()
-	want(s.t, "what systemd is told", told, "daemon-reload\n")
-	for _, v := range s.services {
-		want(s.t, "what systemd is told", told, "\nrestart sendas-"+v.name+".service\n")
-		v.stop()
-		v.start()
-	}
-	for _, bad := range []string{"stop", ".socket\nrestart", "restart sendas-milter.socket", "restart sendas-token.socket", "disable", "postfix"} {
-		if strings.Contains(told, bad) {
-			s.t.Errorf("the upgrade tells systemd %q:\n%s", bad, told)
-		}
-	}
+	s.sh("dpkg -i " + debPath(newVersion))
+	during := s.invocations()
 	time.Sleep(time.Second) // some more mail through the new ones
 	stop.Store(true)
 	flow.Wait()
+	for _, unit := range units {
+		if service := strings.HasSuffix(unit, ".service"); service == (was[unit] == during[unit]) {
+			s.t.Errorf("%s: the invocation before the upgrade is %s, after it %s", unit, was[unit], during[unit])
+		}
+	}
+	s.wantActive("active", units...)
 	if s.sent == already {
 		s.t.Error("no mail came during the upgrade")
 	}
 	s.t.Logf("%d messages came during the upgrade", s.sent-already)
 	s.wait(s.sent)
-	s.noStandIns()
+	want(s.t, "the version after the upgrade", s.sh("sendas version"), "sendas "+newVersion+"\n")
+	want(s.t, "the version that runs", s.logged("ready", "--identifier=sendas-milter --lines=1"), "version="+newVersion)
+	want(s.t, "the configuration after the upgrade", s.read("/etc/sendas/sendas.yaml"), "client_id: "+clientID)
 }
 
-// A service runs as its unit has it: as its user, with sockets that root has made.
-type service struct {
-	*site
-	name, user string
-	sockets    []string
-	http       string
-	files      []*os.File
-	cmd        *exec.Cmd
-}
-
-func (v *service) logFile() string { return filepath.Join(v.root, "tmp", v.name+".log") }
-
-func (v *service) listen() {
-	v.t.Helper()
-	for _, name := range v.sockets {
-		path := v.path("/var/spool/postfix/sendas/" + name)
-		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-		if err != nil {
-			v.t.Fatal(err)
-		}
-		l.SetUnlinkOnClose(false)
-		f, err := l.File()
-		if err != nil {
-			v.t.Fatal(err)
-		}
-		l.Close()
-		if err := os.Chmod(path, 0o666); err != nil {
-			v.t.Fatal(err)
-		}
-		v.files = append(v.files, f)
+// invocations tell one run of a unit from the next.
+func (d *debian) invocations() map[string]string {
+	d.t.Helper()
+	ids := make(map[string]string)
+	for _, unit := range units {
+		ids[unit] = d.show(unit, "InvocationID")
 	}
-}
-
-func (v *service) start() {
-	v.t.Helper()
-	log, err := os.OpenFile(v.logFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
-		v.t.Fatal(err)
-	}
-	defer log.Close()
-	v.cmd = exec.Command("chroot", v.root, "setpriv", "--reuid", v.user, "--regid", v.user, "--init-groups", "--bounding-set=-all", "--no-new-privs",
-		"/bin/sh", "-c", `LISTEN_PID=$$ exec /usr/bin/sendas "$0"`, v.name)
-	v.cmd.Env = []string{"PATH=/usr/bin:/bin", fmt.Sprintf("LISTEN_FDS=%d", len(v.files)), "LISTEN_FDNAMES=" + strings.Join(v.sockets, ":")}
-	v.cmd.ExtraFiles, v.cmd.Stdout, v.cmd.Stderr = v.files, log, log
-	if err := v.cmd.Start(); err != nil {
-		v.t.Fatal(err)
-	}
-	eventually(v.t, "sendas "+v.name, func() bool {
-		res, err := http.Get("http://" + v.http + "/readyz")
-		if err != nil {
-			return false
-		}
-		res.Body.Close()
-		return res.StatusCode == http.StatusOK
-	})
-}
-
-func (v *service) stop() {
-	v.t.Helper()
-	if err := v.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		v.t.Error(err)
-	}
-	if err := v.cmd.Wait(); err != nil {
-		v.t.Errorf("sendas %s: %v", v.name, err)
-	}
+	return ids
 }

@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"math/big"
 	"net"
-	"os"
 	"regexp"
 	"strings"
 	"sync"
@@ -33,33 +32,30 @@ const lowers = "TLS-Required: no\r\n"
 // of a connector, to a server that has not proved whose it is. First it is shown that without our
 // settings it would.
 func TestTLSRequired(t *testing.T) {
-	if isolate(t) {
+	d := booted(t, newerSuite, func(*debian) {})
+	if d == nil {
 		return
 	}
-	d := newDebian(t, newerSuite)
 	t.Logf("Postfix %s", d.sh("postconf -dh mail_version"))
-	deb := build(t, d, newVersion)
 	s := newSite(t, d)
 	s.setUpPostfix()
-	d.sh("dpkg -i " + deb)
+	d.sh("dpkg -i " + debPath(newVersion))
 	s.configure()
-	s.start()
+	s.sh(startBoth)
 	want(t, "what enable says", d.sh("sendas postfix enable"), "main.cf: tls_required_enable = no (was not set)\n")
 	want(t, "what enable says the second time", d.sh("sendas postfix enable"), "nothing to change")
-	d.sh("postconf -e smtp_tls_loglevel=1") // so that the log says who has proved what
-	s.startPostfix()
+	d.sh("postconf -e smtp_tls_loglevel=1; postfix reload") // so that the log says who has proved what
 	s.arrives()
 	for _, tc := range lowered {
 		for _, server := range []string{"without TLS", "self-signed"} {
 			t.Run(tc.name+", "+server, func(t *testing.T) {
 				in := *s
-				in.debian = &debian{t: t, root: s.root}
+				in.debian = &debian{t: t, root: s.root, leader: s.leader}
 				in.lower(tc, server)
 			})
 		}
 	}
 	s.upgradeIsNoticed()
-	s.stop()
 }
 
 // What the settings were, and what they are.
@@ -138,7 +134,7 @@ func (s *site) arrives() {
 func (s *site) upgradeIsNoticed() {
 	s.t.Helper()
 	s.sh("postconf -X tls_required_enable")
-	said, err := output("chroot", s.root, "sendas", "doctor")
+	said, err := s.try("sendas doctor")
 	if err == nil {
 		s.t.Error("the doctor finds nothing where Postfix obeys the header")
 	}
@@ -147,18 +143,18 @@ func (s *site) upgradeIsNoticed() {
 		s.t.Fatalf("the doctor does not say what to type:\n%s", said)
 	}
 	s.sh(cure)
-	if said, _ := output("chroot", s.root, "sendas", "doctor"); strings.Contains(said, cure) {
+	if said, _ := s.try("sendas doctor"); strings.Contains(said, cure) {
 		s.t.Errorf("the doctor is not content with %s:\n%s", cure, said)
 	}
 }
 
-// waitLog waits for a line in the mail log and returns what matches.
+// waitLog waits for a line in the journal and returns what matches.
 func (s *site) waitLog(form string) string {
 	s.t.Helper()
 	re, found := regexp.MustCompile(form), ""
 	eventually(s.t, form, func() bool {
-		log, _ := os.ReadFile(s.path("/var/log/mail.log"))
-		found = string(re.Find(log))
+		log, _ := s.try("journalctl --boot --no-pager --output=short")
+		found = re.FindString(log)
 		return found != ""
 	})
 	return found
