@@ -63,7 +63,11 @@ func (s *site) live() {
 	s.configure()
 	s.sh("sendas check")
 	s.sh(startBoth)
+	s.sh("sendas postfix enable --dry-run")
 	s.t.Log(s.sh("sendas postfix enable"))
+	if said := s.logged("warning", "--facility=mail"); said != "" {
+		s.t.Errorf("so far the mail log warns:\n%s", said)
+	}
 	s.send(3)
 	s.wait(3)
 	s.wantActive("active", units...)

@@ -122,12 +122,24 @@ type stage struct {
 
 // stage makes one; remove it.
 func (i *instance) stage(files files) (*stage, error) {
+	s, err := i.bare(files)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.link(); err != nil {
+		return nil, errors.Join(err, s.remove())
+	}
+	return s, nil
+}
+
+// bare makes one without what else is in the folder.
+func (i *instance) bare(files files) (*stage, error) {
 	dir, err := os.MkdirTemp("", "sendas-postfix-")
 	if err != nil {
 		return nil, err
 	}
 	s := &stage{&instance{run: i.run, dir: dir, flag: true}, i}
-	if err := errors.Join(s.link(), s.write(files)); err != nil {
+	if err := s.write(files); err != nil {
 		return nil, errors.Join(err, s.remove())
 	}
 	return s, nil
@@ -168,6 +180,27 @@ func (s *stage) write(files files) error {
 func (s *stage) age() error {
 	past := time.Now().Add(-settled)
 	return os.Chtimes(filepath.Join(s.dir, mainCF), past, past)
+}
+
+// check runs Postfix's own check on both files alone: of each symbolic link it would write a warning
+// to the mail log. It needs the others where they say of themselves what belongs to this Postfix.
+func (s *stage) check(ctx context.Context) error {
+	meta, err := s.postconf(ctx, "-xh", "meta_directory")
+	if err == nil && strings.TrimSpace(meta) == s.dir {
+		return s.instance.check(ctx)
+	}
+	files, err := s.read()
+	if err != nil {
+		return err
+	}
+	bare, err := s.real.bare(files)
+	if err != nil {
+		return err
+	}
+	if err = bare.instance.check(ctx); err != nil {
+		err = errors.New(strings.ReplaceAll(err.Error(), bare.dir, s.dir))
+	}
+	return errors.Join(err, bare.remove())
 }
 
 // postconf runs postconf(1) on the stage.

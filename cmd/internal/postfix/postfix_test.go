@@ -372,6 +372,47 @@ func TestPostfixRestores(t *testing.T) {
 	}
 }
 
+// Postfix's own check of the copy writes a warning to the mail log for each symbolic link: it sees
+// none, whatever the folder holds, and no table of the host's; unless what it reads of Postfix itself
+// is in that folder.
+func TestPostfixCheckSeesNoLinks(t *testing.T) {
+	for _, meta := range []bool{false, true} {
+		j, _ := testJob(t)
+		dir := j.inst.dir
+		if err := errors.Join(os.WriteFile(filepath.Join(dir, "sasl_passwd"), []byte("secret\n"), 0o600), os.Symlink("/etc/hostname", filepath.Join(dir, "far")),
+			os.Mkdir(filepath.Join(dir, "sasl"), 0o755), os.Symlink("/etc/hostname", filepath.Join(dir, "sasl/there"))); err != nil {
+			t.Fatal(err)
+		}
+		if meta {
+			main, _ := os.ReadFile(filepath.Join(dir, mainCF))
+			files, _ := filepath.Glob("/etc/postfix/postfix-files*")
+			for _, f := range files {
+				os.Symlink(f, filepath.Join(dir, filepath.Base(f)))
+			}
+			configtest.WriteFile(t, filepath.Join(dir, mainCF), string(main)+"\nmeta_directory = $config_directory\n", 0o644)
+		}
+		var seen []string
+		j.Run = func(ctx context.Context, name string, args ...string) (string, string, error) {
+			if name == "postfix" && slices.Contains(args, "check") && args[1] != dir {
+				list, err := os.ReadDir(args[1])
+				if err != nil {
+					t.Error(err)
+				}
+				for _, e := range list {
+					seen = append(seen, e.Name())
+				}
+			}
+			return Run(ctx, name, args...)
+		}
+		if err := j.Enable(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if !meta && !slices.Equal(seen, []string{mainCF, masterCF}) || meta && !slices.Contains(seen, "far") {
+			t.Errorf("meta_directory in the folder: %v; the check of the copy sees %q", meta, seen)
+		}
+	}
+}
+
 // testJob is a run on an instance of its own, by the real programs.
 func testJob(t *testing.T) (*Job, files) {
 	t.Helper()
