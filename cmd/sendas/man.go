@@ -104,7 +104,9 @@ type roff struct{ bytes.Buffer }
 
 func newRoff(name, section, date string) *roff {
 	p := new(roff)
-	fmt.Fprintf(p, ".TH %q %q %q %q %q\n.nh\n.ad l\n", strings.ToUpper(name), section, date, "sendas "+version, "sendas")
+	// Flush left: where a long value breaks there is no blank to be widened, of which groff complains.
+	// Since groff 1.23 each macro goes back to what the string AD says.
+	fmt.Fprintf(p, ".TH %q %q %q %q %q\n.nh\n.ds AD l\n.ad l\n", strings.ToUpper(name), section, date, "sendas "+version, "sendas")
 	return p
 }
 

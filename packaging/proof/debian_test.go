@@ -52,6 +52,9 @@ func TestMain(m *testing.M) {
 func newDebian(t *testing.T, suite string, packages ...string) *debian {
 	t.Helper()
 	base := filepath.Join(workshop, suite)
+	if c := os.Getenv("TRIAL"); c != "" {
+		base = filepath.Join(c, suite)
+	}
 	if _, err := os.Stat(base); err != nil {
 		makeBase(t, suite, base)
 	}
@@ -63,10 +66,13 @@ func newDebian(t *testing.T, suite string, packages ...string) *debian {
 	d := &debian{t: t, root: filepath.Join(dir, "r")}
 	run(t, "cp", "-a", "--reflink=auto", base, d.root)
 	if len(packages) > 0 {
-		d.sh("apt-get install -q -y --no-install-recommends " + strings.Join(packages, " "))
+		d.sh("apt-get install " + aptly + strings.Join(packages, " "))
 	}
 	return d
 }
+
+// aptly has apt ask nothing: the files that copyApt has written stay.
+const aptly = "-q -y --no-install-recommends -o Dpkg::Options::=--force-confold "
 
 // makeBase makes a Debian of the suite, with systemd and Postfix.
 func makeBase(t *testing.T, suite, base string) {
@@ -79,7 +85,7 @@ func makeBase(t *testing.T, suite, base string) {
 	d.write("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", 0o755)
 	d.sh("echo 'postfix postfix/main_mailer_type select Internet Site' | debconf-set-selections; echo 'postfix postfix/mailname string relay.lab.example' | debconf-set-selections")
 	d.sh("apt-get update -q")
-	d.sh("apt-get install -q -y --no-install-recommends postfix libsasl2-modules libsasl2-2 procps")
+	d.sh("apt-get install " + aptly + "postfix libsasl2-modules libsasl2-2 procps")
 	d.sh("rm /usr/sbin/policy-rc.d")
 	if err := os.Rename(d.root, base); err != nil {
 		t.Fatal(err)

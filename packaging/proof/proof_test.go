@@ -434,3 +434,14 @@ func (d *debian) invocations() map[string]string {
 	}
 	return ids
 }
+
+// TestLintian: what a newer Debian has against the package. That of this host is asked in the tests of
+// the package.
+func TestLintian(t *testing.T) {
+	d := newDebian(t, newerSuite, "lintian")
+	d.add(build(t, newVersion), debPath(newVersion))
+	said, err := d.try("lintian --no-cfg --allow-root --fail-on error,warning,override --tag-display-limit 0 " + debPath(newVersion))
+	if err != nil || strings.TrimSpace(said) != "" {
+		t.Errorf("%s says: %v\n%s", strings.TrimSpace(d.sh("lintian --version")), err, said)
+	}
+}
