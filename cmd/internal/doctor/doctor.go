@@ -173,6 +173,7 @@ func (d *Walk) checkPostfix(ctx context.Context) {
 	}
 	d.postfix = p
 	p.Check(s)
+	d.checkPipelining(ctx, s)
 	classes.Check(ctx, d.Section("classes", "recipients"), d.world.run, p)
 }
 

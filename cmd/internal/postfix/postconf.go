@@ -347,6 +347,9 @@ func (p *Setup) knows(name string) bool {
 	return known && !slices.Contains(p.unused, name)
 }
 
+// Cure is set for main.cf.
+func (p *Setup) Cure(name, value string) string { return p.set(nil, name, value) }
+
 // set returns the command that gives a parameter its value, in main.cf or for a service.
 func (p *Setup) set(s *entry, name, value string) string {
 	return p.setAll(s, []namedValue{{name, value}})
