@@ -128,7 +128,6 @@ func (d *Desk) Use(s *Setup) error {
 	var files []File
 	for i := range s.Mailboxes {
 		m := &s.Mailboxes[i]
-		d.metrics.Mailbox(m.Address)
 		file := File{Mailbox: m.Address, User: m.Address, Tokens: next[m.Credential].refresher}
 		if m.pattern() {
 			file.User = "" // the password map says who

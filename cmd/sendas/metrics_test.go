@@ -25,6 +25,7 @@ import (
 	"github.com/sendas/sendas/milter/queue"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token"
+	"github.com/sendas/sendas/token/entra"
 	"github.com/sendas/sendas/token/lease"
 	"github.com/sendas/sendas/token/ledger"
 )
@@ -94,8 +95,11 @@ func serviceSeries(t *testing.T, reg *prometheus.Registry) map[string]seriesDoc 
 		if m[1] == "sendas_queue_waiting" { // it says what waits, so with an empty queue it says nothing
 			kinds[m[1]] = "gauge"
 		}
+		if m[1] == "sendas_lease_long_waits_total" { // by mailbox, and nobody waits so long here
+			kinds[m[1]] = "counter"
+		}
 		if kinds[m[1]] == "" {
-			t.Errorf("%s has no series before anything has happened: an increase from nothing is none", m[1])
+			t.Errorf("%s has no series", m[1])
 		}
 		labels := slices.Sorted(slices.Values(strings.FieldsFunc(m[3], func(r rune) bool { return r == ',' || r == ' ' })))
 		list[m[1]] = seriesDoc{kinds[m[1]], strings.Join(labels, " "), m[2]}
@@ -108,16 +112,16 @@ func tokenFigures(t *testing.T) *prometheus.Registry {
 	t.Helper()
 	reg, _, _ := service.NewRegistry(version)
 	m := lease.NewMetrics(reg)
-	m.Mailbox("erp@contoso.com")
 	m.Observe("relay-app")
 	m.Shared(true)
 	leases := lease.NewLessor(ledger.NewMemory(), m, slog.New(slog.DiscardHandler))
+	sendWithMailbox(t, leases, "erp@contoso.com", "554 5.2.252 SendAsDenied; erp@contoso.com not allowed to send as hr@contoso.com")
 	now := time.Now()
 	usage := &lease.UsageStatus{Used: 1, Left: 29, Limit: 30, Window: 60}
 	proof := func(kind string) *lease.ProofStatus { return &lease.ProofStatus{Kind: kind, Ends: &now} }
 	state := &lease.Status{
 		Groups:    []lease.GroupStatus{{Name: lease.GroupExternal, Recipients: usage}},
-		Mailboxes: []lease.MailboxStatus{{Mailbox: "erp@contoso.com", Messages: usage, Recipients: usage}},
+		Mailboxes: []lease.MailboxStatus{{Mailbox: "erp@contoso.com", Messages: usage, Recipients: usage, Connections: 3, InForce: 2, Next: &now, PausedUntil: &now}},
 		Credentials: []lease.CredentialStatus{
 			{Name: "relay-app", InUse: true, Proof: proof(token.ProofSecret), Refresh: lease.RefreshStatus{LastSuccess: &now}},
 			{Name: "other-app", InUse: true, Proof: proof(token.ProofCertificate), SignIn: &lease.SignInStatus{Since: &now, Ends: &now}},
@@ -126,6 +130,47 @@ func tokenFigures(t *testing.T) *prometheus.Registry {
 	}
 	reg.MustRegister(lease.NewCollector(leases, func(context.Context) *lease.Status { return state }))
 	return reg
+}
+
+// oneMailbox is a directory of a mailbox, by its address, that may send as everybody.
+type oneMailbox string
+
+func (m oneMailbox) Mailboxes(string) []*lease.Mailbox {
+	return []*lease.Mailbox{{Address: string(m), Label: string(m), Limits: limit.Microsoft(), Tokens: oneToken{}}}
+}
+
+func (oneMailbox) Listed(sender string) string { return sender }
+
+func (oneMailbox) External(string) bool { return false }
+
+func (oneMailbox) RouteFrom(string) string { return "" }
+
+func (oneMailbox) RouteTo(string) string { return "" }
+
+// oneToken is a credential that always has a token.
+type oneToken struct{}
+
+func (oneToken) Token(context.Context) (*entra.Token, error) {
+	return &entra.Token{Access: "eyJ0eXAiOiJKV1QifQ.c2VjcmV0.c2ln", Expires: time.Now().Add(time.Hour)}, nil
+}
+
+func (oneToken) Discard(entra.Secret) {}
+
+// sendWithMailbox sends messages that begin what is counted by mailbox: one whose last reply is
+// given, after a recipient was refused, and one that is lost.
+func sendWithMailbox(t *testing.T, leases *lease.Lessor, address, last string) {
+	t.Helper()
+	leases.Use(oneMailbox(address))
+	begin := []string{"235 2.7.0 Authentication successful", "250 2.1.0 Sender OK", "250 2.1.5 Recipient OK", "501 5.1.3 Invalid address", "354 Start mail input"}
+	for i, end := range []string{"220 a new session", last} {
+		c := lease.Caller{PID: int32(-1 - i)} // that no real process has
+		if r := leases.Lease(t.Context(), c, "hr@contoso.com"); r.Status != lease.OK {
+			t.Fatalf("look-up: %+v", r)
+		}
+		for _, line := range append(begin, end) {
+			leases.Reply(t.Context(), c, line)
+		}
+	}
 }
 
 // milterFigures returns the registry of a milter that has one of everything.

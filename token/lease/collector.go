@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/sendas/sendas/token/ledger"
 )
@@ -33,8 +34,9 @@ func stateSeries(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc(name, help, labels, nil)
 }
 
-// The series of the state. Of a mailbox that is a pattern, used and left are missing: each sender
-// has limits of its own, and their addresses are strangers'.
+// The series of the state. A mailbox has eight at all times; what tells of trouble is there while it
+// lasts. Of a mailbox that is a pattern, used and left are missing: each sender has limits of its
+// own, and their addresses are strangers'.
 var (
 	ledgerUp = stateSeries("sendas_ledger_up", "1 if the store that keeps what the mailboxes have sent answered just now, else 0.")
 
@@ -51,10 +53,10 @@ var (
 
 	leasesOut        = stateSeries("sendas_mailbox_leases", "Leases of the mailbox that are out on this host now.", "mailbox")
 	connectionsLimit = stateSeries("sendas_mailbox_connections_limit", "Leases of the mailbox that may be out at one time, by the configuration.", "mailbox")
-	connectionsNow   = stateSeries("sendas_mailbox_connections_in_force", "Leases of the mailbox that may be out now: fewer for a while after a 432.", "mailbox")
-	nextLease        = stateSeries("sendas_mailbox_next_lease_timestamp_seconds", "When the mailbox can send next, as far as is known; 0 for at once.", "mailbox")
-	pausedUntil      = stateSeries("sendas_mailbox_paused_until_timestamp_seconds", "Until when the mailbox rests, and why; 0 while it does not rest for that reason.", "mailbox", "reason")
-	sendersHeld      = stateSeries("sendas_mailbox_senders_held", "Senders whose mail waits because Exchange Online does not let the mailbox send as them.", "mailbox")
+	connectionsNow   = stateSeries("sendas_mailbox_connections_in_force", "Leases of the mailbox that may be out now, for as long as they are fewer, after a 432.", "mailbox")
+	nextLease        = stateSeries("sendas_mailbox_next_lease_timestamp_seconds", "When the mailbox can send next, where that is known and not at once.", "mailbox")
+	pausedUntil      = stateSeries("sendas_mailbox_paused_until_timestamp_seconds", "Until when the mailbox rests, and why, for as long as it does.", "mailbox", "reason")
+	sendersHeld      = stateSeries("sendas_mailbox_senders_held", "Senders whose mail waits because Exchange Online does not let the mailbox send as them, while there are any.", "mailbox")
 
 	tokenExpiry  = stateSeries("sendas_token_expiry_timestamp_seconds", "When the access token in memory ends; 0 without one.", "credential")
 	lastSuccess  = stateSeries("sendas_token_last_success_timestamp_seconds", "When an access token was last got; 0 if never since the start.", "credential")
@@ -101,7 +103,9 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 		out.mailbox(&s.Mailboxes[i], rests[s.Mailboxes[i].Mailbox])
 	}
 	for _, g := range s.Groups {
-		out.usage(g.Recipients, g.Name, groupUsed, groupLimit, groupLeft)
+		out.gauge(groupUsed, float64(g.Recipients.Used), g.Name)
+		out.gauge(groupLimit, float64(g.Recipients.Limit), g.Name)
+		out.gauge(groupLeft, float64(g.Recipients.Left), g.Name)
 	}
 	for i := range s.Credentials {
 		out.credential(&s.Credentials[i])
@@ -128,6 +132,31 @@ func (o sink) gauge(d *prometheus.Desc, v float64, labels ...string) {
 	o.ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 }
 
+// of sends a series of a mailbox.
+func (o sink) of(mailbox []*dto.LabelPair, d *prometheus.Desc, v float64) {
+	o.ch <- &mailboxGauge{desc: d, labels: mailbox, value: v}
+}
+
+// A mailboxGauge is a value with the label of its mailbox, which all series of that mailbox share:
+// with a thousand of them the copies would be most of the memory of a scrape.
+type mailboxGauge struct {
+	desc   *prometheus.Desc
+	labels []*dto.LabelPair
+	value  float64
+}
+
+// Desc implements [prometheus.Metric].
+func (g *mailboxGauge) Desc() *prometheus.Desc { return g.desc }
+
+// Write implements [prometheus.Metric].
+func (g *mailboxGauge) Write(m *dto.Metric) error {
+	m.Label, m.Gauge = g.labels, &dto.Gauge{Value: &g.value}
+	return nil
+}
+
+// mailboxLabel is the name of the label.
+var mailboxLabel = "mailbox"
+
 // when sends a moment; 0 for none.
 func (o sink) when(d *prometheus.Desc, t *time.Time, labels ...string) {
 	v := 0.0
@@ -138,35 +167,39 @@ func (o sink) when(d *prometheus.Desc, t *time.Time, labels ...string) {
 }
 
 func (o sink) mailbox(m *MailboxStatus, refused time.Time) {
-	o.gauge(leasesOut, float64(m.Leases), m.Mailbox)
-	o.gauge(connectionsLimit, float64(m.Connections), m.Mailbox)
+	name := []*dto.LabelPair{{Name: &mailboxLabel, Value: &m.Mailbox}}
+	o.of(name, leasesOut, float64(m.Leases))
+	o.of(name, connectionsLimit, float64(m.Connections))
 	held := 0
 	for _, d := range m.Denied {
 		if d.Held {
 			held++
 		}
 	}
-	o.gauge(sendersHeld, float64(held), m.Mailbox)
+	if held > 0 {
+		o.of(name, sendersHeld, float64(held))
+	}
 	if m.Messages == nil || m.Recipients == nil {
 		return // a pattern, or the ledger cannot tell
 	}
-	o.gauge(connectionsNow, float64(m.InForce), m.Mailbox)
-	o.usage(m.Messages, m.Mailbox, messagesUsed, messagesLimit, messagesLeft)
-	o.usage(m.Recipients, m.Mailbox, recipientsUsed, recipientsLimit, recipientsLeft)
-	o.when(nextLease, m.Next, m.Mailbox)
-	until := map[ledger.PauseClass]*time.Time{pauseAuth: &refused}
+	o.of(name, messagesUsed, float64(m.Messages.Used))
+	o.of(name, messagesLimit, float64(m.Messages.Limit))
+	o.of(name, messagesLeft, float64(m.Messages.Left))
+	o.of(name, recipientsUsed, float64(m.Recipients.Used))
+	o.of(name, recipientsLimit, float64(m.Recipients.Limit))
+	o.of(name, recipientsLeft, float64(m.Recipients.Left))
+	if m.InForce < m.Connections {
+		o.of(name, connectionsNow, float64(m.InForce))
+	}
+	if m.Next != nil {
+		o.when(nextLease, m.Next, m.Mailbox)
+	}
+	if !refused.IsZero() {
+		o.when(pausedUntil, &refused, m.Mailbox, string(pauseAuth))
+	}
 	if m.PausedUntil != nil {
-		until[pauseReason(m.PauseClass)] = m.PausedUntil
+		o.when(pausedUntil, m.PausedUntil, m.Mailbox, string(pauseReason(m.PauseClass)))
 	}
-	for _, r := range pauseReasons {
-		o.when(pausedUntil, until[r], m.Mailbox, string(r))
-	}
-}
-
-func (o sink) usage(u *UsageStatus, label string, used, limit, left *prometheus.Desc) {
-	o.gauge(used, float64(u.Used), label)
-	o.gauge(limit, float64(u.Limit), label)
-	o.gauge(left, float64(u.Left), label)
 }
 
 // pauseReason returns the label value of a class that the ledger has.

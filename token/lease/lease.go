@@ -227,8 +227,7 @@ func (l *Lessor) Lease(ctx context.Context, c Caller, key string) Result {
 		s.born = processBorn(c.PID)
 	}
 	l.enter(c, s)
-	l.metrics.lookups.WithLabelValues(s.label, "ok").Inc()
-	l.metrics.waits.WithLabelValues(s.label).Observe(s.waited.Seconds())
+	l.metrics.leased(s.label, s.waited)
 	return Result{Status: OK, Value: s.mailbox + ":" + string(s.access)}
 }
 

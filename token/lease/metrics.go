@@ -12,9 +12,14 @@ import (
 // Metrics are the series of what happens in the token service; [Collector] has those of its state.
 // Labels are mailbox addresses and credential names of the configuration, codes and classes: never
 // a stranger's text.
+//
+// What is counted by mailbox begins with the first event: a thousand mailboxes that send nothing
+// are no series. For Prometheus an increase from nothing is none, so the rules count such a series
+// from zero, as their group sendas-first-events says.
 type Metrics struct {
 	lookups *prometheus.CounterVec
-	waits   *prometheus.HistogramVec
+	waits   prometheus.Histogram
+	long    *prometheus.CounterVec
 	waiting *prometheus.GaugeVec
 	replies *prometheus.CounterVec
 	refusal *prometheus.CounterVec
@@ -23,7 +28,7 @@ type Metrics struct {
 	lost    *prometheus.CounterVec
 	silent  *prometheus.CounterVec
 	refresh *prometheus.CounterVec
-	took    *prometheus.HistogramVec
+	took    prometheus.Histogram
 	queries *prometheus.CounterVec
 	ledger  *prometheus.CounterVec
 	shared  *prometheus.GaugeVec
@@ -35,9 +40,12 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		lookups: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sendas_lease_lookups_total", Help: "Look-ups of a credential by smtp(8).",
 		}, []string{"mailbox" /* "" for an unknown sender */, "result" /* ok, deferred, unknown-sender */}),
-		waits: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		waits: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "sendas_lease_wait_seconds", Help: "How long a look-up waited for its lease.",
 			Buckets: []float64{.001, .01, .1, .5, 1, 2, 5, 10, 20, 40, 60},
+		}),
+		long: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sendas_lease_long_waits_total", Help: "Look-ups that got their lease after more than 30 seconds.",
 		}, []string{"mailbox"}),
 		waiting: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "sendas_lease_waiters", Help: "Look-ups that wait for a lease now.",
@@ -63,10 +71,10 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		refresh: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sendas_token_refreshes_total", Help: "Requests for an access token.",
 		}, []string{"credential", "result" /* ok, refused, unreachable, config */}),
-		took: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		took: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "sendas_token_refresh_seconds", Help: "How long requests for an access token took.",
 			Buckets: []float64{.05, .1, .25, .5, 1, 2.5, 5, 10, 30},
-		}, []string{"credential"}),
+		}),
 		queries: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sendas_socketmap_errors_total", Help: "Look-ups and connections of Postfix that got no proper answer.",
 		}, []string{"reason" /* one of socketmapErrors */}),
@@ -78,7 +86,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "sendas_ledger_shared", Help: "1 while the ledger that hosts share is in use, 0 while this host keeps to its own share.",
 		}, nil),
 	}
-	reg.MustRegister(m.lookups, m.waits, m.waiting, m.replies, m.refusal, m.denied, m.auth, m.lost, m.silent, m.refresh, m.took, m.queries, m.ledger, m.shared)
+	reg.MustRegister(m.lookups, m.waits, m.long, m.waiting, m.replies, m.refusal, m.denied, m.auth, m.lost, m.silent, m.refresh, m.took, m.queries, m.ledger, m.shared)
 	m.lookups.WithLabelValues("", "unknown-sender")
 	for _, at := range []Stage{StageConnect, StageEHLO, StageSTARTTLS} {
 		m.refusal.WithLabelValues("", string(at), string(ClassBusy))
@@ -118,29 +126,16 @@ const (
 	lostInData     = "data"
 )
 
-// firstCodes are the series of replies that begin at zero, so that the first reply of a kind is an
-// increase: of each class of a verdict the code that it most often has.
-var firstCodes = map[ReplyClass]string{
-	ClassAccepted: "250", ClassConcurrency: "432", ClassQuota: "554", ClassFull: "554", ClassBlocked: "550", ClassThrottled: "550", ClassSendAs: "554", ClassLogon: "430",
-	ClassRecipient: "550", ClassAuth: "535", ClassAuthOff: "535", ClassBusy: "451", ClassTemporary: "450", ClassPermanent: "550",
-}
+// longWait is how long a look-up may wait before it counts as a long one: more than half of maxWait.
+const longWait = 30 * time.Second
 
-// Mailbox makes the series of a mailbox exist before anything happens to it.
-func (m *Metrics) Mailbox(address string) {
-	m.lookups.WithLabelValues(address, "ok")
-	m.lookups.WithLabelValues(address, "deferred")
-	m.waits.WithLabelValues(address)
-	m.waiting.WithLabelValues(address)
-	for class, code := range firstCodes {
-		m.replies.WithLabelValues(address, code, string(class))
+// leased counts a look-up that got its lease after so long.
+func (m *Metrics) leased(label string, waited time.Duration) {
+	m.lookups.WithLabelValues(label, "ok").Inc()
+	m.waits.Observe(waited.Seconds())
+	if waited > longWait {
+		m.long.WithLabelValues(label).Inc()
 	}
-	m.refusal.WithLabelValues(address, string(StageRCPT), string(ClassRecipient))
-	m.denied.WithLabelValues(address)
-	m.lost.WithLabelValues(address, lostInEnvelope)
-	m.lost.WithLabelValues(address, lostInData)
-	m.silent.WithLabelValues(address)
-	m.auth.WithLabelValues(address, resultAuthOK)
-	m.auth.WithLabelValues(address, string(ClassAuth))
 }
 
 // resultAuthOK is the result of an AUTH that succeeded.
@@ -151,10 +146,9 @@ func (m *Metrics) Observe(credential string) func(result string, took time.Durat
 	for _, r := range entra.Results {
 		m.refresh.WithLabelValues(credential, r)
 	}
-	m.took.WithLabelValues(credential)
 	return func(result string, took time.Duration) {
 		m.refresh.WithLabelValues(credential, result).Inc()
-		m.took.WithLabelValues(credential).Observe(took.Seconds())
+		m.took.Observe(took.Seconds())
 	}
 }
 
