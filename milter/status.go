@@ -4,6 +4,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sendas/sendas/milter/queue"
 	"github.com/sendas/sendas/milter/quota"
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/address"
@@ -93,6 +94,7 @@ type StatusInput struct {
 	Version string    // of the program
 	Started time.Time // zero when not known
 	Clients []string  // names, in the order of the configuration
+	Queue   *queue.Status
 }
 
 // Status is what the milter shows of itself. Its JSON keys are stable: later versions add to them
@@ -106,6 +108,7 @@ type Status struct {
 	Unknown    Counts           `json:"unknown"`    // of peers that are no client
 	Identities []IdentityStatus `json:"identities"` // those with limits of their own
 	Recent     Recent           `json:"recent"`
+	Queue      *queue.Status    `json:"queue"` // Postfix's; null before it was first read
 }
 
 // Counts are what became of mail since the start.
@@ -163,7 +166,7 @@ type Recent struct {
 func (t *Tally) Status(in StatusInput, q *quota.Desk) *Status {
 	now := time.Now()
 	s := &Status{Version: in.Version, Time: *moment(now), Started: moment(in.Started), Clients: make([]ClientStatus, 0, len(in.Clients)),
-		Identities: identitiesOf(q, now), Unknown: t.counts(""), Recent: t.recent(now)}
+		Identities: identitiesOf(q, now), Unknown: t.counts(""), Recent: t.recent(now), Queue: in.Queue}
 	for _, name := range in.Clients {
 		c := ClientStatus{Client: name, Counts: t.counts(name), Limits: []LimitStatus{}}
 		if l, ok := q.Of(name); ok {

@@ -243,7 +243,7 @@ func TestUsersAreTheSame(t *testing.T) {
 		return list
 	}
 	conf, preinst := lines("systemd/sysusers.conf"), lines("scripts/preinst")
-	if len(conf) != 3 || !slices.Equal(conf, preinst) {
+	if len(conf) != 4 || !slices.Equal(conf, preinst) {
 		t.Errorf("sysusers.conf has %q, preinst %q", conf, preinst)
 	}
 }

@@ -91,7 +91,7 @@ func runMilter(ctx context.Context, o *options) error {
 	r := &service.Reloader{Path: o.config, Load: loadForMilter, Ok: ok, At: at, Log: log, Use: use, Unit: "sendas-milter",
 		Restart: func(c *config.Site) []string { return c.MilterRestart(atStart) }}
 	r.Loaded()
-	describe := func() *milter.Status { return milterStatus(tally, quotas, inForce.Load()) }
+	describe := func() *milter.Status { return milterStatus(tally, quotas, queue, inForce.Load()) }
 	reg.MustRegister(milter.NewCollector(describe))
 	pages := status.MilterPages(&status.Site{Addr: cfg.Milter.HTTP, Version: version, State: r.Config, Other: func() string { return inForce.Load().Token.HTTP }}, describe)
 	if err := service.ServeHTTP(ctx, cfg.Milter.HTTP, reg, func() error { return nil }, pages, log); err != nil {
@@ -163,6 +163,6 @@ func milterSockets(c *config.Site, peers *service.Peers, log *slog.Logger) (ln, 
 }
 
 // milterStatus describes the milter.
-func milterStatus(t *milter.Tally, q *quota.Desk, c *config.Site) *milter.Status {
-	return t.Status(milter.StatusInput{Version: version, Started: started, Clients: c.Policy.ClientNames()}, q)
+func milterStatus(t *milter.Tally, q *quota.Desk, w *queue.Watch, c *config.Site) *milter.Status {
+	return t.Status(milter.StatusInput{Version: version, Started: started, Clients: c.Policy.ClientNames(), Queue: w.Status()}, q)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/sendas/sendas/cmd/internal/config"
@@ -13,9 +14,9 @@ import (
 	"github.com/sendas/sendas/token/lease"
 )
 
-// queueRules returns the ceiling as the milter takes it.
+// queueRules returns what the milter needs to watch Postfix's queue, and the ceiling.
 func queueRules(c *config.Site) queue.Rules {
-	r := queue.Rules{Socket: c.Milter.QueueSocket, Wait: c.Milter.QueueCeiling, Policy: c.Policy}
+	r := queue.Rules{Socket: c.Milter.QueueSocket, Wait: c.Milter.QueueCeiling, Policy: c.Policy, Explain: explainQueued}
 	if r.Wait == 0 {
 		return r
 	}
@@ -28,6 +29,18 @@ func queueRules(c *config.Site) queue.Rules {
 		r.Left = func(ctx context.Context) map[string]int { return recipientsLeft(ctx, client, addr) }
 	}
 	return r
+}
+
+// explainQueued returns the class of an answer that Postfix keeps with a message. Where sendas made a
+// temporary answer of a permanent one, that one tells more.
+func explainQueued(reply string) string {
+	e := lease.Explain(reply)
+	if code, text, ok := strings.Cut(reply, " "); ok && e.Class == lease.ClassTemporary && strings.HasPrefix(code, "4") && strings.HasPrefix(text, "4.") {
+		if was := lease.Explain("5" + text[1:]); was.Class != lease.ClassPermanent && was.Class != lease.ClassUnreadable {
+			return string(was.Class)
+		}
+	}
+	return string(e.Class)
 }
 
 // recipientsLeft asks the token service at that address what each mailbox can still send today; nil

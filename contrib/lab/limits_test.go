@@ -222,7 +222,7 @@ func TestQueueCeiling(t *testing.T) {
 		}
 		return res.Verdict()
 	}
-	metric("sendas_queue_view_up 1")
+	metric("sendas_queue_readable 1")
 	for i := range room {
 		if got := send("scan@contoso.com", i); got.Code != 250 {
 			t.Fatalf("message %d: %s", i, got)
@@ -243,7 +243,9 @@ func TestQueueCeiling(t *testing.T) {
 	if err := s.Milter.Start(ctx); err != nil {
 		t.Fatal(err)
 	}
-	metric(`sendas_queue_waiting{kind="messages",mailbox="scan@contoso.com"} 30`)
+	metric(`sendas_queue_waiting{kind="messages",mailbox="scan@contoso.com",route="submission"} 30`)
+	metric(`sendas_queue_messages{queue="deferred"} 30`)
+	metric(`sendas_queue_deferred_messages{reason="transport"} 30`)
 	if got := send("scan@contoso.com", room+1); !strings.HasPrefix(got.Line(), want) {
 		t.Errorf("with a milter that has just begun: %s, want %s", got, want)
 	}

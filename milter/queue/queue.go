@@ -3,15 +3,11 @@ package queue
 import (
 	"bufio"
 	"context"
-	"errors"
-	"fmt"
 	"hash/maphash"
-	"io"
 	"log/slog"
 	"math"
 	"net"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,7 +23,11 @@ const (
 	// interval is how often Postfix's queue is read. What is accepted in between is added.
 	interval = 30 * time.Second
 	// readTime is how long the reading may take: showq(8) opens every file of the queue.
-	readTime = 2 * time.Minute
+	readTime = 5 * time.Minute
+	// restFactor is how many times longer than a reading nothing is read after it, so that a large
+	// queue does not keep the disk from delivering; maxRest is the most.
+	restFactor = 9
+	maxRest    = 10 * time.Minute
 	// overlap is how long a message may need from our answer to its place in the queue. For as
 	// long it is counted though the queue does not name it, also when it has left already.
 	overlap = 2 * time.Second
@@ -36,23 +36,21 @@ const (
 	maxQueueIDs = 500_000
 )
 
-// A Watch watches what waits in Postfix's queue for each mailbox, and says when no more is to be
-// taken: see [Ceiling]. It reads only while there is a ceiling. Decisions never wait for a reading,
-// and while there is none, everything is taken: our failure must not refuse mail. Messages that are
-// decided on at one moment do not see each other, so a ceiling may be passed by as many as come in
-// at once. A nil Watch takes everything. It is safe for concurrent use.
+// A Watch watches what waits in Postfix's queue: for people and programs as a [Picture], always, and
+// for each mailbox, where there is a [Ceiling], to say when no more is to be taken. Decisions never
+// wait for a reading, and while there is none, everything is taken: our failure must not refuse
+// mail. Messages that are decided on at one moment do not see each other, so a ceiling may be passed
+// by as many as come in at once. A nil Watch takes everything. It is safe for concurrent use.
 type Watch struct {
 	log     *slog.Logger
-	up      *prometheus.GaugeVec // without labels; none where there is no ceiling
-	waiting *prometheus.GaugeVec
 	rules   atomic.Pointer[Rules]
 	changed chan struct{}
+	picture atomic.Pointer[Picture] // of the last attempt; nil before the first
 
 	mu     sync.Mutex          // guards what follows
-	view   map[string]*Backlog // by mailbox; nil: not known
+	view   map[string]*Backlog // by mailbox; nil: not known, or no ceiling
 	since  map[string]*Backlog // likewise: the sum of recent
 	recent []taken             // accepted since the view began, in their order
-	failed bool                // the last reading
 	left   map[string]int      // of Rules.Left
 }
 
@@ -64,33 +62,29 @@ type taken struct {
 	rcpts int
 }
 
-// Rules are the ceiling of one configuration.
+// Rules are what the Watch needs of one configuration.
 type Rules struct {
 	Socket string                     // of showq(8)
 	Wait   time.Duration              // limit.Ceiling.Wait; 0: no ceiling
 	Limits map[string]limit.Allowance // by policy.Mailbox.Name
 	Policy *policy.Rules              // says whose mailbox a sender's mail leaves through
+	// Explain names the class of what another server answered, such as "451 4.3.2 try later". It has
+	// few answers, none of them a stranger's text. nil: all are of one class.
+	Explain func(reply string) string
 	// Left tells how many recipients mailboxes can still have in 24 h, by policy.Mailbox.Name; one
 	// that is missing is not known. It is asked when the queue is read, and must return when ctx
 	// ends. nil: nothing is known.
 	Left func(ctx context.Context) map[string]int
 }
 
-// New makes a Watch and registers its series. It has no ceiling before Use.
+// New makes a Watch, and registers its series. It reads nothing before Use.
 func New(log *slog.Logger, reg prometheus.Registerer) *Watch {
-	q := &Watch{log: log, changed: make(chan struct{}, 1), since: make(map[string]*Backlog),
-		up: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "sendas_queue_view_up", Help: "1 while Postfix's queue can be read for milter.queue_ceiling, else 0; not there without a ceiling.",
-		}, nil),
-		waiting: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "sendas_queue_waiting", Help: "What waits in Postfix's queue, where there is a milter.queue_ceiling.",
-		}, []string{"mailbox", "kind" /* messages, recipients */}),
-	}
-	reg.MustRegister(q.up, q.waiting)
+	q := &Watch{log: log, changed: make(chan struct{}, 1), since: make(map[string]*Backlog)}
+	reg.MustRegister(q)
 	return q
 }
 
-// Use puts a ceiling into force.
+// Use puts a configuration into force.
 func (q *Watch) Use(r Rules) {
 	q.rules.Store(&r)
 	select {
@@ -101,93 +95,85 @@ func (q *Watch) Use(r Rules) {
 
 // Run reads the queue from time to time until ctx ends.
 func (q *Watch) Run(ctx context.Context) {
-	t := time.NewTicker(interval)
-	defer t.Stop()
 	for {
 		select {
 		case <-q.changed: // before this reading, which knows of it
 		default:
 		}
+		began := time.Now()
 		q.Look(ctx)
+		t := time.NewTimer(restAfter(time.Since(began)))
 		select {
 		case <-ctx.Done():
+			t.Stop()
 			return
 		case <-t.C:
 		case <-q.changed:
+			t.Stop()
 		}
 	}
 }
 
-// Look reads the queue once, where there is a ceiling.
+// restAfter returns how long nothing is read after a reading that took so long.
+func restAfter(took time.Duration) time.Duration {
+	return max(interval, min(maxRest, restFactor*took))
+}
+
+// Look reads the queue once.
 func (q *Watch) Look(ctx context.Context) {
 	r := q.rules.Load()
-	if r == nil || r.Wait <= 0 {
-		q.set(nil, nil, time.Time{})
-		q.up.Reset()
-		q.waiting.Reset()
+	if r == nil {
 		return
 	}
 	began := time.Now()
-	view, named, err := r.read(ctx)
-	left := r.stillLeft(ctx)
+	v, err := r.read(ctx)
+	var left map[string]int
+	if r.Wait > 0 {
+		left = r.stillLeft(ctx)
+	}
 	if ctx.Err() != nil {
 		return
 	}
-	q.mu.Lock()
-	q.left = left
-	q.mu.Unlock()
-	if before := q.set(view, named, began); (err != nil) != before {
-		if err != nil {
-			q.log.Warn("the queue cannot be read: mail passes without a ceiling", "socket", r.Socket, "error", err,
-				"hint", "the user of the milter must be in the group postdrop, and milter.queue_socket be that of Postfix's showq service")
-		} else {
-			q.log.Info("the queue can be read again: the ceiling is in force", "socket", r.Socket)
-		}
+	q.set(v, left, began)
+	next := &Picture{Time: began, Err: err}
+	if err == nil {
+		next = v.picture
 	}
-	q.show(r, view)
+	if was := q.picture.Swap(next); (err != nil) != (was != nil && was.Err != nil) {
+		q.tell(r, err)
+	}
 }
 
-// set puts a view into force, nil for none, and forgets what it contains. It reports whether there
-// was none before.
-func (q *Watch) set(view map[string]*Backlog, named *idSet, began time.Time) (failed bool) {
+// tell says that the queue can be read no longer, or again.
+func (q *Watch) tell(r *Rules, err error) {
+	without, again := "what waits in it is not known", "the queue can be read again"
+	if r.Wait > 0 {
+		without, again = without+", and mail passes without a ceiling", again+": the ceiling is in force"
+	}
+	if err == nil {
+		q.log.Info(again, "socket", r.Socket)
+		return
+	}
+	q.log.Warn("the queue cannot be read: "+without, "socket", r.Socket, "error", err, "hint", unreadableHint)
+}
+
+// unreadableHint is what to do where the queue cannot be read.
+const unreadableHint = `the user of the milter must be in the group postdrop ("usermod -aG postdrop sendas", then restart it), and milter.queue_socket be that of Postfix's showq service`
+
+// set puts a view into force, nil for none, and forgets what it contains.
+func (q *Watch) set(v *reading, left map[string]int, began time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	failed, q.failed = q.failed, view == nil && !began.IsZero()
-	q.view = view
+	q.left, q.view = left, nil
+	if v != nil {
+		q.view = v.backlogs
+	}
 	q.recent = slices.DeleteFunc(q.recent, func(m taken) bool {
-		return view == nil || m.at.Before(began.Add(-overlap)) || named.has(m.id)
+		return q.view == nil || m.at.Before(began.Add(-overlap)) || v.named.has(m.id)
 	})
 	clear(q.since)
 	for _, m := range q.recent {
 		add(q.since, m.key, m.rcpts)
-	}
-	return failed
-}
-
-// show shows what waits, by mailbox of the configuration.
-func (q *Watch) show(r *Rules, view map[string]*Backlog) {
-	if view == nil {
-		q.up.WithLabelValues().Set(0)
-		q.waiting.Reset()
-		return
-	}
-	q.up.WithLabelValues().Set(1)
-	sum := make(map[string]Backlog, len(r.Limits))
-	for key, b := range view {
-		first, _, _ := strings.Cut(key, " ") // of a pool
-		a, err := address.Parse(first)
-		if err != nil {
-			continue
-		}
-		if m, _ := r.Policy.MailboxFor(a); m != nil {
-			s := sum[m.Name]
-			s.Messages, s.Recipients = s.Messages+b.Messages, s.Recipients+b.Recipients
-			sum[m.Name] = s
-		}
-	}
-	for _, m := range r.Policy.Mailboxes() {
-		q.waiting.WithLabelValues(m.Name, string(limit.KindMessages)).Set(float64(sum[m.Name].Messages))
-		q.waiting.WithLabelValues(m.Name, string(limit.KindRecipients)).Set(float64(sum[m.Name].Recipients))
 	}
 }
 
@@ -304,9 +290,15 @@ func add(m map[string]*Backlog, key string, rcpts int) {
 	b.Recipients += rcpts
 }
 
-// read reads Postfix's queue, and returns the ids of what it has counted. Mail of a sender that
-// leaves by a connector too is counted for the mailbox that may send as it: the queue does not
-// tell.
+// A reading is what one reading of the queue found.
+type reading struct {
+	picture  *Picture
+	backlogs map[string]*Backlog // by Rules.queue; nil without a ceiling
+	named    *idSet
+}
+
+// read reads Postfix's queue. Mail of a sender that leaves by a connector too is counted for the
+// mailbox that may send as it: the queue does not tell.
 //
 // showq(8) lists one queue after the other (active, incoming, deferred; Postfix, src/showq/showq.c)
 // while qmgr(8) moves messages between them. One that is deferred meanwhile is named twice, and
@@ -314,32 +306,60 @@ func add(m map[string]*Backlog, key string, rcpts int) {
 // not be named at all, and looks like one that has left. It is missed until the next reading, so
 // that the ceiling may be passed by what comes in until then: too few in view takes mail, too many
 // would refuse it.
-func (r *Rules) read(ctx context.Context) (map[string]*Backlog, *idSet, error) {
+func (r *Rules) read(ctx context.Context) (*reading, error) {
 	ctx, cancel := context.WithTimeout(ctx, readTime)
 	defer cancel()
+	v := &reading{picture: newPicture(time.Now()), named: newIDSet()}
+	if r.Wait > 0 {
+		v.backlogs = make(map[string]*Backlog)
+	}
 	c, err := (&net.Dialer{}).DialContext(ctx, "unix", r.Socket)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.Close() })()
-	view, named := make(map[string]*Backlog), newIDSet()
-	err = read(bufio.NewReaderSize(c, maxQueueName), func(m queued) {
-		if !leaving[m.queue] {
-			return
-		}
-		a, err := address.Parse(m.sender)
-		if err != nil {
-			return
-		}
-		if key, _ := r.queue(a); key != "" && named.add(m.id) {
-			add(view, key, m.rcpts)
-		}
-	})
-	if err != nil {
-		return nil, nil, err
+	if err := read(bufio.NewReaderSize(c, maxQueueName), func(m queued) { r.note(v, m) }); err != nil {
+		return nil, err
 	}
-	return view, named, nil
+	return v, nil
+}
+
+// note counts a message.
+func (r *Rules) note(v *reading, m queued) {
+	if !leaving[m.queue] {
+		v.picture.Queues.add(m.queue, &m)
+		return
+	}
+	if !v.named.add(m.id) {
+		return
+	}
+	v.picture.Queues.add(m.queue, &m)
+	if m.reason != "" {
+		v.picture.Deferred.add(r.reason(m.reason), &m)
+	}
+	v.picture.Ways.add(r.way(m.sender), &m)
+	if v.backlogs == nil {
+		return
+	}
+	if a, err := address.Parse(m.sender); err == nil {
+		if key, _ := r.queue(a); key != "" {
+			add(v.backlogs, key, m.rcpts)
+		}
+	}
+}
+
+// way returns by which way mail of a sender leaves.
+func (r *Rules) way(sender string) Way {
+	if a, err := address.Parse(sender); err == nil {
+		if m, _ := r.Policy.MailboxFor(a); m != nil {
+			return Way{Mailbox: m.Name, Route: r.Policy.RouteFrom(sender).Name}
+		}
+	}
+	if route := r.Policy.RouteFrom(sender); route != nil {
+		return Way{Route: route.Name}
+	}
+	return Way{}
 }
 
 // idSet is a set of queue ids, of which hashes are kept. A message keeps its id in whatever
@@ -378,75 +398,3 @@ func (s *idSet) has(id string) bool {
 // leaving are the queues whose mail leaves by itself; what is held does not, and what is in
 // maildrop has not been decided on.
 var leaving = map[string]bool{"incoming": true, "active": true, "deferred": true}
-
-// maxQueueName bounds what is kept of a name or value; showq(8) also tells reasons, which may be
-// long.
-const maxQueueName = 4096
-
-// queued is a message as showq(8) tells it.
-type queued struct {
-	queue, id, sender string
-	rcpts             int
-}
-
-// read reads what showq(8) says of the queue: lists of attributes, each a name and a value that end
-// in NUL, and each list ends in one more NUL, as the whole does (Postfix, src/showq/showq.c and
-// src/util/attr_print0.c). A message is one list with an attribute "recipient" for each. Since 3.6
-// a list that names the protocol comes first.
-func read(r *bufio.Reader, fn func(queued)) error {
-	for lists := 0; ; lists++ {
-		var m queued
-		attributes := 0
-		for ; ; attributes++ {
-			name, err := readWord(r)
-			if err != nil {
-				return err
-			}
-			if name == "" {
-				break
-			}
-			value, err := readWord(r)
-			if err != nil {
-				return err
-			}
-			switch name {
-			case "queue_name":
-				m.queue = value
-			case "queue_id":
-				m.id = value
-			case "sender":
-				m.sender = value
-			case "recipient":
-				m.rcpts++
-			case "protocol":
-				if value != "mail_queue_list_protocol" {
-					return fmt.Errorf("it speaks another protocol: %.40q", value)
-				}
-			}
-		}
-		switch {
-		case attributes == 0:
-			return nil
-		case m.queue != "":
-			fn(m)
-		case lists > 0:
-			return errors.New("it speaks another protocol: a message has no queue_name")
-		}
-	}
-}
-
-// readWord reads up to the next NUL, and returns at most the reader's buffer of it.
-func readWord(r *bufio.Reader) (string, error) {
-	b, err := r.ReadSlice(0)
-	if err == nil {
-		return string(b[:len(b)-1]), nil
-	}
-	word := string(b)
-	for errors.Is(err, bufio.ErrBufferFull) {
-		_, err = r.ReadSlice(0)
-	}
-	if err == io.EOF {
-		err = errors.New("the list of the queue breaks off")
-	}
-	return word, err
-}

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/sendas/sendas/internal/logtest"
 	"github.com/sendas/sendas/milter/queue/queuetest"
@@ -115,7 +114,7 @@ func TestQueueCeiling(t *testing.T) {
 	if got := q.Overflow(d, 1); got == nil || !strings.Contains(got.Text, "3 messages waiting") {
 		t.Errorf("after one more was accepted: %v", got)
 	}
-	if got := testutil.ToFloat64(q.waiting.WithLabelValues("scan@contoso.com", "recipients")); got != 7 {
+	if got := q.picture.Load().Ways[scanWay].Recipients; got != 7 {
 		t.Errorf("sendas_queue_waiting is %v, want 7", got)
 	}
 	empty := ""
@@ -184,7 +183,7 @@ func TestQueueMoves(t *testing.T) {
 			}))
 			for i, want := range []int{tc.want, tc.next} {
 				q.Look(t.Context())
-				if got := testutil.ToFloat64(q.waiting.WithLabelValues("scan@contoso.com", "messages")); got != float64(want+1) {
+				if got := q.picture.Load().Ways[scanWay].Messages; got != want+1 {
 					t.Errorf("%s: reading %d of %v counts %v messages, want %d", tc.name, i+1, ids, got, want+1)
 				}
 			}
@@ -276,14 +275,14 @@ func TestQueueUnreadable(t *testing.T) {
 			t.Errorf("with a queue that cannot be read: %v", got)
 		}
 	}
-	if up := testutil.ToFloat64(q.up.WithLabelValues()); up != 0 {
-		t.Errorf("sendas_queue_view_up is %v", up)
+	if s := q.Status(); s.Readable || s.Messages != nil || s.Error == "" || !strings.Contains(s.Hint, "postdrop") {
+		t.Errorf("a queue that cannot be read is %+v", s)
 	}
 	if err := os.Rename(s.Path, s.Path+"-gone"); err != nil {
 		t.Fatal(err)
 	}
 	q.Look(t.Context())
-	if q.Overflow(d, 1) == nil || testutil.ToFloat64(q.up.WithLabelValues()) != 1 {
+	if q.Overflow(d, 1) == nil || !q.Status().Readable {
 		t.Error("a queue that can be read again has no ceiling")
 	}
 	lines := strings.Split(strings.TrimSpace(log.String()), "\n")
@@ -292,20 +291,27 @@ func TestQueueUnreadable(t *testing.T) {
 	}
 }
 
-// TestQueueIsNotReadInVain: without a ceiling nobody asks Postfix.
-func TestQueueIsNotReadInVain(t *testing.T) {
+// TestQueueWithoutCeiling: it is read all the same, and everything is taken.
+func TestQueueWithoutCeiling(t *testing.T) {
 	s := queuetest.Start(t, queuetest.Message("active", "hr@contoso.com", 10))
-	q, _ := newQueue(t, s.Path)
-	q.Look(t.Context())
+	q, log := newQueue(t, s.Path)
 	q.Use(Rules{Socket: s.Path, Policy: somePolicy(t)})
 	q.Look(t.Context())
-	if n := s.Asks.Load(); n != 1 {
-		t.Errorf("the queue was read %d times, want once, while there was a ceiling", n)
+	if got := q.Status(); !got.Readable || *got.Messages != 1 {
+		t.Errorf("the queue is %+v", got)
 	}
 	if got := q.Overflow(decision(t), 1000); got != nil {
 		t.Errorf("without a ceiling: %v", got)
 	}
+	q.Use(Rules{Socket: s.Path + "-gone", Policy: somePolicy(t)})
+	q.Look(t.Context())
+	if got := log.String(); !strings.Contains(got, "what waits in it is not known") || strings.Contains(got, "ceiling") {
+		t.Errorf("the log says %s", got)
+	}
 }
+
+// scanWay is how mail of newQueue's mailbox leaves.
+var scanWay = Way{Mailbox: "scan@contoso.com", Route: "submission"}
 
 // somePolicy has a mailbox that may send as another address, and a client that sends through it.
 func somePolicy(t testing.TB) *policy.Rules {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/sendas/sendas/cmd/internal/service"
 	"github.com/sendas/sendas/milter"
+	"github.com/sendas/sendas/milter/queue"
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token/entra"
@@ -67,6 +68,12 @@ func fictitious() *view {
 		Unknown: counts(0, 0, 9), Identities: []milter.IdentityStatus{{Identity: "hr@contoso.com", OnLimit: "hold", Limits: limits(17, 20)}},
 		Recent: milter.Recent{Minutes: 15, Actions: map[policy.Action]uint64{policy.Accept: 240, policy.Defer: 12, policy.Reject: 3, "hold": 0},
 			Reasons: map[policy.ReasonCode]uint64{policy.ReasonAuthorized: 200, policy.ReasonFallback: 40, "client-limit": 12, policy.ReasonNoClient: 3}}}
+	queued, since := 17, at(-40*time.Minute)
+	incoming.Queue = &queue.Status{Readable: true, ReadAt: now, Messages: &queued, Oldest: since,
+		Queues: []queue.PlaceStatus{{Queue: "deferred", Messages: 12, Oldest: since}, {Queue: "active", Messages: 5}, {Queue: "hold", Messages: 2}, {Queue: "incoming"}},
+		Waiting: []queue.PlaceStatus{{Mailbox: "scan@contoso.com", Route: "submission", Messages: 15, Recipients: 31, Oldest: since}, {Route: "site", Messages: 1, Recipients: 1, Oldest: at(-3 * time.Second)},
+			{Messages: 1, Recipients: 1, Oldest: at(-time.Second)}},
+		Deferred: []queue.PlaceStatus{{Reason: queue.ReasonConnect, Messages: 10}, {Reason: "service", Messages: 2}}}
 	loaded := service.Config{LoadedAt: *at(-26 * time.Hour), OK: true}
 	old := service.Config{LoadedAt: *at(-26 * time.Hour)}
 	return &view{time: now, tokenAt: "127.0.0.1:9726", token: &tokenReport{status, &loaded}, milterAt: "127.0.0.1:9725", milter: &milterReport{incoming, &old}}

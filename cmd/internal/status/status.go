@@ -195,6 +195,8 @@ func (v *view) text() string {
 	fmt.Fprintf(&b, "%s\n", v.time.Format(time.DateTime))
 	fmt.Fprintf(&b, "token service  %s\n", v.tokenState())
 	fmt.Fprintf(&b, "milter         %s\n", v.milterState())
+	words, _ := v.queueState()
+	fmt.Fprintf(&b, "queue          %s\n", words)
 	if v.token != nil {
 		for i := range v.token.Credentials {
 			writeCredential(&b, &v.token.Credentials[i], v.token.Time)
@@ -202,6 +204,7 @@ func (v *view) text() string {
 		writeMailboxes(&b, v.token.Status)
 	}
 	if v.milter != nil {
+		writeQueue(&b, v.milter.Queue, v.milter.Time)
 		writeClients(&b, v.milter.Status)
 	}
 	return tidyText(b.String())

@@ -75,6 +75,7 @@ type milterView struct {
 	Clients     []clientView
 	More        string
 	Identities  []clientView
+	Queue       []pageFact
 	RecentHead  string
 	Recent      []pageFact
 }
@@ -458,7 +459,7 @@ func signInLevel(s *lease.SignInStatus) string {
 // milterPage makes the page of the milter.
 func milterPage(s *milter.Status, c *service.Config, all bool) *pageView {
 	v := &pageView{Service: "milter", State: serviceState(s.Time, s.Started), Title: "sendas milter", Notices: configNotes(c, s.Time)}
-	m := &milterView{ClientsHead: clientsHead(s), RecentHead: fmt.Sprintf("The last %d minutes", s.Recent.Minutes), Recent: recentFacts(&s.Recent)}
+	m := &milterView{ClientsHead: clientsHead(s), RecentHead: fmt.Sprintf("The last %d minutes", s.Recent.Minutes), Recent: recentFacts(&s.Recent), Queue: queueFacts(s.Queue, s.Time)}
 	shown, rest := firstOf(clientsInOrder(s.Clients, len(s.Clients) > rowsFor(all)), rowsFor(all))
 	for _, x := range shown {
 		m.Clients = append(m.Clients, clientView{Name: x.Client, Over: overWords(x.Over, x.OnLimit), Last: lastWords(x.LastMessage, s.Time),

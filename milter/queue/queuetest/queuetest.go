@@ -6,9 +6,11 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // Words writes words with a NUL behind each.
@@ -29,6 +31,12 @@ func MessageAs(queue, id, sender string, rcpts int) string {
 		s += Words("original_recipient", r, "recipient", r, "log_class", "defer", "reason", "host busy")
 	}
 	return s + "\x00"
+}
+
+// Deferred is a message of that moment with a recipient, which was deferred for that reason.
+func Deferred(queue, id, sender string, at time.Time, reason string) string {
+	return Words("queue_name", queue, "queue_id", id, "time", strconv.FormatInt(at.Unix(), 10), "size", "1234", "forced_expire", "0", "sender", sender,
+		"recipient", "someone@example.net", "reason", reason) + "\x00"
 }
 
 const Hello = "protocol\x00mail_queue_list_protocol\x00\x00"
