@@ -112,7 +112,12 @@ type query struct {
 	subject                string
 	fingerprint, publicKey string
 	sender, recipient      string
+	state                  string // of the SMTP dialogue
 }
+
+// probes reports whether nobody's mail is asked about: smtpd(8) names a recipient at RCPT, "sendas
+// doctor" does not. Such a request is answered, and counted nowhere.
+func (q *query) probes() bool { return q.state == "RCPT" && q.recipient == "" }
 
 // readQuery reads a request: lines of name=value up to an empty one. io.EOF means that Postfix had
 // no more.
@@ -120,7 +125,7 @@ func readQuery(r *bufio.Reader) (*query, error) {
 	q := &query{}
 	fields := map[string]*string{
 		"client_address": &q.addr, "client_port": &q.port, "sasl_username": &q.login, "ccert_subject": &q.subject,
-		"ccert_fingerprint": &q.fingerprint, "ccert_pubkey_fingerprint": &q.publicKey, "sender": &q.sender, "recipient": &q.recipient,
+		"ccert_fingerprint": &q.fingerprint, "ccert_pubkey_fingerprint": &q.publicKey, "sender": &q.sender, "recipient": &q.recipient, "protocol_state": &q.state,
 	}
 	kind := ""
 	fields["request"] = &kind
@@ -185,6 +190,12 @@ func (s *PolicyServer) answer(q *query) string {
 		if f.Reply = s.Quotas.Foresee(client, time.Now()); f.Reply != nil {
 			f.Reasons = append(f.Reasons, policy.Reason{Code: policy.ReasonClientLimit, Subject: client})
 		}
+	}
+	if q.probes() {
+		if f.Reply != nil {
+			return f.Reply.String()
+		}
+		return "DUNNO"
 	}
 	action, text := askedDunno, "DUNNO"
 	switch {

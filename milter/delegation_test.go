@@ -124,6 +124,8 @@ func TestPolicyAnswers(t *testing.T) {
 		{"direct only, at DATA", edited(append(addr("10.5.0.1"), "RCPT", "DATA", "someone@example.net", "")...), "action=DUNNO"},
 		{"unknown", edited(addr("192.0.2.1")...),
 			"action=550 5.7.1 192.0.2.1 is not a known client of this relay; ask its administrator to add it to clients: in sendas.yaml"},
+		{"the doctor, which is counted nowhere", edited(append(addr("192.0.2.1"), "someone@example.net", "")...),
+			"action=550 5.7.1 192.0.2.1 is not a known client of this relay; ask its administrator to add it to clients: in sendas.yaml"},
 		{"subject", edited(append(addr("192.0.2.1"), "ccert_subject=", "ccert_subject=SAP01.contoso.com")...), "action=FILTER sendas:[smtp.office365.com]:587"},
 		{"fingerprint", edited(append(addr("192.0.2.1"), "ccert_fingerprint=", "ccert_fingerprint="+fp)...), "action=FILTER sendas:[smtp.office365.com]:587"},
 		{"fingerprint of the key", edited(append(addr("192.0.2.1"), "ccert_pubkey_fingerprint=", "ccert_pubkey_fingerprint="+strings.ToLower(fp))...),
@@ -137,6 +139,9 @@ func TestPolicyAnswers(t *testing.T) {
 	<-done
 	if n := strings.Count(log.String(), `msg="recipient refused"`); n != 2 {
 		t.Errorf("%d refusals in the log, want 2:\n%s", n, log)
+	}
+	if n := testutil.ToFloat64(s.Metrics.asked.WithLabelValues("", "refuse")); n != 1 {
+		t.Errorf("%v strangers were counted, want 1", n)
 	}
 	if n := testutil.ToFloat64(s.Metrics.asked.WithLabelValues("badges", "dunno")); n != 2 {
 		t.Errorf("sendas_policy_requests_total is %v, want 2", n)

@@ -92,7 +92,8 @@ func serviceSeries(t *testing.T, reg *prometheus.Registry) map[string]seriesDoc 
 		if !strings.HasPrefix(m[1], "sendas_") {
 			continue
 		}
-		if m[1] == "sendas_lease_long_waits_total" { // by mailbox, and nobody waits so long here
+		// By mailbox, and here nobody waits so long, and every reply is shown.
+		if m[1] == "sendas_lease_long_waits_total" || m[1] == "sendas_leases_unseen_total" {
 			kinds[m[1]] = "counter"
 		}
 		if kinds[m[1]] == "" {
@@ -117,8 +118,9 @@ func tokenFigures(t *testing.T) *prometheus.Registry {
 	usage := &lease.UsageStatus{Used: 1, Left: 29, Limit: 30, Window: 60}
 	proof := func(kind string) *lease.ProofStatus { return &lease.ProofStatus{Kind: kind, Ends: &now} }
 	state := &lease.Status{
-		Groups:    []lease.GroupStatus{{Name: lease.GroupExternal, Recipients: usage}},
-		Mailboxes: []lease.MailboxStatus{{Mailbox: "erp@contoso.com", Messages: usage, Recipients: usage, Connections: 3, InForce: 2, Next: &now, PausedUntil: &now}},
+		Groups: []lease.GroupStatus{{Name: lease.GroupExternal, Recipients: usage}},
+		Mailboxes: []lease.MailboxStatus{{Mailbox: "erp@contoso.com", Messages: usage, Recipients: usage, Connections: 3, InForce: 2, Next: &now, PausedUntil: &now,
+			Denied: []lease.Denial{{Held: true}}}},
 		Credentials: []lease.CredentialStatus{
 			{Name: "relay-app", InUse: true, Proof: proof(token.ProofSecret), Refresh: lease.RefreshStatus{LastSuccess: &now}},
 			{Name: "other-app", InUse: true, Proof: proof(token.ProofCertificate), SignIn: &lease.SignInStatus{Since: &now, Ends: &now}},

@@ -123,6 +123,44 @@ func TestRulesAreTested(t *testing.T) {
 	}
 }
 
+// runbooks is where the paragraphs on alerts are, unless a site says otherwise.
+const runbooks = "https://github.com/sendas/sendas/blob/main/docs/alerts.md"
+
+// TestAlertsPage: each alert leads to a paragraph of its own in docs/alerts.md, which has its
+// severity, what it means, how to see it and what to type; and there is none of an alert that is
+// not.
+func TestAlertsPage(t *testing.T) {
+	text, err := os.ReadFile("../../docs/alerts.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := make(map[string]string)
+	for _, part := range strings.Split(string(text), "\n### ")[1:] {
+		name, rest, _ := strings.Cut(part, "\n")
+		told[name] = rest
+	}
+	rules, _ := readRules(t)
+	for _, r := range rules {
+		if r.Alert == "" {
+			continue
+		}
+		want := `{{ or $externalLabels.sendas_runbooks "` + runbooks + `" }}#` + strings.ToLower(r.Alert)
+		if got := r.Annotations["runbook_url"]; got != want {
+			t.Errorf("%s leads to %s, want %s", r.Alert, got, want)
+		}
+		if m := paragraph.FindStringSubmatch(told[r.Alert]); m == nil || m[1] != r.Labels["severity"] {
+			t.Errorf("docs/alerts.md says of %s: %q", r.Alert, told[r.Alert])
+		}
+		delete(told, r.Alert)
+	}
+	for name := range told {
+		t.Errorf("docs/alerts.md has %s, which is no alert", name)
+	}
+}
+
+// paragraph is one of docs/alerts.md.
+var paragraph = regexp.MustCompile("(?s)^\n\\*(critical|warning|info)\\.\\* \\*\\*What it means:\\*\\* [A-Z`].+\n\n\\*\\*How to see:\\*\\* .*`.+`.*\n\n\\*\\*What to type:\\*\\* .+\n")
+
 var (
 	alertName = regexp.MustCompile(`alertname="(\w+)"`)
 	command   = regexp.MustCompile(`(?s)(Type|type)[:,].*(sendas|journalctl|systemctl|redis-cli|timedatectl|mailq|grep) `)
@@ -134,6 +172,9 @@ type prometheus struct {
 	log  string
 }
 
+// siteRunbooks is where a site has pages of its own on alerts.
+const siteRunbooks = "https://wiki.contoso.com/alerts"
+
 // startPrometheus starts one on the site's two services, with the rules in the given text.
 func startPrometheus(t *testing.T, s *Site, rules string) *prometheus {
 	t.Helper()
@@ -143,12 +184,12 @@ func startPrometheus(t *testing.T, s *Site, rules string) *prometheus {
 	}
 	dir := t.TempDir()
 	p := &prometheus{addr: ports[0], log: filepath.Join(dir, "log")}
-	config := fmt.Sprintf(`global: {scrape_interval: 1s, evaluation_interval: 1s}
+	config := fmt.Sprintf(`global: {scrape_interval: 1s, evaluation_interval: 1s, external_labels: {sendas_runbooks: %q}}
 rule_files: [rules.yml]
 scrape_configs:
   - {job_name: sendas-milter, static_configs: [{targets: [%q]}]}
   - {job_name: sendas-token, static_configs: [{targets: [%q]}]}
-`, s.milterHTTP, s.tokenHTTP)
+`, siteRunbooks, s.milterHTTP, s.tokenHTTP)
 	for name, text := range map[string]string{"prometheus.yml": config, "rules.yml": rules} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
@@ -411,7 +452,7 @@ func (p *prometheus) mustHave(ctx context.Context, t *testing.T, where, expr str
 }
 
 // selector finds what an expression selects of our series and of Prometheus' own.
-var selector = regexp.MustCompile(`\b((?:mailbox:|client:|group:|instance:)?sendas_\w+(?::\w+)?|up)\b(\{[^}]*\})?`)
+var selector = regexp.MustCompile(`\b((?:mailbox:|client:|group:|instance:|host:)?sendas_\w+(?::\w+)?|up)\b(\{[^}]*\})?`)
 
 // TestFirstEvents: no alert asks for an increase of what is counted by mailbox, which has no series
 // before the first event; the rules of sendas-first-events count that too.
@@ -421,7 +462,7 @@ func TestFirstEvents(t *testing.T) {
 	for _, r := range rules {
 		for _, m := range increase.FindAllStringSubmatch(r.Expr, -1) {
 			name := m[1]
-			if !byEvent.MatchString(name) || strings.Contains(r.Expr, `result="unknown-sender"`) { // which has no mailbox, and is there from the start
+			if !byMailbox.MatchString(name) || strings.Contains(r.Expr, `result="unknown-sender"`) { // which has no mailbox, and is there from the start
 				continue
 			}
 			if r.Record == "" {
@@ -435,6 +476,9 @@ func TestFirstEvents(t *testing.T) {
 		t.Errorf("%d rules count first events", recorded)
 	}
 }
+
+// byMailbox are the counters that have no series before the first event.
+var byMailbox = regexp.MustCompile(`^sendas_(lease|upstream|send_as|sessions)_\w+_total$`)
 
 // increase finds the counters of which an expression takes an increase.
 var increase = regexp.MustCompile(`increase\((\w+)`)
@@ -459,11 +503,11 @@ func (p *prometheus) checkRule(ctx context.Context, t *testing.T, r rule) {
 var late = []string{"sendas_ledger_shared", "sendas_sign_in_renewed", "sendas_federated_token_expiry_timestamp_seconds", "sendas_queue_oldest_timestamp_seconds", "sendas_queue_waiting", "sendas_queue_waiting_oldest_timestamp_seconds", "sendas_queue_deferred_messages", "sendas_lease_long_waits_total", "sendas_lease_waiters", "sendas_sessions_lost_total",
 	"sendas_mailbox_connections_in_force", "sendas_mailbox_next_lease_timestamp_seconds", "sendas_mailbox_paused_until_timestamp_seconds",
 	"sendas_mailbox_senders_held", "sendas_leases_unseen_total", "instance:sendas_leases_unseen:increase1h",
-	"mailbox:sendas_lease_long_waits:increase15m", "mailbox:sendas_sessions_lost:increase30m"}
+	"mailbox:sendas_lease_long_waits:increase5m", "mailbox:sendas_sessions_lost:increase30m", "host:sendas_queue_mailbox_age_seconds:max"}
 
-// byEvent are the series that are counted by mailbox, and so are there for what has happened alone:
-// of a selector of these the name is looked for.
-var byEvent = regexp.MustCompile(`^(mailbox:)?sendas_(lease|upstream|send_as|sessions)_\w+(_total|:\w+)$`)
+// byEvent are the series that are there for what has happened alone: of a selector of these the name
+// is looked for.
+var byEvent = regexp.MustCompile(`^((mailbox:|client:|host:)?sendas_(lease|upstream|send_as|sessions|rejected|accepted|verdicts|messages|policy)\w*(_total|:\w+))$`)
 
 // mustSelect reports what an expression selects and there is not: a name with a slip of the pen
 // gives 0 where 0 is what all is well is.
@@ -498,6 +542,9 @@ func (p *prometheus) checkAlerts(ctx context.Context, t *testing.T) {
 		name := a.Labels["alertname"]
 		if credential, ok := meant[name]; !ok || credential != a.Labels["credential"] {
 			t.Errorf("%s fires: %v", name, a.Labels)
+		}
+		if want := siteRunbooks + "#" + strings.ToLower(name); a.Annotations["runbook_url"] != want {
+			t.Errorf("%s leads to %s, want %s", name, a.Annotations["runbook_url"], want)
 		}
 		for _, text := range a.Annotations {
 			if strings.Contains(text, "error") || strings.Contains(text, "no value") || strings.Contains(text, "{{") {

@@ -3,6 +3,7 @@ package lease
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -240,6 +241,18 @@ func TestCounters(t *testing.T) {
 	}
 }
 
+// TestRootKnocks: the doctor's question is no error, that of any other user is.
+func TestRootKnocks(t *testing.T) {
+	for uid, want := range map[uint32]bool{0: true, 1: false, 65534: false} {
+		if got := rootKnocks(fmt.Errorf("a look-up: %w", &peerError{Caller{UID: uid}})); got != want {
+			t.Errorf("user %d: %v", uid, got)
+		}
+	}
+	if rootKnocks(io.EOF) {
+		t.Error("a caller who is not known is taken for root")
+	}
+}
+
 func TestSocketmapErrors(t *testing.T) {
 	uid := uint32(os.Getuid())
 	for _, tc := range []struct {
@@ -250,7 +263,7 @@ func TestSocketmapErrors(t *testing.T) {
 		{"fine", "8:echo abc,", []uint32{uid}, ""},
 		{"unknown map", "7:nix abc,", []uint32{uid}, badMap},
 		{"no netstring", "hello\n", []uint32{uid}, badQuery},
-		{"stranger", "8:echo abc,", []uint32{uid + 1}, badPeer},
+		{"stranger", "8:echo abc,", []uint32{uid + 1}, map[bool]string{false: badPeer}[uid == 0]},
 	} {
 		m := NewMetrics(prometheus.NewRegistry())
 		ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))

@@ -116,7 +116,9 @@ func (s *SocketmapServer) Serve(ctx context.Context, ln net.Listener) error {
 func (s *SocketmapServer) begin(ctx context.Context, c net.Conn) {
 	caller, err := s.identify(c) // before anything is given to it, so that strangers take no place from Postfix
 	if err != nil {
-		s.Metrics.lookupFailed(badPeer)
+		if !rootKnocks(err) {
+			s.Metrics.lookupFailed(badPeer)
+		}
 		s.warns.Warn(s.Log, "look-up connection closed", "error", err)
 		c.Close()
 		return
@@ -188,7 +190,7 @@ func (s *SocketmapServer) talk(ctx context.Context, c net.Conn, caller Caller) e
 		}
 		if !ok {
 			s.Metrics.lookupFailed(badPeer)
-			return notPeer(caller)
+			return &peerError{caller}
 		}
 		c.SetWriteDeadline(time.Now().Add(queryTime))
 		if err := writeResult(c, res); err != nil {
@@ -204,7 +206,7 @@ func (s *SocketmapServer) identify(c net.Conn) (Caller, error) {
 		return Caller{}, err
 	}
 	if !s.isPeer(peer.UID) && !s.admits(peer.UID) {
-		return Caller{}, notPeer(Caller(peer))
+		return Caller{}, &peerError{Caller(peer)}
 	}
 	if peer.PID <= 0 {
 		peer.PID = -s.nameless.Add(1)
@@ -225,8 +227,18 @@ func (s *SocketmapServer) admits(uid uint32) bool {
 	return s.Admin != nil && (uid == 0 || uid == uint32(os.Geteuid()))
 }
 
-func notPeer(c Caller) error {
-	return fmt.Errorf("user id %d (process %d) may not ask for credentials; token.peers lists who may", c.UID, c.PID)
+// A peerError is a caller who may not ask.
+type peerError struct{ Caller }
+
+func (e *peerError) Error() string {
+	return fmt.Sprintf("user id %d (process %d) may not ask for credentials; token.peers lists who may", e.UID, e.PID)
+}
+
+// rootKnocks reports whether it was root who may not ask: so does "sendas doctor", and root could be
+// anybody if it wanted a credential. It is no error that somebody has to look into.
+func rootKnocks(err error) bool {
+	e, ok := errors.AsType[*peerError](err)
+	return ok && e.UID == 0
 }
 
 // answer divides the query "NAME SP KEY" and asks the map. It reports false where the caller may
