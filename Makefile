@@ -55,7 +55,7 @@ package:
 	OUT=build/packages VERSION='$(VERSION)' ./packaging/build
 
 # The life of a package beside Postfix in throw-away Debians that are booted: install, send, kill, upgrade while mail flows, remove,
-# purge; and who gets a token. Ten minutes, and a mirror of Debian.
+# purge; who gets a token; and an upgrade of Debian itself. Ten minutes, and a mirror of Debian.
 package-test:
 	@./packaging/deps $(PACKAGE_DEBS)
 	$(GO) test -count=1 -v -tags packagetest -timeout 40m ./packaging/proof
