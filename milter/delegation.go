@@ -113,6 +113,7 @@ type query struct {
 	fingerprint, publicKey string
 	sender, recipient      string
 	state                  string // of the SMTP dialogue
+	instance               string // the same for all requests about one message
 }
 
 // probes reports whether nobody's mail is asked about: smtpd(8) names a recipient at RCPT, "sendas
@@ -125,7 +126,7 @@ func readQuery(r *bufio.Reader) (*query, error) {
 	q := &query{}
 	fields := map[string]*string{
 		"client_address": &q.addr, "client_port": &q.port, "sasl_username": &q.login, "ccert_subject": &q.subject,
-		"ccert_fingerprint": &q.fingerprint, "ccert_pubkey_fingerprint": &q.publicKey, "sender": &q.sender, "recipient": &q.recipient, "protocol_state": &q.state,
+		"ccert_fingerprint": &q.fingerprint, "ccert_pubkey_fingerprint": &q.publicKey, "sender": &q.sender, "recipient": &q.recipient, "protocol_state": &q.state, "instance": &q.instance,
 	}
 	kind := ""
 	fields["request"] = &kind
@@ -179,9 +180,6 @@ func (s *PolicyServer) answer(q *query) string {
 		req.Places = []policy.Place{{Verdict: policy.Doubtful}}
 	}
 	f := p.Foresee(&req)
-	if p.UsesFingerprints() || p.UsesConnectors() {
-		s.Sessions.note(sessionKey{peer.Addr, q.port}, told{certificate{q.fingerprint, q.publicKey}, f.Filter != ""}, time.Now())
-	}
 	client := ""
 	if f.Client != nil {
 		client = f.Client.Name
@@ -196,6 +194,9 @@ func (s *PolicyServer) answer(q *query) string {
 			return f.Reply.String()
 		}
 		return "DUNNO"
+	}
+	if p.UsesFingerprints() || p.TellsWay() {
+		s.Sessions.note(sessionKey{peer.Addr, q.port}, told{certificate{q.fingerprint, q.publicKey}, q.instance, f.Reply == nil && f.Filter != ""}, time.Now())
 	}
 	action, text := askedDunno, "DUNNO"
 	switch {

@@ -162,3 +162,42 @@ func TestPolicyElsewhere(t *testing.T) {
 		t.Errorf("where all is known: %s", got)
 	}
 }
+
+// TestToldTheWay: where Postfix was told a way out at one recipient, all of the message goes there,
+// so none of it passes untouched, whatever Postfix would deliver itself without that.
+func TestToldTheWay(t *testing.T) {
+	s := start(t)
+	s.UseClasses(receiving())
+	s.Use(routed(t))
+	early := &PolicyServer{Log: s.Server.Log, Metrics: s.Metrics, Sessions: s.sessions}
+	early.Use(routed(t))
+	early.UseClasses(receiving())
+	here, box, there := [2]string{"bob@shop.example", "local"}, [2]string{"x@box.example", "virtual"}, [2]string{"x@fabrikam.com", "smtp"}
+	for i, tc := range []struct {
+		addr  string
+		rcpts [][2]string
+		end   string
+	}{
+		{"10.3.0.9", [][2]string{here}, "0 changes"},
+		{"10.3.0.9", [][2]string{here, here}, "0 changes"},
+		{"10.3.0.9", [][2]string{box}, "550 5.7.1"}, // of that domain only the milter hears, when the way is told
+		{"10.3.0.9", [][2]string{box, here}, "550 5.7.1"},
+		{"10.3.0.9", [][2]string{here, box}, "550 5.7.1"},
+		{"10.3.0.9", [][2]string{here}, "0 changes"},      // the next message of the session
+		{"10.2.0.9", [][2]string{box, here}, "6 changes"}, // the site has a direct route, so submission is told, too
+		{"10.2.0.9", [][2]string{there, here}, "6 changes"},
+		{"10.2.0.9", [][2]string{here}, "0 changes"},
+		{"10.4.0.9", [][2]string{box}, "0 changes"}, // nothing is told
+		{"198.51.100.9", [][2]string{box, here}, "0 changes"},
+	} {
+		c, macros := s.dial(tc.addr, "")
+		macros.Set(protocol.MacroClientPort, "51234")
+		for _, r := range tc.rcpts {
+			early.answer(&query{addr: tc.addr, port: "51234", sender: "friend@example.com", recipient: r[0], instance: fmt.Sprint("message ", i)})
+		}
+		if _, end := s.mailTo(c, macros, tc.rcpts...); end != tc.end {
+			t.Errorf("%d: %s to %v: %s, want %s", i, tc.addr, tc.rcpts, end, tc.end)
+		}
+		c.Close()
+	}
+}

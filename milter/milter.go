@@ -344,7 +344,7 @@ func (t *transaction) EndOfMessage(m protocol.Modifier) (*protocol.Response, err
 	}
 	t.req.QueueID, t.req.Now = m.Get(protocol.MacroQueueId), time.Now()
 	t.req.Peer = t.peer(m) // not before: the policy service hears of a certificate at RCPT
-	t.req.Routed = t.policy.UsesConnectors() && t.routed()
+	t.req.Routed = t.policy.TellsWay() && t.routed()
 	d := t.policy.Decide(&t.req)
 	defer t.end()
 	defer t.report(&d)

@@ -43,7 +43,8 @@ type session struct {
 // told is what was told in the last request of a session, and what was answered.
 type told struct {
 	certificate
-	routed bool // by FILTER
+	instance string // which message it was about
+	routed   bool   // by FILTER, for one of the recipients: Postfix keeps it for the whole message
 }
 
 // certificate holds the fingerprints of a client certificate and of its public key, both empty
@@ -83,6 +84,7 @@ func (s *Sessions) note(k sessionKey, t told, now time.Time) {
 		}
 		s.prune = max(minPrune, 2*len(s.known))
 	}
+	t.routed = t.routed || t.instance != "" && t.instance == s.known[k].instance && s.known[k].routed
 	s.known[k] = session{t, now}
 }
 

@@ -488,12 +488,13 @@ func (p *Rules) pass(r *Request, one int, d *Decision) bool {
 	return true
 }
 
-// place returns the place of a recipient; of one that nobody has asked about it is ours.
+// place returns the place of a recipient; of one that nobody has asked about it is ours. Where
+// Postfix was told the way out, it leads all of the message there, also recipients of its own.
 func (r *Request) place(i int) Place {
-	if i < len(r.Places) {
-		return r.Places[i]
+	if i >= len(r.Places) || r.Routed && r.Places[i].Verdict == Elsewhere {
+		return Place{}
 	}
-	return Place{}
+	return r.Places[i]
 }
 
 // Leaving returns how many of the recipients are not delivered elsewhere.

@@ -68,7 +68,7 @@ type Rules struct {
 	direct     *Route // the first direct route that a client uses, or nil
 	clients    *clientIndex
 	notices    notices
-	connectors bool // some client has one
+	told       bool // some client's way out is told to Postfix at RCPT
 	received   Received
 }
 
@@ -106,10 +106,10 @@ func New(s Settings) (*Rules, []FieldError) {
 	if b.addNotices(s); len(b.errs) > 0 {
 		return nil, b.errs
 	}
-	b.p.connectors = slices.ContainsFunc(clients, func(c Client) bool { return c.Route.Type == Connector })
 	if i := slices.IndexFunc(clients, func(c Client) bool { return c.Route.Type == Direct }); i >= 0 {
 		b.p.direct = clients[i].Route
 	}
+	b.p.told = slices.ContainsFunc(clients, func(c Client) bool { return b.p.filter(&c) != "" })
 	return b.p, nil
 }
 
@@ -475,9 +475,9 @@ func (p *Rules) Verified(name string) bool {
 // Domains returns the verified domains, sorted.
 func (p *Rules) Domains() []string { return slices.Sorted(maps.Keys(p.domains)) }
 
-// UsesConnectors reports whether the mail of some client leaves by a connector, which Postfix is
-// told at RCPT.
-func (p *Rules) UsesConnectors() bool { return p.connectors }
+// TellsWay reports whether Postfix is told the way out at RCPT for the mail of some client; see
+// [Forecast.Filter].
+func (p *Rules) TellsWay() bool { return p.told }
 
 // UsesFingerprints reports whether some client is recognised by the fingerprint of its certificate.
 func (p *Rules) UsesFingerprints() bool { return p.clients.fingerprints }

@@ -73,11 +73,11 @@ func explain(o *options, q *question) error {
 	if err != nil {
 		return err
 	}
-	// As in the milter: what SMTP clients send has been asked about at RCPT, mail of this host not.
-	req.Routed = cfg.Milter.PolicyListen != "" && !req.Peer.Addr.IsLoopback()
 	if err := place(cfg, req); err != nil {
 		return err
 	}
+	// As in the milter: what SMTP clients send has been asked about at RCPT, mail of this host not.
+	req.Routed = cfg.Milter.PolicyListen != "" && !req.Peer.Addr.IsLoopback() && tellsWay(cfg.Policy, req)
 	d := cfg.Policy.Decide(req)
 	if q.json {
 		e := json.NewEncoder(o.stdout)
@@ -109,6 +109,24 @@ func place(c *config.Site, r *policy.Request) error {
 		r.Places = append(r.Places, c.Policy.Place(known, to, policy.Hint{}))
 	}
 	return nil
+}
+
+// tellsWay reports whether the policy service tells Postfix the way out at one of the recipients.
+func tellsWay(p *policy.Rules, r *policy.Request) bool {
+	if len(r.Rcpts) == 0 {
+		f := p.Foresee(&policy.Request{Peer: r.Peer, Sender: r.Sender})
+		return f.Filter != ""
+	}
+	for i, to := range r.Rcpts {
+		one := policy.Request{Peer: r.Peer, Sender: r.Sender, Rcpts: []string{to}}
+		if i < len(r.Places) {
+			one.Places = r.Places[i : i+1]
+		}
+		if f := p.Foresee(&one); f.Reply == nil && f.Filter != "" {
+			return true
+		}
+	}
+	return false
 }
 
 // request turns the flags into what the milter would see.
