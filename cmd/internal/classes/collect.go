@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/sendas/sendas/cmd/internal/postfix"
+	"github.com/sendas/sendas/cmd/internal/postfix/senders"
 	"github.com/sendas/sendas/internal/safefile"
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/address"
@@ -230,7 +231,7 @@ func (k *collector) defaults() {
 	add(k.p.Main["default_transport"])
 	const setting = "sender_dependent_default_transport_maps"
 	for _, table := range k.p.Items(setting) {
-		if ours(table, "transport") {
+		if ours(table, "transport") || senders.IsSpread(table) {
 			continue
 		}
 		entries, ok := k.list("postmap", table)

@@ -183,6 +183,11 @@ luser_relay = $user@fabrikam.com`, []string{
 			"alias recipient_bcc_maps static:archive@fabrikam.com", "local alias_maps ldap:DIR/x.cf", "local alias_maps :include:DIR/none",
 			"local forward_path /var/forward/$user", "local luser_relay $user@fabrikam.com"}}, // NIS stands in Postfix's default, and there is none
 		{"virtual_alias_maps = pipemap:{ mysql:DIR/secret.cf, inline:{a=b} }\nvirtual_alias_domains =\nluser_relay = postmaster\nforward_path =", []string{"alias virtual_alias_maps pipemap:…"}},
+		// What "sendas postfix enable" writes for senders of a pattern leaves no doubt; another table of patterns beside it does.
+		{"mydestination =\nsender_dependent_default_transport_maps = inline:{ {@contoso.com = sendas:[smtp.office365.com]:587} }, " +
+			"regexp:{ {if /@contoso[.]com/}, {/^[ac].*[bd]@/ sendas:[smtp.office365.com]:0587}, {endif} }", nil},
+		{"mydestination =\nsender_dependent_default_transport_maps = regexp:{ {/@fabrikam[.]com/ smtp:[mail.fabrikam.com]} }",
+			[]string{"default sender_dependent_default_transport_maps regexp:…"}},
 		{"local_transport = lmtp:unix:private/lmtp\nalias_maps = ldap:DIR/x.cf", nil}, // nobody asks them
 	} {
 		h := newHost(t, tc.main+"\n", map[string]string{"x": "/./ x\n", "aliases": "team :include:DIR/none\n"})
