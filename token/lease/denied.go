@@ -227,11 +227,14 @@ func (l *Lessor) noteDenial(s *session, class ReplyClass) {
 		x.next = now.Add(retryUntold * x.period)
 		was = false
 	}
-	held := x.held()
-	l.mu.Unlock()
+	held, remember := x.held(), time.Duration(0)
+	if held {
+		remember = rememberDenied * x.period
+	}
+	l.mu.Unlock() // x is others' as well
 	switch {
 	case class == ClassSendAs && held:
-		p := ledger.Pause{Until: now.Add(rememberDenied * x.period), Class: ledger.PauseDenied, Reason: mayNotSendAs}
+		p := ledger.Pause{Until: now.Add(remember), Class: ledger.PauseDenied, Reason: mayNotSendAs}
 		l.keepDenial(s.mailbox, listed, p, now)
 		if !was {
 			l.log.Warn("sender held", "mailbox", s.mailbox, "sender", listed, "denied", maxDenials,
