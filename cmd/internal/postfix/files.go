@@ -212,6 +212,32 @@ func (s *stage) postconf(ctx context.Context, args ...string) (string, error) {
 	return out, s.age()
 }
 
+// order puts the settings that postconf(1) has put at the end of main.cf into the order of names. It
+// writes several in an order that is another one each time, and the diff would be full of it.
+func (s *stage) order(names []string) error {
+	files, err := s.read()
+	if err != nil {
+		return err
+	}
+	files[mainCF] = inOrder(files[mainCF], names)
+	return s.write(files)
+}
+
+// inOrder orders the lines at the end of a main.cf that set one of the names.
+func inOrder(text []byte, names []string) []byte {
+	lines := slices.Collect(bytes.Lines(text))
+	place := func(line []byte) int {
+		name, _, _ := bytes.Cut(line, []byte("="))
+		return slices.Index(names, string(bytes.TrimRight(name, " ")))
+	}
+	begin := len(lines)
+	for begin > 0 && place(lines[begin-1]) >= 0 && bytes.HasSuffix(lines[begin-1], []byte("\n")) {
+		begin--
+	}
+	slices.SortStableFunc(lines[begin:], func(a, b []byte) int { return place(a) - place(b) })
+	return bytes.Join(lines, nil)
+}
+
 // setup reads what postconf(1) says of the stage. Commands in it name the real instance.
 func (s *stage) setup(ctx context.Context, c *config.Site) (*Setup, error) {
 	p, err := Read(ctx, s.run, s.dir, c)

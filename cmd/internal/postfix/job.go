@@ -336,13 +336,16 @@ func (j *Job) begin(ctx context.Context) error {
 // carryOut makes the changes of a plan on the stage, and returns those that were needed.
 func (s *stage) carryOut(ctx context.Context, plan *plan) ([]*change, error) {
 	var done []*change
-	var main []string // all at one time: each run of postconf(1) writes the file anew
+	var main, fresh []string // all at one time: each run of postconf(1) writes the file anew
 	for _, c := range plan.changes {
 		switch {
 		case c.good:
 			continue
 		case c.Service == "":
 			main = append(main, c.Name+" = "+c.Now)
+			if c.Was == nil {
+				fresh = append(fresh, c.Name)
+			}
 		default:
 			if err := s.apply(ctx, c, c.Now, true); err != nil {
 				return nil, err
@@ -352,6 +355,9 @@ func (s *stage) carryOut(ctx context.Context, plan *plan) ([]*change, error) {
 	}
 	if len(main) > 0 {
 		if _, err := s.postconf(ctx, append([]string{"-e"}, main...)...); err != nil {
+			return nil, err
+		}
+		if err := s.order(fresh); err != nil {
 			return nil, err
 		}
 	}
