@@ -575,15 +575,21 @@ func TestDocsUnits(t *testing.T) {
 	}
 }
 
-// TestDocsCertificate makes key and certificate as docs/setup.md says, and checks the configuration
-// that follows there with them.
+// TestDocsCertificate makes key and certificate as pages say, and checks the configuration that
+// follows there with them.
 func TestDocsCertificate(t *testing.T) {
+	for _, name := range []string{"README.md", "docs/setup.md"} {
+		t.Run(name, func(t *testing.T) { certificateOf(t, readPage(t, name)) })
+	}
+}
+
+func certificateOf(t *testing.T, p *docPage) {
+	t.Helper()
 	dir := t.TempDir()
-	p := readPage(t, "docs/setup.md")
 	i := slices.IndexFunc(p.blocks, func(b docBlock) bool { return strings.Contains(b.text, "openssl req") })
 	j := slices.IndexFunc(p.blocks, func(b docBlock) bool { return b.kind == "yaml" })
-	if i < 0 || j < 0 {
-		t.Fatal("the page has no block with openssl, or no configuration")
+	if i < 0 || j < i {
+		t.Fatal("the page has no block with openssl, or no configuration after it")
 	}
 	script := strings.NewReplacer("/etc/sendas", dir, "chown sendas-token ", "chown root ").Replace(p.blocks[i].text)
 	if out, err := exec.CommandContext(t.Context(), "sh", "-e", "-c", script).CombinedOutput(); err != nil {
@@ -592,6 +598,18 @@ func TestDocsCertificate(t *testing.T) {
 	writeText(t, filepath.Join(dir, "sendas.yaml"), p.blocks[j].text)
 	if _, err := config.Load(filepath.Join(dir, "sendas.yaml"), config.CheckAll); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestDocsGo: the version of Go that README asks for is the one that the source needs.
+func TestDocsGo(t *testing.T) {
+	m := regexp.MustCompile(`(?m)^go (\d+\.\d+)`).FindStringSubmatch(readText(t, filepath.Join(tree, "go.mod")))
+	if m == nil {
+		t.Fatal("go.mod names no version")
+	}
+	text := readText(t, filepath.Join(tree, "README.md"))
+	if named := regexp.MustCompile(`\bGo (\d+\.\d+)`).FindAllStringSubmatch(text, -1); len(named) == 0 || slices.ContainsFunc(named, func(n []string) bool { return n[1] != m[1] }) {
+		t.Errorf("README.md names %q, go.mod %s", named, m[1])
 	}
 }
 

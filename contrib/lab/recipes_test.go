@@ -45,13 +45,8 @@ func recipeSite(t *testing.T, page string, postfix ...int) (*Site, context.Conte
 			c.Mailboxes = append(c.Mailboxes, directory.Mailbox{Address: "cron@contoso.com"})
 		},
 		YAML: func(y string) string {
-			before, rest, _ := strings.Cut(y, "mailboxes:\n")
-			_, after, ok := strings.Cut(rest, "milter:\n")
-			if !ok {
-				t.Fatal("the site's configuration has no place for the page's")
-			}
 			recipe := strings.ReplaceAll(recipeBlocks(t, page, "yaml")[0], "20/m", "20/h") // however slow the machine is
-			return before + recipe + "milter:\n" + after
+			return withRecipe(t, y, recipe)
 		},
 		Postfix: func(_ *Site, main map[string]string) []string {
 			blocks := recipeBlocks(t, page, "main.cf")
@@ -65,6 +60,17 @@ func recipeSite(t *testing.T, page string, postfix ...int) (*Site, context.Conte
 			return nil
 		},
 	})
+}
+
+// withRecipe puts a page's mailboxes and clients into the configuration of a site.
+func withRecipe(t *testing.T, site, recipe string) string {
+	t.Helper()
+	before, rest, _ := strings.Cut(site, "mailboxes:\n")
+	_, after, ok := strings.Cut(rest, "milter:\n")
+	if !ok {
+		t.Fatal("the site's configuration has no place for the page's")
+	}
+	return before + recipe + "milter:\n" + after
 }
 
 // A recipeCase is one message, and what leaves.
@@ -194,6 +200,70 @@ func TestRecipeCron(t *testing.T) {
 	own.compare(t, s.Exosim.Messages()[0])
 	s.sendRecipe(ctx, t, 1, recipeCase{name: "another host", addr: "10.3.0.9", mailFrom: "root@web1.contoso.com", from: "root (Cron Daemon)", to: "root@web1.contoso.com",
 		sender: cron, header: `"root at web1.contoso.com" <cron@contoso.com>`, mailbox: cron, rcpt: it, has: map[string]string{"Reply-To": ""}})
+	s.readme(ctx, t)
+}
+
+// typedPostconf finds the settings that a page tells to type.
+var typedPostconf = regexp.MustCompile(`(?m)^postconf -e "([^"]+)"`)
+
+// readme goes on with README's own smallest configuration and the settings that it tells to type:
+// mail of a printer, of cron and of Postfix itself leaves, and a device outside of its network is
+// refused.
+func (s *Site) readme(ctx context.Context, t *testing.T) {
+	t.Helper()
+	const page, scan, out = "../../README.md", "scan@contoso.com", "someone@fabrikam.com"
+	old, err := os.ReadFile(s.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, own, ok := strings.Cut(recipeBlocks(t, page, "yaml")[0], "mailboxes:\n")
+	if !ok {
+		t.Fatal("README has no mailboxes")
+	}
+	if err := os.WriteFile(s.Config, []byte(withRecipe(t, string(old), "mailboxes:\n"+own)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, service := range []*Service{s.Milter, s.Token} {
+		if said, err := service.Reload(ctx); err != nil {
+			t.Fatalf("%v\n%s", err, said)
+		}
+	}
+	var settings []string
+	for _, block := range recipeBlocks(t, page, "sh") {
+		for _, m := range typedPostconf.FindAllStringSubmatch(block, -1) {
+			settings = append(settings, m[1])
+		}
+	}
+	if len(settings) != 2 {
+		t.Fatalf("README tells to type %q, want mynetworks and virtual_alias_maps", settings)
+	}
+	settings = append(settings, "transport_maps=inline:{ {gone.example = error:5.1.2 no such place} }") // of the test: something to bounce
+	if err := s.Postfix.Postconf(ctx, settings...); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Postfix.Restart(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.sendRecipe(ctx, t, 10, recipeCase{name: "README: a printer", addr: "10.2.0.9", mailFrom: "scanner3@floor", from: "scanner3@floor 3 <bad", to: out,
+		sender: scan, header: `"scanner3@floor 3 <bad" <scan@contoso.com>`, mailbox: scan, rcpt: out})
+	s.sendRecipe(ctx, t, 11, recipeCase{name: "README: no client", addr: "10.4.0.9", mailFrom: scan, from: scan, to: out, refused: "554 5.7.1"})
+
+	n := len(s.Exosim.Messages())
+	if err := s.Postfix.SendmailInject(ctx, "root@relay.lab.example", []string{"root"}, []byte("From: root (Cron Daemon)\nTo: root\nSubject: Cron\nMessage-ID: <readme@relay.lab.example>\n\nout\n")); err != nil {
+		t.Fatal(err)
+	}
+	s.settle(ctx, t, n+1)
+	cron := recipeCase{name: "README: cron", sender: scan, header: "Cron Daemon <scan@contoso.com>", mailbox: scan, rcpt: "you@contoso.com"}
+	cron.compare(t, s.Exosim.Messages()[n])
+
+	// What cannot be delivered returns to whom it left as.
+	if err := s.Postfix.SendmailInject(ctx, "root@relay.lab.example", []string{"someone@gone.example"}, []byte("From: root\nTo: someone@gone.example\nSubject: bounces\n\nout\n")); err != nil {
+		t.Fatal(err)
+	}
+	s.settle(ctx, t, n+2)
+	bounce := recipeCase{name: "README: a bounce", sender: "scan@CONTOSO.COM", header: "Mail Delivery System <scan@contoso.com>", mailbox: scan, rcpt: scan,
+		has: map[string]string{"Auto-Submitted": "auto-replied"}}
+	bounce.compare(t, s.Exosim.Messages()[n+1])
 }
 
 // TestRecipeLoadBalancer is docs/recipes/load-balancer.md: behind the PROXY protocol a client is
