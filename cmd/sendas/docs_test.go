@@ -601,6 +601,64 @@ func certificateOf(t *testing.T, p *docPage) {
 	}
 }
 
+// TestDocsTenants makes the units of a second tenant as docs/recipes/tenants.md says: nothing in them
+// is that of the first one, and they have the sockets and folders of the page's configuration.
+func TestDocsTenants(t *testing.T) {
+	p := readPage(t, "docs/recipes/tenants.md")
+	i := slices.IndexFunc(p.blocks, func(b docBlock) bool { return strings.Contains(b.text, "sed -e") })
+	j := slices.IndexFunc(p.blocks, func(b docBlock) bool { return b.kind == "yaml" })
+	if i < 0 || j < 0 {
+		t.Fatal("the page has no block with sed, or no configuration")
+	}
+	source, err := filepath.Abs(filepath.Join(tree, "packaging/systemd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	script := strings.NewReplacer("/usr/lib/systemd/system", source, "/etc/systemd/system", dir, "systemctl daemon-reload", "").Replace(p.blocks[i].text)
+	if out, err := exec.CommandContext(t.Context(), "sh", "-e", "-c", script).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	made, _ := filepath.Glob(filepath.Join(dir, "fabrikam-sendas-*"))
+	of, _ := filepath.Glob(filepath.Join(source, "sendas-*"))
+	if len(made) != len(of) {
+		t.Errorf("%d units were made, the package has %d", len(made), len(of))
+	}
+	text := ""
+	for _, file := range made {
+		for line := range strings.Lines(readText(t, file)) {
+			if !strings.HasPrefix(line, "#") {
+				text += line
+			}
+			if !strings.HasPrefix(line, "#") && firstTenant.MatchString(line) {
+				t.Errorf("%s: %s is of the first tenant", filepath.Base(file), line)
+			}
+		}
+	}
+	file, err := writeSnippet(t.TempDir(), p.blocks[j].text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := config.Load(file, config.SkipFiles)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"ListenStream=" + strings.TrimPrefix(string(c.Milter.Listen), "unix:"), "ListenStream=" + strings.TrimPrefix(string(c.Milter.PolicyListen), "unix:"),
+		"ListenStream=" + strings.TrimPrefix(string(c.Token.Listen), "unix:"), "StateDirectory=" + strings.TrimPrefix(c.Token.StateDir, "/var/lib/"),
+		"StateDirectory=" + strings.TrimPrefix(path.Dir(c.Milter.Store), "bolt:/var/lib/"),
+		"ExecStart=/usr/bin/sendas milter --config /etc/sendas-fabrikam/sendas.yaml", "ExecStart=/usr/bin/sendas token --config /etc/sendas-fabrikam/sendas.yaml",
+		"--reload $MAINPID --config /etc/sendas-fabrikam/sendas.yaml", "ConditionPathExists=/etc/sendas-fabrikam/sendas.yaml", "Service=fabrikam-sendas-milter.service",
+	} {
+		if !strings.Contains(text, want+"\n") {
+			t.Errorf("no unit has %s", want)
+		}
+	}
+}
+
+// firstTenant finds in a unit what belongs to the package's own services.
+var firstTenant = regexp.MustCompile(`/etc/sendas(/|\s)|/var/spool/postfix/|[ =]sendas-\w+\.(service|socket)|StateDirectory=sendas|SyslogIdentifier=sendas`)
+
 // TestDocsGo: the version of Go that README asks for is the one that the source needs.
 func TestDocsGo(t *testing.T) {
 	m := regexp.MustCompile(`(?m)^go (\d+\.\d+)`).FindStringSubmatch(readText(t, filepath.Join(tree, "go.mod")))
