@@ -14,7 +14,7 @@ func cmdDoctor(o *options) *cobra.Command {
 		Use:   "doctor [MAILBOX]",
 		Short: "Walk the whole way of a message, and say what is wrong on it",
 		Long: `doctor looks at everything that a message depends on: the configuration, Postfix's settings, the
-SASL plugin, the sockets of both services, each credential's files and a fresh token with what it says, the way to
+SASL plugin, the sockets of both services, what Postfix's and the services' own users may do, the queue's oldest message, each credential's files and a fresh token with what it says, the way to
 Microsoft's submission server, AUTH and MAIL FROM as each mailbox, and DNS where a route needs it. It goes on
 after a failure, and says below each what it means and what to do. Run it as root on the host of Postfix.
 

@@ -23,6 +23,7 @@ import (
 	"github.com/sendas/sendas/cmd/internal/dns"
 	"github.com/sendas/sendas/cmd/internal/finding"
 	"github.com/sendas/sendas/cmd/internal/postfix"
+	"github.com/sendas/sendas/cmd/internal/service"
 	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/policy/address"
 	"github.com/sendas/sendas/token/entra"
@@ -48,6 +49,8 @@ type world struct {
 	now      func() time.Time
 	saslDirs []string // patterns of the folders in which Cyrus SASL looks for plugins
 	hostname func() (string, error)
+	account  func(name string) (uid uint32, gids []uint32, err error)
+	etc      string // where the host's own resolv.conf and hosts are
 }
 
 // RealWorld is this host.
@@ -55,6 +58,7 @@ func RealWorld() *world {
 	return &world{
 		run: postfix.Run, dial: (&net.Dialer{Timeout: 30 * time.Second}).DialContext, resolver: net.DefaultResolver,
 		client: (*config.Site).Client, source: (*config.Site).Source, now: time.Now, hostname: os.Hostname,
+		account: service.AccountIDs, etc: "/etc",
 		saslDirs: []string{"/usr/lib/*/sasl2", "/usr/lib64/sasl2", "/usr/lib/sasl2"},
 	}
 }
@@ -89,7 +93,7 @@ func (d *Walk) Run(ctx context.Context) error {
 		return err
 	}
 	for _, step := range []func(context.Context){
-		d.checkPostfix, d.checkPlugin, d.checkSockets, d.checkStore,
+		d.checkPostfix, d.checkPlugin, d.checkSockets, d.checkEyes, d.checkQueue, d.checkStore,
 		func(ctx context.Context) { d.checkCredentials(ctx, patients) },
 		func(ctx context.Context) { d.checkMailboxes(ctx, patients) },
 		d.checkSPF,
@@ -174,11 +178,13 @@ func (d *Walk) checkPostfix(ctx context.Context) {
 	d.postfix = p
 	p.Check(s)
 	d.checkPipelining(ctx, s)
+	checkSizes(s, p)
 	classes.Check(ctx, d.Section("classes", "recipients"), d.world.run, p)
 }
 
 // configAdvice is about the configuration itself.
-var configAdvice = struct{ wrong, other, unusable finding.Advice }{
+var configAdvice = struct{ wrong, other, later, unusable finding.Advice }{
+	later:    finding.Advice{Means: "it is no mistake now, and will be one, or does not do what it seems to", Do: `mend the line, then type "sendas check"`},
 	other:    finding.Advice{Means: "another credential cannot be used; {mailbox} does without it", Do: `mend the file, then type "sendas check"`},
 	wrong:    finding.Advice{Means: "the services refuse this configuration, or cannot use a part of it", Do: `mend the file, then type "sendas check"`},
 	unusable: finding.Advice{Means: "without a configuration only Postfix and the sockets can be looked at", Do: `name another file with --config, or write one; packaging/sendas.yaml explains each key`},
@@ -192,6 +198,9 @@ func (d *Walk) checkConfig() {
 	if err == nil {
 		d.config = c
 		s.Ok("file", d.File, "%d mailboxes, %d clients, %d routes", len(c.Mailboxes), len(c.Clients), len(c.Policy.Routes()))
+		for i, p := range c.Warnings {
+			s.Warn(fmt.Sprintf("warning.%d", i+1), placeOf(d.File, &p), p.Text, configAdvice.later)
+		}
 		return
 	}
 	var wrong *config.Error
@@ -204,13 +213,7 @@ func (d *Walk) checkConfig() {
 	}
 	own := d.ownCredential()
 	for i, p := range wrong.Problems[:min(len(wrong.Problems), config.MaxProblems)] {
-		where := wrong.File
-		if p.Line > 0 {
-			where = fmt.Sprintf("%s:%d", wrong.File, p.Line)
-		}
-		if p.Path != "" {
-			where += " " + p.Path
-		}
+		where := placeOf(wrong.File, &p)
 		id := fmt.Sprintf("problem.%d", i+1)
 		if name := p.CredentialFile(); name != "" && own != "" && name != own {
 			s.Warn(id, where, p.Text, configAdvice.other.With("mailbox", d.Mailbox))
@@ -221,6 +224,17 @@ func (d *Walk) checkConfig() {
 	if d.config == nil {
 		s.Warn("usable", d.File, "cannot be used", configAdvice.unusable)
 	}
+}
+
+// placeOf writes where in a file a problem is.
+func placeOf(file string, p *config.Problem) string {
+	if p.Line > 0 {
+		file = fmt.Sprintf("%s:%d", file, p.Line)
+	}
+	if p.Path != "" {
+		file += " " + p.Path
+	}
+	return file
 }
 
 // ownCredential returns the credential of the mailbox that the user named, "" where that is none.

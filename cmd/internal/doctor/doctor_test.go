@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -33,7 +34,8 @@ func emptyWorld() *world {
 			return nil, &net.OpError{Op: "dial", Net: network, Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
 		},
 		resolver: dnstest.Fake{Asked: map[string]int{}}, client: (*config.Site).Client, source: (*config.Site).Source, now: time.Now,
-		hostname: func() (string, error) { return "relay.contoso.com", nil },
+		hostname: func() (string, error) { return "relay.contoso.com", nil }, etc: "/nowhere",
+		account: func(name string) (uint32, []uint32, error) { return 0, nil, user.UnknownUserError(name) },
 	}
 }
 
@@ -289,8 +291,8 @@ func (d *Walk) wantCheck(t *testing.T, id string, status finding.Status, words .
 }
 
 func TestAdvices(t *testing.T) {
-	all := map[string]finding.Advice{"wrong": configAdvice.wrong, "unusable": configAdvice.unusable, "spf": spfAdvice.wrong, "silent": spfAdvice.silent}
-	for name, table := range map[string]map[string]finding.Advice{"sasl": saslAdvice, "socket": socketAdvice, "token": tokenAdvice, "smtp": smtpAdvice, "store": storeAdvice, "unseen": unseenAdvice} {
+	all := map[string]finding.Advice{"wrong": configAdvice.wrong, "later": configAdvice.later, "unusable": configAdvice.unusable, "spf": spfAdvice.wrong, "silent": spfAdvice.silent}
+	for name, table := range map[string]map[string]finding.Advice{"sasl": saslAdvice, "socket": socketAdvice, "token": tokenAdvice, "smtp": smtpAdvice, "store": storeAdvice, "unseen": unseenAdvice, "eyes": eyesAdvice, "waiting": waitingAdvice, "size": sizeAdvice} {
 		for key, a := range table {
 			all[name+" "+key] = a
 		}

@@ -138,7 +138,7 @@ func (d *Walk) checkReadable(s finding.Section, id, file string) bool {
 		s.Ok(id, file, "can be used")
 		return true
 	}
-	uid, gids, err := service.AccountIDs(service.TokenUser)
+	uid, gids, err := d.account(service.TokenUser)
 	if err == nil && !service.MayRead(info, uid, gids) {
 		s.Fail(id, file, fmt.Sprintf("has the mode %04o", info.Mode().Perm()), tokenAdvice["unreadable"].With("user", service.TokenUser, "file", file))
 		return false

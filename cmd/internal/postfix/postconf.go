@@ -282,6 +282,17 @@ func (p *Setup) chrooted(s *entry) bool {
 	return s.chroot == "y" || s.chroot == "-" && (level == "" || level == "0")
 }
 
+// Jail returns the folder that is the root of a service's world, "" where it sees the host's.
+func (p *Setup) Jail(s *entry) string {
+	if !p.chrooted(s) {
+		return ""
+	}
+	return p.queue()
+}
+
+// Command writes a command of Postfix's for the instance that was read.
+func (p *Setup) Command(name string) string { return p.inst.command(name) }
+
 // splitList divides a value at commas and blanks, and keeps what stands in braces together.
 func splitList(value string) []string {
 	var list []string

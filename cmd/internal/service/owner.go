@@ -65,6 +65,9 @@ func MayEnter(info os.FileInfo, uid uint32, gids []uint32) bool { return permits
 
 func MayRead(info os.FileInfo, uid uint32, gids []uint32) bool { return permits(info, uid, gids, 4) }
 
+// MayConnect is MayEnter for a unix socket (unix(7): it takes write permission).
+func MayConnect(info os.FileInfo, uid uint32, gids []uint32) bool { return permits(info, uid, gids, 2) }
+
 // permits reports whether the mode grants a user the bit, as open(2) decides: the owner's bits
 // count for the owner alone.
 func permits(info os.FileInfo, uid uint32, gids []uint32, bit os.FileMode) bool {

@@ -1,0 +1,356 @@
+package doctor
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/sendas/sendas/cmd/internal/config"
+	"github.com/sendas/sendas/cmd/internal/finding"
+	"github.com/sendas/sendas/cmd/internal/service"
+)
+
+// eyesAdvice is about what root does not see: root may do everything, sees the whole file system,
+// and reads the file that the service has not loaded.
+var eyesAdvice = map[string]finding.Advice{
+	"shut":      {Means: "{user} may not {act} here, though root may: {effect}", Do: "{do}"},
+	"peer":      {Means: "Postfix runs as {user}, which token.peers does not name: both services send it away, no mail is taken and none leaves", Do: "write peers: [{user}] below token: in sendas.yaml, and type: systemctl reload sendas-token sendas-milter"},
+	"down":      {Means: "no mail is taken and none leaves", Do: "{postfix} start; its log: journalctl -u 'postfix*'"},
+	"jail":      {Means: "smtp(8) is chrooted into {jail} and asks by this file, not by the host's: Microsoft's server is looked for elsewhere, or not found", Do: "cp {file} {copy} && {postfix} reload"},
+	"jailed-ca": {Means: "smtp(8) is chrooted into {jail} and reads the certificates that it trusts there: no server proves to be Microsoft's", Do: "postconf -P 'sendas/unix/smtp_tls_CAfile={bundle}' && {postfix} reload, since a file is read before the chroot"},
+	"refused":   {Means: "the service refused the file when it was told to load it, and goes on with the one of {loaded}", Do: "mend what \"sendas check\" names, then type: systemctl reload {unit}"},
+	"older":     {Means: "what the file says now is not in force", Do: "systemctl reload {unit}"},
+	"restart":   {Means: "these keys take effect at the next start only", Do: "systemctl restart {unit}"},
+	"writable":  {Means: "others than root may put another {what} there, and so send mail under any name", Do: "chown root {path} && chmod go-w {path}"},
+	"milter":    {Means: "the milter, which reads strangers' mail, may read what is the token service's alone", Do: "chgrp {user} {path} && chmod 0640 {path}"},
+}
+
+// An account is a user as the kernel knows it.
+type account struct {
+	name string
+	uid  uint32
+	gids []uint32
+}
+
+// lookUp finds a user; false where there is none.
+func (d *Walk) lookUp(name string) (account, bool) {
+	uid, gids, err := d.account(name)
+	return account{name, uid, gids}, err == nil
+}
+
+// A door is a file or folder that keeps a user out.
+type door struct {
+	path string
+	info os.FileInfo
+}
+
+// permission is what a user wants of a file, as [service.MayRead] says.
+type permission func(info os.FileInfo, uid uint32, gids []uint32) bool
+
+// barred follows a path below base as a user, and returns what keeps him out: a folder, or the file
+// itself. What is not there keeps nobody out.
+func (a account) barred(base, path string, may permission) *door {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real
+	}
+	for _, folder := range foldersOf(base, path) {
+		if info, err := os.Stat(folder); err == nil && !service.MayEnter(info, a.uid, a.gids) {
+			return &door{folder, info}
+		}
+	}
+	if info, err := os.Stat(path); err == nil && !may(info, a.uid, a.gids) {
+		return &door{path, info}
+	}
+	return nil
+}
+
+// foldersOf returns the folders below base, or below the root, on the way to a file.
+func foldersOf(base, path string) []string {
+	var list []string
+	for dir := filepath.Dir(path); dir != base; dir = filepath.Dir(dir) {
+		list = append(list, dir)
+		if dir == filepath.Dir(dir) {
+			break
+		}
+	}
+	slices.Reverse(list)
+	return list
+}
+
+// mode writes who owns a file, and who may do what.
+func (d *door) mode() string {
+	owner := "?"
+	if st, ok := d.info.Sys().(*syscall.Stat_t); ok {
+		owner = fmt.Sprintf("%d:%d", st.Uid, st.Gid)
+	}
+	return fmt.Sprintf("%s has the mode %04o and belongs to %s", d.path, d.info.Mode().Perm(), owner)
+}
+
+// checkEyes looks once more at what root sees too well: as Postfix's user, as the services' users,
+// within the chroot, and at what the services have loaded.
+func (d *Walk) checkEyes(ctx context.Context) {
+	s := d.Section("eyes", "seen by")
+	if d.postfix != nil {
+		d.checkMaster(ctx, s)
+		d.checkJail(s)
+	}
+	if d.config == nil {
+		return // said already
+	}
+	if d.postfix != nil {
+		d.checkOwner(s)
+	}
+	d.checkRunning(ctx, s, "milter", "sendas-milter", d.config.Milter.HTTP)
+	d.checkRunning(ctx, s, "token", "sendas-token", d.config.Token.HTTP)
+	d.checkReaders(s)
+	d.checkWriters(s)
+}
+
+// checkMaster asks whether Postfix runs, which only root may.
+func (d *Walk) checkMaster(ctx context.Context, s finding.Section) {
+	const id, what = "master", "postfix status"
+	if os.Geteuid() != 0 {
+		s.Skip(id, what, "only root may ask; type it as root")
+		return
+	}
+	if _, _, err := d.run(ctx, "postfix", "-c", d.postfix.Main["config_directory"], "status"); err != nil {
+		s.Fail(id, what, "Postfix does not run", eyesAdvice["down"].With("postfix", d.postfix.Command("postfix")))
+		return
+	}
+	s.Ok(id, what, "Postfix runs")
+}
+
+// checkOwner looks at sockets and token.peers as the user as whom Postfix's daemons connect.
+func (d *Walk) checkOwner(s finding.Section) {
+	owner, ok := d.lookUp(d.postfix.Main["mail_owner"])
+	if !ok {
+		return // said by Postfix's own checks
+	}
+	c, queue := d.config, d.postfix.Main["queue_directory"]
+	for _, socket := range []struct{ id, path, effect string }{
+		{"milter", c.Milter.Listen.Path(), "every client gets 451"}, {"policy", c.Milter.PolicyListen.Path(), "every recipient is deferred"},
+		{"credentials", c.Token.Listen.Path(), "all mail waits in the queue"},
+	} {
+		if info, err := os.Stat(socket.path); socket.path == "" || err != nil || info.Mode()&os.ModeSocket == 0 {
+			continue // said already
+		}
+		what := owner.name + ", socket " + socket.path
+		shut := owner.barred(queue, socket.path, service.MayConnect)
+		if shut == nil {
+			s.Ok("socket."+socket.id, what, "%s may connect", owner.name)
+			continue
+		}
+		do := "chmod 0755 " + shut.path
+		if !shut.info.IsDir() {
+			do = "chmod 0666 " + shut.path + "; where a unit of systemd makes the socket, write SocketMode=0666 there"
+		}
+		s.Fail("socket."+socket.id, what, shut.mode(), eyesAdvice["shut"].With("user", owner.name, "act", "connect", "effect", socket.effect, "do", do))
+	}
+	if !slices.ContainsFunc(c.Token.Peers, func(name string) bool { a, ok := d.lookUp(name); return ok && a.uid == owner.uid }) {
+		s.Fail("peers", owner.name+", token.peers", strings.Join(c.Token.Peers, " "), eyesAdvice["peer"].With("user", owner.name))
+	}
+}
+
+// checkJail compares what a chrooted smtp(8) finds Microsoft's server by with what this host does.
+func (d *Walk) checkJail(s finding.Section) {
+	t := d.postfix.Submission()
+	if t == nil || d.postfix.Jail(t) == "" {
+		return
+	}
+	jail := d.postfix.Jail(t)
+	advice := func(key, file, copy string) finding.Advice {
+		return eyesAdvice[key].With("jail", jail, "file", file, "copy", copy, "postfix", d.postfix.Command("postfix"), "bundle", filepath.Join(d.etc, "ssl/certs/ca-certificates.crt"))
+	}
+	host, _, _ := net.SplitHostPort(d.settings().Tenant.Endpoints.Submission)
+	for _, f := range []struct {
+		name string
+		read func([]byte) string // what counts in it
+	}{{"resolv.conf", nameservers}, {"hosts", func(b []byte) string { return hostLines(b, host) }}} {
+		own, copied := filepath.Join(d.etc, f.name), filepath.Join(jail, "etc", f.name)
+		want, err := os.ReadFile(own)
+		if err != nil || f.read(want) == "" && f.name == "hosts" && !exists(copied) {
+			continue
+		}
+		got, err := os.ReadFile(copied)
+		id, what := "jail."+f.name, "smtp, "+copied
+		switch {
+		case err != nil && f.read(want) != "":
+			s.Fail(id, what, "is not there", advice("jail", own, copied))
+		case f.read(got) != f.read(want):
+			s.Fail(id, what, fmt.Sprintf("says %q, and %s says %q", f.read(got), own, f.read(want)), advice("jail", own, copied))
+		default:
+			s.Ok(id, what, "says what %s says", own)
+		}
+	}
+	path := d.postfix.Value(t, "smtp_tls_CApath")
+	if path == "" || d.postfix.Value(t, "smtp_tls_CAfile") != "" {
+		return
+	}
+	if list, err := os.ReadDir(filepath.Join(jail, path)); err != nil || len(list) == 0 {
+		s.Fail("jail.ca", "smtp, smtp_tls_CApath "+path, "is empty or not there within the chroot", advice("jailed-ca", "", ""))
+	}
+}
+
+func exists(file string) bool {
+	_, err := os.Stat(file)
+	return err == nil
+}
+
+// nameservers returns the servers that a resolv.conf names.
+func nameservers(b []byte) string {
+	var list []string
+	for line := range bytes.Lines(b) {
+		if f := strings.Fields(string(line)); len(f) > 1 && f[0] == "nameserver" {
+			list = append(list, f[1])
+		}
+	}
+	return strings.Join(list, " ")
+}
+
+// hostLines returns the addresses that a file of hosts gives a name.
+func hostLines(b []byte, name string) string {
+	var list []string
+	for line := range bytes.Lines(b) {
+		text, _, _ := strings.Cut(string(line), "#")
+		if f := strings.Fields(text); len(f) > 1 && slices.ContainsFunc(f[1:], func(n string) bool { return strings.EqualFold(n, name) }) {
+			list = append(list, f[0])
+		}
+	}
+	return strings.Join(list, " ")
+}
+
+// checkRunning asks a service which configuration is in force.
+func (d *Walk) checkRunning(ctx context.Context, s finding.Section, name, unit, addr string) {
+	if addr == "" {
+		return // said already
+	}
+	client := &http.Client{Timeout: socketTime, Transport: &http.Transport{DialContext: d.dial, DisableKeepAlives: true}}
+	raw, err := service.Fetch(ctx, client, addr, "/status")
+	var status struct {
+		Config *service.Config `json:"config"`
+	}
+	if err != nil || json.Unmarshal(raw, &status) != nil || status.Config == nil {
+		return // said already: it is down, or somebody else
+	}
+	c := status.Config
+	loaded := c.LoadedAt.UTC().Format(time.RFC3339)
+	id, what := "config."+name, unit+", configuration in force"
+	fill := func(key string) finding.Advice { return eyesAdvice[key].With("unit", unit, "loaded", loaded) }
+	info, err := os.Stat(d.File)
+	switch {
+	case !c.OK:
+		s.Fail(id, what, "the last reload was refused", fill("refused"))
+	case err == nil && info.ModTime().Truncate(time.Second).After(c.LoadedAt):
+		s.Warn(id, what, fmt.Sprintf("was loaded at %s, and the file is of %s", loaded, info.ModTime().UTC().Format(time.RFC3339)), fill("older"))
+	default:
+		s.Ok(id, what, "was loaded at %s", loaded)
+	}
+	if len(c.NeedsRestart) > 0 {
+		s.Warn(id+".restart", unit, "needs a restart for "+strings.Join(c.NeedsRestart, ", "), fill("restart"))
+	}
+}
+
+// checkReaders looks whether the services' users may read sendas.yaml, and whether the milter's may
+// read what it should not.
+func (d *Walk) checkReaders(s finding.Section) {
+	for _, name := range []string{service.MilterUser, service.TokenUser} {
+		a, ok := d.lookUp(name)
+		if !ok {
+			continue // the services run as somebody else here
+		}
+		shut := a.barred("", d.File, service.MayRead)
+		if shut == nil {
+			s.Ok("reads."+name, name+", "+d.File, "may read it")
+			continue
+		}
+		do := fmt.Sprintf("chgrp %s %[2]s && chmod 0640 %[2]s", service.MilterUser, shut.path)
+		if shut.info.IsDir() {
+			do = "chmod 0755 " + shut.path
+		}
+		s.Fail("reads."+name, name+", "+d.File, shut.mode(), eyesAdvice["shut"].With("user", name, "act", "read", "effect", "its service does not start again, and refuses each reload", "do", do))
+	}
+	a, ok := d.lookUp(service.MilterUser)
+	if !ok {
+		return
+	}
+	for i, file := range secretFiles(d.config) {
+		if exists(file) && a.barred("", file, service.MayRead) == nil && a.uid != 0 {
+			s.Warn("secret."+strconv.Itoa(i+1), a.name+", "+file, "may read it", eyesAdvice["milter"].With("user", service.TokenUser, "path", file))
+		}
+	}
+}
+
+// secretFiles are the files that prove who we are, sorted.
+func secretFiles(c *config.Site) []string {
+	var list []string
+	for _, cc := range c.Credentials {
+		key := cc.KeyFile
+		if key == "" {
+			key = cc.CertificateFile // holds both
+		}
+		for _, f := range []string{key, cc.ClientSecretFile, cc.TokenFile} {
+			if filepath.IsAbs(f) {
+				list = append(list, f)
+			}
+		}
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
+// checkWriters finds who else could put another configuration or secret in the place of ours.
+func (d *Walk) checkWriters(s finding.Section) {
+	seen, good := make(map[string]bool), true
+	look := func(path, what string) {
+		for _, p := range append(foldersOf("", path), path) {
+			info, err := os.Stat(p)
+			if err != nil || seen[p] || !othersWrite(info, d.writers()) {
+				continue
+			}
+			seen[p], good = true, false
+			s.Fail("writes."+strconv.Itoa(len(seen)), "everybody, "+p, (&door{p, info}).mode(), eyesAdvice["writable"].With("what", what, "path", p))
+		}
+	}
+	if file, err := filepath.Abs(d.File); err == nil {
+		if file, err = filepath.EvalSymlinks(file); err == nil {
+			look(file, "configuration")
+		}
+	}
+	for _, file := range secretFiles(d.config) {
+		look(file, "secret")
+	}
+	if good {
+		s.Ok("writes", "everybody, the files", "nobody else may write sendas.yaml, the secrets and their folders")
+	}
+}
+
+// writers are the users who may own our files: root, whoever runs the doctor, and the token service,
+// which owns secrets.
+func (d *Walk) writers() []uint32 {
+	list := []uint32{0, uint32(os.Geteuid())}
+	if a, ok := d.lookUp(service.TokenUser); ok {
+		list = append(list, a.uid)
+	}
+	return list
+}
+
+// othersWrite reports whether somebody else than the owners may write a file, or put another one
+// into a folder. In a folder with the sticky bit everybody keeps to what is his (unlink(2)).
+func othersWrite(info os.FileInfo, owners []uint32) bool {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || info.IsDir() && info.Mode()&os.ModeSticky != 0 {
+		return false
+	}
+	mode := info.Mode().Perm()
+	return mode&0o002 != 0 || mode&0o020 != 0 && st.Gid != 0 || !slices.Contains(owners, st.Uid)
+}

@@ -1,0 +1,93 @@
+package doctor
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/sendas/sendas/cmd/internal/finding"
+	"github.com/sendas/sendas/token/lease"
+)
+
+// waitsLong is from when on a message has waited for longer than a passing trouble lasts.
+const waitsLong = time.Hour
+
+// waitingAdvice is about what lies in Postfix's queue.
+var waitingAdvice = map[string]finding.Advice{
+	"old": {Means: "it is not sent: {meaning}", Do: "{act}"},
+}
+
+// A waiter is a message in Postfix's queue, as postqueue -j writes it (postqueue(1)).
+type waiter struct {
+	Queue      string `json:"queue_name"`
+	ID         string `json:"queue_id"`
+	Arrived    int64  `json:"arrival_time"` // Unix time
+	Sender     string `json:"sender"`
+	Recipients []struct {
+		Address string `json:"address"`
+		Reason  string `json:"delay_reason"`
+	} `json:"recipients"`
+}
+
+// reason is why the message waits, as Postfix wrote it down; "" where nobody has said yet.
+func (w *waiter) reason() string {
+	for _, r := range w.Recipients {
+		if r.Reason != "" {
+			return r.Reason
+		}
+	}
+	return ""
+}
+
+// checkQueue looks at the oldest message of Postfix's queue, and at what defers it. Held messages
+// are somebody's wish.
+func (d *Walk) checkQueue(ctx context.Context) {
+	if d.postfix == nil {
+		return // said already
+	}
+	const id, what = "oldest", "oldest message"
+	s := d.Section("queue", "queue")
+	out, _, err := d.run(ctx, "postqueue", "-c", d.postfix.Main["config_directory"], "-j")
+	if err != nil {
+		s.Skip(id, what, "the queue cannot be read: %v", err)
+		return
+	}
+	oldest, n := oldestOf([]byte(out))
+	if oldest == nil {
+		s.Ok(id, what, "the queue is empty")
+		return
+	}
+	age := d.now().Sub(time.Unix(oldest.Arrived, 0)).Round(time.Minute)
+	found := fmt.Sprintf("%s from <%s> waits for %s, of %d messages", oldest.ID, oldest.Sender, age, n)
+	reason := oldest.reason()
+	if age < waitsLong {
+		s.Ok(id, what, "%s", found)
+		return
+	}
+	said := reason
+	if i := strings.LastIndex(reason, " said: "); i >= 0 {
+		said = reason[i+len(" said: "):]
+	}
+	e := lease.Explain(said)
+	act := cmp.Or(strings.ReplaceAll(e.Act, "MAILBOX", oldest.Sender), d.postfix.Command("postqueue")+" -i "+oldest.ID+", which tries it at once; then: journalctl -g "+oldest.ID)
+	s.Warn(id, what, found+": "+cmp.Or(reason, "Postfix has not tried it yet"), waitingAdvice["old"].With("meaning", cmp.Or(e.Meaning, "what Postfix wrote down says why"), "act", act))
+}
+
+// oldestOf returns the message that came first, but for held ones, and how many there are.
+func oldestOf(lines []byte) (oldest *waiter, n int) {
+	for line := range bytes.Lines(lines) {
+		var w waiter
+		if json.Unmarshal(line, &w) != nil || w.Queue == "hold" {
+			continue
+		}
+		n++
+		if oldest == nil || w.Arrived < oldest.Arrived {
+			oldest = &w
+		}
+	}
+	return oldest, n
+}
