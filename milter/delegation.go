@@ -112,13 +112,8 @@ type query struct {
 	subject                string
 	fingerprint, publicKey string
 	sender, recipient      string
-	state                  string // of the SMTP dialogue
 	instance               string // the same for all requests about one message
 }
-
-// probes reports whether nobody's mail is asked about: smtpd(8) names a recipient at RCPT, "sendas
-// doctor" does not. Such a request is answered, and counted nowhere.
-func (q *query) probes() bool { return q.state == "RCPT" && q.recipient == "" }
 
 // readQuery reads a request: lines of name=value up to an empty one. io.EOF means that Postfix had
 // no more.
@@ -126,7 +121,7 @@ func readQuery(r *bufio.Reader) (*query, error) {
 	q := &query{}
 	fields := map[string]*string{
 		"client_address": &q.addr, "client_port": &q.port, "sasl_username": &q.login, "ccert_subject": &q.subject,
-		"ccert_fingerprint": &q.fingerprint, "ccert_pubkey_fingerprint": &q.publicKey, "sender": &q.sender, "recipient": &q.recipient, "protocol_state": &q.state, "instance": &q.instance,
+		"ccert_fingerprint": &q.fingerprint, "ccert_pubkey_fingerprint": &q.publicKey, "sender": &q.sender, "recipient": &q.recipient, "instance": &q.instance,
 	}
 	kind := ""
 	fields["request"] = &kind
@@ -170,6 +165,9 @@ func (q *query) peer() policy.Peer {
 
 // answer decides on a request. The text of the action is what access(5) takes.
 func (s *PolicyServer) answer(q *query) string {
+	if q.addr+q.login+q.subject+q.fingerprint+q.publicKey+q.sender+q.recipient == "" {
+		return "DUNNO" // nobody's: smtpd(8) always tells the address; the doctor sees that we are there
+	}
 	p := s.policy.Load()
 	peer := q.peer()
 	req := policy.Request{Peer: peer, Sender: q.sender}
@@ -188,12 +186,6 @@ func (s *PolicyServer) answer(q *query) string {
 		if f.Reply = s.Quotas.Foresee(client, time.Now()); f.Reply != nil {
 			f.Reasons = append(f.Reasons, policy.Reason{Code: policy.ReasonClientLimit, Subject: client})
 		}
-	}
-	if q.probes() {
-		if f.Reply != nil {
-			return f.Reply.String()
-		}
-		return "DUNNO"
 	}
 	if p.UsesFingerprints() || p.TellsWay() {
 		s.Sessions.note(sessionKey{peer.Addr, q.port}, told{certificate{q.fingerprint, q.publicKey}, q.instance, f.Reply == nil && f.Filter != ""}, time.Now())

@@ -2,6 +2,7 @@ package milter
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"io"
 	"log/slog"
@@ -358,4 +359,21 @@ func FuzzPolicyRequest(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Who sees that the service is there is nobody's client: nothing is counted and nothing logged.
+func TestPolicyProbe(t *testing.T) {
+	var log bytes.Buffer
+	s := &PolicyServer{Log: slog.New(slog.NewTextHandler(&log, nil)), Metrics: NewMetrics(prometheus.NewRegistry()), Sessions: &Sessions{}}
+	for _, tc := range []struct {
+		q    query
+		want string
+	}{{query{}, "DUNNO"}, {query{port: "0"}, "DUNNO"}} { // before a policy is in force, too
+		if got := s.answer(&tc.q); got != tc.want || log.Len() > 0 {
+			t.Errorf("%+v: %q, want %q; logged %q", tc.q, got, tc.want, log.String())
+		}
+	}
+	if n := testutil.CollectAndCount(s.Metrics.asked); n != 0 {
+		t.Errorf("%d requests were counted, want none", n)
+	}
 }

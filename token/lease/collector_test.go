@@ -241,36 +241,28 @@ func TestCounters(t *testing.T) {
 	}
 }
 
-// TestRootKnocks: the doctor's question is no error, that of any other user is.
-func TestRootKnocks(t *testing.T) {
-	for uid, want := range map[uint32]bool{0: true, 1: false, 65534: false} {
-		if got := rootKnocks(fmt.Errorf("a look-up: %w", &peerError{Caller{UID: uid}})); got != want {
-			t.Errorf("user %d: %v", uid, got)
-		}
-	}
-	if rootKnocks(io.EOF) {
-		t.Error("a caller who is not known is taken for root")
-	}
-}
-
 func TestSocketmapErrors(t *testing.T) {
 	uid := uint32(os.Getuid())
 	for _, tc := range []struct {
 		name, query string
 		peers       []uint32
+		admin       map[string]Map
 		want        string // reason
 	}{
-		{"fine", "8:echo abc,", []uint32{uid}, ""},
-		{"unknown map", "7:nix abc,", []uint32{uid}, badMap},
-		{"no netstring", "hello\n", []uint32{uid}, badQuery},
-		{"stranger", "8:echo abc,", []uint32{uid + 1}, map[bool]string{false: badPeer}[uid == 0]},
+		{"fine", "8:echo abc,", []uint32{uid}, nil, ""},
+		{"unknown map", "7:nix abc,", []uint32{uid}, nil, badMap},
+		{"no netstring", "hello\n", []uint32{uid}, nil, badQuery},
+		{"stranger", "8:echo abc,", []uint32{uid + 1}, nil, badPeer},
+		{"administrator", "8:echo abc,", []uint32{uid + 1}, map[string]Map{}, badPeer},
+		{"doctor", fmt.Sprintf("%d:%s,", len(Knock), Knock), []uint32{uid + 1}, map[string]Map{}, ""},
+		{"knocking stranger", fmt.Sprintf("%d:%s,", len(Knock), Knock), []uint32{uid + 1}, nil, badPeer},
 	} {
 		m := NewMetrics(prometheus.NewRegistry())
 		ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		s := &SocketmapServer{Peers: tc.peers, Log: slog.New(slog.DiscardHandler), Metrics: m,
+		s := &SocketmapServer{Peers: tc.peers, Admin: tc.admin, Log: slog.New(slog.DiscardHandler), Metrics: m,
 			Maps: map[string]Map{"echo": func(_ context.Context, _ Caller, key string) Result { return Result{OK, key} }}}
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan error, 1)

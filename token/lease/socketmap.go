@@ -116,9 +116,7 @@ func (s *SocketmapServer) Serve(ctx context.Context, ln net.Listener) error {
 func (s *SocketmapServer) begin(ctx context.Context, c net.Conn) {
 	caller, err := s.identify(c) // before anything is given to it, so that strangers take no place from Postfix
 	if err != nil {
-		if !rootKnocks(err) {
-			s.Metrics.lookupFailed(badPeer)
-		}
+		s.Metrics.lookupFailed(badPeer)
 		s.warns.Warn(s.Log, "look-up connection closed", "error", err)
 		c.Close()
 		return
@@ -169,6 +167,10 @@ func (s *SocketmapServer) closeAll() {
 	}
 }
 
+// Knock is a query that asks for nothing: "sendas doctor" sees by it that somebody listens. Those
+// who may not ask for leases, but are let in for Admin, are sent away without a word about it.
+const Knock = "transport <>"
+
 // talk answers the look-ups of one connection, one after the other. It returns nil when
 // the peer has gone.
 func (s *SocketmapServer) talk(ctx context.Context, c net.Conn, caller Caller) error {
@@ -188,9 +190,12 @@ func (s *SocketmapServer) talk(ctx context.Context, c net.Conn, caller Caller) e
 		if ctx.Err() != nil {
 			return nil
 		}
+		if !ok && q == Knock {
+			return nil // of an administrator who sees that we are there
+		}
 		if !ok {
 			s.Metrics.lookupFailed(badPeer)
-			return &peerError{caller}
+			return notPeer(caller)
 		}
 		c.SetWriteDeadline(time.Now().Add(queryTime))
 		if err := writeResult(c, res); err != nil {
@@ -206,7 +211,7 @@ func (s *SocketmapServer) identify(c net.Conn) (Caller, error) {
 		return Caller{}, err
 	}
 	if !s.isPeer(peer.UID) && !s.admits(peer.UID) {
-		return Caller{}, &peerError{Caller(peer)}
+		return Caller{}, notPeer(Caller(peer))
 	}
 	if peer.PID <= 0 {
 		peer.PID = -s.nameless.Add(1)
@@ -227,18 +232,8 @@ func (s *SocketmapServer) admits(uid uint32) bool {
 	return s.Admin != nil && (uid == 0 || uid == uint32(os.Geteuid()))
 }
 
-// A peerError is a caller who may not ask.
-type peerError struct{ Caller }
-
-func (e *peerError) Error() string {
-	return fmt.Sprintf("user id %d (process %d) may not ask for credentials; token.peers lists who may", e.UID, e.PID)
-}
-
-// rootKnocks reports whether it was root who may not ask: so does "sendas doctor", and root could be
-// anybody if it wanted a credential. It is no error that somebody has to look into.
-func rootKnocks(err error) bool {
-	e, ok := errors.AsType[*peerError](err)
-	return ok && e.UID == 0
+func notPeer(c Caller) error {
+	return fmt.Errorf("user id %d (process %d) may not ask for credentials; token.peers lists who may", c.UID, c.PID)
 }
 
 // answer divides the query "NAME SP KEY" and asks the map. It reports false where the caller may

@@ -176,6 +176,10 @@ func (d *Walk) checkPostfix(ctx context.Context) {
 		return
 	}
 	d.postfix = p
+	if d.config == nil { // it would be judged by what nobody has written
+		s.Ok("present", "version", "%s", p.Main["mail_version"])
+		return
+	}
 	p.Check(s)
 	d.checkPipelining(ctx, s)
 	checkSizes(s, p)
@@ -183,11 +187,10 @@ func (d *Walk) checkPostfix(ctx context.Context) {
 }
 
 // configAdvice is about the configuration itself.
-var configAdvice = struct{ wrong, other, later, unusable finding.Advice }{
-	later:    finding.Advice{Means: "it is no mistake now, and will be one, or does not do what it seems to", Do: `mend the line, then type "sendas check"`},
-	other:    finding.Advice{Means: "another credential cannot be used; {mailbox} does without it", Do: `mend the file, then type "sendas check"`},
-	wrong:    finding.Advice{Means: "the services refuse this configuration, or cannot use a part of it", Do: `mend the file, then type "sendas check"`},
-	unusable: finding.Advice{Means: "without a configuration only Postfix and the sockets can be looked at", Do: `name another file with --config, or write one; packaging/sendas.yaml explains each key`},
+var configAdvice = struct{ wrong, other, later finding.Advice }{
+	later: finding.Advice{Means: "it is no mistake now, and will be one, or does not do what it seems to", Do: `mend the line, then type "sendas check"`},
+	other: finding.Advice{Means: "another credential cannot be used; {mailbox} does without it", Do: `mend the file, then type "sendas check"`},
+	wrong: finding.Advice{Means: "the services refuse this configuration, or cannot use a part of it", Do: `mend the file, then type "sendas check"`},
 }
 
 // checkConfig loads the configuration. What is wrong with the files that it names keeps nobody from
@@ -222,7 +225,7 @@ func (d *Walk) checkConfig() {
 		s.Fail(id, where, p.Text, configAdvice.wrong)
 	}
 	if d.config == nil {
-		s.Warn("usable", d.File, "cannot be used", configAdvice.unusable)
+		s.Skip("usable", d.File, "cannot be used, so nothing is judged by it: Postfix's settings, sockets, ledger, credentials and mailboxes")
 	}
 }
 

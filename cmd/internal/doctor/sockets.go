@@ -44,7 +44,11 @@ var socketAdvice = map[string]finding.Advice{
 
 // checkSockets speaks to both services as Postfix does, but asks for nothing.
 func (d *Walk) checkSockets(ctx context.Context) {
-	c, s := d.settings(), d.Section("sockets", "socket")
+	c, s := d.config, d.Section("sockets", "socket")
+	if c == nil {
+		s.Skip("all", "", "there is no usable configuration")
+		return
+	}
 	d.probe(ctx, s, "milter", "milter.listen", "milter", c.Milter.Listen, probeMilter)
 	if c.Milter.PolicyListen == "" {
 		s.Skip("policy", "policy", "is switched off (milter.policy_listen)")
@@ -206,9 +210,9 @@ func probeMilter(c net.Conn) (probeResult, error) {
 	return probeResult{status: finding.OK, found: "the milter of sendas answers"}, nil
 }
 
-// probeQuery is a request of smtpd(8) from an address that is nobody's (RFC 5737). It names no
-// sender and no recipient, and the answer is the same for everybody whom no client matches.
-const probeQuery = "request=smtpd_access_policy\nprotocol_state=RCPT\nprotocol_name=ESMTP\nclient_address=192.0.2.1\nclient_name=unknown\nclient_port=0\n\n"
+// probeQuery is a request that is nobody's: it names neither client nor sender nor recipient, and is
+// not counted as one of theirs.
+const probeQuery = "request=smtpd_access_policy\nprotocol_state=RCPT\nprotocol_name=ESMTP\n\n"
 
 func probePolicy(c net.Conn) (probeResult, error) {
 	if _, err := io.WriteString(c, probeQuery); err != nil {
@@ -222,17 +226,13 @@ func probePolicy(c net.Conn) (probeResult, error) {
 	if !ok {
 		return probeResult{}, errors.New("what answers is no policy service")
 	}
-	return probeResult{status: finding.OK, found: "answers; to a stranger it says: " + action}, nil
+	return probeResult{status: finding.OK, found: "answers " + action}, nil
 }
-
-// probeQuestion asks for the way out of the null sender, which every service answers "not found",
-// and gets no lease.
-const probeQuestion = "transport <>"
 
 // probeCredentials knocks. Whoever is not in token.peers is sent away at once, root too: that is an
 // answer.
 func probeCredentials(c net.Conn) (probeResult, error) {
-	if _, err := fmt.Fprintf(c, "%d:%s,", len(probeQuestion), probeQuestion); err != nil && !sentAway(err) {
+	if _, err := fmt.Fprintf(c, "%d:%s,", len(lease.Knock), lease.Knock); err != nil && !sentAway(err) {
 		return probeResult{}, err
 	}
 	length, err := bufio.NewReader(io.LimitReader(c, 4096)).ReadString(',')

@@ -32,7 +32,11 @@ const slowStore = 50 * time.Millisecond
 // checkStore looks at where the token service keeps what it counts.
 func (d *Walk) checkStore(ctx context.Context) {
 	s := d.Section("store", "ledger")
-	c := d.settings()
+	c := d.config
+	if c == nil {
+		s.Skip("kind", "token.store", "there is no usable configuration")
+		return
+	}
 	store := c.Token.StoreOf()
 	switch {
 	case store.Shared():

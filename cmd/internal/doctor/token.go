@@ -81,7 +81,10 @@ func (d *Walk) checkCredentials(ctx context.Context, patients []patient) {
 }
 
 func (d *Walk) checkCredential(ctx context.Context, s finding.Section, name string, cc config.Credential) {
-	d.checkProof(s, cc)
+	if !d.checkProof(s, cc) && !cc.Delegated() {
+		s.Skip("token", "token", "there is none without the files, as said above")
+		return
+	}
 	if !cc.Delegated() {
 		d.fetch(ctx, s, name, cc)
 		return
@@ -95,19 +98,23 @@ func (d *Walk) checkCredential(ctx context.Context, s finding.Section, name stri
 	}
 }
 
-// checkProof looks at the files that prove who we are.
-func (d *Walk) checkProof(s finding.Section, cc config.Credential) {
+// checkProof looks at the files that prove who we are, and reports whether they can be used.
+func (d *Walk) checkProof(s finding.Section, cc config.Credential) bool {
+	good := true
 	if cc.CertificateFile != "" {
 		end, err := entra.CheckCertificate(cc.CertificateFile, cc.KeyFile)
 		if d.checkFile(s, "certificate", cc.CertificateFile, err) {
 			d.checkEnd(s, "certificate_end", "certificate "+cc.CertificateFile, end, cc.CertificateFile)
 		}
+		good = usable(err)
 		if cc.KeyFile != "" {
 			d.checkReadable(s, "key", cc.KeyFile)
 		}
 	}
 	if cc.ClientSecretFile != "" {
-		d.checkFile(s, "secret", cc.ClientSecretFile, entra.CheckSecretFile(cc.ClientSecretFile))
+		err := entra.CheckSecretFile(cc.ClientSecretFile)
+		d.checkFile(s, "secret", cc.ClientSecretFile, err)
+		good = good && usable(err)
 	}
 	if end, err := time.Parse(time.DateOnly, cc.SecretExpires); err == nil {
 		d.checkEnd(s, "secret_end", "client secret (secret_expires)", end, cc.ClientSecretFile)
@@ -115,8 +122,13 @@ func (d *Walk) checkProof(s finding.Section, cc config.Credential) {
 	if cc.TokenFile != "" {
 		_, err := entra.CheckFederatedTokenFile(cc.TokenFile)
 		d.checkFile(s, "token_file", cc.TokenFile, err)
+		good = good && usable(err)
 	}
+	return good
 }
+
+// usable reports whether a file may bring a token, for all that is known here.
+func usable(err error) bool { return err == nil || errors.Is(err, entra.ErrNoCredentials) }
 
 // checkFile notes how a file stands that err tells about, and whether the service may read it.
 func (d *Walk) checkFile(s finding.Section, id, file string, err error) bool {
