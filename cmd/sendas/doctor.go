@@ -21,6 +21,7 @@ after a failure, and says below each what it means and what to do. Run it as roo
 With MAILBOX, an address that some mailbox may send as, it looks at that mailbox alone. Nothing is sent, unless --send-to
 names a recipient: then one real message leaves as the mailbox, which alone proves that it may.
 
+Failures are printed first, then warnings; with --verbose everything, in the order of a message's way.
 It exits with 0 when all is good, with 1 when something is wrong, and with 75 when there is only trouble that passes by itself.`,
 		Example: "  sendas doctor\n  sendas doctor scan@contoso.com --send-to me@contoso.com\n  sendas doctor --json",
 		Args:    cobra.MaximumNArgs(1),
@@ -35,6 +36,7 @@ It exits with 0 when all is good, with 1 when something is wrong, and with 75 wh
 	f := c.Flags()
 	f.StringVar(&q.Folder, "postfix-config", "", "the `folder` of main.cf and master.cf, if it is not Postfix's own default")
 	f.StringVar(&q.SendTo, "send-to", "", "send one real message to this `address`")
+	f.BoolVarP(&q.Verbose, "verbose", "v", false, "print what is good, too")
 	f.BoolVar(&q.Json, "json", false, "print JSON")
 	return c
 }

@@ -36,6 +36,7 @@ type Options struct {
 	Folder  string // of Postfix's configuration; "" is Postfix's default
 	SendTo  string // "" sends nothing
 	Json    bool   // print JSON at the end, and nothing before
+	Verbose bool   // print what is good and what was not looked at, too, each as it is found
 	Stdout  io.Writer
 }
 
@@ -78,7 +79,7 @@ type Walk struct {
 
 func New(q *Options, w *world) *Walk {
 	d := &Walk{Options: q, world: w, tokens: make(map[string]*entra.Token)}
-	if !q.Json {
+	if !q.Json && q.Verbose {
 		d.Show = func(c *finding.Check) { c.Print(q.Stdout) }
 	}
 	return d
@@ -148,7 +149,11 @@ func (d *Walk) conclude() error {
 			return err
 		}
 	} else {
+		d.showBad()
 		fmt.Fprintf(d.Stdout, "\nverdict: %s; %d checks, %d failed, %d with a warning\n", verdictWords[verdict], len(d.Checks), failed, warned)
+		if os.Geteuid() != 0 {
+			fmt.Fprintln(d.Stdout, "only root sees all of it: type it as root")
+		}
 	}
 	switch verdict {
 	case verdictFailed:
@@ -157,6 +162,20 @@ func (d *Walk) conclude() error {
 		return exit.Errorf(exit.TempFail, `run "sendas doctor" again in a few minutes`, "there is trouble that passes by itself")
 	}
 	return nil
+}
+
+// showBad prints what is wrong, and then what is not as it should be, where nothing was printed yet.
+func (d *Walk) showBad() {
+	if d.Verbose {
+		return
+	}
+	for _, status := range []finding.Status{finding.Fail, finding.Warn} {
+		for i := range d.Checks {
+			if d.Checks[i].Status == status {
+				d.Checks[i].Print(d.Stdout)
+			}
+		}
+	}
 }
 
 var verdictWords = map[string]string{

@@ -43,7 +43,7 @@ func emptyWorld() *world {
 func diagnose(t *testing.T, config string, q Options, w *world) (d *Walk, stdout string, code int) {
 	t.Helper()
 	var out, said bytes.Buffer
-	q.File, q.Stdout = config, &out
+	q.File, q.Stdout, q.Verbose = config, &out, true
 	d = New(&q, w)
 	code = exit.OK
 	if err := d.Run(t.Context()); err != nil {
@@ -187,6 +187,25 @@ func TestDoctorVerdict(t *testing.T) {
 	}
 }
 
+// Failures come first, warnings after them; the rest is counted.
+func TestDoctorShowsWhatIsBad(t *testing.T) {
+	var out bytes.Buffer
+	d := New(&Options{Stdout: &out}, emptyWorld())
+	s, a := d.Section("x", "X"), finding.Advice{Means: "m", Do: "d"}
+	s.Ok("a", "a", "good")
+	s.Warn("b", "b", "so so", a)
+	s.Skip("c", "c", "unknown")
+	s.Fail("d", "d", "bad", a)
+	d.conclude()
+	want := "FAIL  X d: bad\n  means: m\n  do: d\nwarn  X b: so so\n  means: m\n  do: d\n\nverdict: something is wrong; 4 checks, 1 failed, 1 with a warning\n"
+	if os.Geteuid() != 0 {
+		want += "only root sees all of it: type it as root\n"
+	}
+	if out.String() != want {
+		t.Errorf("printed %q, want %q", out.String(), want)
+	}
+}
+
 // The keys of the JSON are a promise.
 func TestDoctorJSON(t *testing.T) {
 	_, out, _ := diagnose(t, filepath.Join(t.TempDir(), "none"), Options{Json: true}, emptyWorld())
@@ -232,7 +251,7 @@ func TestDoctorStops(t *testing.T) {
 // What comes from outside is one line, and secrets are not in it.
 func TestDoctorPresents(t *testing.T) {
 	var out bytes.Buffer
-	d := New(&Options{Stdout: &out}, emptyWorld())
+	d := New(&Options{Stdout: &out, Verbose: true}, emptyWorld())
 	d.Hide("", "eyJ0.secret", "eyJ0.secret")
 	d.Section("postfix", "Postfix").Fail("x", "it\x1b[31m", "says\neyJ0.secret\r\nand\tmore", finding.Advice{Means: "means eyJ0.secret", Do: "do"})
 	if want := "FAIL  Postfix it?[31m: says REDACTED and more\n  means: means REDACTED\n  do: do\n"; out.String() != want {
