@@ -122,18 +122,21 @@ func TestReasons(t *testing.T) {
 		"lost connection with smtp.office365.com[52.97.1.2] while sending end of data -- message may be sent more than once": ReasonLost,
 		"conversation with smtp.office365.com[52.97.1.2] timed out while receiving the initial server greeting":              ReasonLost,
 		"TLS is required, but was not offered by host smtp.office365.com[52.97.1.2]":                                         ReasonTLS,
-		"Server certificate not verified":                                                                                 ReasonTLS,
-		"Cannot start TLS: handshake failure":                                                                             ReasonTLS,
-		"SASL authentication failed; server smtp.office365.com[52.97.1.2] said: 535 5.7.3 no":                             ReasonSignIn,
-		"SASL authentication failed; cannot authenticate to server smtp.office365.com[52.97.1.2]: no mechanism available": ReasonPlugin,
-		"local data error while talking to smtp.office365.com[52.97.1.2]":                                                 ReasonLookup,
-		"mail transport unavailable":                                                                                      ReasonTransport,
-		"deferred transport":                                                                                              ReasonTransport,
-		"delivery temporarily suspended: local data error while talking to smtp.office365.com":                            ReasonLookup,
-		"host smtp.office365.com[52.97.1.2] said: 450 4.1.8 connect to lost connection with":                              "service of 450 4.1.8",
-		"host smtp.office365.com[52.97.1.2] refused to talk to me: 421 4.3.2 Service":                                     "service of 421 4.3.2",
-		"mailbox of ceo@contoso.com is on fire":                                                                           ReasonOther,
-		"":                                                                                                                ReasonOther,
+		"Server certificate not verified":                                                                                                                       ReasonTLS,
+		"Cannot start TLS: handshake failure":                                                                                                                   ReasonTLS,
+		"SASL authentication failed; server smtp.office365.com[52.97.1.2] said: 535 5.7.3 no":                                                                   ReasonSignIn,
+		"SASL authentication failed; cannot authenticate to server smtp.office365.com[52.97.1.2]: no mechanism available":                                       ReasonPlugin,
+		"local data error while talking to smtp.office365.com[52.97.1.2]":                                                                                       ReasonLookup,
+		"SASL [CACHED] authentication failed; server smtp.office365.com[52.97.1.2] said: 535 5.7.3 no":                                                          ReasonSignIn,
+		"SASL authentication failed: server smtp.office365.com[52.97.1.2] offered no compatible authentication mechanisms for this type of connection security": ReasonSignIn,
+		"TLS is required, but host smtp.office365.com[52.97.1.2] refused to start TLS: 454 4.7.0 TLS not available":                                             ReasonTLS,
+		"mail transport unavailable": ReasonTransport,
+		"deferred transport":         ReasonTransport,
+		"delivery temporarily suspended: local data error while talking to smtp.office365.com": ReasonLookup,
+		"host smtp.office365.com[52.97.1.2] said: 450 4.1.8 connect to lost connection with":   "service of 450 4.1.8",
+		"host smtp.office365.com[52.97.1.2] refused to talk to me: 421 4.3.2 Service":          "service of 421 4.3.2",
+		"mailbox of ceo@contoso.com is on fire":                                                ReasonOther,
+		"":                                                                                     ReasonOther,
 	} {
 		if got := r.reason(text); got != want {
 			t.Errorf("%q is %s, want %s", text, got, want)
@@ -170,7 +173,7 @@ func TestLargeQueue(t *testing.T) {
 	if grown := int64(heap()) - int64(before); grown > 1<<20 {
 		t.Errorf("what is kept of %d messages takes %d bytes", n, grown)
 	}
-	if took > 30*time.Second { // it is 200 ms on a machine that has nothing else to do
+	if took > readTime/5 { // it is half a second on a machine that has nothing else to do
 		t.Errorf("it took %v", took)
 	}
 }

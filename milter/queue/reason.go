@@ -13,7 +13,7 @@ const (
 	ReasonLost      Reason = "lost"          // the connection broke, or nothing more came
 	ReasonTLS       Reason = "tls"           // no TLS, or not that of Microsoft
 	ReasonSignIn    Reason = "sign-in"       // the server refused the sign-in
-	ReasonPlugin    Reason = "plugin"        // there is no plugin for XOAUTH2, or Postfix cannot load it
+	ReasonPlugin    Reason = "plugin"        // no plugin for XOAUTH2, or none that the session allows
 	ReasonLookup    Reason = "token-service" // the token service is down, or said "not now"
 	ReasonTransport Reason = "transport"     // Postfix cannot start what delivers, or is told not to
 	ReasonReply     Reason = "reply"         // another server's answer, where nobody explains it
@@ -27,7 +27,7 @@ var reasonWords = []struct {
 	reason Reason
 }{
 	{"no mechanism available", ReasonPlugin},
-	{"SASL authentication failed", ReasonSignIn},
+	{"authentication failed", ReasonSignIn}, // "SASL [CACHED] authentication failed" too
 	{"SASL authentication failure", ReasonSignIn},
 	{"local data error", ReasonLookup},
 	{"temporary lookup failure", ReasonLookup},
