@@ -190,14 +190,26 @@ func fold(field, body string, limit int) string {
 // more than MaxName characters.
 func SafeName(name string, identity Spec) string {
 	name = TidyName(name)
-	if strings.Contains(name, "=?") && (len(name) > maxNameBytes || strings.ContainsAny(name, ats)) {
-		// What a reader would make of the words beside an @ nobody here knows.
+	if strings.Contains(name, "=?") && (len(name) > maxNameBytes || strings.ContainsAny(name, ats) || plainLength(name) > MaxName) {
+		// What a reader would make of the words beside an @ nobody here knows; and a name is not cut
+		// within them.
 		name = disarm(name, func(string) bool { return false })
 	}
 	if strings.IndexByte(name, '@') >= 0 || !IsASCII(name) && strings.ContainsAny(name, ats) {
 		name = TidyName(defuse(name, identity))
 	}
 	return cutName(name)
+}
+
+// plainLength is how many characters of a name stand outside of words that nobody here can decode.
+func plainLength(name string) int {
+	n := 0
+	for w := range strings.SplitSeq(name, " ") {
+		if !isOpaque(w) {
+			n += utf8.RuneCountInString(w) + 1
+		}
+	}
+	return n - 1
 }
 
 // What a reader takes for an @ or a dot (Unicode Technical Standard 39, confusables.txt, and the

@@ -68,14 +68,17 @@ func FuzzFold(f *testing.F) {
 
 // longest returns the length of the longest run of blanks and the word behind it.
 func longest(line string) int {
-	most, start, word := 0, 0, false
+	most, start, last, word := 0, 0, 0, false
 	for i := range len(line) {
 		if isBlank(line[i]) && word {
-			start, word = i, false
+			start, last, word = i, start, false
 		} else if !isBlank(line[i]) {
 			word = true
 		}
 		most = max(most, i+1-start)
+	}
+	if !word { // blanks at the end cannot be a line of their own
+		most = max(most, len(line)-last)
 	}
 	return most
 }
