@@ -9,7 +9,6 @@ import (
 	"github.com/sendas/sendas/cmd/internal/finding"
 	"github.com/sendas/sendas/cmd/internal/postfix/senders"
 	"github.com/sendas/sendas/policy"
-	"github.com/sendas/sendas/policy/limit"
 )
 
 // milterItem is how a list of milters names that of sendas: with an action of its own where others
@@ -170,7 +169,7 @@ func hasEntries(value, table string) bool {
 
 // senderTables are the tables that say which senders leave by submission, and in which queue.
 func (p *Setup) senderTables() senders.Tables {
-	return senders.Tables{Config: p.Config, Transport: p.submission(), All: p.leadsAll(), Regexp: p.hasInlineRegexp()}
+	return senders.Tables{Config: p.Config, Transport: p.submission(), All: p.leadsAll(), Regexp: senders.HasInlineRegexp(p.Main["mail_version"], p.tables)}
 }
 
 // senderTable is the first of them, "" where nothing has to be said.
@@ -179,17 +178,6 @@ func (p *Setup) senderTable() string {
 		return ""
 	}
 	return p.senderTables().Named()
-}
-
-// hasInlineRegexp reports whether a table of regular expressions can stand in main.cf
-// (regexp_table(5)).
-func (p *Setup) hasInlineRegexp() bool {
-	major, rest, _ := strings.Cut(p.Main["mail_version"], ".")
-	minor, _, _ := strings.Cut(rest, ".")
-	minor, _, _ = strings.Cut(minor, "-") // of a snapshot
-	m, err := strconv.Atoi(major)
-	n, _ := strconv.Atoi(minor)
-	return err == nil && (m > 3 || m == 3 && n >= 7) && slices.Contains(p.tables, "regexp")
 }
 
 // senders are all of them, "" where nothing has to be said.
@@ -207,18 +195,6 @@ func (p *Setup) senders() string {
 // isSpread reports whether the tables in a value spread the senders of patterns as ours do.
 func (p *Setup) isSpread(value string) bool {
 	return strings.Contains(oneSpaced(value), oneSpaced(p.senderTables().Spread()))
-}
-
-// connections is how many messages of one queue may be under way: Microsoft's 3, for each mailbox
-// of the largest pool.
-func (p *Setup) connections() int {
-	most := 1
-	if p.Config.Policy != nil {
-		for _, pool := range p.Config.Policy.Pools() {
-			most = max(most, len(pool.Mailboxes))
-		}
-	}
-	return limit.Microsoft().Connections * most
 }
 
 // hasSenderTable reports whether main.cf has a table of senders of ours, be it an old one.

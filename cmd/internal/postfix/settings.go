@@ -9,6 +9,7 @@ import (
 
 	"github.com/sendas/sendas/cmd/internal/config"
 	"github.com/sendas/sendas/cmd/internal/finding"
+	"github.com/sendas/sendas/cmd/internal/postfix/senders"
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
 )
@@ -400,8 +401,8 @@ func (p *Setup) fill(s string) string {
 		"{milter}", p.milterItem(), "{policy}", p.relative(p.Config.Milter.PolicyListen).String(),
 		"{lease}", p.socketmap("lease"), "{reply}", p.socketmap("reply"), "{recipient}", p.socketmap("recipient"), "{route}", p.socketmap("route"),
 		"{bundle}", cmp.Or(p.Config.Tenant.Endpoints.CAFile, TrustBundle()), "{own}", p.ownTable(), "{senders}", p.senders(), "{nexthop}", nextHop(p.Config.Tenant.Endpoints.Submission),
-		"{connections}", strconv.Itoa(p.connections()), "{submission}", p.submissionWay(), "{enable}", p.enable(), "{postconf}", p.inst.command("postconf"), "{reload}", p.inst.command("postfix")+" reload",
-		"{connections}", strconv.Itoa(p.connections()), "{unseen}", strconv.Itoa(p.Config.Token.RecipientsUnseen),
+		"{connections}", strconv.Itoa(senders.Connections(p.Config)), "{submission}", p.submissionWay(), "{enable}", p.enable(), "{postconf}", p.inst.command("postconf"), "{reload}", p.inst.command("postfix")+" reload",
+		"{connections}", strconv.Itoa(senders.Connections(p.Config)), "{unseen}", strconv.Itoa(p.Config.Token.RecipientsUnseen),
 		"{unseenDay}", strconv.Itoa(limit.Microsoft().Recipients.N/max(1, p.Config.Token.RecipientsUnseen)),
 	).Replace(s)
 }

@@ -1,7 +1,6 @@
 package service
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -9,13 +8,13 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 
 	"github.com/sendas/sendas/cmd/internal/config"
 	"github.com/sendas/sendas/internal/exit"
+	"github.com/sendas/sendas/internal/logtest"
 )
 
 // TestReload has this process load a configuration, and waits as "systemctl reload" does.
@@ -25,7 +24,7 @@ func TestReload(t *testing.T) {
 	var loads atomic.Int32
 	var answer atomic.Pointer[error] // what loading brings
 	var restart atomic.Pointer[[]string]
-	var log lockedText
+	var log logtest.Buffer
 	r := &Reloader{Path: "sendas.yaml", Ok: ok, At: at, Log: slog.New(slog.NewTextHandler(&log, nil)), Unit: "sendas-token",
 		Load: func(string) (*config.Site, error) {
 			loads.Add(1)
@@ -72,24 +71,6 @@ func TestReload(t *testing.T) {
 	if s := log.String(); strings.Count(s, `keys="token.listen, token.http"`) != 1 || !strings.Contains(s, "systemctl restart sendas-token") {
 		t.Errorf("log:\n%.2000s", s)
 	}
-}
-
-// lockedText is a log that another goroutine writes.
-type lockedText struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedText) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedText) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // TestReloadOfNobody: another program is not ended by a mistyped number, and one that does not

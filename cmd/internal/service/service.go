@@ -170,8 +170,9 @@ func (r *Reloader) Watch(ctx context.Context) {
 	go r.run(ctx, hup)
 }
 
+// run loads at each signal until ctx ends. One that comes later is still taken, and means nothing:
+// by itself it would end a service that finishes what is in flight.
 func (r *Reloader) run(ctx context.Context, hup chan os.Signal) {
-	defer signal.Stop(hup)
 	for {
 		select {
 		case <-ctx.Done():

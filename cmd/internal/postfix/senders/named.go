@@ -9,6 +9,7 @@ import (
 
 	"github.com/sendas/sendas/cmd/internal/config"
 	"github.com/sendas/sendas/policy/address"
+	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token"
 )
 
@@ -106,4 +107,16 @@ func Addresses(c *config.Site) []string {
 		}
 	}
 	return list
+}
+
+// Connections is how many messages of one queue may be under way: Microsoft's 3, for each mailbox
+// of the largest pool.
+func Connections(c *config.Site) int {
+	most := 1
+	if c.Policy != nil {
+		for _, pool := range c.Policy.Pools() {
+			most = max(most, len(pool.Mailboxes))
+		}
+	}
+	return limit.Microsoft().Connections * most
 }

@@ -3,6 +3,7 @@ package senders
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/sendas/sendas/cmd/internal/config"
@@ -75,4 +76,15 @@ const spreadStart = "regexp:{ "
 // IsSpread reports whether Spread has written a table, be it for another configuration.
 func IsSpread(table string) bool {
 	return strings.HasPrefix(strings.Join(strings.Fields(table), " "), spreadStart+"{if /@")
+}
+
+// HasInlineRegexp reports whether a table of regular expressions can stand in main.cf of a Postfix
+// with this mail_version and these kinds of tables (regexp_table(5)).
+func HasInlineRegexp(version string, tables []string) bool {
+	major, rest, _ := strings.Cut(version, ".")
+	minor, _, _ := strings.Cut(rest, ".")
+	minor, _, _ = strings.Cut(minor, "-") // of a snapshot
+	m, err := strconv.Atoi(major)
+	n, _ := strconv.Atoi(minor)
+	return err == nil && (m > 3 || m == 3 && n >= 7) && slices.Contains(tables, "regexp")
 }
