@@ -156,8 +156,10 @@ func decodeAccount(b []byte) (*account, error) {
 		a.class = PauseClass(d.text())
 	}
 	if len(d.b) > 0 { // some leases keep no connection
-		a.free = make(map[uint64]bool)
 		for range d.count() {
+			if a.free == nil {
+				a.free = make(map[uint64]bool)
+			}
 			a.free[uint64(d.int())] = true
 		}
 	}
