@@ -442,11 +442,17 @@ var linkForm = regexp.MustCompile(`^(https://github\.com/sendas/sendas/blob/main
 
 var labelValues = regexp.MustCompile(`^label_values\((\w+), (\w+)\)$`)
 
-// mustHave reports an expression without data.
+// mustHave reports an expression without data. A rate has none before a series was looked at twice.
 func (p *prometheus) mustHave(ctx context.Context, t *testing.T, where, expr string) {
 	t.Helper()
-	got, err := p.query(ctx, quickly(expr))
-	if err != nil || len(got) == 0 {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	var got []sample
+	var err error
+	if poll(ctx, func() (bool, error) {
+		got, err = p.query(ctx, quickly(expr))
+		return len(got) > 0 || err != nil, nil
+	}) != nil || err != nil {
 		t.Errorf("%s: %s has %d results, %v", where, expr, len(got), err)
 	}
 }
