@@ -295,6 +295,7 @@ func (l *Lessor) retry(ctx context.Context, mailbox, sender string) (*Retried, e
 	if m == nil {
 		return &Retried{Unknown: mailbox}, nil
 	}
+	mailbox = m.Address // as it is configured: that is what ledger and refusals know it by
 	a := &Retried{Senders: []string{}}
 	listed := ""
 	if sender != "" {

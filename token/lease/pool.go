@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/sendas/sendas/token/entra"
@@ -365,7 +366,7 @@ func rank(c *choice) int {
 // configuration no longer says so.
 func (l *Lessor) member(sender, address string) *Mailbox {
 	for _, m := range (*l.dir.Load()).Mailboxes(sender) {
-		if m.Address == address {
+		if strings.EqualFold(m.Address, address) {
 			return m
 		}
 	}

@@ -27,7 +27,7 @@ var eyesAdvice = map[string]finding.Advice{
 	"peer":      {Means: "Postfix runs as {user}, which token.peers does not name: both services send it away, no mail is taken and none leaves", Do: "write peers: [{user}] below token: in sendas.yaml, and type: systemctl reload sendas-token sendas-milter"},
 	"down":      {Means: "no mail is taken and none leaves", Do: "{postfix} start; its log: journalctl -u 'postfix*'"},
 	"jail":      {Means: "smtp(8) is chrooted into {jail} and asks by this file, not by the host's: Microsoft's server is looked for elsewhere, or not found", Do: "cp {file} {copy} && {postfix} reload"},
-	"jailed-ca": {Means: "smtp(8) is chrooted into {jail} and reads the certificates that it trusts there: no server proves to be Microsoft's", Do: "postconf -P 'sendas/unix/smtp_tls_CAfile={bundle}' && {postfix} reload, since a file is read before the chroot"},
+	"jailed-ca": {Means: "smtp(8) is chrooted into {jail} and reads the certificates that it trusts there: no server proves to be Microsoft's", Do: "{postconf} -P '{key}/smtp_tls_CAfile={bundle}' && {postfix} reload, since a file is read before the chroot"},
 	"refused":   {Means: "the service refused the file when it was told to load it, and goes on with the one of {loaded}", Do: "mend what \"sendas check\" names, then type: systemctl reload {unit}"},
 	"older":     {Means: "what the file says now is not in force", Do: "systemctl reload {unit}"},
 	"restart":   {Means: "these keys take effect at the next start only", Do: "systemctl restart {unit}"},
@@ -169,7 +169,8 @@ func (d *Walk) checkJail(s finding.Section) {
 	}
 	jail := d.postfix.Jail(t)
 	advice := func(key, file, copy string) finding.Advice {
-		return eyesAdvice[key].With("jail", jail, "file", file, "copy", copy, "postfix", d.postfix.Command("postfix"), "bundle", filepath.Join(d.etc, "ssl/certs/ca-certificates.crt"))
+		return eyesAdvice[key].With("jail", jail, "file", file, "copy", copy, "postfix", d.postfix.Command("postfix"),
+			"postconf", d.postfix.Command("postconf"), "key", t.Key(), "bundle", filepath.Join(d.etc, "ssl/certs/ca-certificates.crt"))
 	}
 	host, _, _ := net.SplitHostPort(d.settings().Tenant.Endpoints.Submission)
 	for _, f := range []struct {

@@ -138,7 +138,7 @@ func (p *Setup) checkEarlyList(s finding.Section, name string, v *entry) {
 	strict := slices.IndexFunc(list, func(item string) bool { return slices.Contains(tooStrict, item) })
 	id, what := name+".early", name
 	if v != nil {
-		id, what = v.name+"."+id, name+" of "+v.key()
+		id, what = v.name+"."+id, name+" of "+v.Key()
 	}
 	if strict < 0 || permit >= 0 && permit < strict {
 		return

@@ -180,7 +180,7 @@ func (p *Setup) checkServices(s finding.Section) {
 	for _, v := range p.ways() {
 		if v.verbose() {
 			quiet = false
-			s.Fail("verbose."+v.name, "service "+v.key(), "runs with -v", Advices["verbose"].With("service", v.key()))
+			s.Fail("verbose."+v.name, "service "+v.Key(), "runs with -v", Advices["verbose"].With("service", v.Key()))
 		}
 	}
 	if quiet {
@@ -268,7 +268,7 @@ func (p *Setup) checkReference(s finding.Section, name string, v *entry) {
 		if _, own := v.overrides[name]; !own {
 			scope = nil
 		}
-		s.Fail("chroot."+v.name+"."+name, name+" of "+v.key(), "names "+m[1], Advices["chroot"].With("set", p.set(scope, name, shownValue(mended))))
+		s.Fail("chroot."+v.name+"."+name, name+" of "+v.Key(), "names "+m[1], Advices["chroot"].With("set", p.set(scope, name, shownValue(mended))))
 	}
 }
 
@@ -309,7 +309,7 @@ func (p *Setup) checkRoutes(s finding.Section) {
 func (p *Setup) checkRouteTLS(s finding.Section, r *policy.Route, v *entry) {
 	level := p.Value(v, "smtp_tls_security_level")
 	if !slices.Contains([]string{"secure", "verify", "fingerprint", "dane-only"}, level) {
-		s.Warn("route."+r.Name+".tls", "smtp_tls_security_level of "+v.key(), shownValue(level),
+		s.Warn("route."+r.Name+".tls", "smtp_tls_security_level of "+v.Key(), shownValue(level),
 			Advices["lax"].With("route", r.Name, "set", p.set(v, "smtp_tls_security_level", "secure")))
 	}
 }

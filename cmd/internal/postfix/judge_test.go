@@ -791,7 +791,7 @@ func TestPostfixServiceLines(t *testing.T) {
 	p := &Setup{}
 	p.readServices("smtp unix - - y - - smtp -v -o a=b\nshort line\n# smtp unix - - y - - smtp\n")
 	p.readOverrides("smtp/unix/a = b = c\nsmtp/unix\nother/unix/a = b\n")
-	if len(p.services) != 1 || !p.services[0].verbose() || p.services[0].key() != "smtp/unix" || p.services[0].overrides["a"] != "b = c" {
+	if len(p.services) != 1 || !p.services[0].verbose() || p.services[0].Key() != "smtp/unix" || p.services[0].overrides["a"] != "b = c" {
 		t.Errorf("services %+v", p.services)
 	}
 	for args, want := range map[string]bool{"-v": true, "-vv": true, "-o v": false, "": false, "-o -v=x": false} {

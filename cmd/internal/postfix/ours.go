@@ -169,7 +169,7 @@ func (f *finder) inMaster() {
 	}
 	if s := f.service(f.submission(), "unix"); s != nil && f.asksFor(s.overrides["smtp_sasl_password_maps"], "lease") {
 		if only(s) {
-			f.take(s.key(), "", nil)
+			f.take(s.Key(), "", nil)
 		} else {
 			f.takeOverrides(s, known)
 		}
@@ -179,10 +179,10 @@ func (f *finder) inMaster() {
 	}
 	for _, r := range f.Config.Policy.Routes()[1:] {
 		if s := f.service(r.Transport, "unix"); s != nil && s.overrides["smtp_sasl_auth_enable"] == "no" && only(s, "smtp_tls_chain_files") {
-			f.take(s.key(), "", nil)
+			f.take(s.Key(), "", nil)
 		}
 		if pickup := f.service("pickup", "unix"); r.Type == policy.Connector && pickup != nil && pickup.overrides["content_filter"] == r.Destination() {
-			f.take(pickup.key(), "content_filter", nil)
+			f.take(pickup.Key(), "content_filter", nil)
 		}
 	}
 }
@@ -193,10 +193,10 @@ func (f *finder) takeOverrides(s *entry, known map[string]bool) {
 		r := &settings[i]
 		value, set := s.overrides[r.name]
 		if set && known[r.name] && r.place == inTransport && strings.ReplaceAll(value, ", ", ",") == strings.ReplaceAll(f.fill(r.want), ", ", ",") {
-			f.take(s.key(), r.name, nil)
+			f.take(s.Key(), r.name, nil)
 		}
 	}
-	f.say("", fmt.Sprintf("master.cf: the entry %s stays, without what sendas had put into it; what stood there before is not known", s.key()))
+	f.say("", fmt.Sprintf("master.cf: the entry %s stays, without what sendas had put into it; what stood there before is not known", s.Key()))
 }
 
 // beside finds what sendas writes into main.cf besides, where it names nothing of ours.

@@ -183,8 +183,8 @@ func (p *Setup) planOverrides(v *values, s *entry) []*change {
 			continue
 		}
 		// postconf -P takes no blanks.
-		c := &change{Service: s.key(), Name: r.name, Now: strings.ReplaceAll(p.fill(r.want), ", ", ","), why: r.why}
-		if was, ok := v.overrides[s.key()][r.name]; ok {
+		c := &change{Service: s.Key(), Name: r.name, Now: strings.ReplaceAll(p.fill(r.want), ", ", ","), why: r.why}
+		if was, ok := v.overrides[s.Key()][r.name]; ok {
 			c.Was = &was
 		}
 		list = append(list, c)

@@ -28,8 +28,8 @@ type entry struct {
 	overrides  map[string]string // what -o says
 }
 
-// key is how postconf(1) names the service: "smtp/unix".
-func (s *entry) key() string { return s.name + "/" + s.kind }
+// Key is how postconf(1) names the service: "smtp/unix".
+func (s *entry) Key() string { return s.name + "/" + s.kind }
 
 // verbose reports whether -v stands among its arguments.
 func (s *entry) verbose() bool {
@@ -387,7 +387,7 @@ func (p *Setup) edit(s *entry, list []namedValue) string {
 		if s == nil {
 			fmt.Fprintf(&b, " '%s = %s'", v.Name, v.Value)
 		} else { // postconf -P takes no blanks
-			fmt.Fprintf(&b, " '%s/%s=%s'", s.key(), v.Name, strings.ReplaceAll(v.Value, ", ", ","))
+			fmt.Fprintf(&b, " '%s/%s=%s'", s.Key(), v.Name, strings.ReplaceAll(v.Value, ", ", ","))
 		}
 	}
 	return b.String()

@@ -305,7 +305,7 @@ func TestPostfixCures(t *testing.T) {
 			main := readMainCF(string(files[mainCF]))
 			for _, e := range readSetup(t, j).services {
 				for name, value := range e.overrides {
-					main[e.key()+"/"+name] = value
+					main[e.Key()+"/"+name] = value
 				}
 			}
 			for name, want := range tc.stays {

@@ -471,7 +471,7 @@ func (p *Setup) compare(s finding.Section, r *settingRow, v *entry, name string,
 	}
 	id, what := cmp.Or(r.id, name), name
 	if v != nil {
-		id, what = v.name+"."+id, name+" of "+v.key()
+		id, what = v.name+"."+id, name+" of "+v.Key()
 	}
 	status := finding.OK
 	if value != want || r.strict {
