@@ -121,6 +121,7 @@ func TestRetry(t *testing.T) {
 		{[]string{"erp@contoso.com", "billing@contoso.com"}, exit.OK, "one message of billing@contoso.com tries again as erp@contoso.com\n" + atOnce},
 		{[]string{"erp@contoso.com"}, exit.OK, "one message of billing@contoso.com tries again as erp@contoso.com\n" + atOnce},
 		{[]string{"erp@contoso.com", "erp@contoso.com"}, exit.OK, "nothing of erp@contoso.com is kept back\n"},
+		{[]string{"Erp@Contoso.COM", "Billing@contoso.com"}, exit.OK, "one message of billing@contoso.com tries again as Erp@Contoso.COM\n" + atOnce}, // as it is typed
 		{[]string{"nobody@contoso.com"}, exit.Usage, "sendas: error: nobody@contoso.com is no mailbox"},
 		{[]string{"erp@contoso.com", "nobody@contoso.com"}, exit.Usage, "sendas: error: nobody@contoso.com is no mailbox"},
 		{nil, exit.Usage, "sendas: error: accepts between 1 and 2 arg(s), received 0\n"},
