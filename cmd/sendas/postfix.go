@@ -13,6 +13,7 @@ import (
 	"github.com/sendas/sendas/cmd/internal/doctor"
 	"github.com/sendas/sendas/cmd/internal/finding"
 	"github.com/sendas/sendas/cmd/internal/postfix"
+	"github.com/sendas/sendas/cmd/internal/postfix/cf"
 	"github.com/sendas/sendas/internal/exit"
 )
 
@@ -39,7 +40,7 @@ token service that has stopped holds up no other mail. sendas looks at Postfix a
 	}
 	f := c.PersistentFlags()
 	f.StringVar(&q.Folder, "postfix-config", "", "the `folder` of main.cf and master.cf, if it is not Postfix's own default")
-	f.StringVar(&q.State, "state", "", "the `file` that remembers the former settings (default "+postfix.StateFolder+"/INSTANCE.json)")
+	f.StringVar(&q.State, "state", "", "the `file` that remembers the former settings (default "+cf.StateFolder+"/INSTANCE.json)")
 	c.AddCommand(cmdPostfixShow(o, q), cmdPostfixEnable(o, q), cmdPostfixClasses(o, q), cmdPostfixDisable(o, q))
 	return c
 }
@@ -86,7 +87,7 @@ func cmdPostfixShow(o *options, q *postfix.Options) *cobra.Command {
 		Long: `show prints the lines of main.cf and master.cf that Postfix needs for the configuration, each below its reason, in
 the form in which they can be pasted. Lists that others have entries in are shown whole. It changes nothing.`,
 		Example:   "  sendas postfix show\n  sendas postfix show master.cf",
-		ValidArgs: postfix.FileNames,
+		ValidArgs: cf.Names,
 		Args:      cobra.MatchAll(cobra.MaximumNArgs(1), cobra.OnlyValidArgs),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return failed(postfix.NewJob(withOptions(q, o)).Show(cmd.Context(), args))

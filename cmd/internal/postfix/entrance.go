@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/sendas/sendas/cmd/internal/finding"
+	"github.com/sendas/sendas/cmd/internal/postfix/cf"
 	"github.com/sendas/sendas/cmd/internal/postfix/senders"
 )
 
@@ -44,7 +45,7 @@ func parsePrefix(text string) (netip.Prefix, bool) {
 // checkInterfaces looks whether devices can connect at all.
 func (p *Setup) checkInterfaces(s finding.Section, outside []string) {
 	value := p.Main["inet_interfaces"]
-	local := !slices.ContainsFunc(splitList(value), func(i string) bool {
+	local := !slices.ContainsFunc(cf.Split(value), func(i string) bool {
 		addr, err := netip.ParseAddr(strings.Trim(i, "[]"))
 		return i != "loopback-only" && i != "localhost" && (err != nil || !addr.IsLoopback())
 	})
@@ -53,11 +54,11 @@ func (p *Setup) checkInterfaces(s finding.Section, outside []string) {
 		return v.kind == "inet" && named && host != "" && !v.loopback()
 	})
 	if len(outside) == 0 || value == "" || !local || open {
-		s.Ok("inet_interfaces", "inet_interfaces", "%s", shownValue(value))
+		s.Ok("inet_interfaces", "inet_interfaces", "%s", cf.Shown(value))
 		return
 	}
 	s.Warn("inet_interfaces", "inet_interfaces", value, Advices["nobody"].With("networks", strings.Join(outside, " "),
-		"set", p.edit(nil, []namedValue{{"inet_interfaces", "all"}}), "restart", p.inst.command("postfix")+" stop; "+p.inst.command("postfix")+" start"))
+		"set", p.edit(nil, []cf.Setting{{Name: "inet_interfaces", Value: "all"}}), "restart", p.inst.Command("postfix")+" stop; "+p.inst.Command("postfix")+" start"))
 }
 
 func cutLast(s, sep string) (before, after string, found bool) {
@@ -72,7 +73,7 @@ func cutLast(s, sep string) (before, after string, found bool) {
 func (p *Setup) checkNetworks(s finding.Section) {
 	var covered []netip.Prefix
 	value := p.Main["mynetworks"]
-	for _, item := range splitList(value) {
+	for _, item := range cf.Split(value) {
 		net, ok := parsePrefix(item)
 		if !ok {
 			s.Skip("mynetworks", "mynetworks", "has an entry that is no network, so it is not compared with the clients")
@@ -93,7 +94,7 @@ func (p *Setup) checkNetworks(s finding.Section) {
 		}
 	}
 	if len(missing) == 0 || value == "" {
-		s.Ok("mynetworks", "mynetworks", "%s", shownValue(value))
+		s.Ok("mynetworks", "mynetworks", "%s", cf.Shown(value))
 		return
 	}
 	for i, n := range missing {
@@ -102,7 +103,7 @@ func (p *Setup) checkNetworks(s finding.Section) {
 		}
 	}
 	s.Warn("mynetworks", "mynetworks", value, Advices["relays-not"].With("networks", strings.Join(missing, " "),
-		"set", p.set(nil, "mynetworks", strings.Join(append(splitList(value), missing...), " "))))
+		"set", p.set(nil, "mynetworks", strings.Join(append(cf.Split(value), missing...), " "))))
 }
 
 // earlyLists are the restrictions that smtpd(8) asks before the milter hears of the message.
@@ -133,7 +134,7 @@ func (p *Setup) checkEarly(s finding.Section) {
 }
 
 func (p *Setup) checkEarlyList(s finding.Section, name string, v *entry) {
-	list := splitList(p.Value(v, name))
+	list := cf.Split(p.Value(v, name))
 	permit := slices.Index(list, "permit_mynetworks")
 	strict := slices.IndexFunc(list, func(item string) bool { return slices.Contains(tooStrict, item) })
 	id, what := name+".early", name
@@ -145,11 +146,11 @@ func (p *Setup) checkEarlyList(s finding.Section, name string, v *entry) {
 	}
 	rest := slices.DeleteFunc(slices.Clone(list), func(item string) bool { return item == "permit_mynetworks" })
 	first := []string{"permit_mynetworks"}
-	if asked, _ := p.policyPlace(joinRestrictions(rest)); asked >= 0 && name == "smtpd_recipient_restrictions" { // it is asked of everybody
+	if asked, _ := p.policyPlace(cf.JoinRestrictions(rest)); asked >= 0 && name == "smtpd_recipient_restrictions" { // it is asked of everybody
 		first = slices.Concat(rest[asked:asked+2], first)
 		rest = slices.Delete(rest, asked, asked+2)
 	}
-	s.Warn(id, what, list[strict]+" stands before permit_mynetworks", Advices["early-refusal"].With("item", list[strict], "set", p.set(v, name, joinRestrictions(slices.Concat(first, rest)))))
+	s.Warn(id, what, list[strict]+" stands before permit_mynetworks", Advices["early-refusal"].With("item", list[strict], "set", p.set(v, name, cf.JoinRestrictions(slices.Concat(first, rest)))))
 }
 
 // hereLists are the classes of addresses in which Postfix ends mail itself (ADDRESS_CLASS_README).
@@ -184,13 +185,13 @@ func (p *Setup) checkHere(s finding.Section) {
 // listed reports whether a list of domains has one, as Postfix reads it: names, files, tables. where
 // is the file or table; "" is the list itself, which without the domain is rest.
 func (p *Setup) listed(name, domain string) (where, rest string, is bool) {
-	raw := splitList(p.raw[name])
+	raw := cf.Split(p.raw[name])
 	for i, item := range raw {
 		value := item
 		if strings.Contains(item, "$") {
 			value = p.expand(item)
 		}
-		for _, v := range splitList(value) {
+		for _, v := range cf.Split(value) {
 			switch {
 			case strings.EqualFold(v, domain):
 				return "", strings.Join(slices.Delete(slices.Clone(raw), i, i+1), ", "), true
@@ -201,7 +202,7 @@ func (p *Setup) listed(name, domain string) (where, rest string, is bool) {
 				}
 			case strings.Contains(v, ":"):
 				if _, found, err := p.ask(v, domain); err == nil && found {
-					return shownValue(v), "", true
+					return cf.Shown(v), "", true
 				}
 			}
 		}
@@ -217,7 +218,7 @@ func (p *Setup) expand(item string) string {
 // judgeCanonical asks a table of canonical addresses for the senders of mailboxes: what it changes,
 // cleanup(8) changes in the envelope after the milter has decided.
 func judgeCanonical(value string, p *Setup) finding.Status {
-	for _, table := range splitList(value) {
+	for _, table := range cf.Split(value) {
 		for i, sender := range senders.Addresses(p.Config) {
 			if i == maxAsked {
 				break
@@ -238,7 +239,7 @@ const maxAsked = 20
 
 // judgeMasquerade finds senders whose domain Postfix shortens.
 func judgeMasquerade(value string, p *Setup) finding.Status {
-	for _, domain := range splitList(value) {
+	for _, domain := range cf.Split(value) {
 		if slices.ContainsFunc(senders.Addresses(p.Config), func(sender string) bool {
 			return strings.HasSuffix(strings.ToLower(sender), "."+strings.ToLower(domain))
 		}) {
@@ -278,12 +279,12 @@ func (p *Setup) oldProtocol() bool {
 // judgeMilterMaps finds networks whose mail passes no milter, or another one (smtpd_milter_maps of
 // postconf(5)).
 func judgeMilterMaps(value string, p *Setup) finding.Status {
-	for _, table := range splitList(value) {
+	for _, table := range cf.Split(value) {
 		list, ok := p.entries(table)
 		if !ok {
 			return finding.Warn
 		}
-		if slices.ContainsFunc(list, func(e namedValue) bool {
+		if slices.ContainsFunc(list, func(e cf.Setting) bool {
 			net, isNet := parsePrefix(e.Name)
 			place, _ := p.milterPlace(e.Value)
 			return place < 0 && !(isNet && net.Addr().IsLoopback())

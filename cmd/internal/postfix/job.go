@@ -17,6 +17,7 @@ import (
 	"github.com/rogpeppe/go-internal/diff"
 	"github.com/sendas/sendas/cmd/internal/config"
 	"github.com/sendas/sendas/cmd/internal/finding"
+	"github.com/sendas/sendas/cmd/internal/postfix/cf"
 	"github.com/sendas/sendas/internal/exit"
 )
 
@@ -24,7 +25,7 @@ import (
 type Options struct {
 	File   string // the configuration
 	Folder string // "" is Postfix's default
-	State  string // "" is the instance's in StateFolder
+	State  string // "" is the instance's in cf.StateFolder
 	Json   bool
 	DryRun bool
 	Force  bool
@@ -42,7 +43,7 @@ type Options struct {
 // A Job is one run of a command.
 type Job struct {
 	*Options
-	inst *instance
+	inst *cf.Instance
 	path string // of the state file
 }
 
@@ -55,17 +56,17 @@ func (j *Job) say(format string, args ...any) {
 
 // locate finds the instance and its state file.
 func (j *Job) locate(ctx context.Context) (err error) {
-	if j.inst, err = findInstance(ctx, j.Run, j.Folder); err != nil {
+	if j.inst, err = cf.Find(ctx, j.Run, j.Folder); err != nil {
 		return j.absent(err)
 	}
 	if j.path = j.State; j.path != "" {
 		return nil
 	}
-	out, _, err := j.Run(ctx, "postconf", "-c", j.inst.dir, "-h", "multi_instance_name")
+	out, _, err := j.Run(ctx, "postconf", "-c", j.inst.Dir, "-h", "multi_instance_name")
 	if err != nil {
 		return j.absent(err)
 	}
-	j.path = filepath.Join(StateFolder, stateName(strings.TrimSpace(out), j.inst.dir))
+	j.path = filepath.Join(cf.StateFolder, cf.StateName(strings.TrimSpace(out), j.inst.Dir))
 	return nil
 }
 
@@ -79,23 +80,23 @@ func (j *Job) absent(err error) error {
 
 // A present is what Postfix has now, and what is remembered of it.
 type present struct {
-	now   files
-	state *state // nil where nothing is remembered
+	now   cf.Files
+	state *cf.State // nil where nothing is remembered
 	// Without a state, base is made of what is known of sendas alone: taken is what went, unknown
 	// what cannot be known.
-	taken   []*change
-	unknown []gap
-	base    files // as it would be without sendas
+	taken   []*cf.Change
+	unknown []cf.Gap
+	base    cf.Files // as it would be without sendas
 }
 
 // read returns what Postfix has, and a stage with what it would have without sendas. Remove the
 // stage.
-func (j *Job) read(ctx context.Context, c *config.Site) (p *present, s *stage, err error) {
+func (j *Job) read(ctx context.Context, c *config.Site) (p *present, s *cf.Stage, err error) {
 	p = &present{}
-	if p.now, err = j.inst.read(); err != nil {
+	if p.now, err = j.inst.Read(); err != nil {
 		return nil, nil, exit.Errorf(exit.Failed, "run this as root, on the host of Postfix", "reading Postfix's configuration: %w", err)
 	}
-	p.state, err = loadState(j.path, j.inst.dir)
+	p.state, err = cf.Load(j.path, j.inst.Dir)
 	secret := errors.Is(err, os.ErrPermission) && os.Geteuid() != 0 // a look at it needs no root
 	if secret {
 		j.say("note: only root can read %s, so what stands in main.cf now is taken for the administrator's", j.path)
@@ -104,32 +105,42 @@ func (j *Job) read(ctx context.Context, c *config.Site) (p *present, s *stage, e
 	if err != nil {
 		return nil, nil, exit.Errorf(exit.Failed, "", "the former settings: %w", err)
 	}
-	if p.base, _, err = j.inst.undo(ctx, p.state, p.now); err != nil {
+	if p.base, _, err = j.inst.Undo(ctx, p.state, p.now); err != nil {
 		return nil, nil, err
 	}
-	if s, err = j.inst.stage(p.base); err != nil || p.state != nil || secret {
+	if s, err = j.inst.Stage(p.base); err != nil || p.state != nil || secret {
 		return p, s, err
 	}
-	if p.taken, p.unknown, err = s.takeOurs(ctx, c); err == nil && len(p.taken) > 0 {
-		p.base, err = s.read()
+	if p.taken, p.unknown, err = takeOurs(ctx, s, c); err == nil && len(p.taken) > 0 {
+		p.base, err = s.Read()
 	}
 	if err != nil {
-		return nil, nil, errors.Join(err, s.remove())
+		return nil, nil, errors.Join(err, s.Remove())
 	}
 	return p, s, nil
 }
 
+// setup reads what postconf(1) says of the stage. Commands in it name the real instance.
+func setup(ctx context.Context, s *cf.Stage, c *config.Site) (*Setup, error) {
+	p, err := Read(ctx, s.Run, s.Dir, c)
+	if err != nil {
+		return nil, errors.New(strings.ReplaceAll(err.Error(), s.Dir, s.Real.Dir))
+	}
+	p.inst = *s.Real
+	return p, nil
+}
+
 // planned makes the plan on a stage with what Postfix would have without sendas.
-func (j *Job) planned(ctx context.Context, s *stage, c *config.Site, had *present) (*plan, error) {
-	p, err := s.setup(ctx, c)
+func (j *Job) planned(ctx context.Context, s *cf.Stage, c *config.Site, had *present) (*plan, error) {
+	p, err := setup(ctx, s, c)
 	if err != nil {
 		return nil, j.absent(err)
 	}
-	v, err := s.values(ctx)
+	v, err := s.Values(ctx)
 	if err != nil {
 		return nil, err
 	}
-	p.led = slices.ContainsFunc(had.taken, func(c *change) bool { return c.Name == "default_transport" })
+	p.led = slices.ContainsFunc(had.taken, func(c *cf.Change) bool { return c.Name == "default_transport" })
 	return p.makePlan(v), nil
 }
 
@@ -146,7 +157,7 @@ func (j *Job) Show(ctx context.Context, files []string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.remove()) }()
+	defer func() { err = errors.Join(err, s.Remove()) }()
 	plan, err := j.planned(ctx, s, c, had)
 	if err != nil {
 		return err
@@ -155,14 +166,14 @@ func (j *Job) Show(ctx context.Context, files []string) (err error) {
 		return plan.writeJSON(j.Stdout)
 	}
 	both := len(files) == 0
-	for _, name := range FileNames {
+	for _, name := range cf.Names {
 		text := plan.text(name)
 		if !both && files[0] != name || text == "" {
 			continue
 		}
 		if both {
-			fmt.Fprintf(j.Stdout, "# ---- %s ----\n", filepath.Join(j.inst.dir, name))
-			if name == mainCF {
+			fmt.Fprintf(j.Stdout, "# ---- %s ----\n", filepath.Join(j.inst.Dir, name))
+			if name == cf.Main {
 				fmt.Fprintf(j.Stdout, "# %s\n", plan.sentence())
 			}
 		}
@@ -189,7 +200,7 @@ type shownChange struct {
 func (plan *plan) writeJSON(w io.Writer) error {
 	out := shownPlan{Leads: plan.leads, Reason: plan.reason, Settings: []shownChange{}}
 	for _, c := range plan.changes {
-		out.Settings = append(out.Settings, shownChange{c.file(), c.Service, c.Name, c.Now, c.why})
+		out.Settings = append(out.Settings, shownChange{c.File(), c.Service, c.Name, c.Now, c.why})
 	}
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
@@ -210,12 +221,12 @@ func (j *Job) Enable(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.remove()) }()
+	defer func() { err = errors.Join(err, s.Remove()) }()
 	plan, err := j.planned(ctx, s, c, had)
 	if err != nil {
 		return err
 	}
-	done, err := s.carryOut(ctx, plan)
+	done, err := carryOut(ctx, s, plan)
 	if err != nil {
 		return err
 	}
@@ -235,7 +246,7 @@ func (j *Job) Enable(ctx context.Context) (err error) {
 	if err := j.keep(ctx, staged, c); err != nil {
 		return err
 	}
-	if err := j.enter(ctx, had.state, had.after(j.inst.dir, plan, next, done), had.now); err != nil {
+	if err := j.enter(ctx, had.state, had.after(j.inst.Dir, plan, next, done), had.now); err != nil {
 		return err
 	}
 	fmt.Fprintf(j.Stdout, "the former files are kept in %s\n", j.path)
@@ -246,20 +257,20 @@ func (j *Job) Enable(ctx context.Context) (err error) {
 }
 
 // keep hands the settings of a stage, nil for those in force, to whom they matter.
-func (j *Job) keep(ctx context.Context, s *stage, c *config.Site) error {
+func (j *Job) keep(ctx context.Context, s *cf.Stage, c *config.Site) error {
 	if j.Options.Keep == nil {
 		return nil
 	}
-	dir := j.inst.dir
+	dir := j.inst.Dir
 	if s != nil {
-		dir = s.dir
+		dir = s.Dir
 	}
 	p, err := Read(ctx, j.Run, dir, c)
 	if err != nil {
 		return j.absent(err)
 	}
 	for name, value := range p.Main { // a stage is gone soon
-		p.Main[name] = strings.ReplaceAll(value, dir, j.inst.dir)
+		p.Main[name] = strings.ReplaceAll(value, dir, j.inst.Dir)
 	}
 	return j.Options.Keep(ctx, p, s != nil && j.isRunning(ctx))
 }
@@ -277,13 +288,13 @@ func (j *Job) KeepNow(ctx context.Context) error {
 }
 
 // after is what is to be remembered when a plan was carried out.
-func (p *present) after(dir string, plan *plan, next files, done []*change) *state {
-	st := &state{Version: stateVersion, Dir: dir, EnabledAt: time.Now().UTC().Truncate(time.Second), Leads: plan.leads, Before: p.base, After: next, Changes: done, Unknown: p.unknown}
+func (p *present) after(dir string, plan *plan, next cf.Files, done []*cf.Change) *cf.State {
+	st := &cf.State{Version: cf.Version, Dir: dir, EnabledAt: time.Now().UTC().Truncate(time.Second), Leads: plan.leads, Before: p.base, After: next, Changes: done, Unknown: p.unknown}
 	if p.state == nil {
 		return st
 	}
 	st.Unknown = p.state.Unknown
-	for _, name := range FileNames {
+	for _, name := range cf.Names {
 		if slices.Contains(p.state.Later, name) || !slices.Equal(p.base[name], p.state.Before[name]) {
 			st.Later = append(st.Later, name)
 		}
@@ -293,8 +304,8 @@ func (p *present) after(dir string, plan *plan, next files, done []*change) *sta
 
 // accept returns the files of a stage if they are to be put into force: nothing is in the way, and
 // something changes, which it says.
-func (j *Job) accept(ctx context.Context, s *stage, c *config.Site, had *present, done []*change) (files, error) {
-	next, err := s.read()
+func (j *Job) accept(ctx context.Context, s *cf.Stage, c *config.Site, had *present, done []*cf.Change) (cf.Files, error) {
+	next, err := s.Read()
 	if err != nil {
 		return nil, err
 	}
@@ -317,7 +328,7 @@ func (j *Job) accept(ctx context.Context, s *stage, c *config.Site, had *present
 	case err != nil:
 		return nil, err
 	case same:
-		fmt.Fprintf(j.Stdout, "nothing to change: %s has all of it\n", j.inst.dir)
+		fmt.Fprintf(j.Stdout, "nothing to change: %s has all of it\n", j.inst.Dir)
 		return nil, nil
 	case j.DryRun:
 		return nil, j.printDiff(had.now, next)
@@ -334,8 +345,8 @@ func (j *Job) begin(ctx context.Context) error {
 }
 
 // carryOut makes the changes of a plan on the stage, and returns those that were needed.
-func (s *stage) carryOut(ctx context.Context, plan *plan) ([]*change, error) {
-	var done []*change
+func carryOut(ctx context.Context, s *cf.Stage, plan *plan) ([]*cf.Change, error) {
+	var done []*cf.Change
 	var main, fresh []string // all at one time: each run of postconf(1) writes the file anew
 	for _, c := range plan.changes {
 		switch {
@@ -347,26 +358,26 @@ func (s *stage) carryOut(ctx context.Context, plan *plan) ([]*change, error) {
 				fresh = append(fresh, c.Name)
 			}
 		default:
-			if err := s.apply(ctx, c, c.Now, true); err != nil {
+			if err := s.Apply(ctx, &c.Change, c.Now, true); err != nil {
 				return nil, err
 			}
 		}
-		done = append(done, c)
+		done = append(done, &c.Change)
 	}
 	if len(main) > 0 {
-		if _, err := s.postconf(ctx, append([]string{"-e"}, main...)...); err != nil {
+		if _, err := s.Postconf(ctx, append([]string{"-e"}, main...)...); err != nil {
 			return nil, err
 		}
-		if err := s.order(fresh); err != nil {
+		if err := s.Order(fresh); err != nil {
 			return nil, err
 		}
 	}
-	v, err := s.values(ctx)
+	v, err := s.Values(ctx)
 	if err != nil {
 		return nil, err
 	}
 	for _, c := range done { // as postconf writes it, so that disable knows it again
-		if value, ok := v.get(c); ok {
+		if value, ok := v.Get(c); ok {
 			c.Now = value
 		}
 	}
@@ -375,30 +386,30 @@ func (s *stage) carryOut(ctx context.Context, plan *plan) ([]*change, error) {
 
 // compare reports whether Postfix has the settings of a stage already, whatever the order of lines,
 // and else prints what changes.
-func (j *Job) compare(ctx context.Context, s *stage, now files, done []*change) (same bool, err error) {
-	have, err := j.inst.stage(now)
+func (j *Job) compare(ctx context.Context, s *cf.Stage, now cf.Files, done []*cf.Change) (same bool, err error) {
+	have, err := j.inst.Stage(now)
 	if err != nil {
 		return false, err
 	}
-	defer func() { err = errors.Join(err, have.remove()) }()
-	a, err := have.values(ctx)
+	defer func() { err = errors.Join(err, have.Remove()) }()
+	a, err := have.Values(ctx)
 	if err != nil {
 		return false, err
 	}
-	b, err := s.values(ctx)
+	b, err := s.Values(ctx)
 	if err != nil || reflect.DeepEqual(a, b) {
 		return err == nil, err
 	}
-	for _, c := range differences(a, b, done) {
-		fmt.Fprintln(j.Stdout, c.sentence())
+	for _, c := range cf.Differences(a, b, done) {
+		fmt.Fprintln(j.Stdout, c.Sentence())
 	}
 	return false, nil
 }
 
 // examine looks at the result before anybody uses it. What fails is in the way, what is not as it
 // should be is said.
-func (j *Job) examine(ctx context.Context, s *stage, c *config.Site) error {
-	p, err := s.setup(ctx, c)
+func (j *Job) examine(ctx context.Context, s *cf.Stage, c *config.Site) error {
+	p, err := setup(ctx, s, c)
 	if err != nil {
 		return j.absent(err)
 	}
@@ -415,14 +426,14 @@ func (j *Job) examine(ctx context.Context, s *stage, c *config.Site) error {
 		if k.Status == finding.Fail {
 			word, failed = "in the way", failed+1
 		}
-		found := strings.ReplaceAll(k.Found, s.dir, j.inst.dir)
+		found := strings.ReplaceAll(k.Found, s.Dir, j.inst.Dir)
 		j.say("%s: %s: %s", word, k.What, found)
 		j.say("  means: %s", k.Means)
-		j.say("  do: %s", strings.ReplaceAll(k.Do, s.dir, j.inst.dir))
+		j.say("  do: %s", strings.ReplaceAll(k.Do, s.Dir, j.inst.Dir))
 	}
-	if err := s.check(ctx); err != nil {
+	if err := s.Check(ctx); err != nil {
 		failed++
-		j.say("in the way: postfix check: %s", strings.ReplaceAll(err.Error(), s.dir, j.inst.dir))
+		j.say("in the way: postfix check: %s", strings.ReplaceAll(err.Error(), s.Dir, j.inst.Dir))
 	}
 	if failed > 0 && !j.Force {
 		return exit.Errorf(exit.Failed, "do what stands above, then type it again; --force writes the settings all the same", "%s; nothing was changed", count(failed, "thing is in the way", "things are in the way"))
@@ -437,36 +448,27 @@ func count(n int, one, many string) string {
 	return fmt.Sprintf("%d %s", n, many)
 }
 
-// check runs Postfix's own check.
-func (i *instance) check(ctx context.Context) error {
-	if os.Geteuid() != 0 {
-		return nil // postfix(1) is root's, and nothing is changed without root
-	}
-	_, _, err := i.run(ctx, "postfix", "-c", i.dir, "check")
-	return err
-}
-
 func (j *Job) isRunning(ctx context.Context) bool {
-	_, _, err := j.Run(ctx, "postfix", "-c", j.inst.dir, "status")
+	_, _, err := j.Run(ctx, "postfix", "-c", j.inst.Dir, "status")
 	return err == nil
 }
 
 // enter puts the files of a state into force. First it keeps what they were; where Postfix does not
 // take them, everything is as it was.
-func (j *Job) enter(ctx context.Context, old, st *state, now files) error {
-	if err := saveState(j.path, st); err != nil {
+func (j *Job) enter(ctx context.Context, old, st *cf.State, now cf.Files) error {
+	if err := cf.Save(j.path, st); err != nil {
 		return exit.Errorf(exit.Failed, "", "keeping the former settings: %w; nothing was changed", err)
 	}
-	err := j.inst.install(now, st.After)
+	err := j.inst.Install(now, st.After)
 	if err == nil {
-		err = j.inst.check(ctx)
+		err = j.inst.Check(ctx)
 	}
 	if err == nil {
 		return nil
 	}
 	restored := j.restore(st.After, now)
 	if old != nil {
-		restored = errors.Join(restored, saveState(j.path, old))
+		restored = errors.Join(restored, cf.Save(j.path, old))
 	} else if restored == nil {
 		restored = os.Remove(j.path)
 	}
@@ -477,18 +479,18 @@ func (j *Job) enter(ctx context.Context, old, st *state, now files) error {
 }
 
 // restore puts back what install has replaced, be it one file or both.
-func (j *Job) restore(from, to files) error {
-	now, err := j.inst.read()
+func (j *Job) restore(from, to cf.Files) error {
+	now, err := j.inst.Read()
 	if err != nil {
 		return err
 	}
-	for _, name := range FileNames {
+	for _, name := range cf.Names {
 		if slices.Equal(now[name], from[name]) {
 			continue
 		}
 		from[name], to[name] = now[name], now[name] // somebody else's, or not replaced yet
 	}
-	return j.inst.install(from, to)
+	return j.inst.Install(from, to)
 }
 
 // reload makes a running Postfix read its files.
@@ -497,8 +499,8 @@ func (j *Job) reload(ctx context.Context) error {
 		fmt.Fprintln(j.Stdout, "Postfix does not run, so nothing was reloaded")
 		return nil
 	}
-	if _, _, err := j.Run(ctx, "postfix", "-c", j.inst.dir, "reload"); err != nil {
-		return exit.Errorf(exit.Failed, "type: "+j.inst.command("postfix")+" reload", "the settings are written, but not in force: %w", err)
+	if _, _, err := j.Run(ctx, "postfix", "-c", j.inst.Dir, "reload"); err != nil {
+		return exit.Errorf(exit.Failed, "type: "+j.inst.Command("postfix")+" reload", "the settings are written, but not in force: %w", err)
 	}
 	fmt.Fprintln(j.Stdout, "Postfix was reloaded")
 	return nil
@@ -509,18 +511,18 @@ func (j *Job) Disable(ctx context.Context) error {
 	if err := j.begin(ctx); err != nil {
 		return err
 	}
-	st, err := loadState(j.path, j.inst.dir)
+	st, err := cf.Load(j.path, j.inst.Dir)
 	if err != nil {
 		return exit.Errorf(exit.Failed, "", "the former settings: %w", err)
 	}
 	if st == nil {
 		return j.disableUnremembered(ctx)
 	}
-	now, err := j.inst.read()
+	now, err := j.inst.Read()
 	if err != nil {
 		return err
 	}
-	base, kept, err := j.inst.undo(ctx, st, now)
+	base, kept, err := j.inst.Undo(ctx, st, now)
 	if err != nil {
 		return err
 	}
@@ -539,7 +541,7 @@ func (j *Job) Disable(ctx context.Context) error {
 	if err := os.Remove(j.path); err != nil {
 		return err
 	}
-	for _, name := range FileNames {
+	for _, name := range cf.Names {
 		how := "is as it was before, byte for byte"
 		switch {
 		case len(st.Unknown) > 0:
@@ -547,18 +549,18 @@ func (j *Job) Disable(ctx context.Context) error {
 		case !slices.Equal(base[name], st.Before[name]) || slices.Contains(st.Later, name):
 			how = "is as it was before, with your later changes"
 		}
-		fmt.Fprintf(j.Stdout, "%s %s\n", filepath.Join(j.inst.dir, name), how)
+		fmt.Fprintf(j.Stdout, "%s %s\n", filepath.Join(j.inst.Dir, name), how)
 	}
 	return j.reload(ctx)
 }
 
 // putBack installs the files without sendas.
-func (j *Job) putBack(ctx context.Context, now, base files) error {
-	if err := j.inst.install(now, base); err != nil {
+func (j *Job) putBack(ctx context.Context, now, base cf.Files) error {
+	if err := j.inst.Install(now, base); err != nil {
 		return err
 	}
-	if err := j.inst.check(ctx); err != nil {
-		return exit.Errorf(exit.Failed, "mend what Postfix says, then type: "+j.inst.command("postfix")+" reload", "the settings are taken back, but not in force: %w", err)
+	if err := j.inst.Check(ctx); err != nil {
+		return exit.Errorf(exit.Failed, "mend what Postfix says, then type: "+j.inst.Command("postfix")+" reload", "the settings are taken back, but not in force: %w", err)
 	}
 	return nil
 }
@@ -574,9 +576,9 @@ func (j *Job) disableUnremembered(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.remove()) }()
+	defer func() { err = errors.Join(err, s.Remove()) }()
 	if len(had.taken) == 0 {
-		fmt.Fprintf(j.Stdout, "nothing to take back: sendas has no settings in %s\n", j.inst.dir)
+		fmt.Fprintf(j.Stdout, "nothing to take back: sendas has no settings in %s\n", j.inst.Dir)
 		return nil
 	}
 	j.say("note: %s, which remembers what stood there before, is not there; what is known of sendas is taken out", j.path)
@@ -597,15 +599,15 @@ func (j *Job) disableUnremembered(ctx context.Context) (err error) {
 }
 
 // printDiff prints what would change.
-func (j *Job) printDiff(from, to files) error {
-	if from.equal(to) {
+func (j *Job) printDiff(from, to cf.Files) error {
+	if from.Equal(to) {
 		fmt.Fprintln(j.Stdout, "nothing to change")
 		return nil
 	}
-	for _, name := range FileNames {
-		path := filepath.Join(j.inst.dir, name)
+	for _, name := range cf.Names {
+		path := filepath.Join(j.inst.Dir, name)
 		for line := range strings.Lines(string(diff.Diff(path, from[name], path+".new", to[name]))) {
-			fmt.Fprintln(j.Stdout, shownLine(strings.TrimSuffix(line, "\n")))
+			fmt.Fprintln(j.Stdout, cf.ShownLine(strings.TrimSuffix(line, "\n")))
 		}
 	}
 	return nil

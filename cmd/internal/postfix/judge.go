@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/sendas/sendas/cmd/internal/finding"
+	"github.com/sendas/sendas/cmd/internal/postfix/cf"
 	"github.com/sendas/sendas/cmd/internal/service"
 	"github.com/sendas/sendas/internal/serve"
 	"github.com/sendas/sendas/policy"
@@ -197,7 +198,7 @@ func (p *Setup) checkServices(s finding.Section) {
 // host alone, by its address or its own mynetworks, without a filter of its own, while there is one elsewhere or it passes no milter.
 func (p *Setup) isWayBack(v *entry) bool {
 	filter, own := v.overrides["content_filter"]
-	networks := splitList(v.overrides["mynetworks"])
+	networks := cf.Split(v.overrides["mynetworks"])
 	local := len(networks) > 0 && !slices.ContainsFunc(networks, func(n string) bool {
 		net, ok := parsePrefix(n)
 		return !ok || !net.Addr().IsLoopback()
@@ -211,7 +212,7 @@ func (p *Setup) isWayBack(v *entry) bool {
 }
 
 func (p *Setup) withoutMilters(v *entry) bool {
-	return slices.Contains(splitList(p.Value(v, "receive_override_options")), "no_milters")
+	return slices.Contains(cf.Split(p.Value(v, "receive_override_options")), "no_milters")
 }
 
 // meetsSendas reports whether mail at a port passes the milter or the policy service.
@@ -228,8 +229,8 @@ func (p *Setup) checkWaysBack(s finding.Section) {
 		switch id, what := "back."+v.name, "port "+v.name; {
 		case !p.isWayBack(v):
 		case p.meetsSendas(v):
-			s.Warn(id, what, "meets sendas again", Advices["twice"].With("set", p.setAll(v, []namedValue{
-				{"smtpd_milters", ""}, {"smtpd_recipient_restrictions", "permit_mynetworks,reject"}})))
+			s.Warn(id, what, "meets sendas again", Advices["twice"].With("set", p.setAll(v, []cf.Setting{
+				{Name: "smtpd_milters"}, {Name: "smtpd_recipient_restrictions", Value: "permit_mynetworks,reject"}})))
 		default:
 			s.Ok(id, what, "takes mail back from a filter, past sendas")
 		}
@@ -268,7 +269,7 @@ func (p *Setup) checkReference(s finding.Section, name string, v *entry) {
 		if _, own := v.overrides[name]; !own {
 			scope = nil
 		}
-		s.Fail("chroot."+v.name+"."+name, name+" of "+v.Key(), "names "+m[1], Advices["chroot"].With("set", p.set(scope, name, shownValue(mended))))
+		s.Fail("chroot."+v.name+"."+name, name+" of "+v.Key(), "names "+m[1], Advices["chroot"].With("set", p.set(scope, name, cf.Shown(mended))))
 	}
 }
 
@@ -294,7 +295,7 @@ func (p *Setup) checkRoutes(s finding.Section) {
 		case p.Value(v, "smtp_sasl_auth_enable") != "no" && p.Value(v, "smtp_sasl_password_maps") != "":
 			s.Fail(id, what, "authenticates", a("leak", "set", p.set(v, "smtp_sasl_auth_enable", "no")))
 		case !p.showsCertificate(v, r.Name):
-			s.Fail(id, what, "shows "+shownValue(p.Value(v, "smtp_tls_chain_files")+p.Value(v, "smtp_tls_cert_file")), a("no-cert", "set", p.set(v, "smtp_tls_chain_files", p.certificate(r.Name))))
+			s.Fail(id, what, "shows "+cf.Shown(p.Value(v, "smtp_tls_chain_files")+p.Value(v, "smtp_tls_cert_file")), a("no-cert", "set", p.set(v, "smtp_tls_chain_files", p.certificate(r.Name))))
 		default:
 			s.Ok(id, what, "stands in master.cf, and authenticates to nobody")
 		}
@@ -309,7 +310,7 @@ func (p *Setup) checkRoutes(s finding.Section) {
 func (p *Setup) checkRouteTLS(s finding.Section, r *policy.Route, v *entry) {
 	level := p.Value(v, "smtp_tls_security_level")
 	if !slices.Contains([]string{"secure", "verify", "fingerprint", "dane-only"}, level) {
-		s.Warn("route."+r.Name+".tls", "smtp_tls_security_level of "+v.Key(), shownValue(level),
+		s.Warn("route."+r.Name+".tls", "smtp_tls_security_level of "+v.Key(), cf.Shown(level),
 			Advices["lax"].With("route", r.Name, "set", p.set(v, "smtp_tls_security_level", "secure")))
 	}
 }
@@ -326,7 +327,7 @@ func (p *Setup) certificate(route string) string {
 
 func (p *Setup) showsCertificate(v *entry, route string) bool {
 	want := p.certificate(route)
-	return want == "" || slices.Contains(splitList(p.Value(v, "smtp_tls_chain_files")), want) || p.Value(v, "smtp_tls_cert_file") == want
+	return want == "" || slices.Contains(cf.Split(p.Value(v, "smtp_tls_chain_files")), want) || p.Value(v, "smtp_tls_cert_file") == want
 }
 
 // headerTables are the settings whose tables can change a header; late tells those that come after
@@ -347,7 +348,7 @@ func (p *Setup) checkHeaderTables(s finding.Section) {
 				values = append(values, p.Value(t, h.name))
 			}
 		}
-		for i, table := range splitList(strings.Join(values, " ")) {
+		for i, table := range cf.Split(strings.Join(values, " ")) {
 			p.checkHeaderTable(s, fmt.Sprintf("headers.%s.%d", h.name, i+1), h.name, table, h.late)
 		}
 	}
@@ -355,7 +356,7 @@ func (p *Setup) checkHeaderTables(s finding.Section) {
 
 func (p *Setup) checkHeaderTable(s finding.Section, id, name, table string, late bool) {
 	kind, file, _ := strings.Cut(table, ":")
-	what := name + " " + shownValue(table)
+	what := name + " " + cf.Shown(table)
 	data, err := os.ReadFile(file)
 	if err != nil || kind != "regexp" && kind != "pcre" {
 		s.Warn(id, what, "cannot be read here", Advices["unreadable"])

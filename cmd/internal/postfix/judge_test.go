@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -20,6 +19,7 @@ import (
 	"github.com/sendas/sendas/cmd/internal/config/configtest"
 	"github.com/sendas/sendas/cmd/internal/finding"
 	"github.com/sendas/sendas/cmd/internal/finding/findingtest"
+	"github.com/sendas/sendas/cmd/internal/postfix/cf"
 	"github.com/sendas/sendas/cmd/internal/postfix/postfixtest"
 	"github.com/sendas/sendas/cmd/internal/service"
 	"github.com/sendas/sendas/internal/serve"
@@ -106,12 +106,12 @@ func byHand(t *testing.T) string {
 }
 
 // ownSettings are the -o of that transport.
-func ownSettings(t *testing.T) (list []namedValue) {
+func ownSettings(t *testing.T) (list []cf.Setting) {
 	t.Helper()
 	for line := range strings.Lines(postfixtest.OwnEntry(t)) {
 		if o, ok := strings.CutPrefix(strings.TrimSpace(line), "-o "); ok {
 			name, value, _ := strings.Cut(strings.Trim(o, "{ }"), "=")
-			list = append(list, namedValue{strings.TrimSpace(name), strings.TrimSpace(value)})
+			list = append(list, cf.Setting{Name: strings.TrimSpace(name), Value: strings.TrimSpace(value)})
 		}
 	}
 	return list
@@ -123,7 +123,7 @@ func TestDoctorOnReadme(t *testing.T) {
 	main := postfixtest.MainCF(t)
 	d := newLab(t, configtest.SmallConfig).examine(t, main, byHand(t))
 	d.wantGood(t)
-	for name := range readParameters(main) {
+	for name := range cf.Parameters(main) {
 		if !strings.HasPrefix(name, "#") {
 			d.find(t, "postfix."+name)
 		}
@@ -411,7 +411,7 @@ func TestDoctorSettings(t *testing.T) {
 			tc.yaml = configtest.SmallConfig
 		}
 		name, _, _ := strings.Cut(tc.set, " =")
-		p, d := fake(t, newLab(t, tc.yaml), readParameters(tc.set))
+		p, d := fake(t, newLab(t, tc.yaml), cf.Parameters(tc.set))
 		p.checkShape(d.Section("postfix", "Postfix"))
 		p.checkSettings(d.Section("postfix", "Postfix"))
 		findingtest.WantWhole(t, &d.Report)
@@ -469,13 +469,13 @@ func fake(t *testing.T, l *lab, changes map[string]string) (*Setup, *look) {
 		"smtp_sasl_auth_soft_bounce": "yes", "smtp_tls_loglevel": "0", "default_destination_recipient_limit": "50", "default_destination_rate_delay": "0s", "default_transport_rate_delay": "0s",
 		"notify_classes": "resource, software", "message_size_limit": "10240000", "maximal_queue_lifetime": "5d", "always_add_missing_headers": "no", "smtputf8_autodetect_classes": "sendmail, verify", "default_transport": "smtp",
 	}
-	maps.Copy(raw, readParameters(postfixtest.MainCF(t)))
+	maps.Copy(raw, cf.Parameters(postfixtest.MainCF(t)))
 	own := make(map[string]string) // the -o of the transport
 	for _, s := range ownSettings(t) {
 		own[s.Name] = s.Value
 	}
 	own["smtp_tls_CAfile"] = configtest.WriteFile(t, filepath.Join(l.dir, "ca.pem"), "", 0o644)
-	explicit := readParameters(postfixtest.MainCF(t))
+	explicit := cf.Parameters(postfixtest.MainCF(t))
 	for name, value := range changes {
 		if ofTransport(name) {
 			own[strings.TrimPrefix(name, "sendas/unix/")] = value
@@ -485,7 +485,7 @@ func fake(t *testing.T, l *lab, changes map[string]string) (*Setup, *look) {
 	}
 	overrides := make(map[string]string)
 	for name, value := range own {
-		if m := otherName.FindStringSubmatch(value); m != nil {
+		if m := cf.OtherName.FindStringSubmatch(value); m != nil {
 			value = own[m[1]]
 		}
 		overrides["sendas/unix/"+name] = value
@@ -499,7 +499,7 @@ func fake(t *testing.T, l *lab, changes map[string]string) (*Setup, *look) {
 	}
 	full := make(map[string]string)
 	for name, value := range raw {
-		if m := otherName.FindStringSubmatch(value); m != nil {
+		if m := cf.OtherName.FindStringSubmatch(value); m != nil {
 			value = raw[m[1]]
 		}
 		full[name] = value
@@ -681,25 +681,6 @@ func TestDoctorFolder(t *testing.T) {
 	d.wantCheck(t, "postfix.folder", finding.Fail, "mkdir -p "+folder)
 }
 
-func TestPostfixList(t *testing.T) {
-	for _, tc := range []struct {
-		in   string
-		want []string
-	}{
-		{"", nil}, {" , ", nil}, {"a", []string{"a"}}, {"a, b  c", []string{"a", "b", "c"}},
-		{"{ unix:x, default_action=accept }, inet:y:1", []string{"{ unix:x, default_action=accept }", "inet:y:1"}},
-		{"check_policy_service { unix:x, a={b c} } permit", []string{"check_policy_service", "{ unix:x, a={b c} }", "permit"}},
-		{"{ open a", []string{"{ open a"}}, {"} a", []string{"}", "a"}},
-	} {
-		if got := splitList(tc.in); !reflect.DeepEqual(got, tc.want) {
-			t.Errorf("postfixList(%q) = %q, want %q", tc.in, got, tc.want)
-		}
-	}
-	if got := bracedList("{ unix:x, default_action=accept }"); !reflect.DeepEqual(got, []string{"unix:x", "default_action=accept"}) {
-		t.Errorf("bracedList: %q", got)
-	}
-}
-
 // What stands between a client and the milter, and where mail to the tenant's own domains ends; the
 // command that mends it does.
 func TestDoctorEntrance(t *testing.T) {
@@ -772,17 +753,6 @@ func TestVersionNumbers(t *testing.T) {
 	for in, want := range map[string][]int{"3.7.11": {3, 7, 11}, "3.12-20260801": {3, 12, 20260801}, "3.8-RC1": {3, 8}, "": nil} {
 		if got := versionNumbers(in); !slices.Equal(got, want) {
 			t.Errorf("versionNumbers(%q) = %v, want %v", in, got, want)
-		}
-	}
-}
-
-func TestShownValue(t *testing.T) {
-	for in, want := range map[string]string{
-		"": "(empty)", "socketmap:unix:sendas/credentials:lease": "socketmap:unix:sendas/credentials:lease",
-		"static:erp:hunter2": "static:REDACTED", "hash:/x inline:{ {a = erp:hunter2} }": "hash:/x inline:REDACTED",
-	} {
-		if got := shownValue(in); got != want {
-			t.Errorf("shownValue(%q) = %q, want %q", in, got, want)
 		}
 	}
 }

@@ -1,12 +1,11 @@
 package postfix
 
 import (
-	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/sendas/sendas/cmd/internal/finding"
+	"github.com/sendas/sendas/cmd/internal/postfix/cf"
 	"github.com/sendas/sendas/cmd/internal/postfix/senders"
 	"github.com/sendas/sendas/policy"
 )
@@ -38,7 +37,7 @@ func (p *Setup) keepsAction() bool {
 	}) {
 		return true
 	}
-	others := slices.ContainsFunc(slices.Concat(splitList(p.Main["smtpd_milters"]), splitList(p.Main["non_smtpd_milters"])), func(item string) bool {
+	others := slices.ContainsFunc(slices.Concat(cf.Split(p.Main["smtpd_milters"]), cf.Split(p.Main["non_smtpd_milters"])), func(item string) bool {
 		place, _ := p.milterPlace(item)
 		return place < 0
 	})
@@ -48,9 +47,9 @@ func (p *Setup) keepsAction() bool {
 // mergeMilter puts the milter of sendas first. What a value such as $smtpd_milters stands for has
 // it already when that list was extended.
 func mergeMilter(p *Setup, raw, want string) (value, added string) {
-	list := splitList(raw)
+	list := cf.Split(raw)
 	if slices.ContainsFunc(list, func(item string) bool {
-		m := otherName.FindStringSubmatch(item)
+		m := cf.OtherName.FindStringSubmatch(item)
 		return m != nil && m[1] == "smtpd_milters"
 	}) {
 		return raw, ""
@@ -63,32 +62,32 @@ func mergeMilter(p *Setup, raw, want string) (value, added string) {
 
 // mergeFirst puts an item before the others.
 func mergeFirst(_ *Setup, raw, want string) (value, added string) {
-	return strings.Join(slices.Concat([]string{want}, splitList(raw)), ", "), want
+	return strings.Join(slices.Concat([]string{want}, cf.Split(raw)), ", "), want
 }
 
 // mergeLast puts what a list lacks behind what it has.
 func mergeLast(_ *Setup, raw, want string) (value, added string) {
-	list := splitList(raw)
+	list := cf.Split(raw)
 	more := missing(list, want)
 	return strings.Join(append(list, more...), ", "), strings.Join(more, ", ")
 }
 
 // missing returns the items of want that a list lacks.
 func missing(list []string, want string) []string {
-	return slices.DeleteFunc(splitList(want), func(item string) bool { return slices.Contains(list, item) })
+	return slices.DeleteFunc(cf.Split(want), func(item string) bool { return slices.Contains(list, item) })
 }
 
 // mergePolicy puts the question to the policy service as late as it is still asked: before the
 // first thing that permits. What refuses before that goes on refusing. The service permits nothing,
 // so the list lets nobody in who was kept out.
 func mergePolicy(p *Setup, raw, want string) (value, added string) {
-	list := splitList(raw)
+	list := cf.Split(raw)
 	at := len(list)
 	for i, item := range list {
-		if m := otherName.FindStringSubmatch(item); m != nil { // a name for a part of the list
+		if m := cf.OtherName.FindStringSubmatch(item); m != nil { // a name for a part of the list
 			item = p.Main[m[1]]
 		}
-		if slices.ContainsFunc(splitList(item), givesPermission) {
+		if slices.ContainsFunc(cf.Split(item), givesPermission) {
 			at = i
 			break
 		}
@@ -96,44 +95,11 @@ func mergePolicy(p *Setup, raw, want string) (value, added string) {
 	if asked, _ := p.policyPlace(raw); asked > at { // so late that nobody asks
 		list = slices.Delete(list, asked, asked+2)
 	}
-	return joinRestrictions(slices.Insert(list, at, splitList(want)...)), want
+	return cf.JoinRestrictions(slices.Insert(list, at, cf.Split(want)...)), want
 }
 
 // givesPermission reports whether a restriction ends the list by a permission.
 func givesPermission(item string) bool { return item == "permit" || strings.HasPrefix(item, "permit_") }
-
-// joinRestrictions writes a list with a comma behind each restriction, but none before the argument
-// of one.
-func joinRestrictions(list []string) string {
-	var b strings.Builder
-	for i, item := range list {
-		switch {
-		case i == 0:
-		case strings.HasPrefix(list[i-1], "check_"), list[i-1] == "sleep", list[i-1] == "permit_mx_backup_networks":
-			b.WriteByte(' ')
-		default:
-			b.WriteString(", ")
-		}
-		b.WriteString(item)
-	}
-	return b.String()
-}
-
-// withoutItem takes from a list what merge has put there; ok is false where it is no longer in it.
-func withoutItem(raw, added string) (value string, ok bool) {
-	list, gone := splitList(raw), splitList(added)
-	for i := 0; len(gone) > 0 && i+len(gone) <= len(list); i++ {
-		if slices.EqualFunc(list[i:i+len(gone)], gone, sameValue) {
-			return joinRestrictions(slices.Delete(list, i, i+len(gone))), true
-		}
-	}
-	return raw, false
-}
-
-// sameValue compares values as Postfix reads them: blanks and line ends are alike.
-func sameValue(a, b string) bool { return oneSpaced(a) == oneSpaced(b) }
-
-func oneSpaced(s string) string { return strings.Join(strings.Fields(s), " ") }
 
 // offersPolicy reports whether there is a policy service to ask.
 func offersPolicy(p *Setup) bool { return p.Config.Milter.PolicyListen != "" }
@@ -162,9 +128,9 @@ func judgeOwnTable(value string, p *Setup) finding.Status {
 
 // hasEntries reports whether the tables in a value have each entry of a table of ours.
 func hasEntries(value, table string) bool {
-	entries := splitList(strings.TrimSuffix(strings.TrimPrefix(table, "inline:{"), "}"))
-	value = oneSpaced(value)
-	return len(entries) > 0 && !slices.ContainsFunc(entries, func(e string) bool { return !strings.Contains(value, oneSpaced(e)) })
+	entries := cf.Split(strings.TrimSuffix(strings.TrimPrefix(table, "inline:{"), "}"))
+	value = cf.OneSpaced(value)
+	return len(entries) > 0 && !slices.ContainsFunc(entries, func(e string) bool { return !strings.Contains(value, cf.OneSpaced(e)) })
 }
 
 // senderTables are the tables that say which senders leave by submission, and in which queue.
@@ -194,12 +160,12 @@ func (p *Setup) senders() string {
 
 // isSpread reports whether the tables in a value spread the senders of patterns as ours do.
 func (p *Setup) isSpread(value string) bool {
-	return strings.Contains(oneSpaced(value), oneSpaced(p.senderTables().Spread()))
+	return strings.Contains(cf.OneSpaced(value), cf.OneSpaced(p.senderTables().Spread()))
 }
 
 // hasSenderTable reports whether main.cf has a table of senders of ours, be it an old one.
 func (p *Setup) hasSenderTable() bool {
-	return p.Config.Policy != nil && slices.ContainsFunc(splitList(p.Main["sender_dependent_default_transport_maps"]), func(t string) bool {
+	return p.Config.Policy != nil && slices.ContainsFunc(cf.Split(p.Main["sender_dependent_default_transport_maps"]), func(t string) bool {
 		return !p.asksFor(t, "transport") && p.isSenderTable(t)
 	})
 }
@@ -210,11 +176,11 @@ func judgeSenderTable(value string, p *Setup) finding.Status {
 
 // routeSettings are the -o of a transport for a connector or a direct route: Postfix's own smtp, which
 // knows no mailbox, and which main.cf cannot weaken.
-func (p *Setup) routeSettings(r *policy.Route) []namedValue {
-	list := []namedValue{{"smtp_sasl_auth_enable", "no"}, {"smtp_sasl_password_maps", ""}, {"smtp_reply_filter", ""}}
+func (p *Setup) routeSettings(r *policy.Route) []cf.Setting {
+	list := []cf.Setting{{Name: "smtp_sasl_auth_enable", Value: "no"}, {Name: "smtp_sasl_password_maps"}, {Name: "smtp_reply_filter"}}
 	for i := range settings {
 		if row := &settings[i]; row.everyWay {
-			list = append(list, namedValue{row.name, p.fill(row.want)})
+			list = append(list, cf.Setting{Name: row.name, Value: p.fill(row.want)})
 		}
 	}
 	for _, c := range p.Config.Routes {
@@ -223,42 +189,8 @@ func (p *Setup) routeSettings(r *policy.Route) []namedValue {
 			if c.KeyFile != "" { // Postfix wants the key first (smtp_tls_chain_files of postconf(5))
 				files = c.KeyFile + "," + files
 			}
-			list = append(list, namedValue{"smtp_tls_chain_files", files})
+			list = append(list, cf.Setting{Name: "smtp_tls_chain_files", Value: files})
 		}
 	}
 	return list
-}
-
-// A namedValue is one -o of master.cf.
-type namedValue struct {
-	Name  string `json:"name"`
-	Value string `json:"value"`
-}
-
-// masterEntry writes an entry of master.cf as postconf -M takes it.
-func masterEntry(name, chroot string, list []namedValue) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s unix - - %s - - smtp", name, chroot)
-	for _, v := range list {
-		if strings.ContainsAny(v.Value, " \t") {
-			fmt.Fprintf(&b, " -o { %s = %s }", v.Name, v.Value)
-		} else {
-			fmt.Fprintf(&b, " -o %s=%s", v.Name, v.Value)
-		}
-	}
-	return b.String()
-}
-
-// seconds reads a time as Postfix writes it; one that it cannot read is 0. A number without a unit
-// is in the unit given, in seconds.
-func seconds(value string, unit int) int {
-	units := map[byte]int{'s': 1, 'm': 60, 'h': 60 * 60, 'd': 24 * 60 * 60, 'w': 7 * 24 * 60 * 60}
-	if n := len(value); n > 0 && units[value[n-1]] > 0 {
-		unit, value = units[value[n-1]], value[:n-1]
-	}
-	n, err := strconv.Atoi(value)
-	if err != nil {
-		return 0
-	}
-	return n * unit
 }

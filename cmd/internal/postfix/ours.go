@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/sendas/sendas/cmd/internal/config"
+	"github.com/sendas/sendas/cmd/internal/postfix/cf"
 	"github.com/sendas/sendas/internal/serve"
 	"github.com/sendas/sendas/policy"
 )
@@ -21,17 +22,10 @@ func (p *Setup) names(ref string, listen serve.Address) bool {
 	return p.sameSocket(ref, listen) || ourSocket.MatchString(ref)
 }
 
-// A gap is what cannot be known of a setting without the state file. It is kept there, once that is
-// begun anew.
-type gap struct {
-	Name string `json:"name"` // of the parameter
-	Says string `json:"says"` // one sentence
-}
-
 // ours finds the settings of sendas without the state file that remembers them: by its sockets, by
 // the name of its transport, and by the values that it writes beside them. Each has the value that is
 // to stay, or none.
-func (p *Setup) ours(v *values) (list []*change, unknown []gap) {
+func (p *Setup) ours(v *cf.Values) (list []*cf.Change, unknown []cf.Gap) {
 	f := &finder{Setup: p, v: v}
 	f.inMain()
 	f.former()
@@ -46,24 +40,26 @@ func (p *Setup) ours(v *values) (list []*change, unknown []gap) {
 // A finder collects what is of sendas.
 type finder struct {
 	*Setup
-	v       *values
-	list    []*change
-	unknown []gap
+	v       *cf.Values
+	list    []*cf.Change
+	unknown []cf.Gap
 }
 
 // take notes a setting that goes; rest is what stays of it, nil for nothing.
 func (f *finder) take(service, name string, rest *string) {
-	c := &change{Service: service, Name: name, Was: rest}
-	c.Now, _ = f.v.get(c)
+	c := &cf.Change{Service: service, Name: name, Was: rest}
+	c.Now, _ = f.v.Get(c)
 	f.list = append(f.list, c)
 }
 
 // say notes what cannot be known.
-func (f *finder) say(name, sentence string) { f.unknown = append(f.unknown, gap{name, sentence}) }
+func (f *finder) say(name, sentence string) {
+	f.unknown = append(f.unknown, cf.Gap{Name: name, Says: sentence})
+}
 
 // takeItems takes items out of a list of main.cf's.
 func (f *finder) takeItems(name string, ours func(string) bool) {
-	list := splitList(f.v.main[name])
+	list := cf.Split(f.v.Main[name])
 	rest := slices.DeleteFunc(slices.Clone(list), ours)
 	switch value := strings.Join(rest, ", "); {
 	case len(rest) == len(list):
@@ -78,31 +74,31 @@ func (f *finder) takeItems(name string, ours func(string) bool) {
 func (f *finder) inMain() {
 	for _, name := range []string{"smtpd_milters", "non_smtpd_milters"} {
 		f.takeItems(name, func(item string) bool {
-			parts := bracedList(item)
+			parts := cf.Braced(item)
 			return len(parts) > 0 && f.names(parts[0], f.Config.Milter.Listen)
 		})
 	}
 	f.takePolicy()
 	f.takeItems("sender_dependent_default_transport_maps", func(t string) bool {
-		list, inline := inlineEntries(t)
-		return f.asksFor(t, "transport") || inline && len(list) > 0 && !slices.ContainsFunc(list, func(e namedValue) bool {
+		list, inline := cf.InlineEntries(t)
+		return f.asksFor(t, "transport") || inline && len(list) > 0 && !slices.ContainsFunc(list, func(e cf.Setting) bool {
 			return !strings.HasPrefix(e.Value, f.submission()+":")
 		})
 	})
 	f.takeItems("transport_maps", func(t string) bool {
-		list, inline := inlineEntries(t)
-		return f.asksFor(t, "route") || inline && len(list) > 0 && !slices.ContainsFunc(list, func(e namedValue) bool {
+		list, inline := cf.InlineEntries(t)
+		return f.asksFor(t, "route") || inline && len(list) > 0 && !slices.ContainsFunc(list, func(e cf.Setting) bool {
 			transport, _, _ := strings.Cut(e.Value, ":")
 			return !strings.HasPrefix(transport, "sendas-") && !f.hasRoute(transport)
 		})
 	})
 	for _, name := range []string{"default_transport", "relay_transport"} {
-		if value, ok := f.v.main[name]; ok && strings.HasPrefix(value, f.submission()+":") {
+		if value, ok := f.v.Main[name]; ok && strings.HasPrefix(value, f.submission()+":") {
 			f.take("", name, nil)
 		}
 	}
 	for i := range settings {
-		if name := f.submission() + settings[i].name; settings[i].place == inQueue && f.v.main[name] != "" {
+		if name := f.submission() + settings[i].name; settings[i].place == inQueue && f.v.Main[name] != "" {
 			f.take("", name, nil)
 		}
 	}
@@ -111,12 +107,12 @@ func (f *finder) inMain() {
 // takePolicy takes the question to the policy service out of the restrictions.
 func (f *finder) takePolicy() {
 	const name = "smtpd_recipient_restrictions"
-	list := splitList(f.v.main[name])
+	list := cf.Split(f.v.Main[name])
 	for i := 0; i+1 < len(list); i++ {
-		if parts := bracedList(list[i+1]); list[i] != "check_policy_service" || len(parts) == 0 || !f.names(parts[0], f.Config.Milter.PolicyListen) {
+		if parts := cf.Braced(list[i+1]); list[i] != "check_policy_service" || len(parts) == 0 || !f.names(parts[0], f.Config.Milter.PolicyListen) {
 			continue
 		}
-		rest := joinRestrictions(slices.Delete(list, i, i+2))
+		rest := cf.JoinRestrictions(slices.Delete(list, i, i+2))
 		if rest == "" {
 			f.take("", name, nil)
 		} else {
@@ -128,7 +124,7 @@ func (f *finder) takePolicy() {
 
 // former finds the settings of submission in main.cf, where former versions and docs had them.
 func (f *finder) former() {
-	if !f.asksFor(f.v.main["smtp_sasl_password_maps"], "lease") {
+	if !f.asksFor(f.v.Main["smtp_sasl_password_maps"], "lease") {
 		return
 	}
 	f.takeItems("sender_dependent_default_transport_maps", f.isSenderTable)
@@ -138,18 +134,18 @@ func (f *finder) former() {
 		if r.place == inQueue {
 			name = "smtp" + name
 		}
-		value, set := f.v.main[name]
+		value, set := f.v.Main[name]
 		mine := r.place == inTransport && strings.HasPrefix(name, "smtp_") || r.place == inQueue
-		known := slices.ContainsFunc(f.list, func(c *change) bool { return c.Name == name })
-		if set && mine && !known && r.why != "" && (sameValue(value, f.fill(r.want)) || ourSocket.MatchString(value)) {
+		known := slices.ContainsFunc(f.list, func(c *cf.Change) bool { return c.Name == name })
+		if set && mine && !known && r.why != "" && (cf.Same(value, f.fill(r.want)) || ourSocket.MatchString(value)) {
 			f.take("", name, nil)
 		}
 	}
-	if f.v.main["smtp_tls_security_level"] == "secure" {
-		f.say("smtp_tls_security_level", "main.cf: smtp_tls_security_level, secure for Microsoft, is taken out; if other mail had one of its own, type: "+f.inst.command("postconf")+" -e 'smtp_tls_security_level = may'")
+	if f.v.Main["smtp_tls_security_level"] == "secure" {
+		f.say("smtp_tls_security_level", "main.cf: smtp_tls_security_level, secure for Microsoft, is taken out; if other mail had one of its own, type: "+f.inst.Command("postconf")+" -e 'smtp_tls_security_level = may'")
 	}
-	if f.toMicrosoft(f.v.main["relayhost"]) {
-		f.say("relayhost", "main.cf: relayhost stays "+f.v.main["relayhost"]+", which takes nothing without AUTH; what it was before is not known")
+	if f.toMicrosoft(f.v.Main["relayhost"]) {
+		f.say("relayhost", "main.cf: relayhost stays "+f.v.Main["relayhost"]+", which takes nothing without AUTH; what it was before is not known")
 	}
 }
 
@@ -202,23 +198,23 @@ func (f *finder) takeOverrides(s *entry, known map[string]bool) {
 // beside finds what sendas writes into main.cf besides, where it names nothing of ours.
 func (f *finder) beside() {
 	for _, name := range []string{"internal_mail_filter_classes", "milter_default_action", "local_header_rewrite_clients", "resolve_numeric_domain", "tls_required_enable"} {
-		if value, set := f.v.main[name]; set && sameValue(value, settingNamed(name).want) {
+		if value, set := f.v.Main[name]; set && cf.Same(value, settingNamed(name).want) {
 			f.take("", name, nil)
-			f.say(name, "main.cf: "+assignment(name, value)+" is taken out; whether it stood there before sendas is not known")
+			f.say(name, "main.cf: "+cf.Assignment(name, value)+" is taken out; whether it stood there before sendas is not known")
 		}
 	}
-	if hop, set := f.v.main["relayhost"]; set && hop == "" && slices.ContainsFunc(f.list, func(c *change) bool { return c.Name == "default_transport" }) {
+	if hop, set := f.v.Main["relayhost"]; set && hop == "" && slices.ContainsFunc(f.list, func(c *cf.Change) bool { return c.Name == "default_transport" }) {
 		f.say("relayhost", "main.cf: relayhost stays empty, so mail leaves directly; what it was before is not known")
 	}
 }
 
 // takeOurs takes all of that out of a stage.
-func (s *stage) takeOurs(ctx context.Context, c *config.Site) (list []*change, unknown []gap, err error) {
-	p, err := s.setup(ctx, c)
+func takeOurs(ctx context.Context, s *cf.Stage, c *config.Site) (list []*cf.Change, unknown []cf.Gap, err error) {
+	p, err := setup(ctx, s, c)
 	if err != nil {
 		return nil, nil, err
 	}
-	v, err := s.values(ctx)
+	v, err := s.Values(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -228,7 +224,7 @@ func (s *stage) takeOurs(ctx context.Context, c *config.Site) (list []*change, u
 		if c.Was != nil {
 			value = *c.Was
 		}
-		if err := s.apply(ctx, c, value, c.Was != nil); err != nil {
+		if err := s.Apply(ctx, c, value, c.Was != nil); err != nil {
 			return nil, nil, err
 		}
 	}

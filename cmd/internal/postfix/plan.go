@@ -2,11 +2,11 @@ package postfix
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/sendas/sendas/cmd/internal/finding"
+	"github.com/sendas/sendas/cmd/internal/postfix/cf"
 	"github.com/sendas/sendas/policy"
 )
 
@@ -16,45 +16,19 @@ const (
 	leadsSenders    = "senders"    // that of the mailboxes' senders; other mail leaves as it always has
 )
 
-// A change is one setting of ours. It is kept in the state file, but for what begins with a small
-// letter.
+// A change is one setting of ours, as the plan has it.
 type change struct {
-	Service string  `json:"service,omitempty"` // "sendas/unix" in master.cf; "" is main.cf
-	Name    string  `json:"name,omitempty"`    // of the parameter; "" is the whole entry
-	Was     *string `json:"was"`               // nil where it was not set
-	Now     string  `json:"now"`
-	Added   string  `json:"added,omitempty"` // what is ours in a list of others' too
-
+	cf.Change
 	why      string
 	good     bool // already: it is shown, not written
-	gone     bool // it is not there any more
 	chroot   string
 	settings []shownSetting // of an entry
 }
 
 // A shownSetting is one -o of an entry, and why.
 type shownSetting struct {
-	namedValue
+	cf.Setting
 	why string
-}
-
-// file is where the change is made.
-func (c *change) file() string {
-	if c.Service == "" {
-		return mainCF
-	}
-	return masterCF
-}
-
-// title is how the setting is called in a line for a person.
-func (c *change) title() string {
-	switch {
-	case c.Service == "":
-		return c.Name
-	case c.Name == "":
-		return c.Service
-	}
-	return c.Service + "/" + c.Name
 }
 
 // A plan is all that Postfix needs for a configuration.
@@ -73,7 +47,7 @@ func (plan *plan) sentence() string {
 }
 
 // makePlan says what to write. p and v are Postfix as it would be without sendas.
-func (p *Setup) makePlan(v *values) *plan {
+func (p *Setup) makePlan(v *cf.Values) *plan {
 	plan := &plan{leads: leadsEverything, reason: "this host sends everything there"}
 	if others := p.otherMail(); others != "" && p.submits() {
 		plan.leads, plan.reason = leadsSenders, "this host has other mail too: "+others
@@ -103,11 +77,11 @@ func (r *settingRow) good(p *Setup, value string) bool {
 }
 
 // planMain says what main.cf needs of a row; nil is nothing.
-func (p *Setup) planMain(v *values, r *settingRow) *change {
+func (p *Setup) planMain(v *cf.Values, r *settingRow) *change {
 	if !r.offered(p) || r.place == inTransport {
 		return nil
 	}
-	c := &change{Name: r.name, Now: p.fill(r.want), why: r.why}
+	c := &change{Change: cf.Change{Name: r.name, Now: p.fill(r.want)}, why: r.why}
 	value := p.Main[r.name]
 	if r.place == inQueue {
 		c.Name = p.submission() + r.name
@@ -116,7 +90,7 @@ func (p *Setup) planMain(v *values, r *settingRow) *change {
 			value = p.Main["default"+r.name]
 		}
 	}
-	raw, set := v.main[c.Name]
+	raw, set := v.Main[c.Name]
 	c.good = r.good(p, value)
 	switch {
 	case r.write != writeAlways && c.good:
@@ -136,7 +110,7 @@ func (p *Setup) planMain(v *values, r *settingRow) *change {
 }
 
 // planMaster says what master.cf needs: a transport for submission, and one for each other route.
-func (p *Setup) planMaster(v *values) []*change {
+func (p *Setup) planMaster(v *cf.Values) []*change {
 	var list []*change
 	if p.submits() {
 		if s := p.service(p.submission(), "unix"); s != nil {
@@ -166,14 +140,14 @@ func (p *Setup) submissionSettings() []shownSetting {
 	var list []shownSetting
 	for i := range settings {
 		if r := &settings[i]; r.place == inTransport && r.offered(p) {
-			list = append(list, shownSetting{namedValue{r.name, p.fill(r.want)}, r.why})
+			list = append(list, shownSetting{cf.Setting{Name: r.name, Value: p.fill(r.want)}, r.why})
 		}
 	}
 	return list
 }
 
 // planOverrides mends a transport that is there, and keeps what is good in it.
-func (p *Setup) planOverrides(v *values, s *entry) []*change {
+func (p *Setup) planOverrides(v *cf.Values, s *entry) []*change {
 	p.Transports = []*entry{s}
 	var list []*change
 	for i := range settings {
@@ -183,8 +157,8 @@ func (p *Setup) planOverrides(v *values, s *entry) []*change {
 			continue
 		}
 		// postconf -P takes no blanks.
-		c := &change{Service: s.Key(), Name: r.name, Now: strings.ReplaceAll(p.fill(r.want), ", ", ","), why: r.why}
-		if was, ok := v.overrides[s.Key()][r.name]; ok {
+		c := &change{Change: cf.Change{Service: s.Key(), Name: r.name, Now: strings.ReplaceAll(p.fill(r.want), ", ", ",")}, why: r.why}
+		if was, ok := v.Overrides[s.Key()][r.name]; ok {
 			c.Was = &was
 		}
 		list = append(list, c)
@@ -194,14 +168,14 @@ func (p *Setup) planOverrides(v *values, s *entry) []*change {
 
 // planPickup sends mail of programs on this host by the connector that its client has: such mail
 // passes no policy service, which would say so.
-func (p *Setup) planPickup(v *values) []*change {
+func (p *Setup) planPickup(v *cf.Values) []*change {
 	client := p.Config.Policy.OwnMail()
 	if client == nil || client.Route.Type != policy.Connector || p.service("pickup", "unix") == nil {
 		return nil
 	}
-	c := &change{Service: "pickup/unix", Name: "content_filter", Now: client.Route.Destination(),
+	c := &change{Change: cf.Change{Service: "pickup/unix", Name: "content_filter", Now: client.Route.Destination()},
 		why: "mail of programs on this host passes no policy service, which would choose the route " + client.Route.Name}
-	if was, ok := v.overrides[c.Service][c.Name]; ok {
+	if was, ok := v.Overrides[c.Service][c.Name]; ok {
 		c.Was, c.good = &was, was == c.Now
 	}
 	return []*change{c}
@@ -213,11 +187,11 @@ func (p *Setup) newEntry(name, why string, settings []shownSetting) *change {
 	if s := p.service("smtp", "unix"); s != nil {
 		chroot = s.chroot
 	}
-	var list []namedValue
+	var list []cf.Setting
 	for _, s := range settings {
-		list = append(list, s.namedValue)
+		list = append(list, s.Setting)
 	}
-	return &change{Service: name + "/unix", Now: masterEntry(name, chroot, list), why: why, chroot: chroot, settings: settings}
+	return &change{Change: cf.Change{Service: name + "/unix", Now: cf.Entry(name, chroot, list)}, why: why, chroot: chroot, settings: settings}
 }
 
 // text writes the lines of one file, each with its reason on a line before it.
@@ -225,9 +199,9 @@ func (plan *plan) text(file string) string {
 	var b strings.Builder
 	for _, c := range plan.changes {
 		switch {
-		case c.file() != file:
+		case c.File() != file:
 		case c.Service == "":
-			fmt.Fprintf(&b, "# %s\n%s\n", c.why, assignment(c.Name, c.Now))
+			fmt.Fprintf(&b, "# %s\n%s\n", c.why, cf.Assignment(c.Name, c.Now))
 		case c.Name == "":
 			fmt.Fprintf(&b, "# %s\n%s", c.why, c.entry())
 		default: // one parameter of an entry that is there: a command, and so a comment here
@@ -236,8 +210,6 @@ func (plan *plan) text(file string) string {
 	}
 	return b.String()
 }
-
-func assignment(name, value string) string { return strings.TrimSpace(name + " = " + value) }
 
 // entry writes an entry of master.cf on several lines.
 func (c *change) entry() string {
@@ -255,19 +227,4 @@ func (c *change) entry() string {
 		}
 	}
 	return b.String()
-}
-
-var diffLine = regexp.MustCompile(`^[-+ ](\w+) *=`)
-
-// shownLine is a line of a diff as it may be seen: tables in main.cf may hold passwords. A line that
-// goes on does not say of which parameter it is.
-func shownLine(line string) string {
-	name := ""
-	if m := diffLine.FindStringSubmatch(line); m != nil {
-		name = m[1]
-	}
-	if line == "" {
-		return ""
-	}
-	return shownParameter(name, line)
 }

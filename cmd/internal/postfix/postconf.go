@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/sendas/sendas/cmd/internal/config"
+	"github.com/sendas/sendas/cmd/internal/postfix/cf"
 	"github.com/sendas/sendas/internal/serve"
 )
 
@@ -47,7 +48,7 @@ type Setup struct {
 	explicit map[string]bool // what main.cf itself sets
 	led      bool            // sendas led all mail to Microsoft, though main.cf says so no more
 	Config   *config.Site
-	inst     instance // as commands name it
+	inst     cf.Instance // as commands name it
 
 	postmap func(args ...string) (string, error) // on the instance that was read
 
@@ -59,7 +60,7 @@ type Setup struct {
 // Read asks postconf(1) about the instance in a folder; "" is Postfix's default. c is what it is
 // judged by.
 func Read(ctx context.Context, run Runner, folder string, c *config.Site) (*Setup, error) {
-	p := &Setup{Config: c, explicit: make(map[string]bool), inst: instance{run: run, dir: folder, flag: folder != ""}}
+	p := &Setup{Config: c, explicit: make(map[string]bool), inst: cf.Instance{Run: run, Dir: folder, Named: folder != ""}}
 	var where []string
 	if folder != "" {
 		where = []string{"-c", folder}
@@ -75,9 +76,9 @@ func Read(ctx context.Context, run Runner, folder string, c *config.Site) (*Setu
 		flags []string
 		read  func(string)
 	}{
-		{nil, func(s string) { p.raw = readParameters(s) }}, {[]string{"-x"}, func(s string) { p.Main = readParameters(s) }}, {[]string{"-M", "-x"}, p.readServices}, {[]string{"-P", "-x"}, p.readOverrides},
+		{nil, func(s string) { p.raw = cf.Parameters(s) }}, {[]string{"-x"}, func(s string) { p.Main = cf.Parameters(s) }}, {[]string{"-M", "-x"}, p.readServices}, {[]string{"-P", "-x"}, p.readOverrides},
 		{[]string{"-n"}, func(s string) {
-			for name := range readParameters(s) {
+			for name := range cf.Parameters(s) {
 				p.explicit[name] = true
 			}
 		}},
@@ -90,7 +91,7 @@ func Read(ctx context.Context, run Runner, folder string, c *config.Site) (*Setu
 		ask.read(out)
 		p.readUnused(said)
 	}
-	p.inst.dir = cmp.Or(folder, p.Main["config_directory"])
+	p.inst.Dir = cmp.Or(folder, p.Main["config_directory"])
 	p.findTransports()
 	return p, nil
 }
@@ -104,8 +105,8 @@ func (p *Setup) ask(table, key string) (value string, found bool, err error) {
 	if value, static := strings.CutPrefix(table, "static:"); static {
 		return value, true, nil
 	}
-	if list, ok := inlineEntries(table); ok {
-		i := slices.IndexFunc(list, func(e namedValue) bool { return strings.EqualFold(e.Name, key) })
+	if list, ok := cf.InlineEntries(table); ok {
+		i := slices.IndexFunc(list, func(e cf.Setting) bool { return strings.EqualFold(e.Name, key) })
 		if i < 0 {
 			return "", false, nil
 		}
@@ -116,17 +117,6 @@ func (p *Setup) ask(table, key string) (value string, found bool, err error) {
 		return "", false, nil
 	}
 	return strings.TrimSpace(out), err == nil, err
-}
-
-// readParameters reads lines of "name = value".
-func readParameters(out string) map[string]string {
-	m := make(map[string]string)
-	for line := range strings.Lines(out) {
-		if name, value, ok := strings.Cut(line, "="); ok {
-			m[strings.TrimSpace(name)] = strings.TrimSpace(value)
-		}
-	}
-	return m
 }
 
 // readServices reads lines of "name type private unpriv chroot wakeup maxproc command + args".
@@ -176,7 +166,7 @@ func (s *entry) loopback() bool {
 }
 
 // Items returns the items of a list in main.cf; what stands in braces is one.
-func (p *Setup) Items(name string) []string { return splitList(p.Main[name]) }
+func (p *Setup) Items(name string) []string { return cf.Split(p.Main[name]) }
 
 func (p *Setup) service(name, kind string) *entry {
 	for i := range p.services {
@@ -198,9 +188,6 @@ func (p *Setup) running(program string) []*entry {
 	return list
 }
 
-// otherName is a value that is nothing but another parameter's, as many defaults are.
-var otherName = regexp.MustCompile(`^\$[({]?([A-Za-z0-9_]+)[)}]?$`)
-
 // Value returns a parameter as a service sees it; nil is main.cf alone. What -o says of one
 // parameter holds for those too that take their value from it.
 func (p *Setup) Value(s *entry, name string) string {
@@ -211,7 +198,7 @@ func (p *Setup) Value(s *entry, name string) string {
 		if v, ok := s.overrides[at]; ok {
 			return v
 		}
-		m := otherName.FindStringSubmatch(p.raw[at])
+		m := cf.OtherName.FindStringSubmatch(p.raw[at])
 		if m == nil {
 			break
 		}
@@ -252,7 +239,7 @@ func (p *Setup) Submission() *entry {
 
 // asksFor reports whether a list of tables has sendas' map of that name, wherever its socket is.
 func (p *Setup) asksFor(tables, name string) bool {
-	return slices.ContainsFunc(splitList(tables), func(t string) bool {
+	return slices.ContainsFunc(cf.Split(tables), func(t string) bool {
 		return strings.HasPrefix(t, "socketmap:") && strings.HasSuffix(t, ":"+name)
 	})
 }
@@ -291,65 +278,7 @@ func (p *Setup) Jail(s *entry) string {
 }
 
 // Command writes a command of Postfix's for the instance that was read.
-func (p *Setup) Command(name string) string { return p.inst.command(name) }
-
-// splitList divides a value at commas and blanks, and keeps what stands in braces together.
-func splitList(value string) []string {
-	var list []string
-	depth, begin := 0, -1
-	for i, r := range value + " " {
-		switch {
-		case r == '{':
-			depth++
-		case r == '}':
-			depth--
-		}
-		separates := depth <= 0 && strings.ContainsRune(", \t\n", r)
-		switch {
-		case separates && begin >= 0:
-			list, begin = append(list, value[begin:i]), -1
-		case !separates && begin < 0:
-			begin = i
-		}
-	}
-	if begin >= 0 { // a brace without its partner
-		list = append(list, value[begin:])
-	}
-	return list
-}
-
-// bracedList divides "{ unix:sendas/milter, default_action=accept }" into its parts; a value
-// without braces is one part.
-func bracedList(item string) []string {
-	if inner, ok := strings.CutPrefix(item, "{"); ok {
-		return splitList(strings.TrimSuffix(inner, "}"))
-	}
-	return []string{item}
-}
-
-var secretTables = regexp.MustCompile(`\b(static|inline|pipemap|randmap|unionmap):.*`)
-
-// secretFree are the parameters whose tables hold addresses, hosts and names alone, by the end of
-// their names.
-var secretFree = regexp.MustCompile(`(^|_)(transport_maps|relayhost_maps|policy_maps|per_site|domains|mydestination|mynetworks|recipient_maps)$`)
-
-// openTables are those of secretTables that may be seen where nothing secret is kept in them; what
-// pipemap and its like combine may be a table of another kind.
-var openTables = regexp.MustCompile(`\b(static|pipemap|randmap|unionmap):.*`)
-
-// shownValue is a value as it may be seen: tables that stand in main.cf itself may hold passwords.
-func shownValue(v string) string { return shownParameter("", v) }
-
-// shownParameter is the value of a parameter as it may be seen.
-func shownParameter(name, v string) string {
-	switch {
-	case v == "":
-		return "(empty)"
-	case secretFree.MatchString(name):
-		return openTables.ReplaceAllString(v, "$1:REDACTED")
-	}
-	return secretTables.ReplaceAllString(v, "$1:REDACTED")
-}
+func (p *Setup) Command(name string) string { return p.inst.Command(name) }
 
 // knows reports whether this version of Postfix has a parameter of that name. One that only stands
 // in main.cf is called unused.
@@ -363,26 +292,26 @@ func (p *Setup) Cure(name, value string) string { return p.set(nil, name, value)
 
 // set returns the command that gives a parameter its value, in main.cf or for a service.
 func (p *Setup) set(s *entry, name, value string) string {
-	return p.setAll(s, []namedValue{{name, value}})
+	return p.setAll(s, []cf.Setting{{Name: name, Value: value}})
 }
 
 // setAll is set for several parameters at one time.
-func (p *Setup) setAll(s *entry, list []namedValue) string {
-	return p.edit(s, list) + " && " + p.inst.command("postfix") + " reload"
+func (p *Setup) setAll(s *entry, list []cf.Setting) string {
+	return p.edit(s, list) + " && " + p.inst.Command("postfix") + " reload"
 }
 
 // edit is the command alone, without a reload. postconf(1) glues what it adds to a last line without
 // an end, so such a file gets one first.
-func (p *Setup) edit(s *entry, list []namedValue) string {
+func (p *Setup) edit(s *entry, list []cf.Setting) string {
 	var b strings.Builder
-	file, flag := mainCF, "-e"
+	file, flag := cf.Main, "-e"
 	if s != nil {
-		file, flag = masterCF, "-P"
+		file, flag = cf.Master, "-P"
 	}
-	if p.inst.endless(file) {
-		fmt.Fprintf(&b, "echo >>%s && ", filepath.Join(p.inst.dir, file))
+	if p.inst.Endless(file) {
+		fmt.Fprintf(&b, "echo >>%s && ", filepath.Join(p.inst.Dir, file))
 	}
-	fmt.Fprintf(&b, "%s %s", p.inst.command("postconf"), flag)
+	fmt.Fprintf(&b, "%s %s", p.inst.Command("postconf"), flag)
 	for _, v := range list {
 		if s == nil {
 			fmt.Fprintf(&b, " '%s = %s'", v.Name, v.Value)
@@ -395,8 +324,8 @@ func (p *Setup) edit(s *entry, list []namedValue) string {
 
 // enable is the command that writes all settings.
 func (p *Setup) enable() string {
-	if p.inst.flag {
-		return "sendas postfix enable --postfix-config " + p.inst.dir
+	if p.inst.Named {
+		return "sendas postfix enable --postfix-config " + p.inst.Dir
 	}
 	return "sendas postfix enable"
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/sendas/sendas/cmd/internal/config/configtest"
 	"github.com/sendas/sendas/cmd/internal/finding"
 	"github.com/sendas/sendas/cmd/internal/finding/findingtest"
+	"github.com/sendas/sendas/cmd/internal/postfix/cf"
 	"github.com/sendas/sendas/cmd/internal/postfix/postfixtest"
 	"github.com/sendas/sendas/cmd/internal/postfix/senders"
 )
@@ -28,7 +29,7 @@ import (
 func shown(t *testing.T, yaml, has, file string) string {
 	t.Helper()
 	j, before := testJob(t)
-	configtest.WriteFile(t, filepath.Join(j.inst.dir, mainCF), string(before[mainCF])+has, 0o644)
+	configtest.WriteFile(t, filepath.Join(j.inst.Dir, cf.Main), string(before[cf.Main])+has, 0o644)
 	_, sockets, _ := strings.Cut(postfixtest.YAML, "milter: ")
 	configtest.WriteFile(t, j.File, yaml+"milter: "+sockets, 0o644)
 	if err := j.Show(t.Context(), []string{file}); err != nil {
@@ -36,7 +37,7 @@ func shown(t *testing.T, yaml, has, file string) string {
 	}
 	text := strings.ReplaceAll(j.Stdout.(*bytes.Buffer).String(), TrustBundle(), trustBundles[0])
 	row := settingNamed("tls_required_enable") // the documents say in words what a newer Postfix needs besides
-	return strings.Replace(text, "# "+row.why+"\n"+assignment(row.name, row.want)+"\n", "", 1)
+	return strings.Replace(text, "# "+row.why+"\n"+cf.Assignment(row.name, row.want)+"\n", "", 1)
 }
 
 // The snippets of docs/postfix.md are what show prints.
@@ -45,7 +46,7 @@ func TestPostfixDocument(t *testing.T) {
 	yaml := postfixtest.Document(t, doc, "This page shows what comes of this configuration:\n\n```yaml\n")
 	const other = "relayhost = [mail.fabrikam.com]\n"
 	for _, tc := range []struct{ block, has, file string }{
-		{"```main.cf\n", "", mainCF}, {"```own.main.cf\n", other, mainCF}, {"```master.cf\n", "", masterCF}, {"```master.cf\n", other, masterCF},
+		{"```main.cf\n", "", cf.Main}, {"```own.main.cf\n", other, cf.Main}, {"```master.cf\n", "", cf.Master}, {"```master.cf\n", other, cf.Master},
 	} {
 		if got, want := shown(t, yaml, tc.has, tc.file), postfixtest.Document(t, doc, tc.block); got != want {
 			t.Errorf("%s%s has another text than show, which says\n%s", doc, tc.block, got)
@@ -57,12 +58,12 @@ func TestPostfixDocument(t *testing.T) {
 // the reasons.
 func TestPostfixByHand(t *testing.T) {
 	yaml := postfixtest.Document(t, "README.md", "`/etc/sendas/sendas.yaml`:\n\n```yaml\n")
-	entry := regexp.MustCompile(`(?m)^ *#.*\n`).ReplaceAllString(shown(t, yaml, "", masterCF), "")
+	entry := regexp.MustCompile(`(?m)^ *#.*\n`).ReplaceAllString(shown(t, yaml, "", cf.Master), "")
 	if want := postfixtest.OwnEntry(t); entry != want {
 		t.Errorf("docs/by-hand.md has the transport\n%sshow prints\n%s", want, entry)
 	}
-	got := readMainCF(shown(t, yaml, "", mainCF))
-	for name, want := range readMainCF(postfixtest.MainCF(t)) {
+	got := cf.ReadMain(shown(t, yaml, "", cf.Main))
+	for name, want := range cf.ReadMain(postfixtest.MainCF(t)) {
 		if got[name] != want {
 			t.Errorf("docs/by-hand.md has %s = %s, show prints %q", name, want, got[name])
 		}
@@ -81,8 +82,8 @@ func upgraded(run Runner) Runner {
 		if i := slices.Index(args, "-c"); program == "postconf" && err == nil && i >= 0 {
 			said = strings.ReplaceAll(said, "unused parameter: "+name, "")
 			if rest := strings.Join(slices.Delete(slices.Clone(args), i, i+2), " "); rest == "" || rest == "-x" {
-				data, _ := os.ReadFile(filepath.Join(args[i+1], mainCF))
-				out += name + " = " + cmp.Or(readMainCF(string(data))[name], "yes") + "\n"
+				data, _ := os.ReadFile(filepath.Join(args[i+1], cf.Main))
+				out += name + " = " + cmp.Or(cf.ReadMain(string(data))[name], "yes") + "\n"
 			}
 		}
 		return out, said, err
@@ -96,11 +97,11 @@ func TestPostfixUpgraded(t *testing.T) {
 	j, before := testJob(t)
 	const setting = "tls_required_enable = no\n"
 	has := func() bool {
-		files, err := j.inst.read()
+		files, err := j.inst.Read()
 		if err != nil {
 			t.Fatal(err)
 		}
-		return strings.Contains(string(files[mainCF]), setting)
+		return strings.Contains(string(files[cf.Main]), setting)
 	}
 	do := func(name string, f func(context.Context) error, want bool) {
 		t.Helper()
@@ -117,7 +118,7 @@ func TestPostfixUpgraded(t *testing.T) {
 		do("enable", j.Enable, false)
 	}
 	j.Run = upgraded(j.Run)
-	j.inst.run = j.Run
+	j.inst.Run = j.Run
 	d := doctorOf(t, j)
 	if !has() {
 		d.wantCheck(t, "postfix.tls_required_enable", finding.Fail, "TLS-Required: no", "-e 'tls_required_enable = no'")
@@ -125,17 +126,17 @@ func TestPostfixUpgraded(t *testing.T) {
 	}
 	doctorOf(t, j).wantCheck(t, "postfix.tls_required_enable", finding.OK)
 	do("enable after the upgrade", j.Enable, true)
-	files, _ := j.inst.read()
+	files, _ := j.inst.Read()
 	do("enable once more", j.Enable, true)
-	if again, _ := j.inst.read(); !again.equal(files) {
+	if again, _ := j.inst.Read(); !again.Equal(files) {
 		t.Error("enabling once more has changed something")
 	}
 	doctorOf(t, j).wantCheck(t, "postfix.tls_required_enable", finding.OK)
 	do("disable", j.Disable, true) // what was typed by hand is the administrator's
-	do("forget", func(context.Context) error { return replaceFile(filepath.Join(j.inst.dir, mainCF), before[mainCF]) }, false)
+	do("forget", func(context.Context) error { return cf.Replace(filepath.Join(j.inst.Dir, cf.Main), before[cf.Main]) }, false)
 	do("enable a new host", j.Enable, true)
 	do("disable it", j.Disable, false)
-	if after, _ := j.inst.read(); !after.equal(before) {
+	if after, _ := j.inst.Read(); !after.Equal(before) {
 		t.Error("main.cf and master.cf are not what they were")
 	}
 }
@@ -147,53 +148,53 @@ func TestPostfixMigrates(t *testing.T) {
 		t.Run(fmt.Sprint("remembered=", remembered), func(t *testing.T) {
 			t.Parallel()
 			j, before := testJob(t)
-			former := files{mainCF: []byte(string(before[mainCF]) + formerShape(t) + "sender_dependent_default_transport_maps = inline:{ {scan@contoso.com = smtp:[smtp.office365.com]:587} }\n"), masterCF: before[masterCF]}
-			if err := j.inst.install(before, former); err != nil {
+			former := cf.Files{cf.Main: []byte(string(before[cf.Main]) + formerShape(t) + "sender_dependent_default_transport_maps = inline:{ {scan@contoso.com = smtp:[smtp.office365.com]:587} }\n"), cf.Master: before[cf.Master]}
+			if err := j.inst.Install(before, former); err != nil {
 				t.Fatal(err)
 			}
 			if remembered {
-				if err := saveState(j.path, &state{Version: stateVersion, Dir: j.inst.dir, Leads: "main", Before: before, After: former}); err != nil {
+				if err := cf.Save(j.path, &cf.State{Version: cf.Version, Dir: j.inst.Dir, Leads: "main", Before: before, After: former}); err != nil {
 					t.Fatal(err)
 				}
 			}
 			if err := j.Enable(t.Context()); err != nil {
 				t.Fatalf("%v\n%s", err, j.Stderr)
 			}
-			now, err := j.inst.read()
+			now, err := j.inst.Read()
 			if err != nil {
 				t.Fatal(err)
 			}
-			main := readMainCF(string(now[mainCF]))
+			main := cf.ReadMain(string(now[cf.Main]))
 			for _, s := range ownSettings(t) {
-				if value, set := main[s.Name]; set && strings.HasPrefix(s.Name, "smtp_") && readMainCF(string(before[mainCF]))[s.Name] != value {
+				if value, set := main[s.Name]; set && strings.HasPrefix(s.Name, "smtp_") && cf.ReadMain(string(before[cf.Main]))[s.Name] != value {
 					t.Errorf("main.cf still has %s = %s", s.Name, value)
 				}
 			}
-			if main["default_transport"] != "sendas:[smtp.office365.com]:587" || main["relayhost"] != "" || strings.Contains(string(now[mainCF]), "= smtp:[") {
-				t.Errorf("main.cf is now\n%s", now[mainCF])
+			if main["default_transport"] != "sendas:[smtp.office365.com]:587" || main["relayhost"] != "" || strings.Contains(string(now[cf.Main]), "= smtp:[") {
+				t.Errorf("main.cf is now\n%s", now[cf.Main])
 			}
 			d := doctorOf(t, j)
 			d.wantGood(t)
 			if err := j.Disable(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			after, err := j.inst.read()
+			after, err := j.inst.Read()
 			if err != nil {
 				t.Fatal(err)
 			}
-			if remembered && !after.equal(before) {
+			if remembered && !after.Equal(before) {
 				t.Error("main.cf and master.cf are not what they were")
 			}
 			if said := j.Stderr.(*bytes.Buffer).String(); !remembered && !strings.Contains(said, "relayhost stays [smtp.office365.com]:587") {
 				t.Errorf("disable does not say what it cannot know:\n%s", said)
 			}
-			for name, value := range readMainCF(string(after[mainCF])) {
+			for name, value := range cf.ReadMain(string(after[cf.Main])) {
 				if strings.Contains(name+value, "sendas") && name != "queue_directory" {
 					t.Errorf("main.cf still has %s = %s", name, value)
 				}
 			}
-			if strings.Contains(string(after[masterCF]), "sendas") {
-				t.Errorf("master.cf is now\n%s", after[masterCF])
+			if strings.Contains(string(after[cf.Master]), "sendas") {
+				t.Errorf("master.cf is now\n%s", after[cf.Master])
 			}
 		})
 	}
@@ -206,7 +207,7 @@ func readSetup(t *testing.T, j *Job) *Setup {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := Read(t.Context(), j.Run, j.inst.dir, c)
+	p, err := Read(t.Context(), j.Run, j.inst.Dir, c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -271,8 +272,8 @@ func TestPostfixCures(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			j, before := testJob(t)
-			host := files{mainCF: []byte(string(before[mainCF]) + tc.main), masterCF: []byte(string(before[masterCF]) + tc.master)}
-			if err := j.inst.install(before, host); err != nil {
+			host := cf.Files{cf.Main: []byte(string(before[cf.Main]) + tc.main), cf.Master: []byte(string(before[cf.Master]) + tc.master)}
+			if err := j.inst.Install(before, host); err != nil {
 				t.Fatal(err)
 			}
 			stderr := j.Stderr.(*bytes.Buffer)
@@ -290,7 +291,7 @@ func TestPostfixCures(t *testing.T) {
 					typeCommand(t, do)
 				}
 			}
-			typed, err := j.inst.read()
+			typed, err := j.inst.Read()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -298,11 +299,11 @@ func TestPostfixCures(t *testing.T) {
 			if err := j.Enable(t.Context()); err != nil || stderr.Len() > 0 {
 				t.Fatalf("after all was typed: %v\n%s", err, stderr)
 			}
-			files, err := j.inst.read()
+			files, err := j.inst.Read()
 			if err != nil {
 				t.Fatal(err)
 			}
-			main := readMainCF(string(files[mainCF]))
+			main := cf.ReadMain(string(files[cf.Main]))
 			for _, e := range readSetup(t, j).services {
 				for name, value := range e.overrides {
 					main[e.Key()+"/"+name] = value
@@ -317,7 +318,7 @@ func TestPostfixCures(t *testing.T) {
 			if err := j.Disable(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if after, _ := j.inst.read(); inTheWay && !after.equal(typed) || said == "" && !after.equal(host) {
+			if after, _ := j.inst.Read(); inTheWay && !after.Equal(typed) || said == "" && !after.Equal(host) {
 				t.Error("disable has not brought the files back")
 			}
 		})
@@ -344,7 +345,7 @@ func TestPostfixRestores(t *testing.T) {
 				if err := j.Enable(t.Context()); err != nil {
 					t.Fatal(err)
 				}
-				before, _ = j.inst.read()
+				before, _ = j.inst.Read()
 				data, _ := os.ReadFile(j.File)
 				configtest.WriteFile(t, j.File, strings.Replace(string(data), "billing@", "hr@", 1), 0o644)
 			}
@@ -362,8 +363,8 @@ func TestPostfixRestores(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("enable: %v, want %q", err, tc.want)
 			}
-			if after, _ := j.inst.read(); !after.equal(before) {
-				t.Errorf("main.cf is now\n%s", after[mainCF])
+			if after, _ := j.inst.Read(); !after.Equal(before) {
+				t.Errorf("main.cf is now\n%s", after[cf.Main])
 			}
 			if now, _ := os.ReadFile(j.path); !bytes.Equal(now, state) {
 				t.Error("the state file is another one")
@@ -378,18 +379,18 @@ func TestPostfixRestores(t *testing.T) {
 func TestPostfixCheckSeesNoLinks(t *testing.T) {
 	for _, meta := range []bool{false, true} {
 		j, _ := testJob(t)
-		dir := j.inst.dir
+		dir := j.inst.Dir
 		if err := errors.Join(os.WriteFile(filepath.Join(dir, "sasl_passwd"), []byte("secret\n"), 0o600), os.Symlink("/etc/hostname", filepath.Join(dir, "far")),
 			os.Mkdir(filepath.Join(dir, "sasl"), 0o755), os.Symlink("/etc/hostname", filepath.Join(dir, "sasl/there"))); err != nil {
 			t.Fatal(err)
 		}
 		if meta {
-			main, _ := os.ReadFile(filepath.Join(dir, mainCF))
+			main, _ := os.ReadFile(filepath.Join(dir, cf.Main))
 			files, _ := filepath.Glob("/etc/postfix/postfix-files*")
 			for _, f := range files {
 				os.Symlink(f, filepath.Join(dir, filepath.Base(f)))
 			}
-			configtest.WriteFile(t, filepath.Join(dir, mainCF), string(main)+"\nmeta_directory = $config_directory\n", 0o644)
+			configtest.WriteFile(t, filepath.Join(dir, cf.Main), string(main)+"\nmeta_directory = $config_directory\n", 0o644)
 		}
 		var seen []string
 		j.Run = func(ctx context.Context, name string, args ...string) (string, string, error) {
@@ -407,14 +408,14 @@ func TestPostfixCheckSeesNoLinks(t *testing.T) {
 		if err := j.Enable(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if !meta && !slices.Equal(seen, []string{mainCF, masterCF}) || meta && !slices.Contains(seen, "far") {
+		if !meta && !slices.Equal(seen, []string{cf.Main, cf.Master}) || meta && !slices.Contains(seen, "far") {
 			t.Errorf("meta_directory in the folder: %v; the check of the copy sees %q", meta, seen)
 		}
 	}
 }
 
 // testJob is a run on an instance of its own, by the real programs.
-func testJob(t *testing.T) (*Job, files) {
+func testJob(t *testing.T) (*Job, cf.Files) {
 	t.Helper()
 	dir := t.TempDir()
 	if err := postfixtest.NewInstance(dir); err != nil {
@@ -425,7 +426,7 @@ func testJob(t *testing.T) (*Job, files) {
 	if err := j.locate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	files, err := j.inst.read()
+	files, err := j.inst.Read()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -434,7 +435,7 @@ func testJob(t *testing.T) (*Job, files) {
 
 // The machine dies between the steps of enable: disable still finds its way back.
 func TestPostfixInterrupted(t *testing.T) {
-	for _, done := range [][]string{{}, {mainCF}, {masterCF}} {
+	for _, done := range [][]string{{}, {cf.Main}, {cf.Master}} {
 		t.Run(strings.Join(done, ""), func(t *testing.T) {
 			t.Parallel()
 			interrupt(t, done)
@@ -447,15 +448,15 @@ func interrupt(t *testing.T, done []string) {
 	if err := j.Enable(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range FileNames { // as if only those of done had been written
+	for _, name := range cf.Names { // as if only those of done had been written
 		if !slices.Contains(done, name) {
-			configtest.WriteFile(t, filepath.Join(j.inst.dir, name), string(before[name]), 0o644)
+			configtest.WriteFile(t, filepath.Join(j.inst.Dir, name), string(before[name]), 0o644)
 		}
 	}
 	if err := j.Disable(t.Context()); err != nil {
 		t.Errorf("%v: %v", done, err)
 	}
-	if after, _ := j.inst.read(); !after.equal(before) {
+	if after, _ := j.inst.Read(); !after.Equal(before) {
 		t.Errorf("%v: main.cf and master.cf are not what they were", done)
 	}
 }
@@ -496,45 +497,6 @@ func edit(path, from, to string) error {
 		return err
 	}
 	return errors.Join(os.Remove(path), os.WriteFile(path, []byte(strings.Replace(string(data), from, to, 1)), 0o600))
-}
-
-func TestPostfixStateName(t *testing.T) {
-	for _, tc := range [][3]string{{"", "/etc/postfix", "etc-postfix.json"}, {"postfix-out", "/etc/postfix-out", "postfix-out.json"}, {"", "/", "root.json"}, {"../x", "/y", "..-x.json"}} {
-		if got := stateName(tc[0], tc[1]); got != tc[2] {
-			t.Errorf("stateName(%q, %q) = %q, want %q", tc[0], tc[1], got, tc[2])
-		}
-	}
-}
-
-func TestReplaceFile(t *testing.T) {
-	dir := t.TempDir()
-	file := configtest.WriteFile(t, filepath.Join(dir, "real", "main.cf"), "old\n", 0o640)
-	if err := os.Chown(file, 65534, 65534); err != nil {
-		t.Fatal(err)
-	}
-	link := filepath.Join(dir, "main.cf")
-	if err := os.Symlink(file, link); err != nil {
-		t.Fatal(err)
-	}
-	if err := replaceFile(link, []byte("new\n")); err != nil {
-		t.Fatal(err)
-	}
-	info, err := os.Stat(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if info.Mode().Perm() != 0o640 || ownedAlone(info) {
-		t.Errorf("mode %v and owner are not what they were", info.Mode())
-	}
-	if data, _ := os.ReadFile(link); string(data) != "new\n" {
-		t.Errorf("content %q", data)
-	}
-	if left, _ := os.ReadDir(filepath.Dir(file)); len(left) != 1 {
-		t.Errorf("left behind: %v", left)
-	}
-	if to, _ := os.Readlink(link); to != file {
-		t.Error("the link is gone")
-	}
 }
 
 // mergeSetup is Postfix with some lists.
@@ -652,20 +614,20 @@ func TestSenderTableBound(t *testing.T) {
 func TestReadMainCF(t *testing.T) {
 	const text = "# comment = x\n\na = 1\nb=2 3\n\t4\n# between\n  5\n   # inside = y\nc =\nb = 6\n   \n  7\nnonsense\nd = {a = b}\n"
 	want := map[string]string{"a": "1", "b": "6 7", "c": "", "d": "{a = b}"}
-	if got := readMainCF(text); !reflect.DeepEqual(got, want) {
+	if got := cf.ReadMain(text); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	j, files := testJob(t)
-	s, err := j.inst.stage(files)
+	s, err := j.inst.Stage(files)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.remove()
-	out, err := s.postconf(t.Context(), "-n")
+	defer s.Remove()
+	out, err := s.Postconf(t.Context(), "-n")
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, want := readMainCF(string(files[mainCF])), readParameters(out)
+	got, want := cf.ReadMain(string(files[cf.Main])), cf.Parameters(out)
 	delete(want, "config_directory") // that of -c
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %q, want %q", got, want)
@@ -684,21 +646,13 @@ func TestPostfixGeneric(t *testing.T) {
 		p, _ := fake(t, newLab(t, tc.yaml), nil)
 		p.Main["smtp_generic_maps"] = tc.value
 		p.services = slices.DeleteFunc(p.services, func(e entry) bool { return e.name == "sendas" })
-		for _, c := range p.makePlan(&values{main: map[string]string{"smtp_generic_maps": tc.value}}).changes {
+		for _, c := range p.makePlan(&cf.Values{Main: map[string]string{"smtp_generic_maps": tc.value}}).changes {
 			if c.Name == "smtp_generic_maps" {
 				t.Errorf("%q: main.cf is to have %q", tc.value, c.Now)
 			}
 			if c.Service == "sendas/unix" && !strings.Contains(c.Now+" ", " -o smtp_generic_maps="+tc.want+" ") {
 				t.Errorf("%q: the transport is %s, want %q", tc.value, c.Now, tc.want)
 			}
-		}
-	}
-}
-
-func TestPostfixSeconds(t *testing.T) {
-	for in, want := range map[string]int{"5d": 432000, "1": 86400, "90m": 5400, "30s": 30, "1w": 604800, "": 0, "x": 0, "d": 0} {
-		if got := seconds(in, 86400); got != want {
-			t.Errorf("postfixSeconds(%q) = %d, want %d", in, got, want)
 		}
 	}
 }
@@ -711,15 +665,15 @@ func FuzzMerge(f *testing.F) {
 	l := &Setup{Main: map[string]string{"queue_directory": "/var/spool/postfix"}, Config: config.Default()}
 	const ours = "check_policy_service { unix:sendas/policy, default_action=DEFER_IF_PERMIT }"
 	f.Fuzz(func(t *testing.T, raw string) {
-		readMainCF(raw)
-		before := splitList(oneSpaced(raw))
+		cf.ReadMain(raw)
+		before := cf.Split(cf.OneSpaced(raw))
 		if strings.Contains(raw, "sendas/") || strings.Count(raw, "{") != strings.Count(raw, "}") || strings.HasPrefix(strings.TrimSpace(raw), "}") {
 			return // ours already, or nothing that Postfix would take
 		}
 		for _, merge := range []func(*Setup, string, string) (string, string){mergeFirst, mergeLast, mergePolicy} {
-			value, added := merge(l, oneSpaced(raw), ours)
-			rest, ok := withoutItem(value, added)
-			if after := splitList(rest); !ok || !slices.Equal(after, before) {
+			value, added := merge(l, cf.OneSpaced(raw), ours)
+			rest, ok := cf.WithoutItem(value, added)
+			if after := cf.Split(rest); !ok || !slices.Equal(after, before) {
 				t.Errorf("%q became %q, and then %q", before, value, after)
 			}
 		}

@@ -8,11 +8,12 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/sendas/sendas/cmd/internal/postfix/cf"
 )
 
-// A runner runs a program of Postfix's, as [Run] does; tests give another one. The error
-// holds what the program said when it failed.
-type Runner func(ctx context.Context, name string, args ...string) (stdout, stderr string, err error)
+// A Runner runs a program of Postfix's, as [Run] does; tests give another one.
+type Runner = cf.Runner
 
 // Run runs a program, which may stand in one of root's folders, with nothing of our environment.
 func Run(ctx context.Context, name string, args ...string) (stdout, stderr string, err error) {

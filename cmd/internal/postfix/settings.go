@@ -9,6 +9,7 @@ import (
 
 	"github.com/sendas/sendas/cmd/internal/config"
 	"github.com/sendas/sendas/cmd/internal/finding"
+	"github.com/sendas/sendas/cmd/internal/postfix/cf"
 	"github.com/sendas/sendas/cmd/internal/postfix/senders"
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/limit"
@@ -92,7 +93,7 @@ var (
 	}
 	withWord = func(word string) func(string, *Setup) finding.Status {
 		return func(v string, _ *Setup) finding.Status {
-			return okIf(slices.ContainsFunc(splitList(v), func(w string) bool { return strings.EqualFold(w, word) }))
+			return okIf(slices.ContainsFunc(cf.Split(v), func(w string) bool { return strings.EqualFold(w, word) }))
 		}
 	}
 	isZero = func(v string, _ *Setup) finding.Status {
@@ -101,7 +102,7 @@ var (
 	}
 	onlyWords = func(words ...string) func(string, *Setup) finding.Status {
 		return func(v string, _ *Setup) finding.Status {
-			if slices.ContainsFunc(splitList(v), func(w string) bool { return !slices.Contains(words, strings.ToLower(w)) }) {
+			if slices.ContainsFunc(cf.Split(v), func(w string) bool { return !slices.Contains(words, strings.ToLower(w)) }) {
 				return ""
 			}
 			return finding.OK
@@ -123,7 +124,7 @@ var settings = []settingRow{
 		why:   "the same for mail of programs on this host", merge: mergeMilter},
 	{name: "internal_mail_filter_classes", place: inMain, want: "bounce, notify", level: finding.Fail,
 		judge: func(v string, _ *Setup) finding.Status {
-			return okIf(len(missing(splitList(v), "bounce, notify")) == 0)
+			return okIf(len(missing(cf.Split(v), "bounce, notify")) == 0)
 		},
 		means: "Postfix's own bounces, or its notices to the postmaster, do not pass the milter, and nobody may send as their sender: they wait, and are dropped",
 		why:   "and for bounces and notices of Postfix itself", merge: mergeLast},
@@ -220,7 +221,7 @@ var settings = []settingRow{
 	{name: "smtp_tls_secure_cert_match", place: inTransport, everyWay: true, want: "nexthop, dot-nexthop", level: finding.Warn,
 		judge: func(v string, p *Setup) finding.Status {
 			host, _, _ := strings.Cut(p.Config.Tenant.Endpoints.Submission, ":")
-			return okIf(slices.Contains(splitList(v), "nexthop") || slices.Contains(splitList(v), host))
+			return okIf(slices.Contains(cf.Split(v), "nexthop") || slices.Contains(cf.Split(v), host))
 		},
 		means: "Postfix compares the certificate with something else than the name of the server",
 		why:   "the certificate must be that of the server"},
@@ -260,7 +261,7 @@ var settings = []settingRow{
 		why:   "and comes back for no other reason than Microsoft's"},
 	{name: "smtp_discard_ehlo_keywords", place: inTransport, want: "", level: finding.Fail,
 		judge: func(v string, _ *Setup) finding.Status {
-			return okIf(!slices.ContainsFunc(splitList(strings.ToLower(v)), func(w string) bool { return w == "starttls" || w == "auth" }))
+			return okIf(!slices.ContainsFunc(cf.Split(strings.ToLower(v)), func(w string) bool { return w == "starttls" || w == "auth" }))
 		},
 		means: "Postfix overlooks that Microsoft offers TLS or AUTH, and no message leaves",
 		why:   "nothing that Microsoft offers is overlooked"},
@@ -303,7 +304,7 @@ var settings = []settingRow{
 		why:   "nor into the log of a session that somebody wants to see"},
 	{name: "notify_classes", id: "notify_classes", place: inTransport, want: "resource, software", level: finding.Fail,
 		judge: func(v string, _ *Setup) finding.Status {
-			return okIf(!slices.Contains(splitList(v), "protocol"))
+			return okIf(!slices.Contains(cf.Split(v), "protocol"))
 		},
 		means: "transcripts of sessions with Microsoft are mailed to the postmaster, and a token may be in them",
 		why:   "nor into a transcript that is mailed to the postmaster"},
@@ -333,7 +334,7 @@ var settings = []settingRow{
 	// In the way.
 	{name: "notify_classes", place: inMain, want: "resource, software", level: finding.Fail, mend: without("protocol"),
 		judge: func(v string, _ *Setup) finding.Status {
-			return okIf(!slices.Contains(splitList(v), "protocol"))
+			return okIf(!slices.Contains(cf.Split(v), "protocol"))
 		},
 		means: "transcripts of SMTP sessions are mailed to the postmaster, and a token may be in them"},
 	{name: "debug_peer_list", place: inMain, want: "", level: finding.Fail,
@@ -343,7 +344,7 @@ var settings = []settingRow{
 		do:    "give the smtpd that takes mail back from the filter \"-o content_filter= -o smtpd_milters= -o smtpd_recipient_restrictions=permit_mynetworks,reject\""},
 	{name: "receive_override_options", place: inSMTPD, everyPort: true, want: "", level: finding.Fail, mend: without("no_milters"),
 		judge: func(v string, _ *Setup) finding.Status {
-			return okIf(!slices.Contains(splitList(v), "no_milters"))
+			return okIf(!slices.Contains(cf.Split(v), "no_milters"))
 		},
 		means: "with no_milters for all mail, none passes sendas: it leaves as the device wrote it, and is refused or waits"},
 	{name: "canonical_maps", place: inMain, want: "", level: finding.Warn, judge: judgeCanonical, means: rewritten,
@@ -356,7 +357,7 @@ var settings = []settingRow{
 		means: "mail that is larger than Microsoft takes is accepted here and bounces later",
 		why:   "Microsoft takes no more; a device learns it at once, instead of a bounce that nobody reads"},
 	{name: "maximal_queue_lifetime", place: inMain, want: "5d", level: finding.Warn,
-		judge: func(v string, _ *Setup) finding.Status { return okIf(seconds(v, 24*60*60) >= 24*60*60) },
+		judge: func(v string, _ *Setup) finding.Status { return okIf(cf.Seconds(v, 24*60*60) >= 24*60*60) },
 		means: "mail over Microsoft's daily limit waits for a day, and bounces before that"},
 	{name: "always_add_missing_headers", place: inMain, want: "no", level: finding.Warn,
 		means: "Postfix adds an empty From of its own before sendas sees that there was none"},
@@ -401,7 +402,7 @@ func (p *Setup) fill(s string) string {
 		"{milter}", p.milterItem(), "{policy}", p.relative(p.Config.Milter.PolicyListen).String(),
 		"{lease}", p.socketmap("lease"), "{reply}", p.socketmap("reply"), "{recipient}", p.socketmap("recipient"), "{route}", p.socketmap("route"),
 		"{bundle}", cmp.Or(p.Config.Tenant.Endpoints.CAFile, TrustBundle()), "{own}", p.ownTable(), "{senders}", p.senders(), "{nexthop}", nextHop(p.Config.Tenant.Endpoints.Submission),
-		"{connections}", strconv.Itoa(senders.Connections(p.Config)), "{submission}", p.submissionWay(), "{enable}", p.enable(), "{postconf}", p.inst.command("postconf"), "{reload}", p.inst.command("postfix")+" reload",
+		"{connections}", strconv.Itoa(senders.Connections(p.Config)), "{submission}", p.submissionWay(), "{enable}", p.enable(), "{postconf}", p.inst.Command("postconf"), "{reload}", p.inst.Command("postfix")+" reload",
 		"{connections}", strconv.Itoa(senders.Connections(p.Config)), "{unseen}", strconv.Itoa(p.Config.Token.RecipientsUnseen),
 		"{unseenDay}", strconv.Itoa(limit.Microsoft().Recipients.N/max(1, p.Config.Token.RecipientsUnseen)),
 	).Replace(s)
@@ -483,13 +484,13 @@ func (p *Setup) compare(s finding.Section, r *settingRow, v *entry, name string,
 	}
 	a := finding.Advice{}
 	if status != finding.OK {
-		list := []namedValue{{name, p.mended(r, v, name, want)}}
+		list := []cf.Setting{{Name: name, Value: p.mended(r, v, name, want)}}
 		if f := settingNamed(r.first); f != nil {
-			list = slices.Insert(list, 0, namedValue{f.name, p.fill(f.want)})
+			list = slices.Insert(list, 0, cf.Setting{Name: f.name, Value: p.fill(f.want)})
 		}
 		a = finding.Advice{Means: p.fill(r.means), Do: cmp.Or(p.fill(r.do), p.setAll(v, list))}
 	}
-	s.Note(status, id, what, shownParameter(name, value), a)
+	s.Note(status, id, what, cf.ShownParameter(name, value), a)
 }
 
 // mended is what a command writes in the place of a value: what others have put there stays.
@@ -499,7 +500,7 @@ func (p *Setup) mended(r *settingRow, v *entry, name, want string) string {
 		raw, own = v.overrides[name]
 	}
 	switch {
-	case raw == "" || v != nil && !own || follows(raw):
+	case raw == "" || v != nil && !own || cf.Follows(raw):
 		return want
 	case r.mend != nil:
 		return r.mend(raw)
@@ -510,13 +511,10 @@ func (p *Setup) mended(r *settingRow, v *entry, name, want string) string {
 	return want
 }
 
-// follows reports whether a value is nothing but another parameter's.
-func follows(raw string) bool { return otherName.MatchString(raw) }
-
 // without takes a word out of a list.
 func without(word string) func(string) string {
 	return func(value string) string {
-		return strings.Join(slices.DeleteFunc(splitList(value), func(w string) bool { return strings.EqualFold(w, word) }), ", ")
+		return strings.Join(slices.DeleteFunc(cf.Split(value), func(w string) bool { return strings.EqualFold(w, word) }), ", ")
 	}
 }
 
@@ -555,8 +553,8 @@ func judgeTLSRequired(value string, p *Setup) finding.Status {
 // milterPlace returns where in a list of milters sendas stands and what is said of it there; -1 is
 // nowhere.
 func (p *Setup) milterPlace(value string) (place int, options []string) {
-	for i, item := range splitList(value) {
-		if parts := bracedList(item); len(parts) > 0 && p.sameSocket(parts[0], p.Config.Milter.Listen) {
+	for i, item := range cf.Split(value) {
+		if parts := cf.Braced(item); len(parts) > 0 && p.sameSocket(parts[0], p.Config.Milter.Listen) {
 			return i, parts[1:]
 		}
 	}
@@ -597,7 +595,7 @@ func judgeOrder(value string, p *Setup) finding.Status {
 
 func hasOtherMilters(p *Setup) bool {
 	place, _ := p.milterPlace(p.Main["smtpd_milters"])
-	return place >= 0 && len(splitList(p.Main["smtpd_milters"])) > 1
+	return place >= 0 && len(cf.Split(p.Main["smtpd_milters"])) > 1
 }
 
 // wantsPolicy reports whether some client depends on the policy service. A sender can choose a
@@ -631,11 +629,11 @@ func wantsCertificates(p *Setup) bool {
 // where a permission ends it; -1 is nowhere.
 func (p *Setup) policyPlace(value string) (asked, ended int) {
 	asked, ended = -1, -1
-	list := splitList(value)
+	list := cf.Split(value)
 	for i, item := range list {
 		switch {
 		case item == "check_policy_service" && i+1 < len(list):
-			if parts := bracedList(list[i+1]); asked < 0 && len(parts) > 0 && p.sameSocket(parts[0], p.Config.Milter.PolicyListen) {
+			if parts := cf.Braced(list[i+1]); asked < 0 && len(parts) > 0 && p.sameSocket(parts[0], p.Config.Milter.PolicyListen) {
 				asked = i
 			}
 		case ended < 0 && (item == "permit" || strings.HasPrefix(item, "permit_")):
@@ -659,13 +657,13 @@ func judgePolicy(value string, p *Setup) finding.Status {
 // postconf(5)).
 func judgeRelay(value string, p *Setup) finding.Status {
 	guards := []string{"reject", "reject_unauth_destination", "defer", "defer_if_permit", "defer_unauth_destination"}
-	list := slices.Concat(splitList(value), splitList(p.Main["smtpd_recipient_restrictions"]))
+	list := slices.Concat(cf.Split(value), cf.Split(p.Main["smtpd_recipient_restrictions"]))
 	return okIf(slices.ContainsFunc(list, func(w string) bool { return slices.Contains(guards, w) }))
 }
 
 // onlySendas reports whether all tables are those of sendas.
 func (p *Setup) onlySendas(tables string) bool {
-	return !slices.ContainsFunc(splitList(tables), func(t string) bool {
+	return !slices.ContainsFunc(cf.Split(tables), func(t string) bool {
 		return !strings.HasPrefix(t, "socketmap:") && judgeOwnTable(t, p) != finding.OK
 	})
 }
@@ -675,7 +673,7 @@ func (p *Setup) onlySendas(tables string) bool {
 func judgePolicies(value string, p *Setup) finding.Status {
 	hop := nextHop(p.Config.Tenant.Endpoints.Submission)
 	host, _, _ := strings.Cut(p.Config.Tenant.Endpoints.Submission, ":")
-	for _, table := range splitList(value) {
+	for _, table := range cf.Split(value) {
 		for _, key := range []string{hop, host, "." + host[strings.Index(host, ".")+1:]} {
 			policy, found, err := p.ask(table, key)
 			if err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/sendas/sendas/cmd/internal/config/configtest"
 	"github.com/sendas/sendas/cmd/internal/finding"
+	"github.com/sendas/sendas/cmd/internal/postfix/cf"
 )
 
 // patternSetup is a site with a pattern for two domains, on that version of Postfix.
@@ -34,7 +35,7 @@ func TestSpread(t *testing.T) {
 	if err != nil {
 		t.Fatalf("Postfix is needed for this test (apt-get install postfix): %v", err)
 	}
-	tables := splitList(strings.TrimSpace(string(out))) // what Postfix reads of main.cf
+	tables := cf.Split(strings.TrimSpace(string(out))) // what Postfix reads of main.cf
 	if len(tables) != 2 {
 		t.Fatalf("%d tables", len(tables))
 	}

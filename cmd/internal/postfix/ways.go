@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/sendas/sendas/cmd/internal/finding"
+	"github.com/sendas/sendas/cmd/internal/postfix/cf"
 	"github.com/sendas/sendas/cmd/internal/postfix/senders"
 	"github.com/sendas/sendas/policy"
 )
@@ -24,7 +25,7 @@ func (p *Setup) wayOf(value string) (transport, hop string) {
 // written; several hops are tried in turn.
 func (p *Setup) toMicrosoft(hop string) bool {
 	want, _, _ := strings.Cut(p.Config.Tenant.Endpoints.Submission, ":")
-	hops := splitList(hop)
+	hops := cf.Split(hop)
 	return len(hops) > 0 && !slices.ContainsFunc(hops, func(h string) bool {
 		if inner, bracketed := strings.CutPrefix(h, "["); bracketed {
 			h, _, _ = strings.Cut(inner, "]")
@@ -53,7 +54,7 @@ func (p *Setup) submissionWay() string {
 // mailboxes alone are led to Microsoft; "" where all mail is to go there. Postfix's defaults count
 // for nothing: some of them once had values. A transport that leads nowhere is no other mail.
 func (p *Setup) otherMail() string {
-	named := func(name string) string { return name + " = " + shownParameter(name, p.Main[name]) }
+	named := func(name string) string { return name + " = " + cf.ShownParameter(name, p.Main[name]) }
 	transport, hop := p.wayOf(p.Main["default_transport"])
 	switch {
 	case p.led || p.toMicrosoft(hop) || p.closed(transport):
@@ -78,7 +79,7 @@ func (p *Setup) leadsAll() bool { return p.submits() && p.otherMail() == "" }
 
 // onlySenders reports whether each table of senders is one of ours, be it an old one.
 func (p *Setup) onlySenders(tables string) bool {
-	return !slices.ContainsFunc(splitList(tables), func(t string) bool { return !p.isSenderTable(t) })
+	return !slices.ContainsFunc(cf.Split(tables), func(t string) bool { return !p.isSenderTable(t) })
 }
 
 // isSenderTable reports whether a table of senders is one that sendas has written, or asks it.
@@ -86,8 +87,8 @@ func (p *Setup) isSenderTable(table string) bool {
 	if p.asksFor(table, "transport") || senders.IsSpread(table) {
 		return true
 	}
-	list, ok := inlineEntries(table)
-	return ok && len(list) > 0 && !slices.ContainsFunc(list, func(e namedValue) bool {
+	list, ok := cf.InlineEntries(table)
+	return ok && len(list) > 0 && !slices.ContainsFunc(list, func(e cf.Setting) bool {
 		transport, hop, _ := strings.Cut(e.Value, ":")
 		return !p.toMicrosoft(hop) || transport != p.submission() && transport != "smtp"
 	})
@@ -107,8 +108,8 @@ func (p *Setup) carriers() []string {
 		add(p.Main["relay_transport"])
 	}
 	for _, name := range []string{"sender_dependent_default_transport_maps", "transport_maps"} {
-		for _, table := range splitList(p.Main[name]) {
-			entries, _ := inlineEntries(table)
+		for _, table := range cf.Split(p.Main[name]) {
+			entries, _ := cf.InlineEntries(table)
 			for _, e := range entries {
 				if name != "transport_maps" || !strings.HasSuffix(e.Value, ":") { // there the domain is the next-hop
 					add(e.Value)
@@ -122,28 +123,11 @@ func (p *Setup) carriers() []string {
 	return list
 }
 
-// inlineEntries reads a table that stands in main.cf itself (inline of DATABASE_README); ok is false
-// for every other one.
-func inlineEntries(table string) (list []namedValue, ok bool) {
-	inner, ok := strings.CutPrefix(table, "inline:{")
-	if !ok {
-		return nil, false
-	}
-	for _, e := range splitList(strings.TrimSuffix(inner, "}")) {
-		if braced, is := strings.CutPrefix(e, "{"); is {
-			e = strings.TrimSuffix(braced, "}")
-		}
-		name, value, _ := strings.Cut(e, "=")
-		list = append(list, namedValue{strings.TrimSpace(name), strings.TrimSpace(value)})
-	}
-	return list, true
-}
-
 // entries reads a table: one of patterns or networks from its file, others by postmap(1). ok is false
 // for one that cannot be listed, such as that of a directory.
-func (p *Setup) entries(table string) (list []namedValue, ok bool) {
+func (p *Setup) entries(table string) (list []cf.Setting, ok bool) {
 	table = strings.TrimPrefix(table, "proxy:") // root reads the table itself
-	if list, ok := inlineEntries(table); ok {
+	if list, ok := cf.InlineEntries(table); ok {
 		return list, true
 	}
 	kind, file, _ := strings.Cut(table, ":")
@@ -158,7 +142,7 @@ func (p *Setup) entries(table string) (list []namedValue, ok bool) {
 	}
 	for line := range strings.Lines(text) {
 		if f := strings.Fields(line); len(f) > 1 && !strings.HasPrefix(f[0], "#") {
-			list = append(list, namedValue{f[0], strings.Join(f[1:], " ")})
+			list = append(list, cf.Setting{Name: f[0], Value: strings.Join(f[1:], " ")})
 		}
 	}
 	return list, err == nil
@@ -184,9 +168,9 @@ func relaysToMicrosoft(p *Setup) bool {
 // transport is then that of the sender or the default, so that of sendas, which would show a token
 // to that host, or find that its certificate is not its own.
 func judgeBare(value string, p *Setup) finding.Status {
-	for _, table := range splitList(value) {
+	for _, table := range cf.Split(value) {
 		list, _ := p.entries(table)
-		if slices.ContainsFunc(list, func(e namedValue) bool {
+		if slices.ContainsFunc(list, func(e cf.Setting) bool {
 			host, bare := strings.CutPrefix(e.Value, ":")
 			return bare && host != "" && !p.toMicrosoft(host)
 		}) {
@@ -198,9 +182,9 @@ func judgeBare(value string, p *Setup) finding.Status {
 
 // judgeRelayhosts accepts tables of relayhosts that all lead to Microsoft: submission does the same.
 func judgeRelayhosts(value string, p *Setup) finding.Status {
-	for _, table := range splitList(value) {
+	for _, table := range cf.Split(value) {
 		list, ok := p.entries(table)
-		if !ok || slices.ContainsFunc(list, func(e namedValue) bool { return !p.toMicrosoft(e.Value) }) {
+		if !ok || slices.ContainsFunc(list, func(e cf.Setting) bool { return !p.toMicrosoft(e.Value) }) {
 			return ""
 		}
 	}

@@ -1,4 +1,4 @@
-package postfix
+package cf
 
 import (
 	"bytes"
@@ -28,33 +28,33 @@ const StateFolder = "/var/lib/sendas-postfix"
 // maxState bounds a state file, in bytes.
 const maxState = 64 << 20
 
-// A state is what "sendas postfix disable" has to know. The JSON keys are stable.
-type state struct {
+// A State is what "sendas postfix disable" has to know. The JSON keys are stable.
+type State struct {
 	Version   int       `json:"version"`
 	Dir       string    `json:"config_directory"`
 	EnabledAt time.Time `json:"enabled_at"` // in UTC
 	Leads     string    `json:"shape"`      // "main" and "transport" are of former versions
-	Before    files     `json:"before"`
-	After     files     `json:"after"`
-	Changes   []*change `json:"changes"`
+	Before    Files     `json:"before"`
+	After     Files     `json:"after"`
+	Changes   []*Change `json:"changes"`
 	Later     []string  `json:"later,omitempty"`   // of the files: somebody has changed them since sendas first did
-	Unknown   []gap     `json:"unknown,omitempty"` // Before was made without a state, from what is known of sendas
+	Unknown   []Gap     `json:"unknown,omitempty"` // Before was made without a state, from what is known of sendas
 }
 
-// stateVersion is the form of the file.
-const stateVersion = 1
+// Version is the form of the file.
+const Version = 1
 
-// stateName is the name of an instance's file: what Postfix calls the instance, else its folder.
-func stateName(instance, dir string) string {
+// StateName is the name of an instance's file: what Postfix calls the instance, else its folder.
+func StateName(instance, dir string) string {
 	if instance != "" {
 		return strings.ReplaceAll(instance, "/", "-") + ".json"
 	}
 	return cmp.Or(strings.ReplaceAll(strings.Trim(dir, "/"), "/", "-"), "root") + ".json"
 }
 
-// loadState reads a state file; nil is none. Its content becomes Postfix's configuration, so nobody
+// Load reads a state file; nil is none. Its content becomes Postfix's configuration, so nobody
 // else may have written it.
-func loadState(path, dir string) (*state, error) {
+func Load(path, dir string) (*State, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -73,15 +73,15 @@ func loadState(path, dir string) (*state, error) {
 	if err != nil {
 		return nil, err
 	}
-	st := &state{}
+	st := &State{}
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()
 	if err := d.Decode(st); err != nil {
 		return nil, fmt.Errorf("reading %s: %w", path, err)
 	}
 	switch {
-	case st.Version != stateVersion:
-		return nil, fmt.Errorf("%s has the form %d, and this version of sendas knows %d", path, st.Version, stateVersion)
+	case st.Version != Version:
+		return nil, fmt.Errorf("%s has the form %d, and this version of sendas knows %d", path, st.Version, Version)
 	case st.Dir != dir:
 		return nil, fmt.Errorf("%s is about the instance in %s, not about that in %s", path, st.Dir, dir)
 	}
@@ -93,8 +93,8 @@ func ownedAlone(info fs.FileInfo) bool {
 	return safefile.OwnerOf(info).UID == os.Geteuid() && info.Mode().Perm()&0o022 == 0
 }
 
-// saveState writes a state file, whole or not at all.
-func saveState(path string, st *state) error {
+// Save writes a state file, whole or not at all.
+func Save(path string, st *State) error {
 	data, err := json.MarshalIndent(st, "", "  ")
 	if err != nil {
 		return err
@@ -114,16 +114,16 @@ func saveState(path string, st *state) error {
 	return safefile.Write(path, append(data, '\n'), safefile.Options{Temp: ".state-*"})
 }
 
-// undo returns the files as they would be without sendas: byte for byte what they were where nobody
+// Undo returns the files as they would be without sendas: byte for byte what they were where nobody
 // else has changed them since, else setting by setting. kept says what stays because the
 // administrator has changed it.
-func (i *instance) undo(ctx context.Context, st *state, now files) (base files, kept []string, err error) {
-	base = files{mainCF: now[mainCF], masterCF: now[masterCF]}
+func (i *Instance) Undo(ctx context.Context, st *State, now Files) (base Files, kept []string, err error) {
+	base = Files{Main: now[Main], Master: now[Master]}
 	if st == nil {
 		return base, nil, nil
 	}
 	edited := make(map[string]bool)
-	for _, name := range FileNames {
+	for _, name := range Names {
 		switch {
 		case bytes.Equal(now[name], st.After[name]):
 			base[name] = st.Before[name]
@@ -134,15 +134,15 @@ func (i *instance) undo(ctx context.Context, st *state, now files) (base files, 
 	if len(edited) == 0 {
 		return base, nil, nil
 	}
-	s, err := i.stage(now)
+	s, err := i.Stage(now)
 	if err != nil {
 		return nil, nil, err
 	}
-	defer func() { err = errors.Join(err, s.remove()) }()
+	defer func() { err = errors.Join(err, s.Remove()) }()
 	if kept, err = s.takeBack(ctx, st, edited); err != nil {
 		return nil, nil, err
 	}
-	files, err := s.read()
+	files, err := s.Read()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -153,23 +153,23 @@ func (i *instance) undo(ctx context.Context, st *state, now files) (base files, 
 }
 
 // takeBack undoes the changes of some files, one by one.
-func (s *stage) takeBack(ctx context.Context, st *state, files map[string]bool) (kept []string, err error) {
-	v, err := s.values(ctx)
+func (s *Stage) takeBack(ctx context.Context, st *State, files map[string]bool) (kept []string, err error) {
+	v, err := s.Values(ctx)
 	if err != nil {
 		return nil, err
 	}
 	for _, c := range st.Changes {
-		if !files[c.file()] {
+		if !files[c.File()] {
 			continue
 		}
 		value, set, said := c.former(v)
 		if said != "" {
 			kept = append(kept, said)
 		}
-		if now, is := v.get(c); set == is && (!set || sameValue(now, value)) {
+		if now, is := v.Get(c); set == is && (!set || Same(now, value)) {
 			continue
 		}
-		if err := s.apply(ctx, c, value, set); err != nil {
+		if err := s.Apply(ctx, c, value, set); err != nil {
 			return nil, err
 		}
 	}
@@ -178,58 +178,58 @@ func (s *stage) takeBack(ctx context.Context, st *state, files map[string]bool) 
 
 // former returns what a setting should be without us; set is false where it should not be there.
 // said tells a person what stays.
-func (c *change) former(v *values) (value string, set bool, said string) {
-	now, is := v.get(c)
-	if is && sameValue(now, c.Now) {
+func (c *Change) former(v *Values) (value string, set bool, said string) {
+	now, is := v.Get(c)
+	if is && Same(now, c.Now) {
 		if c.Was == nil {
 			return "", false, ""
 		}
 		return *c.Was, true, ""
 	}
 	if is && c.Added != "" {
-		if rest, ok := withoutItem(now, c.Added); ok {
-			return rest, rest != "" || c.Was != nil, fmt.Sprintf("%s: %s keeps what you put there, without %s", c.file(), c.title(), c.Added)
+		if rest, ok := WithoutItem(now, c.Added); ok {
+			return rest, rest != "" || c.Was != nil, fmt.Sprintf("%s: %s keeps what you put there, without %s", c.File(), c.Title(), c.Added)
 		}
 	}
 	switch {
-	case !is && c.Was == nil, is && c.Was != nil && sameValue(now, *c.Was): // taken back by hand
+	case !is && c.Was == nil, is && c.Was != nil && Same(now, *c.Was): // taken back by hand
 		return now, is, ""
 	case is && c.Name == "":
-		return now, is, fmt.Sprintf("%s: the entry %s stays, because you have changed it", c.file(), c.title())
+		return now, is, fmt.Sprintf("%s: the entry %s stays, because you have changed it", c.File(), c.Title())
 	case is:
-		return now, is, fmt.Sprintf("%s: %s stays %s, because you have changed it", c.file(), c.title(), shownValue(now))
+		return now, is, fmt.Sprintf("%s: %s stays %s, because you have changed it", c.File(), c.Title(), Shown(now))
 	}
-	return now, is, fmt.Sprintf("%s: %s stays away, because you have removed it", c.file(), c.title())
+	return now, is, fmt.Sprintf("%s: %s stays away, because you have removed it", c.File(), c.Title())
 }
 
-// differences are the settings that change from a to b, those of a plan first and in its order.
-func differences(a, b *values, plan []*change) []*change {
+// Differences are the settings that change from a to b, those of a plan first and in its order.
+func Differences(a, b *Values, plan []*Change) []*Change {
 	list := slices.Clone(plan)
-	for _, name := range slices.Sorted(maps.Keys(a.main)) {
-		list = append(list, &change{Name: name})
+	for _, name := range slices.Sorted(maps.Keys(a.Main)) {
+		list = append(list, &Change{Name: name})
 	}
-	for _, v := range []*values{a, b} {
-		for _, service := range slices.Sorted(maps.Keys(v.entries)) {
-			_, before := a.entries[service]
-			_, after := b.entries[service]
+	for _, v := range []*Values{a, b} {
+		for _, service := range slices.Sorted(maps.Keys(v.Entries)) {
+			_, before := a.Entries[service]
+			_, after := b.Entries[service]
 			if before != after {
-				list = append(list, &change{Service: service})
+				list = append(list, &Change{Service: service})
 				continue
 			}
-			for _, name := range slices.Sorted(maps.Keys(v.overrides[service])) {
-				list = append(list, &change{Service: service, Name: name})
+			for _, name := range slices.Sorted(maps.Keys(v.Overrides[service])) {
+				list = append(list, &Change{Service: service, Name: name})
 			}
 		}
 	}
-	var changed []*change
+	var changed []*Change
 	for _, c := range list {
-		was, had := a.get(c)
-		now, has := b.get(c)
-		known := slices.ContainsFunc(changed, func(k *change) bool { return k.Service == c.Service && (k.Name == "" || k.Name == c.Name) })
+		was, had := a.Get(c)
+		now, has := b.Get(c)
+		known := slices.ContainsFunc(changed, func(k *Change) bool { return k.Service == c.Service && (k.Name == "" || k.Name == c.Name) })
 		if known || had == has && was == now {
 			continue
 		}
-		d := &change{Service: c.Service, Name: c.Name, Now: now, gone: !has}
+		d := &Change{Service: c.Service, Name: c.Name, Now: now, Gone: !has}
 		if had {
 			d.Was = &was
 		}
@@ -238,18 +238,18 @@ func differences(a, b *values, plan []*change) []*change {
 	return changed
 }
 
-// sentence says a change, without what must not be seen.
-func (c *change) sentence() string {
+// Sentence says a change, without what must not be seen.
+func (c *Change) Sentence() string {
 	was := "was not set"
 	if c.Was != nil {
-		was = "was " + shownParameter(c.Name, *c.Was)
+		was = "was " + ShownParameter(c.Name, *c.Was)
 	}
-	if c.gone {
-		return fmt.Sprintf("%s: %s is taken out (%s)", c.file(), c.title(), was)
+	if c.Gone {
+		return fmt.Sprintf("%s: %s is taken out (%s)", c.File(), c.Title(), was)
 	}
 	value := c.Now
 	if value != "" {
-		value = shownParameter(c.Name, value)
+		value = ShownParameter(c.Name, value)
 	}
-	return fmt.Sprintf("%s: %s (%s)", c.file(), assignment(c.title(), value), was)
+	return fmt.Sprintf("%s: %s (%s)", c.File(), Assignment(c.Title(), value), was)
 }
