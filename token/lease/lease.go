@@ -102,6 +102,7 @@ type Lessor struct {
 	full        map[string]bool        // mailboxes that were full when they last sent
 	refusals    map[string]authRefusal // by mailbox
 	retried     map[string]time.Time   // when Retry was asked, by label, "" for all; see recall
+	trails      []*Trail               // the last attempts, the newest last
 
 	unseenLeases unseenLeases
 }
@@ -145,7 +146,7 @@ func (l *Lessor) Maps() map[string]Map {
 }
 
 // AdminMaps are the maps for the administrator, as Maps for Postfix.
-func (l *Lessor) AdminMaps() map[string]Map { return map[string]Map{"retry": l.Retry} }
+func (l *Lessor) AdminMaps() map[string]Map { return map[string]Map{"retry": l.Retry, "trails": l.Trails} }
 
 // Transport answers the map "transport" (sender_dependent_default_transport_maps): the key is the
 // envelope sender, "<>" for none. smtpd(8) asks with "<>" for every recipient, so that one must
@@ -196,8 +197,10 @@ func (l *Lessor) Lease(ctx context.Context, c Caller, key string) Result {
 		return Result{Status: NotFound}
 	}
 	l.end(ctx, c, "")
+	trail := l.beginTrail(c, key, began)
 	mailboxes := (*l.dir.Load()).Mailboxes(key)
 	if len(mailboxes) == 0 {
+		l.endTrail(trail, "no mailbox may send as the envelope sender")
 		l.enter(c, &session{sender: key, began: began})
 		l.metrics.lookups.WithLabelValues("", "unknown-sender").Inc()
 		l.log.Warn("no mailbox may send as the envelope sender; its mail waits in the queue",
@@ -214,6 +217,7 @@ func (l *Lessor) Lease(ctx context.Context, c Caller, key string) Result {
 		if ctx.Err() != nil {
 			return Result{Status: Temp, Value: "the token service is stopping"} // never sent
 		}
+		l.endTrail(trail, err.Error())
 		l.metrics.lookups.WithLabelValues(m.Label, "deferred").Inc()
 		attrs := []any{"mailbox", m.Address, "sender", key, "error", err}
 		if held, ok := errors.AsType[*heldError](err); ok {
@@ -222,7 +226,7 @@ func (l *Lessor) Lease(ctx context.Context, c Caller, key string) Result {
 		l.log.Warn("look-up deferred", attrs...)
 		return Result{Status: Temp, Value: brief(m.Address, err)}
 	}
-	s.sender, s.began, s.waited = key, began, time.Since(began)
+	s.sender, s.began, s.waited, s.trail = key, began, time.Since(began), trail
 	if l.journal != nil {
 		s.born = processBorn(c.PID)
 	}
@@ -294,6 +298,7 @@ func (l *Lessor) enter(c Caller, s *session) {
 	}
 	l.sessions[c.PID] = s
 	delete(l.preludes, c.PID)
+	s.trail.leased(s.mailbox)
 	now := *s
 	l.mu.Unlock()
 	l.note(c.PID, &now)
@@ -357,6 +362,7 @@ func (l *Lessor) watch(ctx context.Context, c Caller, line string) Result {
 	if e.denies {
 		news = s.refused.add(r)
 	}
+	s.trail.follow(&before, s, r, e)
 	now := *s
 	if e.authenticated {
 		l.proven[s.tokens] = s.access
@@ -484,6 +490,7 @@ func (l *Lessor) endOf(ctx context.Context, c Caller, s *session, class ReplyCla
 		return
 	}
 	delete(l.sessions, c.PID)
+	s.trail.end()
 	if s.lease == 0 || s.stage == atVerdict {
 		l.mu.Unlock()
 		return

@@ -42,6 +42,7 @@ type session struct {
 	earlier  Explanation // by the earlier lines of the reply that is coming in; the zero value where none says anything
 	rested   bool        // a refused recipient has sent the mailbox to rest
 	refused  refusals
+	trail    *Trail // nil in a session of an earlier process; Lessor.mu guards it
 }
 
 // hide returns a line without the token that the session was given; s may be nil, where there is no
