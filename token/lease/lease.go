@@ -146,7 +146,9 @@ func (l *Lessor) Maps() map[string]Map {
 }
 
 // AdminMaps are the maps for the administrator, as Maps for Postfix.
-func (l *Lessor) AdminMaps() map[string]Map { return map[string]Map{"retry": l.Retry, "trails": l.Trails} }
+func (l *Lessor) AdminMaps() map[string]Map {
+	return map[string]Map{"retry": l.Retry, "trails": l.Trails}
+}
 
 // Transport answers the map "transport" (sender_dependent_default_transport_maps): the key is the
 // envelope sender, "<>" for none. smtpd(8) asks with "<>" for every recipient, so that one must
