@@ -68,6 +68,10 @@ type Allowance struct {
 	// Unseen is how many recipients a delivery counts whose replies nobody saw: as many as one can
 	// have. 0 is as many as a lease holds room for in any case.
 	Unseen int
+
+	// Ahead is how long before its place in the message window begins a lease may be given: who asks
+	// promises that the message begins no sooner than it is told. 0 where nobody would keep it.
+	Ahead time.Duration
 }
 
 // Grouped reports whether a limit for the whole group is in force.

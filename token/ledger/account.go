@@ -12,10 +12,16 @@ import (
 //
 // The invariant: in any period of length Messages.Per, Microsoft counts at most Messages.N
 // messages. When Microsoft counts a message is not known exactly, only that it
-// lies between the lease and the verdict. So a message holds its place in the window from
-// its lease until its verdict is Per old: a later message gets the place only when even
+// lies between its beginning (DATA) and the verdict. So a message holds its place in the window
+// until its verdict is Per old: a later message gets the place only when even
 // the latest moment at which the earlier one can have been counted has left the window.
-// The price is the time between lease and verdict, once per window and place.
+// The price is the time between beginning and verdict, once per window and place.
+//
+// A lease can be given before its place begins, as long as somebody keeps the message back until
+// then (Allowance.Ahead): what comes before the message, such as AUTH, needs no place. When the
+// place begins is certain by then, since it is a verdict's that is known already: the n-th lease
+// that has no place yet gets that of the n-th oldest verdict. Whichever of those leases ends without
+// a message, the others keep the time that they were told, which is late enough.
 //
 // Within that, messages are spread (see gap), so that a backlog does not leave in a rush
 // followed by a standstill during which look-ups wait with open connections.
@@ -25,7 +31,7 @@ type account struct {
 	tally
 	free   map[uint64]bool // leases out that keep no connection any more: see Outcome.Open
 	done   []limit.Instant // verdicts of the last window, ascending
-	last   limit.Instant   // when the last lease was given
+	last   limit.Instant   // when the place of the last lease begins
 	limits limit.Allowance // of the last Take: Settle is not told
 
 	shrunk   int           // connections taken away by 432s, as of shrunkAt
@@ -45,7 +51,7 @@ type tally struct {
 
 // hold is what a lease keeps occupied until it is settled.
 type hold struct {
-	given      limit.Instant
+	given      limit.Instant // from then on it has a place in the message window: see Answer.Begin
 	recipients int
 }
 
@@ -82,28 +88,35 @@ type obstacle struct {
 	wait  limit.Instant // 0: none
 	cause Cause
 	poll  bool // the wait is a guess: only the end of a lease can help
+	ahead bool // at the end of the wait, a place is certain
 }
 
 // take gives the lease id or says what stands in the way and for how long. g is the tally of the
 // group, or nil.
 func (a *account) take(t terms, g *tally, id uint64, now limit.Instant) Answer {
 	a.limits = t.Allowance
+	begin := now
 	for _, o := range a.obstacles(t, g, now) {
-		if o.wait <= 0 {
+		wait := o.wait
+		if o.ahead {
+			wait -= limit.Micros(t.Ahead)
+		}
+		if wait <= 0 {
+			begin += max(0, o.wait)
 			continue
 		}
-		ans := Answer{Wait: o.wait.Duration(), Cause: o.cause}
+		ans := Answer{Wait: wait.Duration(), Cause: o.cause}
 		if o.cause == CausePaused {
 			ans.Reason = a.reason
 		}
 		return ans
 	}
-	a.open[id] = hold{now, roomOf(t.Allowance, t.Recipients)}
-	a.last = now
+	a.open[id] = hold{begin, roomOf(t.Allowance, t.Recipients)}
+	a.last = max(a.last, begin)
 	if g != nil {
-		g.open[id] = hold{now, roomOf(t.Allowance, t.GroupRecipients)}
+		g.open[id] = hold{begin, roomOf(t.Allowance, t.GroupRecipients)}
 	}
-	return Answer{Lease: id}
+	return Answer{Lease: id, Begin: (begin - now).Duration()}
 }
 
 // undo takes a lease back that was never handed out.
@@ -135,6 +148,17 @@ func (a *account) obstacles(t terms, g *tally, now limit.Instant) [5]obstacle {
 		list[4].cause = CauseGroup
 	}
 	return list
+}
+
+// begun returns how many leases that are out have a place.
+func (a *account) begun(now limit.Instant) int {
+	n := 0
+	for _, h := range a.open {
+		if h.given <= now {
+			n++
+		}
+	}
+	return n
 }
 
 // connections returns how many connections the leases keep that are out.
@@ -188,12 +212,12 @@ func (a *account) messages(t terms, now limit.Instant) obstacle {
 	case over >= len(a.done): // all places are held by leases that are still out
 		return obstacle{wait: pollMicros, cause: CauseMessages, poll: true}
 	case over >= 0:
-		return obstacle{wait: a.done[over] + per - now, cause: CauseMessages}
+		return obstacle{wait: a.done[over] + per - now, cause: CauseMessages, ahead: true}
 	}
-	return obstacle{wait: max(0, a.last+a.gap(t.Messages, used)-now), cause: CauseMessages}
+	return obstacle{wait: max(0, a.last+a.gap(t.Messages, used)-now), cause: CauseMessages, ahead: true}
 }
 
-// gap returns the least time between two leases. A mailbox that has used less than a third of its
+// gap returns the least time between the beginnings of two messages. A mailbox that has used less than a third of its
 // window sends at once. After that the places that are left are spread until the first one comes
 // free again, but not evenly: each moment for which a free place waits for its turn is lost. So
 // they are handed out as if there were some more, a seventh of the window. With verdicts of 0.5 to
@@ -296,6 +320,7 @@ func (a *account) settle(g *tally, id uint64, o Outcome, now limit.Instant) (mor
 		delete(g.open, id)
 	}
 	if !o.Submitted {
+		a.vacate(h, now)
 		return false
 	}
 	a.verdict(now)
@@ -304,6 +329,18 @@ func (a *account) settle(g *tally, id uint64, o Outcome, now limit.Instant) (mor
 		g.book(o.GroupRecipients, g.per, now)
 	}
 	return o.Recipients > h.recipients || g != nil && o.GroupRecipients > held.recipients
+}
+
+// vacate gives back the turn of a lease that has ended before its place began: else those without a
+// message would put off the next one by more and more.
+func (a *account) vacate(h hold, now limit.Instant) {
+	if h.given <= now {
+		return
+	}
+	a.last = now
+	for _, h := range a.open {
+		a.last = max(a.last, h.given)
+	}
 }
 
 // withheld returns how many connections are taken away now: one comes back per period since the
@@ -345,7 +382,7 @@ func (a *account) usage(t terms, g *tally, now limit.Instant, at func(limit.Inst
 		}
 	}
 	u := Usage{
-		Messages:   len(a.done) + len(a.open),
+		Messages:   len(a.done) + a.begun(now),
 		Recipients: a.booked(),
 		Leases:     a.connections(),
 		Shrunk:     min(a.withheld(t.Messages.Per, now), max(0, t.Connections-1)),

@@ -16,7 +16,7 @@ import (
 // A diary is where a host that shares a ledger notes what it sends itself: to tell it to the store
 // anew, should that lose its data. It decides nothing. [Bolt] keeps it over restarts.
 type diary interface {
-	noteLease(mailbox string, l limit.Allowance, id uint64, now time.Time)
+	noteLease(mailbox string, l limit.Allowance, ans Answer, now time.Time)
 	// noteOutcome reports whether the lease was noted and had none before.
 	noteOutcome(mailbox string, id uint64, o Outcome, now time.Time) bool
 	// written waits until what was noted would outlive the process.
@@ -43,15 +43,16 @@ func apart(mailbox string, l limit.Allowance) limit.Allowance {
 }
 
 // noteLease enters a lease that another ledger has given.
-func (b *book) noteLease(mailbox string, l limit.Allowance, id uint64, now time.Time) {
+func (b *book) noteLease(mailbox string, l limit.Allowance, ans Answer, now time.Time) {
 	t := b.Read(now)
 	a := b.account(mailbox)
 	a.limits = l
 	a.forget(terms{Allowance: l, session: b.session}, t)
-	a.open[id], a.last = hold{t, roomOf(l, l.Recipients)}, t
+	begin := t + limit.Micros(ans.Begin)
+	a.open[ans.Lease], a.last = hold{begin, roomOf(l, l.Recipients)}, max(a.last, begin)
 	if g := b.group(l); g != nil {
 		g.forget(l.GroupRecipients.Per, b.session, t)
-		g.open[id] = hold{t, roomOf(l, l.GroupRecipients)}
+		g.open[ans.Lease] = hold{begin, roomOf(l, l.GroupRecipients)}
 	}
 }
 
@@ -92,11 +93,11 @@ func (y *tally) copy() tally {
 	return tally{open: maps.Clone(y.open), sent: slices.Clone(y.sent), per: y.per}
 }
 
-func (m *Memory) noteLease(mailbox string, l limit.Allowance, id uint64, now time.Time) {
+func (m *Memory) noteLease(mailbox string, l limit.Allowance, ans Answer, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.book.forget(now)
-	m.book.noteLease(mailbox, apart(mailbox, l), id, now)
+	m.book.noteLease(mailbox, apart(mailbox, l), ans, now)
 }
 
 func (m *Memory) noteOutcome(mailbox string, id uint64, o Outcome, now time.Time) bool {
@@ -116,12 +117,12 @@ func (m *Memory) written(context.Context) error { return nil }
 func (m *Memory) epoch() string                 { return m.told }
 func (m *Memory) setEpoch(epoch string) error   { m.told = epoch; return nil }
 
-func (b *Bolt) noteLease(mailbox string, l limit.Allowance, id uint64, now time.Time) {
+func (b *Bolt) noteLease(mailbox string, l limit.Allowance, ans Answer, now time.Time) {
 	l = apart(mailbox, l)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.pruneLocked(now)
-	b.book.noteLease(mailbox, l, id, now)
+	b.book.noteLease(mailbox, l, ans, now)
 	b.touchLocked(mailbox, groupName(l))
 	b.laterLocked()
 }

@@ -383,7 +383,7 @@ func (s *Shared) take(ctx context.Context, mailbox string, l limit.Allowance, no
 	ans, err := s.primary.Take(ctx, mailbox, l, now)
 	switch {
 	case err == nil:
-		s.granted(mailbox, l, ans.Lease, lease{mailbox: mailbox}, now)
+		s.granted(mailbox, l, ans, lease{mailbox: mailbox}, now)
 		return ans, nil
 	case ctx.Err() != nil:
 		return Answer{}, err // the caller's time is up, not the store's
@@ -425,26 +425,27 @@ func (s *Shared) alone(ctx context.Context, mailbox string, l limit.Allowance, n
 	if err != nil || ans.Lease == 0 {
 		return ans, err
 	}
-	id := newID()
-	s.noteLocked(mailbox, l, id, lease{own: ans.Lease, mailbox: mailbox}, now)
-	s.owed.noteLease(mailbox, l, id, now)
-	return Answer{Lease: id}, nil
+	x := lease{own: ans.Lease, mailbox: mailbox}
+	ans.Lease = newID()
+	s.noteLocked(mailbox, l, ans, x, now)
+	s.owed.noteLease(mailbox, l, ans, now)
+	return ans, nil
 }
 
-func (s *Shared) granted(mailbox string, l limit.Allowance, id uint64, x lease, now time.Time) {
-	if id == 0 {
+func (s *Shared) granted(mailbox string, l limit.Allowance, ans Answer, x lease, now time.Time) {
+	if ans.Lease == 0 {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.noteLocked(mailbox, l, id, x, now)
+	s.noteLocked(mailbox, l, ans, x, now)
 }
 
 // noteLocked remembers a lease of this host. The caller holds mu.
-func (s *Shared) noteLocked(mailbox string, l limit.Allowance, id uint64, x lease, now time.Time) {
+func (s *Shared) noteLocked(mailbox string, l limit.Allowance, ans Answer, x lease, now time.Time) {
 	x.given = s.clock.Read(now)
-	s.leases[id] = x
-	s.diary.noteLease(mailbox, l, id, now)
+	s.leases[ans.Lease] = x
+	s.diary.noteLease(mailbox, l, ans, now)
 	if len(s.leases) >= s.prune {
 		s.forgetLocked(x.given)
 	}
@@ -524,7 +525,7 @@ func (s *Shared) Outstanding() []Outstanding { return nil }
 // the store knows nothing, and keeps back more for it.
 func (s *Shared) Adopt(mailbox string, id uint64, l limit.Allowance) {
 	s.primary.Adopt(mailbox, id, l)
-	s.granted(mailbox, l, id, lease{mailbox: mailbox}, time.Now())
+	s.granted(mailbox, l, Answer{Lease: id}, lease{mailbox: mailbox}, time.Now())
 }
 
 // Pause implements [Store]. It holds here whether the store is away or not, and for all hosts when

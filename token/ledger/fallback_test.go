@@ -16,7 +16,8 @@ import (
 )
 
 // sharedLimits have a window of a second, so that outages last seconds.
-var sharedLimits = limit.Allowance{Messages: limit.Rate{N: 20, Per: time.Second}, Recipients: limit.Rate{N: 5_000, Per: time.Hour}, Connections: 4}
+var sharedLimits = limit.Allowance{Messages: limit.Rate{N: 20, Per: time.Second}, Recipients: limit.Rate{N: 5_000, Per: time.Hour}, Connections: 4,
+	Ahead: 300 * time.Millisecond}
 
 const testSilence = 400 * time.Millisecond
 
@@ -104,7 +105,7 @@ type tape struct {
 	given []moment
 }
 
-// moment is one lease, given after the question and before the answer came.
+// moment is one message: its place began after the one and before the other.
 type moment struct{ asked, got time.Time }
 
 func (p *tape) note(asked time.Time) {
@@ -122,7 +123,8 @@ func (h *host) send(ctx context.Context, p *tape, l limit.Allowance) {
 			time.Sleep(min(max(a.Wait, time.Millisecond), 10*time.Millisecond))
 			continue
 		}
-		p.note(asked)
+		time.Sleep(a.Begin)
+		p.note(asked.Add(a.Begin))
 		time.Sleep(5 * time.Millisecond)
 		_ = h.Settle(ctx, "erp@contoso.com", a.Lease, Outcome{Submitted: true, Recipients: 1}, time.Now())
 	}

@@ -15,7 +15,8 @@ import (
 // The time that a method is told should come from [time.Now]: its monotonic reading is what makes a
 // ledger proof against a wall clock that is set while the process runs.
 type Store interface {
-	// Take asks for a lease: the right to submit one message as the mailbox now. An Answer without
+	// Take asks for a lease: the right to submit one message as the mailbox now, or as soon as its
+	// place in the window begins, where that is certain to be within l.Ahead. An Answer without
 	// lease says when it is worth asking again. A lease must be settled; one that is not counts as
 	// submitted, with MaxDelivery recipients, at the end of the longest session (MaxSession). An
 	// error means that the store cannot tell; then nothing may be sent.
@@ -67,6 +68,7 @@ const (
 // An Answer is the ledger's answer to Take.
 type Answer struct {
 	Lease  uint64        // not 0 when granted
+	Begin  time.Duration // of a lease: its place begins so long from now, and no message may before
 	Wait   time.Duration // else: ask again after that long, or as soon as a lease of the mailbox is settled
 	Cause  Cause         // what stands in the way
 	Reason string        // in words, where the cause alone does not tell: why paused
@@ -120,15 +122,15 @@ func (c PauseClass) known() PauseClass { return cmp.Or(c, PauseOther) }
 // Usage is what a mailbox has used of its limits. That of a mailbox that has done nothing is the
 // zero value.
 type Usage struct {
-	Messages        int // in the window, leases out included
+	Messages        int // in the window, leases out included whose place has begun
 	Recipients      int // in the window, rounded up to whole buckets
 	Leases          int // out now
 	GroupRecipients int // of all mailboxes of the group, as Recipients
 
 	// Shrunk is how many of Allowance.Connections are withheld after a 432; see Connections.
 	Shrunk int
-	// Next is when a lease can be given, as far as is known now; zero means at once, or as soon as
-	// one that is out comes back.
+	// Next is when the next place begins, as far as is known now; zero means at once, or as soon as
+	// a lease that is out comes back.
 	Next time.Time
 
 	PausedUntil time.Time  // zero: not paused

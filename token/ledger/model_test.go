@@ -18,7 +18,7 @@ import (
 type grant struct {
 	mailbox      string
 	id           uint64
-	given, ended time.Duration // since the start of the test; ended when settled, or at the end of the longest session
+	given, ended time.Duration // since the start of the test: from when a message may begin; when settled, or at the end of the longest session
 	out          bool
 	submitted    bool
 	recipients   int
@@ -66,6 +66,7 @@ func drawLimits(t *rapid.T) limit.Allowance {
 		Connections:     rapid.IntRange(1, 4).Draw(t, "connections"),
 		Group:           "tenant",
 		GroupRecipients: limit.Rate{N: rapid.IntRange(1, 600).Draw(t, "group"), Per: seconds("group day", 20, 200)},
+		Ahead:           seconds("ahead", 0, 20),
 	}
 }
 
@@ -126,7 +127,10 @@ func (s *stage) take(t *rapid.T, mailbox string, l limit.Allowance) {
 	if slices.ContainsFunc(s.list, func(g *grant) bool { return g.id == a.Lease }) {
 		t.Fatalf("lease %d given twice", a.Lease)
 	}
-	s.list = append(s.list, &grant{mailbox: mailbox, id: a.Lease, given: s.now, out: true})
+	if a.Begin < 0 || a.Begin > l.Ahead {
+		t.Fatalf("after %v: a lease of which the place begins in %v, which is %v ahead at most", s.now, a.Begin, l.Ahead)
+	}
+	s.list = append(s.list, &grant{mailbox: mailbox, id: a.Lease, given: s.now + a.Begin, out: true})
 }
 
 func (s *stage) settle(t *rapid.T, mailbox string, l limit.Allowance) {
@@ -135,7 +139,7 @@ func (s *stage) settle(t *rapid.T, mailbox string, l limit.Allowance) {
 		return
 	}
 	g := rapid.SampledFrom(out).Draw(t, "lease")
-	g.out, g.ended, g.submitted = false, s.now, rapid.Bool().Draw(t, "submitted")
+	g.out, g.ended, g.submitted = false, s.now, s.now >= g.given && rapid.Bool().Draw(t, "submitted")
 	if g.submitted {
 		g.recipients = rapid.IntRange(0, room(l.Recipients)).Draw(t, "recipients")
 		g.group = rapid.IntRange(0, room(l.GroupRecipients)).Draw(t, "group recipients")
@@ -147,9 +151,9 @@ func (s *stage) settle(t *rapid.T, mailbox string, l limit.Allowance) {
 // judge counts what Microsoft may have counted, at the lease, at the verdict, and in between.
 func (s *stage) judge(t *rapid.T, l limit.Allowance) {
 	for name, when := range map[string]func(*grant) time.Duration{
-		"lease":   func(g *grant) time.Duration { return g.given },
-		"verdict": func(g *grant) time.Duration { return g.ended },
-		"between": func(g *grant) time.Duration { return (g.given + g.ended) / 2 },
+		"its beginning": func(g *grant) time.Duration { return g.given },
+		"verdict":       func(g *grant) time.Duration { return g.ended },
+		"between":       func(g *grant) time.Duration { return (g.given + g.ended) / 2 },
 	} {
 		for _, mailbox := range testMailboxes {
 			mine := func(g *grant) bool { return g.mailbox == mailbox && (g.submitted || g.out) }
@@ -165,7 +169,7 @@ func (s *stage) within(t *rapid.T, what string, r limit.Rate, which func(*grant)
 	var list []*grant
 	for _, g := range s.list {
 		if g.out {
-			g.ended = s.now
+			g.ended = max(s.now, g.given)
 		}
 		if which(g) {
 			list = append(list, g)
@@ -187,7 +191,7 @@ func (s *stage) within(t *rapid.T, what string, r limit.Rate, which func(*grant)
 // reopens: after all windows the gates are open again, whatever has happened.
 func (s *stage) reopens(t *rapid.T, l limit.Allowance) {
 	longest := max(l.Messages.Per, l.Recipients.Per, l.GroupRecipients.Per)
-	s.now += testSession + longest + longest/bucketsPerWindow + 2*time.Second
+	s.now += l.Ahead + testSession + longest + longest/bucketsPerWindow + 2*time.Second
 	for _, mailbox := range testMailboxes {
 		a, err := s.ledger.Take(t.Context(), mailbox, l, s.clock())
 		s.must(t, err)

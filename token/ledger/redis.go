@@ -96,6 +96,8 @@ type (
 		Connections int        `json:"connections"`
 		Group       *redisRate `json:"group,omitempty"`
 		Unseen      int        `json:"unseen,omitempty"`
+
+		Ahead limit.Instant `json:"ahead,omitempty"`
 	}
 	redisOutcome struct {
 		Submitted   bool `json:"submitted"`
@@ -138,6 +140,7 @@ type (
 		Rejoin     bool          `json:"rejoin"`
 		Lost       bool          `json:"lost"` // the wait is for what the server has lost
 		Lease      bool          `json:"lease"`
+		Begin      limit.Instant `json:"begin"`
 		Wait       limit.Instant `json:"wait"`
 		Cause      Cause         `json:"cause"`
 		Class      PauseClass    `json:"class"`
@@ -206,7 +209,7 @@ func (r *Redis) limits(l limit.Allowance) *redisLimits {
 	rate := func(x limit.Rate) redisRate {
 		return redisRate{N: x.N, Per: limit.Micros(x.Per), Share: spare(l, x, r.hosts, r.reserve)}
 	}
-	out := &redisLimits{Messages: rate(l.Messages), Recipients: rate(l.Recipients), Connections: l.Connections, Unseen: l.Unseen}
+	out := &redisLimits{Messages: rate(l.Messages), Recipients: rate(l.Recipients), Connections: l.Connections, Unseen: l.Unseen, Ahead: limit.Micros(l.Ahead)}
 	if l.Grouped() {
 		g := rate(l.GroupRecipients)
 		out.Group = &g
@@ -245,7 +248,7 @@ func (r *Redis) Take(ctx context.Context, mailbox string, l limit.Allowance, _ t
 		return Answer{Wait: a.Wait.Duration(), Cause: a.Cause, Reason: a.Reason}, nil
 	}
 	r.remember(id, group)
-	return Answer{Lease: id}, nil
+	return Answer{Lease: id, Begin: a.Begin.Duration()}, nil
 }
 
 func (r *Redis) remember(id uint64, group string) {

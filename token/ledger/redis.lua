@@ -97,6 +97,15 @@ local function connections(a)
   return n
 end
 
+-- begun counts the leases whose place has begun.
+local function begun(a)
+  local n = 0
+  for _, h in pairs(a.open) do
+    if h[1] <= t then n = n + 1 end
+  end
+  return n
+end
+
 local function room(r) return math.min(DELIVERY, r.n) end
 
 local function booked(y)
@@ -168,8 +177,8 @@ local function messages(a, r)
   local used = #a.done + count(a.open)
   local over = used - r.n
   if over >= #a.done then return POLL, true end
-  if over >= 0 then return a.done[over + 1] + r.per - t end
-  return math.max(0, a.last + gap(a, r, used) - t)
+  if over >= 0 then return a.done[over + 1] + r.per - t, false, true end
+  return math.max(0, a.last + gap(a, r, used) - t), false, true
 end
 
 local function recipients(y, r)
@@ -213,13 +222,13 @@ local function store(a, g)
   if g then save(KEYS[3], g, l.group.per) end
 end
 
--- obstacles lists {wait, cause, poll} in the order in which they are told.
+-- obstacles lists {wait, cause, poll, ahead} in the order in which they are told.
 local function obstacles(a, g, l)
   forget(a, l)
   local list = {{math.max(0, a.till - t), 'paused'}, {0, 'connections'}}
   if connections(a) >= math.max(1, l.connections - withheld(a, l.messages.per)) then list[2] = {POLL, 'connections', true} end
-  local w, poll = messages(a, l.messages)
-  list[3] = {w, 'messages', poll}
+  local w, poll, ahead = messages(a, l.messages)
+  list[3] = {w, 'messages', poll, ahead}
   w, poll = recipients(a, l.recipients)
   list[4] = {w, 'recipients', poll}
   if g then
@@ -283,16 +292,19 @@ function ops.take()
   local a, l = account(), reduced(limits)
   local g = group(limits)
   local per = {messages = l.messages.per, recipients = l.recipients.per, group = l.group and l.group.per}
+  local begin = 0
   for _, o in ipairs(obstacles(a, g, l)) do
     local gone = lost ~= 0 and per[o[2]] ~= nil and t < lost + per[o[2]]
-    if o[1] > 0 then return {wait = o[1], cause = o[2], reason = a.why, lost = gone} end
+    local wait = o[1] - (o[4] and limits.ahead or 0)
+    if wait > 0 then return {wait = wait, cause = o[2], reason = a.why, lost = gone} end
+    begin = begin + math.max(0, o[1])
   end
   confirm(a)
-  a.open[req.id] = {t, room(l.recipients)}
-  a.last = t
-  if g then g.open[req.id] = {t, room(l.group)} end
+  a.open[req.id] = {t + begin, room(l.recipients)}
+  a.last = math.max(a.last, t + begin)
+  if g then g.open[req.id] = {t + begin, room(l.group)} end
   store(a, g)
-  return {lease = true}
+  return {lease = true, begin = begin}
 end
 
 function ops.settle()
@@ -304,6 +316,7 @@ function ops.settle()
     store(a, g)
     return {}
   end
+  local given = a.open[req.id][1]
   a.open[req.id] = nil
   if g then g.open[req.id] = nil end
   if o.concurrency then
@@ -314,6 +327,9 @@ function ops.settle()
     verdict(a, t)
     book(a, o.recipients, a.limits.recipients.per, t)
     if g then book(g, o.group, a.limits.group.per, t) end
+  elseif given > t then -- it has ended before its place began, and gives its turn back
+    a.last = t
+    for _, h in pairs(a.open) do a.last = math.max(a.last, h[1]) end
   end
   store(a, g)
   return {}
@@ -336,7 +352,7 @@ function ops.usage()
     if not o[3] then next = math.max(next, o[1]) end
   end
   return {
-    messages = #a.done + count(a.open), recipients = booked(a), leases = connections(a), group = g and booked(g) or 0,
+    messages = #a.done + begun(a), recipients = booked(a), leases = connections(a), group = g and booked(g) or 0,
     shrunk = math.min(withheld(a, l.messages.per), math.max(0, l.connections - 1)),
     next = next, paused = math.max(0, a.till - t), class = a.class, reason = a.why,
   }
@@ -374,7 +390,7 @@ function ops.book()
   end
   merge(a, req.sent, told.sent)
   if g then merge(g, req.groupSent, told.groupSent) end
-  a.last = t
+  a.last = math.max(a.last, t)
   store(a, g)
   return {}
 end
