@@ -58,6 +58,9 @@ func TestPaced(t *testing.T) {
 	if math.Abs(p.PerMinute-30) > 0.01 || len(p.ByMinute) != 3 || p.ByMinute[0] != 30 || p.ByMinute[2] != 30 {
 		t.Errorf("%.2f a minute, by minute %v, want 30 and 30 each", p.PerMinute, p.ByMinute)
 	}
+	if want := 3780 * time.Millisecond / 118; p.Uncertain.Round(time.Millisecond) != want.Round(time.Millisecond) {
+		t.Errorf("%v from dot to verdict, want %v", p.Uncertain, want)
+	}
 	if p.RefusedIn != 1 || p.Windows.ByDot != 30 {
 		t.Errorf("refused in %d of the minutes, windows %+v, want 1 and 30 by dot", p.RefusedIn, p.Windows)
 	}
@@ -91,8 +94,9 @@ func TestPace(t *testing.T) {
 }
 
 func TestMarkdown(t *testing.T) {
-	got := Markdown(Ways()[:1], []Pace{{PerMinute: 29.1, ByMinute: []int{29, 30}, Windows: Windows{30, 29, 30}, Most: 3, Refused: map[string]int{"451": 2, "432": 7}, RefusedIn: 1, Deferred: 9}})
-	const want = "| sendas | 29.1 | 97.0 % | 29 30 | 30 / 29 / 30 | 3 | 7 × 432, 2 × 451 | 1 | 9 |\n"
+	got := Markdown(Ways()[:2], []Pace{{PerMinute: 29.1, Uncertain: 1750 * time.Millisecond, ByMinute: []int{29, 30}, Windows: Windows{30, 29, 30}, Most: 3, Refused: map[string]int{"451": 2, "432": 7}, RefusedIn: 1, Deferred: 9}, {PerMinute: 15, ByMinute: []int{15}}})
+	const want = "| sendas | 29.1 | 97.0 % | 99.8 % of 97.2 % | 29 30 | 30 / 29 / 30 | 3 | 7 × 432, 2 × 451 | 1 | 9 |\n" +
+		"| Postfix, `smtp_destination_rate_delay = 1s` | 15.0 | 50.0 % | – | 15 | 0 / 0 / 0 | 0 | 0 | 0 | 0 |\n"
 	if !strings.HasSuffix(got, want) {
 		t.Errorf("got %q, want it to end with %q", got, want)
 	}

@@ -30,7 +30,10 @@ import (
 // end of the system there is no session left, and the ledger has its leases on the disk. So nothing
 // waits for the disk here. The methods are safe for concurrent use as long as each process id is
 // used by one goroutine at a time.
-type Journal struct{ Dir string }
+type Journal struct {
+	Dir    string
+	uptime func() time.Duration // instead of the function uptime, in tests
+}
 
 // entry is what one file holds.
 type entry struct {
@@ -44,6 +47,8 @@ type entry struct {
 	Born     string    `json:"born"` // see processBorn
 	Seen     bool      `json:"seen,omitempty"`
 	UID      uint32    `json:"uid,omitempty"`
+	// Due is when the message may begin, by the function uptime, which a set clock does not move.
+	Due time.Duration `json:"due,omitempty"`
 }
 
 // entrySize is the size of a file: a whole entry is written at one stroke and over the former one,
@@ -56,14 +61,18 @@ func OpenJournal(dir string) (*Journal, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("keeping the deliveries under way: %w", err)
 	}
-	return &Journal{Dir: dir}, nil
+	return &Journal{Dir: dir, uptime: uptime}, nil
 }
 
 func (j *Journal) path(pid int32) string { return filepath.Join(j.Dir, strconv.Itoa(int(pid))) }
 
 // save writes the state of a process's session.
 func (j *Journal) save(pid int32, s *session) error {
-	b, err := json.Marshal(entry{s.mailbox, s.label, s.sender, s.lease, s.began.Round(0), s.stage, s.accepted, s.born, s.seen, s.uid})
+	e := entry{s.mailbox, s.label, s.sender, s.lease, s.began.Round(0), s.stage, s.accepted, s.born, s.seen, s.uid, 0}
+	if left := time.Until(s.due); left > 0 {
+		e.Due = j.uptime() + left
+	}
+	b, err := json.Marshal(e)
 	if err != nil {
 		return err
 	}
@@ -168,6 +177,9 @@ func (l *Lessor) Adopt(ctx context.Context, j *Journal) error {
 		}
 		known[e.Lease] = true
 		s := l.adopted(e)
+		if e.Due != 0 {
+			s.due = time.Now().Add(min(e.Due-j.uptime(), ahead))
+		}
 		if survivor != nil {
 			survivor.Adopt(s.mailbox, s.lease, s.limits)
 		}

@@ -29,7 +29,10 @@ type host struct {
 }
 
 // start starts the service, after the former one if there was one.
-func (h *host) start() {
+func (h *host) start() { h.t.Helper(); h.startWith(func(*Journal) {}) }
+
+// startWith is start with a journal that was changed.
+func (h *host) startWith(change func(*Journal)) {
 	h.t.Helper()
 	if h.ledger != nil {
 		if err := h.ledger.Close(); err != nil {
@@ -44,6 +47,7 @@ func (h *host) start() {
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	change(j)
 	h.Lessor = NewLessor(h.ledger, NewMetrics(prometheus.NewRegistry()), slog.New(slog.NewTextHandler(h.log, nil)))
 	h.Use(fakeDirectory{"erp@contoso.com": {Address: "erp@contoso.com", Label: "erp@contoso.com", Limits: h.limits, Tokens: &fakeTokens{}}})
 	if err := h.Adopt(h.t.Context(), j); err != nil {

@@ -211,7 +211,7 @@ func (l *Lessor) Lease(ctx context.Context, c Caller, key string) Result {
 	}
 	waiting, cancel := context.WithTimeout(ctx, maxWait)
 	defer cancel()
-	s, m, err := l.offered(waiting, key, mailboxes)
+	s, m, err := l.offered(waiting, key, mailboxes, l.aheadOf(c))
 	if errors.Is(err, errDraining) {
 		<-ctx.Done() // the server stops: the next process answers
 	}
@@ -238,12 +238,12 @@ func (l *Lessor) Lease(ctx context.Context, c Caller, key string) Result {
 }
 
 // offered is grant, of the mailboxes to which the sender's mail may be offered.
-func (l *Lessor) offered(ctx context.Context, sender string, mailboxes []*Mailbox) (*session, *Mailbox, error) {
+func (l *Lessor) offered(ctx context.Context, sender string, mailboxes []*Mailbox, ahead time.Duration) (*session, *Mailbox, error) {
 	free, tries, err := l.offer(ctx, sender, mailboxes)
 	if err != nil {
 		return nil, mailboxes[0], err
 	}
-	s, m, err := l.grant(ctx, free)
+	s, m, err := l.grant(ctx, free, ahead)
 	if len(tries) > 0 {
 		got := ""
 		if s != nil {
@@ -316,12 +316,16 @@ func (l *Lessor) note(pid int32, s *session) {
 // Reply answers the map "reply" (smtp_reply_filter): it sees each line the server sends. It leaves
 // all of them as they are but for three: a permanent code that only means "later", the refusal of a
 // sender for whom there was no credential, which must not bounce, and a line with the token that
-// smtp(8) would show. The code of a reply that said yes is never changed.
+// smtp(8) would show. The code of a reply that said yes is never changed. The answer to the one that
+// lets a message begin comes when it may.
 func (l *Lessor) Reply(ctx context.Context, c Caller, line string) Result {
 	l.mu.Lock()
 	s := l.sessions[c.PID]
 	shown := s.shows(line)
 	l.mu.Unlock()
+	if !l.keepBack(ctx, c, line) {
+		return Result{Status: Temp, Value: "the token service is stopping"} // never sent
+	}
 	clean := s.hide(line)
 	r := l.watch(ctx, c, clean)
 	if r.Status == NotFound && clean != line && shown {
@@ -469,7 +473,7 @@ func (l *Lessor) unseen(c Caller, s *session, o ledger.Outcome) {
 // QUEUEID: …" it is found by pid.
 func (s *session) attrs(pid int32, class ReplyClass, reply string) []any {
 	return []any{"pid", pid, "mailbox", s.mailbox, "sender", s.sender, "recipients", s.accepted, "class", class, "reply", reply,
-		"waited", s.waited.Round(time.Millisecond), "took", time.Since(s.began).Round(time.Millisecond)}
+		"waited", (s.waited + s.kept).Round(time.Millisecond), "took", time.Since(s.began).Round(time.Millisecond)}
 }
 
 // end closes the session of a process, if it has one, and gives its lease back. class is that of

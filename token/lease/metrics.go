@@ -19,6 +19,7 @@ import (
 type Metrics struct {
 	lookups *prometheus.CounterVec
 	waits   prometheus.Histogram
+	kept    prometheus.Histogram
 	long    *prometheus.CounterVec
 	waiting *prometheus.GaugeVec
 	replies *prometheus.CounterVec
@@ -43,6 +44,10 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		waits: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "sendas_lease_wait_seconds", Help: "How long a look-up waited for its lease.",
 			Buckets: []float64{.001, .01, .1, .5, 1, 2, 5, 10, 20, 40, 60},
+		}),
+		kept: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "sendas_message_wait_seconds", Help: "How long messages that had their lease waited at DATA for their place in the minute; without a wait they are not counted.",
+			Buckets: []float64{.01, .1, .5, 1, 2, 5, 10, 20},
 		}),
 		long: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sendas_lease_long_waits_total", Help: "Look-ups that got their lease after more than 30 seconds.",
@@ -86,7 +91,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "sendas_ledger_shared", Help: "1 while the ledger that hosts share is in use, 0 while this host keeps to its own share.",
 		}, nil),
 	}
-	reg.MustRegister(m.lookups, m.waits, m.long, m.waiting, m.replies, m.refusal, m.denied, m.auth, m.lost, m.silent, m.refresh, m.took, m.queries, m.ledger, m.shared)
+	reg.MustRegister(m.lookups, m.waits, m.kept, m.long, m.waiting, m.replies, m.refusal, m.denied, m.auth, m.lost, m.silent, m.refresh, m.took, m.queries, m.ledger, m.shared)
 	m.lookups.WithLabelValues("", "unknown-sender")
 	for _, at := range []Stage{StageConnect, StageEHLO, StageSTARTTLS} {
 		m.refusal.WithLabelValues("", string(at), string(ClassBusy))

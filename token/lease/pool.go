@@ -23,6 +23,7 @@ type lookup struct {
 	number  uint64        // in the order of coming
 	wake    chan struct{} // something has changed for it
 	choices []*choice     // never changes
+	ahead   time.Duration // a lease may come so long before its message may begin
 }
 
 // choice is one mailbox of a lookup. What another goroutine may see is guarded by Lessor.mu.
@@ -36,6 +37,7 @@ type choice struct {
 
 	answer ledger.Answer // the ledger's last one
 	asked  bool
+	opens  time.Time // when there is one, by that answer
 	again  time.Time // when to ask again
 	seen   uint64    // line.back before the ledger was asked
 	late   bool      // the answer was: not in time
@@ -69,6 +71,12 @@ func (n *line) firstLocked() *place {
 // hopelessLocked reports whether the ledger's last answer leaves nothing to wait for.
 func (c *choice) hopelessLocked() bool { return c.late && c.seen == c.line.back }
 
+// placeLocked reports whether all that is missing is a place in the minute, by the ledger's last
+// answer.
+func (c *choice) placeLocked() bool {
+	return c.asked && c.answer.Cause == ledger.CauseMessages && c.line != nil && c.seen == c.line.back
+}
+
 // dueLocked reports whether it is worth asking the ledger.
 func (c *choice) dueLocked(now time.Time) bool {
 	return !c.asked || c.seen != c.line.back || !now.Before(c.again)
@@ -91,8 +99,9 @@ func (w *lookup) nudge() {
 
 // grant waits for the turn and for the ledger, and returns a session with a lease and a token of
 // one of the mailboxes. With an error it returns the mailbox that the error is about.
-func (l *Lessor) grant(ctx context.Context, mailboxes []*Mailbox) (*session, *Mailbox, error) {
+func (l *Lessor) grant(ctx context.Context, mailboxes []*Mailbox, ahead time.Duration) (*session, *Mailbox, error) {
 	w := l.arrive(mailboxes)
+	w.ahead = ahead
 	defer l.leave(w)
 	for {
 		l.lookForTokens(ctx, w)
@@ -246,7 +255,7 @@ func (l *Lessor) fetchLocked(ctx context.Context, w *lookup, c *choice) {
 }
 
 // next returns the mailbox to ask about now; of several, the one that has served nobody for
-// longest. Else it returns how long to wait for the next one, or -1 when there is nothing to wait
+// longest, and where none can send now, the one whose place in the minute begins first. Else it returns how long to wait for the next one, or -1 when there is nothing to wait
 // for.
 func (l *Lessor) next(w *lookup) (best *choice, wait time.Duration) {
 	now := time.Now()
@@ -260,11 +269,22 @@ func (l *Lessor) next(w *lookup) (best *choice, wait time.Duration) {
 			wait = sooner(wait, maxWait)
 		case !c.dueLocked(now):
 			wait = sooner(wait, c.again.Sub(now))
-		case best == nil || l.served[c.m.Address] < l.served[best.m.Address]:
+		case best == nil || l.ratherLocked(c, best):
 			best = c
 		}
 	}
 	return best, wait
+}
+
+// ratherLocked reports whether c is to be asked about before d.
+func (l *Lessor) ratherLocked(c, d *choice) bool {
+	switch x, y := c.placeLocked(), d.placeLocked(); {
+	case x != y:
+		return y
+	case x && !c.opens.Equal(d.opens):
+		return c.opens.Before(d.opens)
+	}
+	return l.served[c.m.Address] < l.served[d.m.Address]
 }
 
 // sooner returns the lesser of two times to wait, the first of which may be none.
@@ -278,10 +298,13 @@ func sooner(d, e time.Duration) time.Duration {
 // ask asks the ledger for a lease of the mailbox.
 func (l *Lessor) ask(ctx context.Context, w *lookup, c *choice) *session {
 	l.mu.Lock()
-	seen := c.line.back
+	seen, limits := c.line.back, c.m.Limits
+	if len(w.choices) == 1 || c.placeLocked() { // else another one may be able to send at once
+		limits.Ahead = w.ahead
+	}
 	l.mu.Unlock()
 	now := time.Now()
-	a, err := l.ledger.Take(ctx, c.m.Address, c.m.Limits, now)
+	a, err := l.ledger.Take(ctx, c.m.Address, limits, now)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err != nil {
@@ -294,9 +317,13 @@ func (l *Lessor) ask(ctx context.Context, w *lookup, c *choice) *session {
 		if _, ok := l.served[c.m.Address]; ok {
 			l.served[c.m.Address] = w.number
 		}
-		return &session{mailbox: c.m.Address, label: c.m.Label, made: c.m.made(), lease: a.Lease, limits: c.m.Limits, tokens: c.m.Tokens, access: c.token.Access}
+		return &session{mailbox: c.m.Address, label: c.m.Label, made: c.m.made(), lease: a.Lease, due: time.Now().Add(a.Begin), limits: c.m.Limits, tokens: c.m.Tokens, access: c.token.Access}
 	}
 	c.asked, c.answer, c.seen, c.again, c.late = true, a, seen, now.Add(a.Wait), false
+	if c.opens = c.again; a.Cause == ledger.CauseMessages {
+		c.opens = c.again.Add(limits.Ahead)
+		c.again = c.opens.Add(-w.ahead)
+	}
 	if end, ok := ctx.Deadline(); ok && a.Cause != ledger.CauseConnections && c.again.After(end) {
 		c.late = true // known now, so do not hold the connection, nor the line
 		c.line.wakeFirstLocked()
@@ -327,7 +354,7 @@ func (l *Lessor) why(w *lookup, timeOver bool) (*Mailbox, error) {
 		if a.err != nil || b.err != nil || !a.asked || !b.asked {
 			return rank(a) - rank(b)
 		}
-		return a.again.Compare(b.again)
+		return a.opens.Compare(b.opens)
 	})
 	m, err := best.m, best.err
 	switch {
@@ -337,7 +364,7 @@ func (l *Lessor) why(w *lookup, timeOver bool) (*Mailbox, error) {
 		if len(w.choices) == 1 {
 			return m, wait
 		}
-		in := max(0, time.Until(best.again)).Round(time.Second)
+		in := max(0, time.Until(best.opens)).Round(time.Second)
 		return m, fmt.Errorf("none of %d mailboxes can send now; soonest, in %v, %s", len(w.choices), in, wait.inList())
 	case best.line == nil && timeOver:
 		err = fmt.Errorf("no token for mailbox %s: none came in time", m.Address)

@@ -36,6 +36,8 @@ type session struct {
 	access   entra.Secret
 	began    time.Time
 	waited   time.Duration
+	due      time.Time     // its message may not begin before
+	kept     time.Duration // so long its message was kept back until then
 	stage    stage
 	accepted int // recipients
 	envelope envelope
@@ -59,7 +61,7 @@ func (s *session) hide(line string) string {
 // better to let it pass than to replace it: smtp(8) logs both what it replaces and by what. s may be
 // nil.
 func (s *session) shows(line string) bool {
-	return strings.HasPrefix(line, "4") || strings.HasPrefix(line, "5") || s != nil && s.stage == atData
+	return strings.HasPrefix(line, "4") || strings.HasPrefix(line, "5") || s != nil && s.stage == atData && !strings.HasPrefix(line, "3")
 }
 
 // event is what a reply line means for the session.
@@ -126,7 +128,7 @@ func (s *session) reply(line string, x Explanation) event {
 			s.rested = s.rested || e.rests
 		}
 	case atData:
-		e.verdict = true
+		e.verdict = !strings.HasPrefix(line, "354") // which smtp(8) asks about again where it got no answer
 	}
 	return e
 }

@@ -99,7 +99,7 @@ func (a *account) take(t terms, g *tally, id uint64, now limit.Instant) Answer {
 	for _, o := range a.obstacles(t, g, now) {
 		wait := o.wait
 		if o.ahead {
-			wait -= limit.Micros(t.Ahead)
+			wait -= limit.Micros(min(t.Ahead, MaxAhead))
 		}
 		if wait <= 0 {
 			begin += max(0, o.wait)

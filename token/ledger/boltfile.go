@@ -192,7 +192,8 @@ func (b *Bolt) resume(s stamp, now time.Time) {
 	b.book.lost, b.book.serial = s.lost, s.serial
 }
 
-// read reads all mailboxes and groups. Nothing can be later than the file's own time.
+// read reads all mailboxes and groups. Nothing can be later than the file's own time but places that
+// had not begun.
 func (b *Bolt) read(tx *bbolt.Tx, latest limit.Instant) error {
 	accounts, groups := tx.Bucket(bucketAccounts), tx.Bucket(bucketGroups)
 	if accounts == nil || groups == nil {
@@ -225,13 +226,13 @@ func (a *account) clamp(latest limit.Instant) {
 	for i := range a.done {
 		a.done[i] = min(a.done[i], latest)
 	}
-	a.last, a.shrunkAt = min(a.last, latest), min(a.shrunkAt, latest)
+	a.last, a.shrunkAt = min(a.last, latest+limit.Micros(MaxAhead)), min(a.shrunkAt, latest)
 }
 
 // clamp: a bucket that is being filled ends later than now, by its width at most.
 func (y *tally) clamp(latest limit.Instant) {
 	for id, h := range y.open {
-		h.given = min(h.given, latest)
+		h.given = min(h.given, latest+limit.Micros(MaxAhead))
 		y.open[id] = h
 	}
 	for i := range y.sent {

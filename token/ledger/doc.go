@@ -9,8 +9,9 @@
 //
 // # How exact it is
 //
-// A message holds its place from its lease until its verdict is Messages.Per old, so there are
-// never more than Messages.N in any period, whenever in between Microsoft counted them. Recipients
+// A message holds its place from its beginning until its verdict is Messages.Per old, so there are
+// never more than Messages.N in any period, whenever in between Microsoft counted them. Its lease
+// may come some seconds before its place begins, to who keeps the message back until then. Recipients
 // are counted in buckets, 96 to the window: each is forgotten at most Recipients.Per/96 (15 minutes
 // of a day) late, never early. A lease holds room for [MaxDelivery] recipients until it is settled.
 //

@@ -146,6 +146,10 @@ func (u Usage) Connections(l limit.Allowance) int { return max(1, l.Connections-
 // delivery with more can pass a recipient limit by the surplus; it is booked in full.
 const MaxDelivery = 50
 
+// MaxAhead is how long before its place begins a lease is given at most, whatever Allowance.Ahead
+// says.
+const MaxAhead = 20 * time.Second
+
 // MaxSession is when a lease that nobody has settled is taken back, unless the store is told
 // otherwise. Postfix waits at most smtp_data_done_timeout (600 s) for a verdict.
 const MaxSession = 15 * time.Minute

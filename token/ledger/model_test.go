@@ -66,7 +66,7 @@ func drawLimits(t *rapid.T) limit.Allowance {
 		Connections:     rapid.IntRange(1, 4).Draw(t, "connections"),
 		Group:           "tenant",
 		GroupRecipients: limit.Rate{N: rapid.IntRange(1, 600).Draw(t, "group"), Per: seconds("group day", 20, 200)},
-		Ahead:           seconds("ahead", 0, 20),
+		Ahead:           seconds("ahead", 0, 25),
 	}
 }
 
@@ -127,8 +127,8 @@ func (s *stage) take(t *rapid.T, mailbox string, l limit.Allowance) {
 	if slices.ContainsFunc(s.list, func(g *grant) bool { return g.id == a.Lease }) {
 		t.Fatalf("lease %d given twice", a.Lease)
 	}
-	if a.Begin < 0 || a.Begin > l.Ahead {
-		t.Fatalf("after %v: a lease of which the place begins in %v, which is %v ahead at most", s.now, a.Begin, l.Ahead)
+	if a.Begin < 0 || a.Begin > min(l.Ahead, MaxAhead) {
+		t.Fatalf("after %v: a lease of which the place begins in %v, with %v ahead", s.now, a.Begin, l.Ahead)
 	}
 	s.list = append(s.list, &grant{mailbox: mailbox, id: a.Lease, given: s.now + a.Begin, out: true})
 }

@@ -209,7 +209,7 @@ func (r *Redis) limits(l limit.Allowance) *redisLimits {
 	rate := func(x limit.Rate) redisRate {
 		return redisRate{N: x.N, Per: limit.Micros(x.Per), Share: spare(l, x, r.hosts, r.reserve)}
 	}
-	out := &redisLimits{Messages: rate(l.Messages), Recipients: rate(l.Recipients), Connections: l.Connections, Unseen: l.Unseen, Ahead: limit.Micros(l.Ahead)}
+	out := &redisLimits{Messages: rate(l.Messages), Recipients: rate(l.Recipients), Connections: l.Connections, Unseen: l.Unseen, Ahead: limit.Micros(min(l.Ahead, MaxAhead))}
 	if l.Grouped() {
 		g := rate(l.GroupRecipients)
 		out.Group = &g

@@ -105,7 +105,7 @@ func (k *conn) auth(arg string) error {
 	case why != "":
 		return m.refuse(k, why)
 	}
-	return k.reply(textAuthOK)
+	return k.after(k.x.cfg.AuthTime, textAuthOK)
 }
 
 // converse leads the dialogue of a mechanism (RFC 4954, section 4), and returns why it is refused.

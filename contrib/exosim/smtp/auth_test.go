@@ -94,3 +94,24 @@ func TestTarPit(t *testing.T) {
 		}
 	}
 }
+
+// TestHandshakeTime: AUTH and each RCPT take their time.
+func TestHandshakeTime(t *testing.T) {
+	const auth, rcpt = 60 * time.Millisecond, 30 * time.Millisecond
+	s := startTest(t, func(c *siteConfig) { c.AuthTime, c.RcptTime = auth, rcpt })
+	k := greet(t, s)
+	for _, x := range []struct {
+		line  string
+		takes time.Duration
+	}{
+		{visitor.XOAUTH2("erp@contoso.com", s.Issue(app1, directory.Exchange, time.Hour)), auth},
+		{"MAIL FROM:<erp@contoso.com>", 0},
+		{"RCPT TO:<someone@example.net>", rcpt},
+		{"RCPT TO:<another@example.net>", rcpt},
+	} {
+		begin := time.Now()
+		if got := k.Say(x.line); got[0] != '2' || time.Since(begin) < x.takes {
+			t.Errorf("%.20s: %s after %v, want a yes after %v", x.line, got, time.Since(begin), x.takes)
+		}
+	}
+}

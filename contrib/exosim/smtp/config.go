@@ -32,6 +32,10 @@ type Config struct {
 	// verdict; the real service takes 0.5 to 3 s.
 	VerdictMin time.Duration `yaml:"verdict_min"`
 	VerdictMax time.Duration `yaml:"verdict_max"`
+	// AuthTime and RcptTime are how long a good AUTH and a good RCPT take; with TLS and MAIL the real
+	// service takes one to two seconds from the banner to DATA.
+	AuthTime time.Duration `yaml:"auth_time"`
+	RcptTime time.Duration `yaml:"rcpt_time"`
 	// TarPit delays refusals before DATA; the real service takes about 5 s.
 	TarPit time.Duration `yaml:"tar_pit"`
 	// Idle is how long a client may be silent.
@@ -99,8 +103,8 @@ func (c *Config) checkFigures() error {
 	if min(c.Messages, c.Recipients, c.Connections, c.MaxMessageRcpts, c.ThrottleAfter, int(c.MaxSize)) < 0 {
 		return fmt.Errorf("messages, recipients, connections, max_size, max_message_rcpts, throttle_after: a limit is negative")
 	}
-	if min(c.Window, c.RecipientWindow, c.VerdictMin, c.TarPit, c.Idle, c.ThrottleTime) < 0 {
-		return fmt.Errorf("window, recipient_window, verdict_min, tar_pit, idle, throttle_time: a time is negative")
+	if min(c.Window, c.RecipientWindow, c.VerdictMin, c.AuthTime, c.RcptTime, c.TarPit, c.Idle, c.ThrottleTime) < 0 {
+		return fmt.Errorf("window, recipient_window, verdict_min, auth_time, rcpt_time, tar_pit, idle, throttle_time: a time is negative")
 	}
 	return nil
 }

@@ -115,12 +115,17 @@ func (k *conn) reply(lines ...string) error {
 	return err
 }
 
-// refuse waits as the real service does before it refuses.
-func (k *conn) refuse(line string) error {
-	if !k.x.sleep(k.x.cfg.TarPit) {
+// after waits as the real service does before it answers.
+func (k *conn) after(takes time.Duration, line string) error {
+	if !k.x.sleep(takes) {
 		return errQuit
 	}
 	return k.reply(line)
+}
+
+// refuse is for what comes before DATA.
+func (k *conn) refuse(line string) error {
+	return k.after(k.x.cfg.TarPit, line)
 }
 
 // leave sends a reply after which the server hangs up (RFC 5321, section 3.8).
@@ -273,7 +278,7 @@ func (k *conn) rcptTo(arg string) error {
 		return k.refuse(refusal)
 	}
 	k.rcpts = append(k.rcpts, addr)
-	return k.reply(textRcptOK)
+	return k.after(k.x.cfg.RcptTime, textRcptOK)
 }
 
 // path reads "FROM:<address> KEY=VALUE KEY". An address without brackets is
