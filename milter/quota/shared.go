@@ -19,7 +19,7 @@ import (
 //go:embed counts.lua
 var admissionSource string
 
-var admissionScript = redis.NewScript(admissionSource)
+var admissionScript = limit.NewScript(admissionSource)
 
 const (
 	// sharedTimeout is how long a message may wait for the server, when no other time is given.
@@ -77,7 +77,7 @@ func OpenShared(o limit.Redis, hosts int, report func(error)) (*Counts, error) {
 
 // sharedCounts is what a Counts knows of the server. Its mutex guards what is below mono.
 type sharedCounts struct {
-	client  *redis.Client
+	client  redis.UniversalClient
 	prefix  string // of all keys
 	hosts   int
 	timeout time.Duration
@@ -173,7 +173,7 @@ func (a *Counts) ask(ctx context.Context, names []string, q sharedRequest) (*sha
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	text, err := admissionScript.Run(ctx, s.client, keys, body).Text()
+	text, err := admissionScript.Run(ctx, s.client, keys, body)
 	if err != nil {
 		return nil, fmt.Errorf("the shared store does not answer: %w", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -17,6 +18,8 @@ type RedisHealth struct {
 	Eviction  string        // maxmemory_policy; all but noeviction may throw away what was counted
 	Durable   bool          // writes to an append-only file
 	Memory    bool          // has a limit of memory (maxmemory)
+	Replicas  int           // that follow it
+	Waits     bool          // takes nothing while no replica follows it (min-replicas-to-write)
 	RoundTrip time.Duration // of one command; each lease costs one, and each verdict
 	Locked    bool          // wants another password than ours, so that nothing else is known
 }
@@ -31,14 +34,26 @@ func (r *Redis) Health(ctx context.Context) (RedisHealth, error) {
 		return RedisHealth{}, fmt.Errorf("the shared ledger does not answer: %w", err)
 	}
 	h := RedisHealth{RoundTrip: time.Since(began)}
-	for _, part := range []string{"server", "memory", "persistence"} {
-		text, err := r.client.Info(ctx, part).Result()
+	node, err := r.node(ctx)
+	if err != nil {
+		return h, errors.Join(errors.New("the shared ledger does not tell which node has it"), err)
+	}
+	for _, part := range []string{"server", "memory", "persistence", "replication"} {
+		text, err := node.Info(ctx, part).Result()
 		if err != nil {
 			return h, errors.Join(errors.New("the shared ledger does not tell how it is set up"), err)
 		}
 		h.read(text)
 	}
 	return h, nil
+}
+
+// node returns the server that has our keys, which in a cluster is one of several.
+func (r *Redis) node(ctx context.Context) (redis.Cmdable, error) {
+	if c, ok := r.client.(*redis.ClusterClient); ok {
+		return c.MasterForKey(ctx, r.prefix+"clock")
+	}
+	return r.client, nil
 }
 
 // read takes what a part of INFO tells: lines of name:value.
@@ -54,6 +69,10 @@ func (h *RedisHealth) read(text string) {
 			h.Memory = value != "0"
 		case "aof_enabled":
 			h.Durable = value == "1"
+		case "connected_slaves":
+			h.Replicas, _ = strconv.Atoi(value)
+		case "min_slaves_good_slaves": // told by a server alone that wants some
+			h.Waits = true
 		}
 	}
 }

@@ -17,7 +17,8 @@ import (
 	"github.com/sendas/sendas/policy/limit"
 )
 
-// Redis is a Store that several hosts share: Redis from 5, or Valkey. Each call is one round trip,
+// Redis is a Store that several hosts share: Redis from 5, or Valkey; one server, the master that
+// sentinels name, or a node of a cluster ([limit.ParseRedisURL]). Each call is one round trip,
 // to one script that the server runs as a whole; time is the server's, so that hosts need not agree
 // about it. A server clock that is set, forward or back, moves nothing: see the head of redis.lua.
 //
@@ -31,7 +32,7 @@ import (
 // Keys start with the prefix and, as a hash tag, the tenant, so that they share a slot of a
 // cluster. Those of mailboxes expire; the one that keeps the clock stays.
 type Redis struct {
-	client  *redis.Client
+	client  redis.UniversalClient
 	prefix  string
 	session limit.Instant
 
@@ -62,7 +63,7 @@ var _ Survivor = (*Redis)(nil)
 //go:embed redis.lua
 var redisSource string
 
-var redisScript = redis.NewScript(redisSource)
+var redisScript = limit.NewScript(redisSource)
 
 // NewRedis makes the ledger on a server, without asking whether it is there.
 func NewRedis(o limit.Redis) (*Redis, error) {
@@ -167,7 +168,7 @@ func (r *Redis) run(ctx context.Context, mailbox, group string, q redisRequest) 
 		return redisAnswer{}, err
 	}
 	keys := []string{r.prefix + "clock", r.prefix + "mailbox:" + mailbox, r.prefix + "group:" + group}
-	text, err := redisScript.Run(ctx, r.client, keys, body).Text()
+	text, err := redisScript.Run(ctx, r.client, keys, body)
 	if err != nil {
 		return redisAnswer{}, fmt.Errorf("the shared ledger does not answer: %w", err)
 	}
@@ -340,8 +341,10 @@ func (r *Redis) Usage(ctx context.Context, mailbox string, l limit.Allowance, no
 	return u, nil
 }
 
-// ping reports whether the server is there, and changes nothing.
-func (r *Redis) ping(ctx context.Context) error { return r.client.Ping(ctx).Err() }
+// ping reports whether the server is there that has our keys, and changes nothing.
+func (r *Redis) ping(ctx context.Context) error {
+	return r.client.Exists(ctx, r.prefix+"clock").Err()
+}
 
 // beat tells the server that this host is there. It returns errRejoin when the host is no member.
 func (r *Redis) beat(ctx context.Context) error {

@@ -265,3 +265,28 @@ func BenchmarkRedisLease(b *testing.B) {
 		}
 	}
 }
+
+// TestRedisAsAUserWithFewRights: what the documents let a user of the server's access list do is
+// enough.
+func TestRedisAsAUserWithFewRights(t *testing.T) {
+	t.Parallel()
+	n := redistest.StartNode(t)
+	n.Do(t, append([]string{"acl", "setuser", "sendas", "on", ">s3cret", "resetkeys", "~sendas:*"}, strings.Fields(redistest.ACL)...)...)
+	h := newHost(t, "redis://sendas:s3cret@"+n.Addr+"/2", "a", 1)
+	h.waitFor(t, true)
+	l := limit.Microsoft()
+	l.Group, l.GroupRecipients = "external", limit.TERRL(1)
+	a, err := h.ask(t, l)
+	if err != nil || a.Lease == 0 {
+		t.Fatalf("Take = %+v, %v", a, err)
+	}
+	if err := h.Settle(t.Context(), "erp@contoso.com", a.Lease, Outcome{Submitted: true, Recipients: 1}, time.Now()); err != nil || !h.InUse() {
+		t.Errorf("Settle: %v", err)
+	}
+	if _, err := h.store.Health(t.Context()); err != nil {
+		t.Errorf("Health: %v", err)
+	}
+	if got := n.Do(t, "-n", "2", "dbsize"); got != "3" {
+		t.Errorf("database 2 has %s keys, want clock, mailbox and group", got)
+	}
+}

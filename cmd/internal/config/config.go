@@ -268,9 +268,13 @@ type Milter struct {
 	PolicyListen serve.Address `yaml:"policy_listen"` // unix:/path or inet:host:port, or empty for none
 	HTTP         string        `yaml:"http"`          // host:port, or empty for none
 
-	Store             string `yaml:"store"` // see Store
-	StorePasswordFile string `yaml:"store_password_file"`
-	Hosts             int    `yaml:"hosts"`
+	Store                     string `yaml:"store"` // see Store
+	StorePasswordFile         string `yaml:"store_password_file"`
+	StoreSentinelPasswordFile string `yaml:"store_sentinel_password_file"`
+	StoreCAFile               string `yaml:"store_ca_file"`
+	StoreCertificateFile      string `yaml:"store_certificate_file"`
+	StoreKeyFile              string `yaml:"store_key_file"`
+	Hosts                     int    `yaml:"hosts"`
 
 	QueueCeiling time.Duration `yaml:"queue_ceiling"` // how long what is taken last may have to wait; 0: no ceiling
 	QueueSocket  string        `yaml:"queue_socket"`  // of Postfix's showq(8); absolute
@@ -291,10 +295,14 @@ type Token struct {
 	StateDir   string `yaml:"state_dir"`   // where refresh tokens are kept
 	TokenFiles string `yaml:"token_files"` // folder for the files of the sasl-xoauth2 plugin, or empty
 
-	Store             string `yaml:"store"` // see Store
-	StorePasswordFile string `yaml:"store_password_file"`
-	Hosts             int    `yaml:"hosts"`
-	Host              string `yaml:"host"`
+	Store                     string `yaml:"store"` // see Store
+	StorePasswordFile         string `yaml:"store_password_file"`
+	StoreSentinelPasswordFile string `yaml:"store_sentinel_password_file"`
+	StoreCAFile               string `yaml:"store_ca_file"`
+	StoreCertificateFile      string `yaml:"store_certificate_file"`
+	StoreKeyFile              string `yaml:"store_key_file"`
+	Hosts                     int    `yaml:"hosts"`
+	Host                      string `yaml:"host"`
 }
 
 // Default returns what holds where the file says nothing. An endpoint of the tenant comes
@@ -481,8 +489,13 @@ func (c *Site) Complete(dir string) {
 	}
 	c.Token.StateDir, c.Token.TokenFiles = under(dir, c.Token.StateDir), under(dir, c.Token.TokenFiles)
 	c.Milter.QueueSocket, c.Milter.ClassesFile = under(dir, c.Milter.QueueSocket), under(dir, c.Milter.ClassesFile)
-	completeStore(&c.Milter.Store, &c.Milter.StorePasswordFile, dir, "/var/lib/sendas", "milter.db")
-	completeStore(&c.Token.Store, &c.Token.StorePasswordFile, dir, c.Token.StateDir, "token.db")
+	completeStore(&c.Milter.Store, dir, "/var/lib/sendas", "milter.db")
+	completeStore(&c.Token.Store, dir, c.Token.StateDir, "token.db")
+	m, t := &c.Milter, &c.Token
+	for _, p := range []*string{&m.StorePasswordFile, &m.StoreSentinelPasswordFile, &m.StoreCAFile, &m.StoreCertificateFile, &m.StoreKeyFile,
+		&t.StorePasswordFile, &t.StoreSentinelPasswordFile, &t.StoreCAFile, &t.StoreCertificateFile, &t.StoreKeyFile} {
+		*p = under(dir, *p)
+	}
 	if c.Milter.PolicyListen == "off" {
 		c.Milter.PolicyListen = ""
 	}

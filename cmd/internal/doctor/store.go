@@ -5,11 +5,12 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/sendas/sendas/cmd/internal/config"
 	"github.com/sendas/sendas/cmd/internal/finding"
+	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/token/ledger"
 )
 
 // storeAdvice is about the ledger of the token service.
@@ -18,12 +19,15 @@ var storeAdvice = map[string]finding.Advice{
 	"absent":   {Means: "the token service has not run yet, or keeps its ledger elsewhere", Do: "systemctl start sendas-token"},
 	"folder":   {Means: "this user may not look", Do: "run this as root"},
 	"away":     {Means: "while the store is away, this host keeps to its share of the limits, and mail waits longer", Do: "look at the server: redis-cli ping; its address is token.store in sendas.yaml"},
-	"password": {Means: "the store asks for another password", Do: "compare store_password_file in sendas.yaml with requirepass of the server, and restart sendas-token"},
+	"password": {Means: "the store asks for another user or password", Do: "compare store_password_file, and the user in token.store, in sendas.yaml with requirepass or the user of the server (acl list), and restart sendas-token"},
 	"file":     {Means: "the token service cannot log in to the store", Do: "mend the file; token.store_password_file in sendas.yaml names it"},
 	"evicts":   {Means: "when its memory is full, the server throws away what was counted, and Microsoft's limits are crossed", Do: "redis-cli config set maxmemory-policy noeviction, and the same in redis.conf"},
 	"volatile": {Means: "when the server restarts, what was sent in the last day is gone: each host books its own part anew, and mail waits until all have", Do: "redis-cli config set appendonly yes, and the same in redis.conf"},
-	"slow":     {Means: "each message costs two questions to the store", Do: "put the server nearer to this host"},
-	"plain":    {Means: "addresses of mailboxes, and the password, cross the network in the clear", Do: "write rediss:// in token.store, and give the server a certificate (tls-port in redis.conf)"},
+	"replicas": {Means: "a master that is cut off goes on giving leases beside the one that takes its place, and Microsoft's limits are crossed",
+		Do: "redis-cli config set min-replicas-to-write 1, and the same in redis.conf, on every server; it takes nothing then while no replica follows it"},
+	"follows": {Means: "there is nobody to take the place of this server when it fails: mail then leaves by each host's share of the limits", Do: "look at the replicas: redis-cli info replication"},
+	"slow":    {Means: "each message costs two questions to the store", Do: "put the server nearer to this host"},
+	"plain":   {Means: "addresses of mailboxes, and the password, cross the network in the clear", Do: "write rediss:// in token.store, and give the server a certificate (tls-port in redis.conf)"},
 }
 
 // slowStore is a round trip that is no neighbour's.
@@ -94,10 +98,27 @@ func (d *Walk) checkRedis(ctx context.Context, s finding.Section, c *config.Site
 	} else {
 		s.Ok("durable", "appendonly", "yes")
 	}
+	checkReplicas(s, store, h)
 	if h.RoundTrip > slowStore {
 		s.Warn("speed", "a round trip", h.RoundTrip.Round(time.Millisecond).String(), storeAdvice["slow"])
 	}
-	if strings.HasPrefix(store.Store, "redis://") && !config.IsLoopback(store.Hostname()) {
+	if store.InTheClear() {
 		s.Warn("tls", name, "without TLS", storeAdvice["plain"])
 	}
+}
+
+// checkReplicas looks at what becomes of what is counted when another server takes the place of
+// this one: replication is asynchronous.
+func checkReplicas(s finding.Section, store *config.Store, h ledger.RedisHealth) {
+	if store.Kind() == limit.RedisServer && h.Replicas == 0 {
+		return
+	}
+	if h.Replicas == 0 {
+		s.Warn("follows", "replicas", "none", storeAdvice["follows"])
+	}
+	if !h.Waits {
+		s.Warn("replicas", "min-replicas-to-write", "0", storeAdvice["replicas"])
+		return
+	}
+	s.Ok("replicas", "min-replicas-to-write", "is set, and %d follow", h.Replicas)
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/sendas/sendas/cmd/internal/config/configtest"
 	"github.com/sendas/sendas/cmd/internal/finding"
+	"github.com/sendas/sendas/policy/limit/redistest"
 )
 
 // startRedis starts a real server on a unix socket and returns the socket's path.
@@ -41,6 +42,11 @@ func TestDoctorStore(t *testing.T) {
 	good := startRedis(t, "--appendonly", "yes")
 	poor := startRedis(t, "--maxmemory", "50mb", "--maxmemory-policy", "allkeys-lru")
 	locked := startRedis(t, "--requirepass", "s3cret")
+	pair := redistest.StartPair(t)
+	lonely := redistest.StartNode(t, "--min-replicas-to-write", "1")
+	master, _ := pair.Master(t)
+	_, lonelyPort, _ := net.SplitHostPort(lonely.Addr)
+	pair.Sentinels[0].Do(t, "sentinel", "monitor", "lonely", "127.0.0.1", lonelyPort, "1")
 	dir := t.TempDir()
 	right, wrong := configtest.WriteFile(t, dir+"/right", "s3cret\n", 0o600), configtest.WriteFile(t, dir+"/wrong", "wr0ng\n", 0o600)
 	ledger := configtest.WriteFile(t, dir+"/token.db", "x", 0o600)
@@ -61,6 +67,11 @@ func TestDoctorStore(t *testing.T) {
 		{"no password", "store: unix://" + locked, "store.server", finding.Fail, "refuses the password|requirepass"},
 		{"wrong password", "store: unix://" + locked + ", store_password_file: " + wrong, "store.server", finding.Fail, "refuses the password"},
 		{"right password", "store: unix://" + locked + ", store_password_file: " + right, "store.server", finding.OK, "version "},
+		{"by sentinels", "store: '" + pair.URL() + "'", "store.server", finding.OK, "redis+sentinel://|version "},
+		{"a replica that nobody waits for", "store: '" + pair.URL() + "'", "store.replicas", finding.Warn, "min-replicas-to-write 1"},
+		{"the same, named by itself", "store: redis://" + master.Addr, "store.replicas", finding.Warn, "min-replicas-to-write 1"},
+		{"nobody follows", "store: redis+sentinel://" + pair.Sentinels[0].Addr + "/lonely", "store.follows", finding.Warn, "nobody to take the place"},
+		{"one that waits", "store: redis+sentinel://" + pair.Sentinels[0].Addr + "/lonely", "store.replicas", finding.OK, "is set, and 0 follow"},
 		{"no server", "store: redis://127.0.0.1:1/0", "store.server", finding.Fail, "connection refused|keeps to its share"},
 	} {
 		config := configtest.WriteFile(t, filepath.Join(t.TempDir(), "sendas.yaml"), configtest.SmallConfig+"token: {"+tc.token+"}\n", 0o600)
