@@ -178,6 +178,9 @@ func (s *PolicyServer) answer(q *query) string {
 		req.Places = []policy.Place{{Verdict: policy.Doubtful}}
 	}
 	f := p.Foresee(&req)
+	if p.Observes() {
+		return s.pass(q, &f)
+	}
 	client := ""
 	if f.Client != nil {
 		client = f.Client.Name
@@ -202,4 +205,15 @@ func (s *PolicyServer) answer(q *query) string {
 	}
 	s.Metrics.answered(client, action, f.Reasons[len(f.Reasons)-1].Code)
 	return text
+}
+
+// pass answers where sendas only observes: Postfix goes on as without it.
+func (s *PolicyServer) pass(q *query, f *policy.Forecast) string {
+	client := ""
+	if f.Client != nil {
+		client = f.Client.Name
+	}
+	s.Sessions.note(sessionKey{q.peer().Addr, q.port}, told{certificate: certificate{q.fingerprint, q.publicKey}, instance: q.instance}, time.Now())
+	s.Metrics.answered(client, askedDunno, f.Reasons[len(f.Reasons)-1].Code)
+	return "DUNNO"
 }

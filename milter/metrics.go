@@ -17,6 +17,8 @@ type Metrics struct {
 	asked    *clientCounter
 	rcpts    *clientCounter
 	over     *clientCounter
+	observed *prometheus.CounterVec
+	observes prometheus.Gauge
 	duration prometheus.Histogram
 }
 
@@ -36,13 +38,37 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		over: newClientCounter(prometheus.CounterOpts{
 			Name: "sendas_client_over_limit_total", Help: "Messages over a limit of their client or of the identity that they asked for.",
 		}, []string{"client", "action" /* defer, reject, hold */, "limit" /* client, identity */}, overStart()...),
+		observed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sendas_observed_messages_total", Help: "Messages that passed untouched because milter.mode is observe, by what would have become of them.",
+		}, []string{"client" /* "" for unknown peers */, "would" /* accept, reject, … */, "reason"}),
+		observes: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "sendas_observe_mode", Help: "1 where milter.mode is observe: nothing is changed or refused.",
+		}),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "sendas_decision_seconds", Help: "Time from the end of a message to the decision sent.",
 			Buckets: []float64{.00001, .00003, .0001, .0003, .001, .003, .01, .1},
 		}),
 	}
-	reg.MustRegister(m.messages, m.asked, m.rcpts, m.over, m.duration)
+	m.observed.WithLabelValues("", string(policy.Reject), string(policy.ReasonNoClient))
+	reg.MustRegister(m.messages, m.asked, m.rcpts, m.over, m.observed, m.observes, m.duration)
 	return m
+}
+
+// use shows the mode in force.
+func (m *Metrics) use(mode policy.Mode) {
+	if m == nil {
+		return
+	}
+	m.observes.Set(0)
+	if mode == policy.Observe {
+		m.observes.Set(1)
+	}
+}
+
+// noted counts a message that passed, and what would have become of it.
+func (m *Metrics) noted(client string, would policy.Action, reason policy.ReasonCode, took time.Duration) {
+	m.observed.WithLabelValues(client, string(would), string(reason)).Inc()
+	m.observe(client, policy.Pass, policy.ReasonObserved, took)
 }
 
 func (m *Metrics) observe(client string, a policy.Action, reason policy.ReasonCode, took time.Duration) {

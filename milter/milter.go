@@ -51,7 +51,11 @@ type Server struct {
 }
 
 // Use puts a policy into force for the messages that begin from now on.
-func (s *Server) Use(p *policy.Rules) { s.policy.Store(p) }
+func (s *Server) Use(p *policy.Rules) {
+	s.Tally.use(p.Mode())
+	s.Metrics.use(p.Mode())
+	s.policy.Store(p)
+}
 
 // UseClasses says which recipients Postfix delivers itself, for the messages that begin from now
 // on. Nil is that nobody has said; then all mail is ours.
@@ -78,8 +82,9 @@ func (s *Server) session(c *buffered) {
 		return
 	}
 	s.mention(o)
-	t := &transaction{s: s, changes: changes{w: c}, offer: o, early: s.Quotas.Early()}
-	srv := protocol.NewServer(append(o.options(t.early), protocol.WithMilter(func() protocol.Milter { return t }))...)
+	observes := s.policy.Load().Observes()
+	t := &transaction{s: s, changes: changes{w: c}, offer: o, early: s.Quotas.Early() && !observes}
+	srv := protocol.NewServer(append(o.options(wishes{early: t.early, helo: observes}), protocol.WithMilter(func() protocol.Milter { return t }))...)
 	_ = srv.Serve(&one{conn: c}) // it has begun a goroutine for the connection, which closes it
 }
 
@@ -178,6 +183,7 @@ type transaction struct {
 	changes changes
 	offer   offer  // of the MTA
 	told    macros // by the connection and HELO, for an MTA that does not send the macros it is asked for
+	helo    string // what the client calls itself, where somebody wants to know
 	early   bool   // Postfix waits for our replies to MAIL and RCPT
 
 	policy  *policy.Rules // the same for the whole message, whatever is reloaded meanwhile
@@ -192,14 +198,15 @@ type transaction struct {
 }
 
 // Connect is not called where the macros tell who the client is.
-func (t *transaction) Connect(_, _ string, port uint16, addr string, _ protocol.Modifier) (*protocol.Response, error) {
-	t.told = macros{addr: addr, port: strconv.Itoa(int(port))}
+func (t *transaction) Connect(name, _ string, port uint16, addr string, _ protocol.Modifier) (*protocol.Response, error) {
+	t.told = macros{addr: addr, port: strconv.Itoa(int(port)), name: name}
 	return protocol.RespContinue, nil
 }
 
-// Helo is called where Connect is. The MTA says of a certificate here, and the library forgets it
-// after the first message.
-func (t *transaction) Helo(_ string, m protocol.Modifier) (*protocol.Response, error) {
+// Helo is called where Connect is, and where the name is asked for. The MTA says of a certificate
+// here, and the library forgets it after the first message.
+func (t *transaction) Helo(name string, m protocol.Modifier) (*protocol.Response, error) {
+	t.helo = name
 	t.told.tls, t.told.subject = m.Get(protocol.MacroTlsVersion), m.Get(protocol.MacroCertSubject)
 	return protocol.RespContinue, nil
 }
@@ -210,7 +217,7 @@ func (t *transaction) MailFrom(from, _ string, m protocol.Modifier) (*protocol.R
 	t.policy, t.booking = t.s.policy.Load(), t.s.Quotas.Begin()
 	t.classes, t.waits = t.s.classes.Load(), ""
 	t.req.Sender = from
-	if !t.early {
+	if !t.early || t.policy.Observes() {
 		return protocol.RespContinue, nil
 	}
 	t.who = t.macros(m)
@@ -246,12 +253,13 @@ func (t *transaction) refuseSender(client string, over *quota.Overrun, now time.
 
 // macros are what Postfix says of the one who speaks. They outlive the first message of a session,
 // as the arguments of Connect do not.
-type macros struct{ addr, port, login, subject, tls string }
+type macros struct{ addr, port, login, subject, tls, name, ptr string }
 
 // macros returns what the MTA says by now.
 func (t *transaction) macros(m protocol.Modifier) macros {
 	who := macros{addr: m.Get(protocol.MacroClientAddr), port: m.Get(protocol.MacroClientPort), login: m.Get(protocol.MacroAuthAuthen),
-		subject: cmp.Or(m.Get(protocol.MacroCertSubject), t.told.subject), tls: cmp.Or(m.Get(protocol.MacroTlsVersion), t.told.tls)}
+		subject: cmp.Or(m.Get(protocol.MacroCertSubject), t.told.subject), tls: cmp.Or(m.Get(protocol.MacroTlsVersion), t.told.tls),
+		name: cmp.Or(m.Get(protocol.MacroClientName), t.told.name), ptr: m.Get(protocol.MacroClientPTR)}
 	if who.addr == "" {
 		who.addr, who.port = t.told.addr, t.told.port
 	}
@@ -340,6 +348,9 @@ func (t *transaction) Header(name, value string, _ protocol.Modifier) (*protocol
 // milter_default_action says, which is to defer: a message never leaves half changed.
 func (t *transaction) EndOfMessage(m protocol.Modifier) (*protocol.Response, error) {
 	if t.policy == nil {
+		if t.s.policy.Load().Observes() {
+			return protocol.RespAccept, nil
+		}
 		return nil, errors.New("a message ended that had not begun")
 	}
 	t.req.QueueID, t.req.Now = m.Get(protocol.MacroQueueId), time.Now()
@@ -347,6 +358,10 @@ func (t *transaction) EndOfMessage(m protocol.Modifier) (*protocol.Response, err
 	t.req.Routed = t.policy.TellsWay() && t.routed()
 	d := t.policy.Decide(&t.req)
 	defer t.end()
+	if t.policy.Observes() {
+		t.observe(&d)
+		return protocol.RespAccept, nil
+	}
 	defer t.report(&d)
 	if d.Action == policy.Pass {
 		return protocol.RespAccept, nil
@@ -463,17 +478,30 @@ func (t *transaction) finish() {
 
 // report writes the one log line of the message.
 func (t *transaction) report(d *policy.Decision) {
-	reason := d.Reasons[len(d.Reasons)-1].Code
-	client, route := "", ""
+	client, reason := t.outcome(d)
+	t.s.Log.Info("message", t.attrs(d, "action")...)
+	t.s.Metrics.observe(client, d.Action, reason, time.Since(t.req.Now))
+	t.s.Tally.message(client, d.Action, reason, t.req.Now)
+}
+
+// outcome returns whose message it was, "" for nobody's, and what decided on it.
+func (t *transaction) outcome(d *policy.Decision) (client string, reason policy.ReasonCode) {
 	if d.Client != nil {
 		client = d.Client.Name
 	}
+	return client, d.Reasons[len(d.Reasons)-1].Code
+}
+
+// attrs are what the log says of a message; the decision stands under a name.
+func (t *transaction) attrs(d *policy.Decision, action string) []any {
+	client, reason := t.outcome(d)
+	route := ""
 	if d.Route != nil {
 		route = d.Route.Name
 	}
 	attrs := []any{"qid", t.req.QueueID, "client", client, "addr", t.req.Peer.Addr, "login", t.req.Peer.Login,
 		"asked", d.Asked.String(), "identity", d.Identity.String(), "mailbox", d.Through(), "route", route,
-		"recipients", t.req.Recipients(), "action", d.Action, "rewritten", d.Rewritten(), "reason", reason}
+		"recipients", t.req.Recipients(), action, d.Action, "rewritten", d.Rewritten(), "reason", reason}
 	if t.refused > 0 {
 		attrs = append(attrs, "refused", t.refused)
 	}
@@ -486,9 +514,7 @@ func (t *transaction) report(d *policy.Decision) {
 	if t.limit != "" { // Postfix does not log why it holds a message
 		attrs = append(attrs, "limit", t.limit)
 	}
-	t.s.Log.Info("message", attrs...)
-	t.s.Metrics.observe(client, d.Action, reason, time.Since(t.req.Now))
-	t.s.Tally.message(client, d.Action, reason, t.req.Now)
+	return attrs
 }
 
 // apply sends the changes to Postfix.

@@ -59,12 +59,21 @@ func parseOffer(packet []byte) (offer, error) {
 // has some by itself, which may lack the client's address; the connection's own step has it.
 func (o offer) choosesMacros() bool { return o.actions&protocol.OptSetMacros != 0 }
 
+// wishes are what a connection is asked for besides, as things stand when it begins.
+type wishes struct {
+	early bool // limits have something to say to MAIL and RCPT
+	helo  bool // the name in HELO is of interest, which no macro has
+}
+
 // terms returns what a connection is served on: what we ask for, as far as it is offered. What
 // cannot be left out is answered.
-func (o offer) terms(early bool) (protocol.OptAction, protocol.OptProtocol) {
+func (o offer) terms(w wishes) (protocol.OptAction, protocol.OptProtocol) {
 	steps := quieter
-	if early {
+	if w.early {
 		steps = quiet
+	}
+	if w.helo {
+		steps = steps&^protocol.OptNoHelo | protocol.OptNoHeloReply
 	}
 	if !o.choosesMacros() {
 		steps &^= protocol.OptNoConnect | protocol.OptNoHelo
@@ -73,8 +82,8 @@ func (o offer) terms(early bool) (protocol.OptAction, protocol.OptProtocol) {
 }
 
 // options are those of the library's server for one connection.
-func (o offer) options(early bool) []protocol.Option {
-	actions, steps := o.terms(early)
+func (o offer) options(w wishes) []protocol.Option {
+	actions, steps := o.terms(w)
 	list := []protocol.Option{
 		protocol.WithoutDefaultMacros(),
 		protocol.WithWriteTimeout(0), // see conn.Write
@@ -88,7 +97,7 @@ func (o offer) options(early bool) []protocol.Option {
 	return append(list,
 		protocol.WithMacroRequest(protocol.StageConnect, []string{protocol.MacroClientAddr}),
 		protocol.WithMacroRequest(protocol.StageMail, []string{protocol.MacroClientAddr, protocol.MacroClientPort,
-			protocol.MacroAuthAuthen, protocol.MacroTlsVersion, protocol.MacroCertSubject}),
+			protocol.MacroClientName, protocol.MacroClientPTR, protocol.MacroAuthAuthen, protocol.MacroTlsVersion, protocol.MacroCertSubject}),
 		protocol.WithMacroRequest(protocol.StageRcpt, []string{protocol.MacroRcptMailer, protocol.MacroRcptHost, protocol.MacroRcptAddr}),
 		protocol.WithMacroRequest(protocol.StageEOM, []string{protocol.MacroQueueId}),
 	)

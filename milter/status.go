@@ -1,6 +1,7 @@
 package milter
 
 import (
+	"cmp"
 	"sync"
 	"time"
 
@@ -22,6 +23,7 @@ var actions = policy.Actions()
 // ready, a nil one counts nothing. It is safe for concurrent use.
 type Tally struct {
 	mu      sync.Mutex // guards what follows
+	mode    policy.Mode
 	clients map[string]*clientTally
 	minutes [RecentMinutes]minuteTally // the decisions of minute m of Unix time are at m modulo the length
 }
@@ -38,6 +40,28 @@ type minuteTally struct {
 	minute  int64 // of Unix time
 	actions map[policy.Action]uint64
 	reasons map[policy.ReasonCode]uint64
+}
+
+// use begins anew where the mode changes: what would have been and what was are not added up.
+func (t *Tally) use(mode policy.Mode) {
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.mode != mode {
+		t.mode, t.clients, t.minutes = mode, nil, [RecentMinutes]minuteTally{}
+	}
+}
+
+// inForce returns the mode that was put to use.
+func (t *Tally) inForce() policy.Mode {
+	if t == nil {
+		return policy.Enforce
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return cmp.Or(t.mode, policy.Enforce)
 }
 
 // message counts a decision on a message. The client is "" for an unknown peer.
@@ -104,6 +128,7 @@ type Status struct {
 	Version    string           `json:"version"`
 	Time       time.Time        `json:"time"` // of this answer
 	Started    *time.Time       `json:"started"`
+	Mode       policy.Mode      `json:"mode"`       // with observe, all counts are of what would have become of mail; it passed untouched
 	Clients    []ClientStatus   `json:"clients"`    // in the order of the configuration
 	Unknown    Counts           `json:"unknown"`    // of peers that are no client
 	Identities []IdentityStatus `json:"identities"` // those with limits of their own
@@ -165,7 +190,7 @@ type Recent struct {
 // Status describes the milter at this moment. The tally and the quotas may be nil.
 func (t *Tally) Status(in StatusInput, q *quota.Desk) *Status {
 	now := time.Now()
-	s := &Status{Version: in.Version, Time: *moment(now), Started: moment(in.Started), Clients: make([]ClientStatus, 0, len(in.Clients)),
+	s := &Status{Version: in.Version, Time: *moment(now), Started: moment(in.Started), Mode: t.inForce(), Clients: make([]ClientStatus, 0, len(in.Clients)),
 		Identities: identitiesOf(q, now), Unknown: t.counts(""), Recent: t.recent(now), Queue: in.Queue}
 	for _, name := range in.Clients {
 		c := ClientStatus{Client: name, Counts: t.counts(name), Limits: []LimitStatus{}}

@@ -97,6 +97,8 @@ func (b *builder) addNotices(s Settings) {
 		n.identity = n.client.From
 	case len(b.p.mailboxes) == 1 && !b.p.mailboxes[0].Pattern():
 		n.identity = b.p.mailboxes[0].Address
+	case b.p.Observes():
+		return // such mail has no client then
 	default:
 		b.fail(path, "Postfix's own bounces and notices need a sender, and %s; write \"notices: %s\" or another address that may be one, "+
 			"or from: at the client with networks: [127.0.0.0/8, \"::1\"]", b.noMailbox(), b.likelyNotices(s))

@@ -95,6 +95,7 @@ const (
 	ReasonQueueCeiling    ReasonCode = "queue-ceiling"    // more waits for the mailbox than can leave in time
 	ReasonOffer           ReasonCode = "milter-offer"     // the MTA does not let a milter do what the decision needs
 	ReasonNotApplied      ReasonCode = "not-applied"      // the changes could not be handed to Postfix
+	ReasonObserved        ReasonCode = "observed"         // sendas only looks: see Observe
 )
 
 // reasonTable words the steps. sentence is a format, whose first argument is the subject and whose
@@ -135,6 +136,7 @@ var reasonTable = []struct {
 	{ReasonIdentityLimit, "<%[1]s> is over its limit", "the identity is over its limit"},
 	{ReasonQueueCeiling, "more waits for mailbox %[1]s than can leave in time", "more waits for the mailbox than can leave in time"},
 	{ReasonOffer, "the mail server does not let sendas change the message as it must", "the mail server does not let sendas change the message as it must"},
+	{ReasonObserved, "sendas only observes (milter.mode), so it passes untouched", "sendas only observes, so it passes untouched"},
 	{ReasonNotApplied, "the changes could not be handed to Postfix", "the changes could not be handed to Postfix"},
 }
 

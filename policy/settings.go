@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -22,6 +23,7 @@ type Settings struct {
 	Clients          []ClientSettings
 	Notices          string   // the identity of what this host says itself; "" where it follows from the clients or mailboxes
 	Received         Received // what becomes of mail that Postfix delivers elsewhere; "" is pass
+	Mode             Mode     // "" is Enforce; with Observe, domains, mailboxes, clients and notices may be missing
 }
 
 // MailboxSettings describes a mailbox: who we authenticate as, and which identities
@@ -70,7 +72,17 @@ type Rules struct {
 	notices    notices
 	told       bool // some client's way out is told to Postfix at RCPT
 	received   Received
+	mode       Mode
 }
+
+// A Mode says what decisions are for.
+type Mode string
+
+// The values of milter.mode.
+const (
+	Enforce Mode = "enforce" // messages are changed, refused or held as decided
+	Observe Mode = "observe" // messages pass as they are: sendas looks at who sends what as whom, on a host whose mail leaves without it
+)
 
 // New checks the settings and makes Rules of them. It returns all errors it
 // finds, each with its place.
@@ -82,6 +94,7 @@ func New(s Settings) (*Rules, []FieldError) {
 		identities: make(map[string]owned, n),
 		patterns:   make(map[string]*Mailbox),
 		received:   s.Received,
+		mode:       cmp.Or(s.Mode, Enforce),
 	}, claims: make(map[string]claimed, n), allowOnMicrosoft: s.AllowOnMicrosoft}
 	b.addDomains(s)
 	for i := range s.Mailboxes {
@@ -157,7 +170,7 @@ func (b *builder) addDomains(s Settings) {
 			}
 		}
 	}
-	if len(b.p.domains) == 0 && len(b.errs) == 0 {
+	if len(b.p.domains) == 0 && len(b.errs) == 0 && !b.p.Observes() {
 		b.fail("tenant.domains", "no verified domain is listed; write the domains from which mail may leave, such as [contoso.com]")
 	}
 }
@@ -341,7 +354,7 @@ func (b *builder) client(path string, s ClientSettings) Client {
 	}
 	if c.Route = b.p.Route(s.Route); c.Route == nil {
 		b.fail(path+".route", "there is no route %q under routes:", address.Clip(s.Route))
-	} else if c.Route.Type == Submission && len(b.p.mailboxes) == 0 {
+	} else if c.Route.Type == Submission && len(b.p.mailboxes) == 0 && !b.p.Observes() {
 		b.fail(path+".route", "mail of client %q leaves by submission, which needs a mailbox; list one under mailboxes:, or write route: with a connector", s.Name)
 	}
 	b.fallback(path, s, &c)
@@ -471,6 +484,12 @@ func (p *Rules) Verified(name string) bool {
 	}
 	return false
 }
+
+// Mode says what decisions are for.
+func (p *Rules) Mode() Mode { return p.mode }
+
+// Observes reports whether a decision is only noted, and nothing of a message is changed or refused.
+func (p *Rules) Observes() bool { return p != nil && p.mode == Observe }
 
 // Domains returns the verified domains, sorted.
 func (p *Rules) Domains() []string { return slices.Sorted(maps.Keys(p.domains)) }

@@ -25,7 +25,8 @@ func cmdCheck(o *options) *cobra.Command {
 says what is wrong with file, line, excerpt and what to write instead. It exits with 78 when
 something is. What works and will soon fail, or does not do what it seems to, is a warning: a certificate
 that ends, a client that no message can come from. What is right and may surprise, it says as a note: mail
-of programs on this host that no client takes.
+of programs on this host that no client takes. Where milter.mode is observe, tenant, credentials, mailboxes and clients may
+be missing, and what mode: enforce will need is a note.
 
 With --service it checks what that service reads, as its user where root types it. With --reload as well, which is
 what "systemctl reload" does, that process then loads the file, and the command returns when it is in force: with 78
@@ -52,8 +53,11 @@ something has to be changed.`,
 			for _, p := range c.Warnings {
 				fmt.Fprintf(o.stderr, "sendas: warning: %s\n", p.In(o.config))
 			}
-			fmt.Fprintf(o.stdout, "%s is good: %d mailboxes, %d clients\n", o.config, len(c.Mailboxes), len(c.Clients))
-			if c.Policy.OwnMail() == nil {
+			fmt.Fprintf(o.stdout, "%s is good: %d mailboxes, %d clients%s\n", o.config, len(c.Mailboxes), len(c.Clients), modeWords(c))
+			for _, p := range c.Awaits {
+				fmt.Fprintf(o.stderr, "sendas: note: before mode: enforce: %s\n", p.In(o.config))
+			}
+			if c.Policy.OwnMail() == nil && !c.Observes() {
 				fmt.Fprintln(o.stderr, noOwnMail)
 			}
 			if !dns && server == "" {
@@ -69,6 +73,14 @@ something has to be changed.`,
 	c.Flags().BoolVar(&dns, "dns", false, "look at DNS too, and print the SPF records to publish")
 	c.Flags().StringVar(&server, "dns-server", "", "ask this server, `HOST:PORT`, and not the system's: what the world sees may differ from what this network sees")
 	return c
+}
+
+// modeWords say that a configuration only looks; "" where it does not.
+func modeWords(c *config.Site) string {
+	if !c.Observes() {
+		return ""
+	}
+	return "; milter.mode is observe: nothing is changed or refused"
 }
 
 // noOwnMail says what it means that no client takes mail of this host.

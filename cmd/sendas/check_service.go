@@ -45,7 +45,7 @@ func checkService(ctx context.Context, o *options, name string, pid int) error {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(o.stdout, "%s is good for the %s: %d mailboxes, %d clients\n", o.config, s.unit, len(c.Mailboxes), len(c.Clients))
+		fmt.Fprintf(o.stdout, "%s is good for the %s: %d mailboxes, %d clients%s\n", o.config, s.unit, len(c.Mailboxes), len(c.Clients), modeWords(c))
 		return nil
 	}
 	// What keeps a credential alone from working is told, and keeps the service from nothing.

@@ -84,12 +84,21 @@ func explain(o *options, q *question) error {
 		e.SetIndent("", "  ")
 		e.SetEscapeHTML(false)
 		a := answerOf(&d)
+		if cfg.Observes() {
+			a.Mode = policy.Observe
+		}
 		a.Limits = limitsFor(cfg, &d)
 		return e.Encode(a)
+	}
+	if cfg.Observes() {
+		fmt.Fprintln(o.stdout, observeNote)
 	}
 	writeAnswer(o.stdout, req, &d, limitsFor(cfg, &d))
 	return nil
 }
+
+// observeNote stands above a decision that is not carried out.
+const observeNote = "mode      observe: nothing is changed or refused; this is what would become of it"
 
 // place says what becomes of the recipients, as far as it can be told without Postfix: what
 // "sendas postfix enable" has kept.
@@ -197,6 +206,7 @@ func readFields(message io.Reader, r *policy.Request) error {
 
 // answer is the decision as JSON. Its keys are stable.
 type answer struct {
+	Mode     policy.Mode    `json:"mode,omitempty"` // observe: the rest is what would become of it
 	Action   policy.Action  `json:"action"`
 	Client   string         `json:"client"` // "" where none matched
 	Asked    string         `json:"asked"`

@@ -32,7 +32,8 @@ func cmdMilter(o *options) *cobra.Command {
 of check_policy_service, which refuses earlier and chooses the route. It sees each message, and holds nothing by which
 one could sign in at Microsoft. It opens no connection but to the store that hosts share (milter.store, with its
 password), to Postfix's list of the queue, and to the token service on this host. SIGHUP loads the configuration
-again; SIGTERM ends it once the SMTP sessions that have begun are over.`,
+again; SIGTERM ends it once the SMTP sessions that have begun are over. With "milter: {mode: observe}" it changes and
+refuses nothing, and notes who sends what as whom, and what would have become of it.`,
 		Example: "  sendas milter --config /etc/sendas/sendas.yaml",
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return runMilter(cmd.Context(), o) },
@@ -74,6 +75,9 @@ func runMilter(ctx context.Context, o *options) error {
 		srv.Use(c.Policy)
 		early.Use(c.Policy)
 		inForce.Store(c.WithoutLists())
+		if c.Observes() {
+			log.Warn("the milter observes: nothing is changed or refused", "key", "milter.mode")
+		}
 		return nil
 	}
 	if err := use(cfg); err != nil {

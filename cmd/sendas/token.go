@@ -161,8 +161,11 @@ func serveLookups(ctx context.Context, srv *lease.SocketmapServer, ln net.Listen
 func loadForToken(path string, log *slog.Logger) (*config.Site, error) {
 	c, err := config.Load(path, config.CheckToken)
 	var wrong *config.Error
+	if err == nil {
+		return c.ForToken(), nil
+	}
 	if !errors.As(err, &wrong) {
-		return c, err
+		return nil, err
 	}
 	for _, p := range wrong.Problems {
 		if p.CredentialFile() == "" {
@@ -176,7 +179,7 @@ func loadForToken(path string, log *slog.Logger) (*config.Site, error) {
 	for _, p := range wrong.Problems {
 		log.Error("a credential cannot be used", "problem", p.Path+": "+p.Text, "hint", `mend it; "sendas check" says whether it is good`)
 	}
-	return c, nil
+	return c.ForToken(), nil
 }
 
 // started is when the process began, for status.

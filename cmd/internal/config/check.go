@@ -105,6 +105,7 @@ func (k *checker) check() []Problem {
 func (k *checker) tenant() {
 	t := &k.c.Tenant
 	switch id := strings.ToLower(t.ID); {
+	case id == "" && k.c.Observes():
 	case id == "":
 		k.fail("tenant.id", "the tenant is missing; write id: with its GUID or one of its domains")
 	case id == "common", id == "organizations", id == "consumers":
@@ -349,10 +350,10 @@ func hidden(files ...string) bool {
 
 func (k *checker) mailboxes() {
 	// A site that only has connectors needs no mailbox; a client that does says so itself.
-	if len(k.c.Mailboxes) == 0 && len(k.c.Routes) == 0 {
+	if len(k.c.Mailboxes) == 0 && len(k.c.Routes) == 0 && !k.c.Observes() {
 		k.fail("mailboxes", "no mailbox is listed; write at least one with address: and credential:")
 	}
-	if len(k.c.Clients) == 0 {
+	if len(k.c.Clients) == 0 && !k.c.Observes() {
 		k.fail("clients", "no client is listed, so nobody could send; write at least one with name: and networks: or logins:")
 	}
 	allCredentials := !slices.Contains(k.d.broken, "credentials")
@@ -360,6 +361,7 @@ func (k *checker) mailboxes() {
 		path := "mailboxes[" + strconv.Itoa(i) + "]"
 		credential, known := k.c.Credentials[m.Credential]
 		switch {
+		case m.Credential == "" && k.c.Observes():
 		case m.Credential == "":
 			k.fail(path+".credential", "the credential is missing; write credential: with a name from credentials:")
 		case !known && allCredentials:
@@ -421,6 +423,9 @@ func (k *checker) sockets() {
 	k.store(k.c.Token.StoreOf())
 	k.store(k.c.Milter.StoreOf())
 	k.received()
+	if m := k.c.Milter.Mode; !slices.Contains([]policy.Mode{policy.Enforce, policy.Observe}, policy.Mode(m)) {
+		k.fail("milter.mode", "%q is not a choice; write enforce, or observe to change and refuse nothing and only note who sends what", Clip(m))
+	}
 	if n := k.c.Token.RecipientsUnseen; n < 1 || n > maxRecipients {
 		k.fail("token.recipients_unseen", "%d is not how many recipients one delivery can have; write 50, or 1 where the MTA sends to one at a time (at most %d)", n, maxRecipients)
 	}
@@ -583,7 +588,7 @@ func (k *checker) policy() {
 			slices.ContainsFunc(k.d.broken, func(b string) bool { return within(b, base) || within(base, b) })
 	}
 	noDomains, noRoutes := has("tenant.domains"), has("routes")
-	noMailboxes := has("mailboxes") || len(k.c.Mailboxes)+len(k.c.Routes) == 0
+	noMailboxes := has("mailboxes") || len(k.c.Mailboxes)+len(k.c.Routes) == 0 && !k.c.Observes()
 	for _, e := range errs {
 		isFrom := within(e.Path, "clients") && strings.HasSuffix(e.Path, ".from")
 		isRoute := within(e.Path, "clients") && strings.HasSuffix(e.Path, ".route")
@@ -617,7 +622,7 @@ func (k *checker) missingNotices(e policy.FieldError) {
 
 func (c *Site) settings() policy.Settings {
 	s := policy.Settings{Domains: c.Tenant.Domains, AllowOnMicrosoft: c.Tenant.AllowOnMicrosoft, Submission: c.Tenant.Endpoints.Submission, Notices: c.Notices,
-		Received: policy.Received(c.Milter.Received)}
+		Received: policy.Received(c.Milter.Received), Mode: policy.Mode(c.Milter.Mode)}
 	s.Mailboxes, s.Clients = make([]policy.MailboxSettings, 0, len(c.Mailboxes)), make([]policy.ClientSettings, 0, len(c.Clients))
 	for _, m := range c.Mailboxes {
 		s.Mailboxes = append(s.Mailboxes, policy.MailboxSettings{Address: m.Address, Aliases: m.Aliases, SendAs: m.SendAs, PlusAddresses: m.PlusAddresses, Pool: m.Pool})

@@ -59,6 +59,10 @@ type Site struct {
 	// it with CheckAll.
 	Warnings []Problem
 
+	// Awaits is what has to be written before "milter.mode: observe" can go: what is missing, or wrong,
+	// for a milter that decides. Load fills it with CheckAll.
+	Awaits []Problem
+
 	// Policy is made of Tenant, Mailboxes, Routes, Clients and Notices. Its mailboxes are in the order
 	// of Mailboxes.
 	Policy *policy.Rules
@@ -262,8 +266,13 @@ func (c *Site) WithoutLists() *Site {
 	return &rest
 }
 
+// Observes reports whether sendas only looks at mail.
+func (c *Site) Observes() bool { return policy.Mode(c.Milter.Mode) == policy.Observe }
+
 // Milter is the service that Postfix asks about incoming mail.
 type Milter struct {
+	Mode string `yaml:"mode"` // policy.Mode
+
 	Listen       serve.Address `yaml:"listen"`        // unix:/path or inet:host:port
 	PolicyListen serve.Address `yaml:"policy_listen"` // unix:/path or inet:host:port, or empty for none
 	HTTP         string        `yaml:"http"`          // host:port, or empty for none
@@ -311,7 +320,7 @@ func Default() *Site {
 	return &Site{
 		Tenant: Tenant{Cloud: "global", External: externalOff},
 		Milter: Milter{
-			Listen: "unix:/var/spool/postfix/sendas/milter", PolicyListen: "unix:/var/spool/postfix/sendas/policy", HTTP: "127.0.0.1:9725",
+			Mode: string(policy.Enforce), Listen: "unix:/var/spool/postfix/sendas/milter", PolicyListen: "unix:/var/spool/postfix/sendas/policy", HTTP: "127.0.0.1:9725",
 			Store: "bolt:/var/lib/sendas/milter.db", Hosts: 1, QueueSocket: "/var/spool/postfix/public/showq",
 			Received: string(policy.PassReceived), ClassesFile: "postfix-classes.json",
 		},
@@ -373,19 +382,38 @@ func parseInPieces(path string, data []byte, check Check, size int) (*Site, erro
 	if err != nil {
 		return nil, &Error{File: path, Problems: []Problem{{Text: fmt.Sprintf("its folder is unknown: %v", err)}}}
 	}
-	c, d, p := decodeConfig(data, size)
+	c, k, p := checked(data, dir, check, size, "")
 	if p != nil {
 		return nil, newError(path, data, []Problem{*p})
 	}
-	c.Complete(dir)
-	k := checker{c: c, d: d, own: check >= CheckOwn, milter: check == CheckMilter || check == CheckAll, files: check >= CheckToken, all: check == CheckAll, now: time.Now()}
-	if list := append(d.problems, k.check()...); len(list) > 0 {
-		return nil, newError(path, data, list)
+	if len(k.problems) > 0 {
+		return nil, newError(path, data, k.problems)
 	}
 	if len(k.warnings) > 0 {
 		c.Warnings = newError(path, data, k.warnings).Problems
 	}
+	if c.Observes() && check == CheckAll {
+		if _, k, _ := checked(data, dir, check, size, policy.Enforce); len(k.problems) > 0 {
+			c.Awaits = newError(path, data, k.problems).Problems
+		}
+	}
 	return c, nil
+}
+
+// checked decodes a file, which starts in a folder, and finds what is wrong with it; in another mode
+// than it says, if one is given.
+func checked(data []byte, dir string, check Check, size int, mode policy.Mode) (*Site, *checker, *Problem) {
+	c, d, p := decodeConfig(data, size)
+	if p != nil {
+		return nil, nil, p
+	}
+	if mode != "" {
+		c.Milter.Mode = string(mode)
+	}
+	c.Complete(dir)
+	k := &checker{c: c, d: d, own: check >= CheckOwn, milter: check == CheckMilter || check == CheckAll, files: check >= CheckToken, all: check == CheckAll, now: time.Now()}
+	k.problems = append(d.problems, k.check()...)
+	return c, k, nil
 }
 
 // readFile returns the bytes of the file. Its errors follow the name of the file.
@@ -507,6 +535,24 @@ func (c *Site) Complete(dir string) {
 			*p = ""
 		}
 	}
+}
+
+// ForToken returns the configuration as the token service can use it: while sendas observes, the
+// mailboxes that have no credential yet are not there for it.
+func (c *Site) ForToken() *Site {
+	if !c.Observes() || !slices.ContainsFunc(c.Mailboxes, func(m Mailbox) bool { return m.Credential == "" }) {
+		return c
+	}
+	with := *c
+	with.Mailboxes = slices.DeleteFunc(slices.Clone(c.Mailboxes), func(m Mailbox) bool { return m.Credential == "" })
+	s := with.settings()
+	s.Clients, s.Notices = nil, "" // which may name the others
+	var errs []policy.FieldError
+	if with.Policy, errs = policy.New(s); len(errs) > 0 {
+		with.Mailboxes = nil
+		with.Policy, _ = policy.New(policy.Settings{Mode: policy.Observe, Submission: s.Submission})
+	}
+	return &with
 }
 
 func under(dir, file string) string {

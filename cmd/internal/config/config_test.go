@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -82,7 +83,7 @@ func TestFullConfig(t *testing.T) {
 			Messages: limit.Rate{N: 20, Per: time.Minute}, Recipients: limit.Rate{N: 500, Per: time.Hour}, Connections: 2,
 		}},
 		{"a login of digits", c.Clients[0].Logins, []string{"007"}},
-		{"milter", c.Milter, Milter{Listen: "inet:127.0.0.1:8891", PolicyListen: "inet:127.0.0.1:8892", Store: "rediss+cluster://sendas@redis-1.contoso.com:6379,redis-2.contoso.com",
+		{"milter", c.Milter, Milter{Mode: "enforce", Listen: "inet:127.0.0.1:8891", PolicyListen: "inet:127.0.0.1:8892", Store: "rediss+cluster://sendas@redis-1.contoso.com:6379,redis-2.contoso.com",
 			StorePasswordFile: dir + "/redis.secret", StoreCAFile: dir + "/redis-ca.pem", StoreCertificateFile: dir + "/redis.pem", Hosts: 3, QueueCeiling: 24 * time.Hour, QueueSocket: dir + "/showq", Received: "trust", ClassesFile: dir + "/classes.json"}},
 		{"identities", c.Identities, []Identity{
 			{"Billing@contoso.com", ClientLimits{Messages: []limit.Rate{{N: 100, Per: time.Hour}, {N: 500, Per: 24 * time.Hour}},
@@ -300,6 +301,68 @@ func allKeys(t reflect.Type) []string {
 	return list
 }
 
+// TestObserve: nearly nothing has to be written to look on, and what the real thing needs is told.
+func TestObserve(t *testing.T) {
+	for _, tc := range []struct {
+		file   string
+		awaits []string // the paths
+	}{
+		{"observe", []string{"tenant.id", "mailboxes", "clients", "tenant.domains"}},
+		{"observe-begun", []string{"tenant.id", "mailboxes[0].credential", "mailboxes[1].credential"}},
+		{"minimal", nil},
+	} {
+		data := read(t, "testdata/good/"+tc.file+".yaml")
+		c, err := parse("sendas.yaml", []byte(data), SkipFiles)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if observes := tc.awaits != nil; c.Policy.Observes() != observes || c.Observes() != observes || c.Awaits != nil {
+			t.Errorf("%s: observes: %v, awaits %v", tc.file, c.Policy.Observes(), c.Awaits)
+		}
+		if tc.awaits == nil {
+			continue
+		}
+		if c, err = parse("sendas.yaml", []byte(data), CheckAll); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, p := range c.Awaits {
+			got = append(got, p.Path)
+			if p.Line < 1 || p.Text == "" {
+				t.Errorf("%s: %+v", tc.file, p)
+			}
+		}
+		slices.Sort(got)
+		slices.Sort(tc.awaits)
+		if !slices.Equal(got, tc.awaits) {
+			t.Errorf("%s awaits %q, want %q", tc.file, got, tc.awaits)
+		}
+		k := c.ForToken()
+		if len(k.Mailboxes) != 0 || k.Policy == nil || len(k.Policy.Mailboxes()) != 0 {
+			t.Errorf("%s: the token service has mailboxes without a credential", tc.file)
+		}
+	}
+}
+
+// TestForToken: of a configuration that observes, the token service has the mailboxes that can prove
+// who they are.
+func TestForToken(t *testing.T) {
+	begun := strings.Replace(read(t, "testdata/good/observe-begun.yaml"), "mailboxes:\n  - address: scan@contoso.com\n",
+		"credentials: {desk: {flow: device_code, client_id: 5f2c0d3e-1a2b-4c3d-8e4f-0123456789ab, user: scan@contoso.com}}\nmailboxes:\n  - {address: scan@contoso.com, credential: desk}\n", 1)
+	c, err := parse("sendas.yaml", []byte(begun), SkipFiles)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := c.ForToken()
+	if len(c.Mailboxes) != 2 || len(k.Mailboxes) != 1 || k.Mailboxes[0].Address != "scan@contoso.com" || len(k.Policy.Mailboxes()) != 1 {
+		t.Errorf("the token service has %v, and the policy %d", k.Mailboxes, len(k.Policy.Mailboxes()))
+	}
+	c.Milter.Mode = "enforce"
+	if c.ForToken() != c {
+		t.Error("a configuration that enforces is another one for the token service")
+	}
+}
+
 func TestBigConfig(t *testing.T) {
 	c, err := parse("sendas.yaml", bigConfig(10_000), SkipFiles)
 	if err != nil {
@@ -338,7 +401,7 @@ func FuzzLoadConfig(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := parse("sendas.yaml", data, SkipFiles)
 		if err == nil {
-			if c.Policy == nil || len(c.Mailboxes) == 0 || len(c.Clients) == 0 {
+			if c.Policy == nil || (len(c.Mailboxes) == 0 || len(c.Clients) == 0) && !c.Observes() {
 				t.Error("a Config without an error is not complete")
 			}
 			return

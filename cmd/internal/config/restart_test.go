@@ -14,7 +14,7 @@ import (
 func TestRestart(t *testing.T) {
 	live := map[string]bool{
 		"milter.queue_ceiling": true, "milter.queue_socket": true, // the queue is asked anew
-		"milter.received": true, "milter.classes_file": true,
+		"milter.mode": true, "milter.received": true, "milter.classes_file": true,
 		"token.peers": true, "token.token_files": true, "token.recipients_unseen": true,
 	}
 	for name, section := range map[string]func(*Site) any{"milter": func(c *Site) any { return &c.Milter }, "token": func(c *Site) any { return &c.Token }} {

@@ -28,9 +28,12 @@ func (v *view) draw(c canvas) []string {
 	queued, level := v.queueState()
 	lines := []string{
 		c.clip("sendas  " + v.time.Format(time.DateTime) + "  (Ctrl-C ends)"),
-		c.painted(serviceLevel(v.tokenErr, v.token != nil && v.token.Config != nil && !v.token.Config.OK), "token service  "+v.tokenState()),
+		c.painted(serviceLevel(v.tokenTrouble(), v.token != nil && v.token.Config != nil && !v.token.Config.OK), "token service  "+v.tokenState()),
 		c.painted(serviceLevel(v.milterErr, v.milter != nil && v.milter.Config != nil && !v.milter.Config.OK), "milter         "+v.milterState()),
 		c.painted(level, "queue          "+queued),
+	}
+	if v.observes() {
+		lines = append(lines, c.painted(warm, "mode           "+observeWords))
 	}
 	if v.token != nil && v.token.LedgerError != nil {
 		lines = append(lines, c.painted(hot, "what was used is not known: "+*v.token.LedgerError))

@@ -97,7 +97,7 @@ func (s *Command) check(ctx context.Context) error {
 		v.add(stateWarning, `the configuration file is wrong ("sendas check" says what to write instead)`)
 	}
 	good := ""
-	if s.Config.Token.HTTP == "" {
+	if s.Config.Token.HTTP == "" && !s.Config.Observes() {
 		v.add(stateUnknown, "token.http is off, so the token service cannot be asked")
 	} else {
 		good = v.judge(s.look(ctx))
@@ -113,7 +113,9 @@ func (s *Command) check(ctx context.Context) error {
 
 // judge looks at what both services say, and returns the words for "all is well".
 func (v *verdict) judge(w *view) string {
-	if w.tokenErr != nil {
+	if w.idleToken() != "" {
+		// it has nothing to do
+	} else if w.tokenErr != nil {
 		v.add(stateCritical, "the token service is down at %s: %v", w.tokenAt, w.tokenErr)
 	} else {
 		for _, n := range configNotes(w.token.Config, w.token.Time) {
@@ -137,6 +139,9 @@ func (v *verdict) judge(w *view) string {
 		for _, a := range policy.Actions() {
 			v.figure(a.Done(), "%dc;;;0", total[a])
 		}
+	}
+	if w.observes() {
+		return observeWords
 	}
 	if w.token == nil {
 		return ""

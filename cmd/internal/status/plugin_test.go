@@ -76,6 +76,9 @@ func TestPlugin(t *testing.T) {
 		{"half of a new configuration", func(w *view, _ *lease.CredentialStatus, _ *lease.MailboxStatus) {
 			w.milter.Config.NeedsRestart = []string{"milter.listen"}
 		}, stateWarning, "milter: changed, and in force after a restart of the service only: milter.listen", ""},
+		{"a milter that only looks", func(w *view, _ *lease.CredentialStatus, _ *lease.MailboxStatus) {
+			w.milter.Mode, w.token, w.tokenErr = policy.Observe, nil, errors.New("connection refused")
+		}, stateOK, "observes: nothing is changed or refused; ", "'accepted'=5c"},
 		{"the worst first", func(w *view, app *lease.CredentialStatus, _ *lease.MailboxStatus) {
 			w.token.Config.OK, w.milter.Config.OK, w.token.Stopping, app.Token.Live = false, false, true, false
 		}, stateCritical, "credential app has no token; token service: the new configuration is wrong", "'token app'=0s"},

@@ -60,7 +60,7 @@ func (s *Command) Run(ctx context.Context) error {
 	if s.Check {
 		return s.check(ctx)
 	}
-	if s.Config.Token.HTTP == "" {
+	if s.Config.Token.HTTP == "" && !s.Config.Observes() {
 		return exit.Errorf(exit.Config, `write an address such as 127.0.0.1:9726 there, then run "systemctl restart sendas-token"`, "token.http is off, so the token service cannot be asked")
 	}
 	if !s.Watch {
@@ -130,6 +130,8 @@ func (v *view) err() error {
 		return exit.Errorf(exit.TempFail, fmt.Sprintf(`type "systemctl status %s"; its log is "journalctl -u %s"`, unit, unit), "the %s is down at %s: %w", name, at, err)
 	}
 	switch {
+	case v.idleToken() != "":
+		return nil
 	case v.tokenErr != nil && v.milterErr != nil:
 		return exit.Errorf(exit.TempFail, `type "systemctl status sendas-token sendas-milter"`, "both services are down: the token service at %s: %w; the milter at %s: %w",
 			v.tokenAt, v.tokenErr, v.milterAt, v.milterErr)
@@ -195,6 +197,9 @@ func (v *view) text() string {
 	fmt.Fprintf(&b, "%s\n", v.time.Format(time.DateTime))
 	fmt.Fprintf(&b, "token service  %s\n", v.tokenState())
 	fmt.Fprintf(&b, "milter         %s\n", v.milterState())
+	if v.observes() {
+		fmt.Fprintf(&b, "mode           %s\n", observeWords)
+	}
 	words, _ := v.queueState()
 	fmt.Fprintf(&b, "queue          %s\n", words)
 	if v.token != nil {
@@ -212,6 +217,9 @@ func (v *view) text() string {
 
 // tokenState says how the token service is.
 func (v *view) tokenState() string {
+	if idle := v.idleToken(); idle != "" {
+		return idle
+	}
 	if v.token == nil {
 		return upOrDown("up", v.tokenAt, v.tokenErr)
 	}

@@ -113,6 +113,9 @@ const smallStatus = `{
 }
 `
 
+// observingStatus is of a milter that only looks.
+const observingStatus = `{"version": "9.9.9", "time": "2026-11-21T08:00:00Z", "mode": "observe", "clients": [], "unknown": {"messages": {"reject": 2}}}`
+
 func TestStatusDown(t *testing.T) {
 	up := listensAt(healthy(t))
 	for _, tc := range []struct {
@@ -129,6 +132,8 @@ func TestStatusDown(t *testing.T) {
 		{"JSON, but another's", up, answering(t, 200, "{}"), exit.TempFail, "DOWN", "not the token service of this version"},
 		{"an older one", up, answering(t, 404, "404 page not found"), exit.TempFail, "DOWN", "HTTP status 404"},
 		{"the milter's HTTP off", "", answering(t, 200, smallStatus), 0, "milter         not known: milter.http is off", ""},
+		{"a milter that only looks", answering(t, 200, observingStatus), dead(t), 0, "mode           observes: nothing is changed or refused; ", ""},
+		{"no token service for it", answering(t, 200, observingStatus), dead(t), 0, "token service  not needed while the milter observes (at 127.0.0.1:", ""},
 		{"HTTP off", up, "", exit.Config, "", "token.http is off"},
 	} {
 		c, stdout := statusOf(t, "https://login.microsoftonline.com", tc.milter, tc.token)

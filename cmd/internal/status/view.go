@@ -459,6 +459,9 @@ func signInLevel(s *lease.SignInStatus) string {
 // milterPage makes the page of the milter.
 func milterPage(s *milter.Status, c *service.Config, all bool) *pageView {
 	v := &pageView{Service: "milter", State: serviceState(s.Time, s.Started), Title: "sendas milter", Notices: configNotes(c, s.Time)}
+	if observed(s) {
+		v.Notices = append(v.Notices, pageNote{warm, "sendas " + observeWords})
+	}
 	m := &milterView{ClientsHead: clientsHead(s), RecentHead: fmt.Sprintf("The last %d minutes", s.Recent.Minutes), Recent: recentFacts(&s.Recent), Queue: queueFacts(s.Queue, s.Time)}
 	shown, rest := firstOf(clientsInOrder(s.Clients, len(s.Clients) > rowsFor(all)), rowsFor(all))
 	for _, x := range shown {
