@@ -2,13 +2,17 @@ package entra
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/pem"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -21,10 +25,16 @@ import (
 // room for a clock that is some minutes off.
 const assertionLife = 10 * time.Minute
 
-// appIdentity is a certificate with its key, as registered for an app in Entra.
-type appIdentity struct {
-	cert *x509.Certificate
-	key  *rsa.PrivateKey
+// A KeyPair names the files by which an app proves itself with a certificate.
+type KeyPair struct {
+	CertificateFile string // PEM
+	KeyFile         string // empty where CertificateFile has the key too
+}
+
+// An Identity is a certificate with its key, as registered for an app in Entra.
+type Identity struct {
+	Certificate *x509.Certificate
+	key         *rsa.PrivateKey
 }
 
 // CheckCertificate reports whether the files can prove an app's identity: an RSA
@@ -33,19 +43,17 @@ type appIdentity struct {
 // both. It returns the end of the certificate's validity, also where the error is that this is past.
 // The error is a *FileError.
 func CheckCertificate(certFile, keyFile string) (notAfter time.Time, err error) {
-	id, err := readIdentity(certFile, keyFile, time.Now())
+	id, err := KeyPair{certFile, keyFile}.Read(time.Now())
 	if id == nil {
 		return time.Time{}, err
 	}
-	return id.cert.NotAfter, err
+	return id.Certificate.NotAfter, err
 }
 
-// readIdentity reads both files and checks that they belong together at now. With the error that
-// now is not their time, they are returned too.
-func readIdentity(certFile, keyFile string, now time.Time) (*appIdentity, error) {
-	if keyFile == "" {
-		keyFile = certFile
-	}
+// Read reads both files and checks that they belong together at now. With the error that now is not
+// their time, they are returned too. The error is a *FileError.
+func (p KeyPair) Read(now time.Time) (*Identity, error) {
+	certFile, keyFile := p.CertificateFile, cmp.Or(p.KeyFile, p.CertificateFile)
 	keyPEM, err := ours.readPrivate(keyFile)
 	if err != nil {
 		return nil, err
@@ -65,7 +73,7 @@ func readIdentity(certFile, keyFile string, now time.Time) (*appIdentity, error)
 	if err != nil {
 		return nil, err
 	}
-	return &appIdentity{cert, key}, checkValidity(certFile, cert, now)
+	return &Identity{cert, key}, checkValidity(certFile, cert, now)
 }
 
 // parseKey returns the first private key in a PEM file.
@@ -198,8 +206,12 @@ func isBase64OfDER(text []byte) bool {
 // assertion returns the JWT that proves to the token endpoint audience that we
 // are clientID.
 // https://learn.microsoft.com/entra/identity-platform/certificate-credentials
-func (id *appIdentity) assertion(audience, clientID string, now time.Time) (Secret, error) {
-	t := jwt.NewWithClaims(jwt.SigningMethodPS256, jwt.MapClaims{
+func (id *Identity) assertion(audience, clientID string, now time.Time) (Secret, error) {
+	// Unpadded base64url, as documented and as RFC 7515 section 4.1.8 has it;
+	// MSAL for Go pads with the standard alphabet, which Entra takes too.
+	sum := sha256.Sum256(id.Certificate.Raw)
+	header := map[string]any{"x5t#S256": base64.RawURLEncoding.EncodeToString(sum[:])}
+	return id.sign(jwt.SigningMethodPS256, header, jwt.MapClaims{
 		"aud": audience, // a string: RegisteredClaims would make it a list
 		"iss": clientID,
 		"sub": clientID,
@@ -208,13 +220,28 @@ func (id *appIdentity) assertion(audience, clientID string, now time.Time) (Secr
 		"iat": now.Unix(),
 		"exp": now.Add(assertionLife).Unix(),
 	})
-	// Unpadded base64url, as documented and as RFC 7515 section 4.1.8 has it;
-	// MSAL for Go pads with the standard alphabet, which Entra takes too.
-	sum := sha256.Sum256(id.cert.Raw)
-	t.Header["x5t#S256"] = base64.RawURLEncoding.EncodeToString(sum[:])
+}
+
+// Possession returns the JWT by which Microsoft Graph lets an app change its own keys: it shows that
+// whoever asks has the key of a certificate that is registered now. objectID is that of the app
+// registration, not its client ID. It is good for ten minutes, the longest that Graph takes.
+// https://learn.microsoft.com/graph/application-rollkey-prooftoken
+//
+// Its header is documented nowhere; it is as Microsoft's own sample makes it.
+func (id *Identity) Possession(audience, objectID string, now time.Time) (Secret, error) {
+	sum := sha1.Sum(id.Certificate.Raw)
+	header := map[string]any{"x5t": base64.RawURLEncoding.EncodeToString(sum[:]), "kid": strings.ToUpper(hex.EncodeToString(sum[:]))}
+	return id.sign(jwt.SigningMethodRS256, header, jwt.MapClaims{
+		"aud": audience, "iss": objectID, "nbf": now.Unix(), "exp": now.Add(assertionLife).Unix(),
+	})
+}
+
+func (id *Identity) sign(method jwt.SigningMethod, header map[string]any, claims jwt.MapClaims) (Secret, error) {
+	t := jwt.NewWithClaims(method, claims)
+	maps.Copy(t.Header, header)
 	s, err := t.SignedString(id.key)
 	if err != nil {
-		return "", fmt.Errorf("signing a client assertion: %w", err)
+		return "", fmt.Errorf("signing with the app's key: %w", err)
 	}
 	return Secret(s), nil
 }

@@ -181,7 +181,7 @@ func TestAssertion(t *testing.T) {
 	const client = "5f2c0d3e-0000-4000-8000-000000000001"
 	now := time.Date(2026, 11, 21, 4, 0, 0, 0, time.UTC)
 	mine := certPEM(t, firstKey(), now.Add(-time.Hour), now.Add(time.Hour))
-	id, err := readIdentity(writeFile(t, "c.pem", mine+pkcs8(t, firstKey()), 0o600), "", now)
+	id, err := KeyPair{writeFile(t, "c.pem", mine+pkcs8(t, firstKey()), 0o600), ""}.Read(now)
 	if err != nil {
 		t.Fatal(err)
 	}

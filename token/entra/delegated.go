@@ -41,6 +41,7 @@ type Delegated struct {
 	SecretFile      string // as in SignIn; both are empty for a public client
 	CertificateFile string
 	KeyFile         string
+	Pairs           func() []KeyPair // see ClientCredentials.Pairs
 
 	Vault *Vault
 
@@ -141,7 +142,7 @@ func (d *Delegated) forget() {
 func (d *Delegated) redeem(ctx context.Context, stored, use *StoredGrant) (*Token, error) {
 	r := redemption{
 		credential: d.Credential, what: "refresh token", tokenURL: d.TokenURL, clientID: d.ClientID, scope: offlineScopes(d.Scope),
-		secretFile: d.SecretFile, certificateFile: d.CertificateFile, keyFile: d.KeyFile, client: d.Client,
+		secretFile: d.SecretFile, certificateFile: d.CertificateFile, keyFile: d.KeyFile, certificates: d.Pairs, client: d.Client,
 	}
 	g, err := r.redeem(ctx, url.Values{"grant_type": {"refresh_token"}, "refresh_token": {string(use.Refresh)}})
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"math"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -44,6 +45,12 @@ type ClientCredentials struct {
 	KeyFile            string // and its key, unless that is in CertificateFile too, or
 	FederatedTokenFile string // a JWT of an issuer that the app registration trusts
 
+	// Pairs, where it is not nil, says for each request which certificates the app can prove itself
+	// by, the best first, and CertificateFile is not looked at. Another one is tried where a file
+	// cannot be used, or Entra does not know the certificate: it takes a new one for registered only
+	// after some minutes.
+	Pairs func() []KeyPair
+
 	// Client sends the requests: see NewHTTPClient. Nil means a plain one with
 	// a deadline. No redirect is followed, whatever it says.
 	Client *http.Client
@@ -53,8 +60,41 @@ type ClientCredentials struct {
 
 // Token asks Entra for a new token; see Source for the errors.
 func (c *ClientCredentials) Token(ctx context.Context) (*Token, error) {
+	return eachPair(c.pairs(), func(pair KeyPair) (*Token, error) { return c.token(ctx, pair) })
+}
+
+func (c *ClientCredentials) pairs() []KeyPair {
+	if c.Pairs != nil {
+		return c.Pairs()
+	}
+	return []KeyPair{{c.CertificateFile, c.KeyFile}}
+}
+
+// certificateUnknown is the code for a certificate that is not, or not yet, registered for the app.
+const certificateUnknown = 700027
+
+// eachPair asks by one pair after the other, until the answer is not about the certificate. Where it
+// is at each, the error is that of the first, which is the best.
+func eachPair[T any](pairs []KeyPair, ask func(KeyPair) (T, error)) (answer T, err error) {
+	for i, p := range pairs {
+		got, e := ask(p)
+		file, unusable := errors.AsType[*FileError](e)
+		unusable = unusable && (file.Path == p.CertificateFile || file.Path == p.KeyFile)
+		refused, unknown := errors.AsType[*RefusedError](e)
+		unknown = unknown && slices.Contains(refused.Codes, certificateUnknown)
+		if !unusable && !unknown {
+			return got, e
+		}
+		if i == 0 {
+			err = e
+		}
+	}
+	return answer, err
+}
+
+func (c *ClientCredentials) token(ctx context.Context, pair KeyPair) (*Token, error) {
 	started := c.clock()
-	p, err := c.proof(started)
+	p, err := c.proof(pair, started)
 	if err != nil {
 		return nil, fmt.Errorf("preparing the client credentials of %q: %w", c.Credential, err)
 	}
@@ -96,21 +136,22 @@ type appProof struct {
 	others    []Secret // what else of the request must not be seen: a user's refresh token or code
 }
 
-func (c *ClientCredentials) proof(now time.Time) (appProof, error) {
+// proof shows who we are; the pair counts where it is by a certificate.
+func (c *ClientCredentials) proof(pair KeyPair, now time.Time) (appProof, error) {
 	switch {
 	case c.FederatedTokenFile != "":
 		a, _, err := readFederated(c.FederatedTokenFile, now)
 		return appProof{file: c.FederatedTokenFile, federated: true, assertion: a}, err
-	case c.CertificateFile == "":
+	case pair.CertificateFile == "":
 		s, err := readSecret(c.SecretFile)
 		return appProof{file: c.SecretFile, secret: s}, err
 	}
-	id, err := readIdentity(c.CertificateFile, c.KeyFile, now)
+	id, err := pair.Read(now)
 	if err != nil {
 		return appProof{}, err
 	}
 	a, err := id.assertion(c.TokenURL, c.ClientID, now)
-	return appProof{file: c.CertificateFile, assertion: a}, err
+	return appProof{file: pair.CertificateFile, assertion: a}, err
 }
 
 func (p appProof) params() url.Values {

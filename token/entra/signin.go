@@ -70,6 +70,8 @@ type SignIn struct {
 	CertificateFile string // a certificate, PEM,
 	KeyFile         string // and its key, unless that is in CertificateFile too
 
+	Pairs func() []KeyPair // see ClientCredentials.Pairs
+
 	// Client sends the requests: see NewHTTPClient. Nil means a plain one with
 	// a deadline. No redirect is followed.
 	Client *http.Client
@@ -117,7 +119,7 @@ func (s *SignIn) again(format string, args ...any) error {
 // *UnreachableError, a *SignInError, or has ctx's inside.
 func (s *SignIn) DeviceCode(ctx context.Context, show func(DevicePrompt)) (*Grant, error) {
 	r := s.redemption()
-	if _, err := r.proof(time.Now()); err != nil {
+	if err := r.check(time.Now()); err != nil {
 		return nil, err // before anybody types a code
 	}
 	d, err := s.askForCode(ctx)
@@ -166,7 +168,7 @@ func (s *SignIn) endpoint(name string) string {
 func (s *SignIn) redemption() *redemption {
 	return &redemption{
 		credential: s.Credential, what: "sign-in", tokenURL: s.endpoint("token"), clientID: s.ClientID, scope: s.scopes(),
-		secretFile: s.SecretFile, certificateFile: s.CertificateFile, keyFile: s.KeyFile, client: s.Client,
+		secretFile: s.SecretFile, certificateFile: s.CertificateFile, keyFile: s.KeyFile, certificates: s.Pairs, client: s.Client,
 	}
 }
 
@@ -313,6 +315,7 @@ type redemption struct {
 	tokenURL, clientID, scope string
 
 	secretFile, certificateFile, keyFile string
+	certificates                         func() []KeyPair // see ClientCredentials.Pairs
 
 	client *http.Client
 }
@@ -321,8 +324,12 @@ type redemption struct {
 // what belongs to that. A refresh token that comes with the answer is in the
 // Grant; with grant_type=refresh_token and none in the answer it is the old one.
 func (r *redemption) redeem(ctx context.Context, grant url.Values) (*Grant, error) {
+	return eachPair(r.app().pairs(), func(pair KeyPair) (*Grant, error) { return r.redeemBy(ctx, pair, grant) })
+}
+
+func (r *redemption) redeemBy(ctx context.Context, pair KeyPair, grant url.Values) (*Grant, error) {
 	started := time.Now()
-	p, err := r.proof(started)
+	p, err := r.proof(pair, started)
 	if err != nil {
 		return nil, err
 	}
@@ -352,13 +359,23 @@ func (r *redemption) redeem(ctx context.Context, grant url.Values) (*Grant, erro
 	return q.acceptGrant(t)
 }
 
+// app is the app on its own behalf, which shows who it is in the same way.
+func (r *redemption) app() *ClientCredentials {
+	return &ClientCredentials{TokenURL: r.tokenURL, ClientID: r.clientID, SecretFile: r.secretFile, CertificateFile: r.certificateFile, KeyFile: r.keyFile, Pairs: r.certificates}
+}
+
+// check reports whether there is a proof to begin with.
+func (r *redemption) check(now time.Time) error {
+	_, err := eachPair(r.app().pairs(), func(p KeyPair) (appProof, error) { return r.proof(p, now) })
+	return err
+}
+
 // proof is empty for a public client.
-func (r *redemption) proof(now time.Time) (appProof, error) {
-	if r.secretFile == "" && r.certificateFile == "" {
+func (r *redemption) proof(pair KeyPair, now time.Time) (appProof, error) {
+	if r.secretFile == "" && pair.CertificateFile == "" {
 		return appProof{}, nil
 	}
-	c := ClientCredentials{TokenURL: r.tokenURL, ClientID: r.clientID, SecretFile: r.secretFile, CertificateFile: r.certificateFile, KeyFile: r.keyFile}
-	p, err := c.proof(now)
+	p, err := r.app().proof(pair, now)
 	if err != nil {
 		return appProof{}, fmt.Errorf("preparing the %s of %q: %w", r.what, r.credential, err)
 	}
@@ -385,7 +402,7 @@ func (q *tokenRequest) acceptGrant(t *oauth2.Token) (*Grant, error) {
 // The app registration needs RedirectURI.
 func (s *SignIn) Browser(ctx context.Context, open func(url string)) (*Grant, error) {
 	r := s.redemption()
-	if _, err := r.proof(time.Now()); err != nil {
+	if err := r.check(time.Now()); err != nil {
 		return nil, err
 	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
