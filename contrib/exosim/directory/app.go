@@ -22,14 +22,16 @@ const sendAsApp = "SMTP.SendAsApp"
 // App is an app registration with its service principal in Exchange. It prints
 // without its secret.
 type App struct {
-	ClientID        string    `yaml:"client_id"`
-	ObjectID        string    `yaml:"object_id"`          // of the enterprise application: the token's oid
-	ExchangeID      string    `yaml:"exchange_object_id"` // what New-ServicePrincipal was given; default ObjectID
-	NotInExchange   bool      `yaml:"not_in_exchange"`    // New-ServicePrincipal was forgotten
-	Secret          string    `yaml:"secret"`
-	SecretExpires   time.Time `yaml:"secret_expires"`
-	CertificateFile string    `yaml:"certificate_file"` // PEM; all certificates in it are registered
-	Federated       Federated `yaml:"federated"`        // a federated credential; none
+	ClientID string `yaml:"client_id"`
+	ObjectID string `yaml:"object_id"` // of the enterprise application: the token's oid
+	// ApplicationObjectID is the object id of the app registration, by which Graph knows it.
+	ApplicationObjectID string    `yaml:"application_object_id"`
+	ExchangeID          string    `yaml:"exchange_object_id"` // what New-ServicePrincipal was given; default ObjectID
+	NotInExchange       bool      `yaml:"not_in_exchange"`    // New-ServicePrincipal was forgotten
+	Secret              string    `yaml:"secret"`
+	SecretExpires       time.Time `yaml:"secret_expires"`
+	CertificateFile     string    `yaml:"certificate_file"` // PEM; all certificates in it are registered
+	Federated           Federated `yaml:"federated"`        // a federated credential; none
 
 	// Public is "Allow public client flows": users sign in without the app
 	// proving itself, and then it must not. It is nothing to client_credentials.
@@ -149,6 +151,16 @@ func (t *Tenant) Apps() []*App {
 		list = append(list, t.App(a.ClientID))
 	}
 	return list
+}
+
+// AppByObject returns an app by the object id of its registration, nil if there is none. As with App,
+// nobody may change it.
+func (t *Tenant) AppByObject(id string) *App {
+	i := slices.IndexFunc(t.Apps(), func(a *App) bool { return id != "" && strings.EqualFold(a.ApplicationObjectID, id) })
+	if i < 0 {
+		return nil
+	}
+	return t.Apps()[i]
 }
 
 // ManagedIdentities returns all managed identities, in the order of the configuration.

@@ -24,9 +24,7 @@ func (l *Login) checkAssertion(app *directory.App, assertion string, q *tokenQue
 	if l.isFederated(app, assertion) {
 		return l.checkFederated(app, assertion, q)
 	}
-	l.mu.Lock()
-	certs := l.certs[app.ClientID]
-	l.mu.Unlock()
+	certs := l.certsOf(app.ClientID)
 	var c jwt.RegisteredClaims
 	_, err := jwt.NewParser(jwt.WithValidMethods([]string{"PS256", "RS256"}), jwt.WithoutClaimsValidation()).
 		ParseWithClaims(assertion, &c, func(t *jwt.Token) (any, error) { return registeredKey(certs, t) })

@@ -88,7 +88,10 @@ func (l *Login) resource(q *tokenQuery) (string, *refusal) {
 	if !isDefault || strings.ContainsAny(resource, " \t") {
 		return "", l.refuseFor(q, 70011)
 	}
-	if resource = strings.TrimSuffix(resource, "/"); !slices.Contains(resources, resource) {
+	if resource = strings.TrimSuffix(resource, "/"); resource == q.base {
+		return graph, nil // which is served at the same address
+	}
+	if !slices.Contains(resources, resource) {
 		return "", l.unknownResource(q, resource)
 	}
 	return resource, nil

@@ -38,6 +38,15 @@ type Config struct {
 	// 60 and 90 minutes.
 	TokenLife time.Duration `yaml:"token_life"`
 	ArcKeys   string        `yaml:"arc_keys"` // folder for the key files of Azure Arc; none, and then no Arc
+	Graph     GraphConfig   `yaml:"graph"`    // how apps change their own certificates
+}
+
+// GraphConfig is how Microsoft Graph lets apps change their own certificates.
+type GraphConfig struct {
+	// KnownAfter is how long it takes until Entra takes a new certificate. Really it is some minutes;
+	// the default is at once.
+	KnownAfter time.Duration `yaml:"known_after"`
+	MostLife   time.Duration `yaml:"most_life"` // the tenant's policy: the longest life of a certificate; 0 is any
 }
 
 // Complete fills in defaults and refuses what cannot be meant. Its errors begin with the wrong key.
@@ -45,6 +54,9 @@ type Config struct {
 func (c *Config) Complete(isUser func(upn string) bool) error {
 	if min(c.DeviceFlow.Life, c.DeviceFlow.Interval, c.SignIn.CodeLife, c.Refresh.Idle, c.Refresh.Frequency) < 0 || c.DeviceFlow.ApproveAfter < 0 {
 		return fmt.Errorf("device_flow, sign_in, refresh: a time or number is negative")
+	}
+	if min(c.Graph.KnownAfter, c.Graph.MostLife) < 0 {
+		return fmt.Errorf("graph: a time is negative")
 	}
 	if c.TokenLife < 0 {
 		return fmt.Errorf("token_life: a time is negative")
@@ -71,14 +83,14 @@ type Login struct {
 	cfg   Config
 	dir   *directory.Tenant
 	key   *rsa.PrivateKey // signs access tokens
-	certs map[string][]*x509.Certificate
 	stop  context.Context
 	halt  context.CancelFunc
 
 	federatedKey   func() *rsa.PrivateKey // signs for the other issuer; made when first wanted
 	identityHeader string                 // what App Service wants to see
 
-	mu            sync.Mutex // guards what follows
+	mu            sync.Mutex                 // guards what follows
+	keys          map[string][]RegisteredKey // by app
 	page          SignIn
 	faults        Faults
 	usedJTI       map[string]time.Time // client assertions seen, until they expire
@@ -99,7 +111,7 @@ type Login struct {
 // own from then on.
 func New(c Config, dir *directory.Tenant, random *mathrand.Rand) (*Login, error) {
 	l := &Login{
-		cfg: c, dir: dir, key: newRSAKey(), certs: map[string][]*x509.Certificate{}, federatedKey: sync.OnceValue(newRSAKey), identityHeader: directory.NewGUID(),
+		cfg: c, dir: dir, key: newRSAKey(), keys: map[string][]RegisteredKey{}, federatedKey: sync.OnceValue(newRSAKey), identityHeader: directory.NewGUID(),
 		page: c.SignIn, usedJTI: map[string]time.Time{}, tokens: map[string]liveToken{}, requests: map[tokenRequest]int{}, validFrom: map[string]time.Time{},
 		devices: map[string]*deviceCode{}, codes: map[string]*authCode{}, refreshTokens: map[string]refreshToken{}, refusing: map[string]Refusing{},
 		arcKeys: map[string]string{}, random: random,
@@ -111,9 +123,12 @@ func New(c Config, dir *directory.Tenant, random *mathrand.Rand) (*Login, error)
 		}
 	}
 	for i, a := range dir.Apps() {
-		var err error
-		if l.certs[a.ClientID], err = readCertificates(a.CertificateFile); err != nil {
+		certs, err := readCertificates(a.CertificateFile)
+		if err != nil {
 			return nil, fmt.Errorf("apps[%d].certificate_file: %w", i, err)
+		}
+		for _, c := range certs {
+			l.keys[a.ClientID] = append(l.keys[a.ClientID], RegisteredKey{KeyID: directory.NewGUID(), Cert: c})
 		}
 	}
 	if c.ArcKeys != "" {

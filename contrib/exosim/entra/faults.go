@@ -27,6 +27,13 @@ type Faults struct {
 	// that are checked. A text such as "-10m".
 	Skew time.Duration `json:"entra_skew"`
 
+	// Microsoft Graph, which is at the same address.
+	GraphStatus  int    `json:"graph_status"`  // refuse with that HTTP status, and
+	GraphCode    string `json:"graph_code"`    // with that code: Authorization_RequestDenied
+	GraphMessage string `json:"graph_message"` // and text
+	GraphTimes   int    `json:"graph_times"`   // so many requests, then no more; 0 is all
+	GraphLost    int    `json:"graph_lost"`    // do so many requests, and end the connection without an answer
+
 	// The managed identity endpoints.
 	IMDSStatus    int    `json:"imds_status"`     // answer with that HTTP status: 404, 410, 429, 503
 	IMDSTimes     int    `json:"imds_times"`      // so many requests, then no more; 0 is all
@@ -49,6 +56,12 @@ func (f *Faults) Check() error {
 	}
 	if strings.ContainsAny(f.ContentType+f.ArcRealm, "\r\n") {
 		return fmt.Errorf("entra_content_type, arc_realm: a line break is no part of a header")
+	}
+	if f.GraphStatus != 0 && (f.GraphStatus < 400 || f.GraphStatus > 599) {
+		return fmt.Errorf("graph_status: %d is no HTTP status of an error", f.GraphStatus)
+	}
+	if min(f.GraphTimes, f.GraphLost) < 0 {
+		return fmt.Errorf("graph_times, graph_lost: a number is negative")
 	}
 	if min(f.Times, f.IMDSTimes, f.RefreshIn, int(f.TokenLife)) < 0 {
 		return fmt.Errorf("entra_times, imds_times, entra_refresh_in, entra_token_life: a number is negative")

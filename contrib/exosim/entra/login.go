@@ -20,6 +20,8 @@ func (l *Login) Handler() http.Handler {
 	mux.HandleFunc("/{tenant}/oauth2/v2.0/token", l.serveToken)
 	mux.HandleFunc("/{tenant}/oauth2/v2.0/devicecode", l.serveDeviceCode)
 	mux.HandleFunc("/{tenant}/oauth2/v2.0/authorize", l.serveAuthorize)
+	mux.HandleFunc("POST /v1.0/applications/{object}/addKey", l.serveGraph(l.addKey))
+	mux.HandleFunc("POST /v1.0/applications/{object}/removeKey", l.serveGraph(l.removeKey))
 	return l.troubled(mux)
 }
 
