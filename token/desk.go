@@ -2,12 +2,14 @@ package token
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token/entra"
 	"github.com/sendas/sendas/token/lease"
+	"github.com/sendas/sendas/token/renew"
 )
 
 // A Setup is one configuration, as the service works by it. It does not change.
@@ -43,13 +46,15 @@ type Credential struct {
 	SignIn bool // a user signs in
 }
 
+// renews reports whether the service replaces the certificate by itself.
+func (c *Credential) renews() bool { return c.Proof.Keeper != nil && c.Proof.Keeper.Before > 0 }
+
 // A Proof shows Entra who we are. The zero value holds nothing of ours.
 type Proof struct {
-	Kind            string // one of ProofCertificate, ProofSecret, ProofFederated
-	CertificateFile string
-	KeyFile         string    // "" where the certificate's file has the key too
-	TokenFile       string    // of another issuer's token
-	Expires         time.Time // of a secret; zero when it is not known
+	Kind      string        // one of ProofCertificate, ProofSecret, ProofFederated
+	Keeper    *renew.Keeper // of a certificate
+	TokenFile string        // of another issuer's token
+	Expires   time.Time     // of a secret; zero when it is not known
 }
 
 // The kinds of a [Proof]; they are part of the JSON of [Status].
@@ -64,7 +69,7 @@ const (
 func (p *Proof) ends() (at time.Time) {
 	switch p.Kind {
 	case ProofCertificate:
-		at, _ = entra.CheckCertificate(p.CertificateFile, p.KeyFile)
+		at, _ = p.Keeper.Check()
 	case ProofFederated:
 		at, _ = entra.CheckFederatedTokenFile(p.TokenFile)
 	default:
@@ -107,7 +112,8 @@ type Desk struct {
 // running is a credential at work.
 type running struct {
 	refresher *entra.Refresher
-	key       string // Credential.Key
+	keeper    *renew.Keeper // of a certificate that is renewed; else nil
+	key       string        // Credential.Key
 	stop      context.CancelFunc
 }
 
@@ -184,6 +190,11 @@ func (d *Desk) startLocked(c *Credential, vault *entra.Vault) (*running, error) 
 		user.Log = d.log
 		d.wg.Go(func() { vault.Watch(ctx, c.Name, r.refresher.Wake) }) // "sendas login" need not tell us
 	}
+	if c.renews() {
+		r.keeper = c.Proof.Keeper
+		r.keeper.Log = d.log
+		d.wg.Go(func() { r.keeper.Run(ctx) })
+	}
 	d.wg.Go(func() { r.refresher.Run(ctx) })
 	return r, nil
 }
@@ -246,6 +257,7 @@ func (d *Desk) Status(ctx context.Context, version string, started time.Time) *l
 		if r := running[c.Name]; r != nil {
 			state := r.refresher.State()
 			x.State = &state
+			x.Renewal = renewal(r.keeper)
 		}
 		if c.SignIn {
 			x.SignIn = signedIn(s.Vault, c.Name)
@@ -264,6 +276,43 @@ func (d *Desk) Status(ctx context.Context, version string, started time.Time) *l
 		in.Pools = append(in.Pools, x)
 	}
 	return d.leases.Status(ctx, in)
+}
+
+// renewal describes how a certificate is renewed; nil where it is not.
+func renewal(k *renew.Keeper) *lease.RenewalStatus {
+	if k == nil {
+		return nil
+	}
+	s := k.State()
+	x := &lease.RenewalStatus{Made: s.Made, Pending: s.Pending, Former: s.Former}
+	if !s.Due.IsZero() {
+		x.Due, x.Ends = &s.Due, &s.Ends
+	}
+	if s.Err != nil {
+		x.Error, x.Hint = s.Err.Error(), renew.Hint(s.Err)
+		x.Failing = &s.Failing
+	}
+	return x
+}
+
+// Renew has the service replace the certificate of a credential now, and describes how that goes.
+// The map is for the administrator; the key is the name, after "now " to begin with it.
+func (d *Desk) Renew(_ context.Context, _ lease.Caller, key string) lease.Result {
+	name, now := strings.CutPrefix(key, "now ")
+	d.mu.Lock()
+	r := d.running[name]
+	d.mu.Unlock()
+	if r == nil || r.keeper == nil {
+		return lease.Result{Status: lease.NotFound}
+	}
+	if now {
+		r.keeper.Renew()
+	}
+	text, err := json.Marshal(renewal(r.keeper))
+	if err != nil {
+		return lease.Result{Status: lease.Temp, Value: err.Error()}
+	}
+	return lease.Result{Status: lease.OK, Value: string(text)}
 }
 
 // signedIn looks up who has signed in.

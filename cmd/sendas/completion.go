@@ -39,6 +39,16 @@ func signInCredentials(c *config.Site) (list []cobra.Completion) {
 	return list
 }
 
+// certificates are the credentials whose certificate the service replaces.
+func certificates(c *config.Site) (list []cobra.Completion) {
+	for _, name := range slices.Sorted(maps.Keys(c.Credentials)) {
+		if cc := c.Credentials[name]; cc.Renew > 0 {
+			list = append(list, cobra.CompletionWithDesc(name, cc.CertificateFile))
+		}
+	}
+	return list
+}
+
 // senders are the addresses that mailboxes may send as, without patterns.
 func senders(c *config.Site) (list []cobra.Completion) {
 	for i := range c.Mailboxes {

@@ -145,7 +145,7 @@ func newLogin(o *options, name string) (*login, error) {
 	e := c.Tenant.Endpoints
 	l.signIn = &entra.SignIn{
 		Credential: name, Authority: e.Authority, Tenant: c.Tenant.ID, ClientID: cc.ClientID, Scopes: []string{e.DelegatedScope}, User: cc.User,
-		SecretFile: cc.ClientSecretFile, CertificateFile: cc.CertificateFile, KeyFile: cc.KeyFile, Client: client,
+		SecretFile: cc.ClientSecretFile, CertificateFile: cc.CertificateFile, KeyFile: cc.KeyFile, Pairs: c.Pairs(name), Client: client,
 	}
 	return l, nil
 }

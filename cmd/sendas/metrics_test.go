@@ -123,7 +123,7 @@ func tokenFigures(t *testing.T) *prometheus.Registry {
 			Denied: []lease.Denial{{Held: true}}}},
 		Credentials: []lease.CredentialStatus{
 			{Name: "relay-app", InUse: true, Proof: proof(token.ProofSecret), Refresh: lease.RefreshStatus{LastSuccess: &now}},
-			{Name: "other-app", InUse: true, Proof: proof(token.ProofCertificate), SignIn: &lease.SignInStatus{Since: &now, Ends: &now}},
+			{Name: "other-app", InUse: true, Proof: &lease.ProofStatus{Kind: token.ProofCertificate, Ends: &now, Renewal: new(lease.RenewalStatus)}, SignIn: &lease.SignInStatus{Since: &now, Ends: &now}},
 			{Name: "pod-app", InUse: true, Proof: proof(token.ProofFederated)},
 		},
 	}

@@ -2,14 +2,9 @@ package main
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"net"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -50,40 +45,16 @@ Type it as root, or as the user of the token service where that makes its socket
 	}
 }
 
-// retryTime bounds the question to the token service.
-const retryTime = 10 * time.Second
-
 // retry asks the token service.
 func retry(ctx context.Context, c *config.Site, args []string) (*lease.Retried, error) {
-	ctx, cancel := context.WithTimeout(ctx, retryTime)
-	defer cancel()
-	network, addr := c.Token.Listen.Network()
-	fail := func(hint string, err error) error {
-		return exit.Errorf(exit.TempFail, hint, "asking the token service at %s: %w", c.Token.Listen, err)
-	}
-	conn, err := new(net.Dialer).DialContext(ctx, network, addr)
-	if errors.Is(err, fs.ErrPermission) {
-		return nil, fail("type it as root, or as the user of the token service", err)
-	}
-	if err != nil {
-		return nil, fail(`type "systemctl status sendas-token"; its log is "journalctl -u sendas-token"`, err)
-	}
-	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(retryTime))
-	r, err := lease.Ask(conn, "retry", strings.Join(args, " "))
-	switch {
-	case errors.Is(err, io.EOF):
-		return nil, fail("type it as root, or as the user of the token service; after an upgrade, restart the service", errors.New("it sends this user away"))
-	case err != nil:
-		return nil, fail("", err)
-	case r.Status != lease.OK:
-		return nil, fail("after an upgrade, restart the service", errors.New(r.Value))
-	}
 	a := new(lease.Retried)
-	if err := json.Unmarshal([]byte(r.Value), a); err != nil {
-		return nil, fail("", errors.New("what answers is not the token service of this version"))
-	}
-	if a.Unknown != "" {
+	found, err := askService(ctx, c, "retry", strings.Join(args, " "), a)
+	switch {
+	case err != nil:
+		return nil, err
+	case !found:
+		return nil, exit.Errorf(exit.TempFail, "", "the token service does not know what to try again")
+	case a.Unknown != "":
 		return nil, exit.Errorf(exit.Usage, `"sendas status" lists the mailboxes, and what each was denied`, "%s is no mailbox, or none that may send so, in the configuration that is in force", a.Unknown)
 	}
 	return a, nil

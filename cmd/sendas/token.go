@@ -26,6 +26,7 @@ import (
 	"github.com/sendas/sendas/token"
 	"github.com/sendas/sendas/token/entra"
 	"github.com/sendas/sendas/token/lease"
+	"github.com/sendas/sendas/token/renew"
 )
 
 func cmdToken(o *options) *cobra.Command {
@@ -73,7 +74,7 @@ func runToken(ctx context.Context, o *options) error {
 	}()
 	leases := lease.NewLessor(store.Store, metrics, log)
 	desk := token.NewDesk(ctx, leases, metrics, log)
-	srv := &lease.SocketmapServer{Maps: leases.Maps(), Admin: leases.AdminMaps(), Log: log, Metrics: metrics}
+	srv := &lease.SocketmapServer{Maps: leases.Maps(), Admin: adminMaps(leases, desk), Log: log, Metrics: metrics}
 	var inForce atomic.Pointer[config.Site]
 	use := func(c *config.Site) error {
 		peers, err := service.UserIDs(c.Token.Peers)
@@ -121,6 +122,13 @@ func runToken(ctx context.Context, o *options) error {
 	desk.Wait()
 	log.Info("token service stopped")
 	return nil
+}
+
+// adminMaps are the maps for the commands that ask the service.
+func adminMaps(leases *lease.Lessor, desk *token.Desk) map[string]lease.Map {
+	maps := leases.AdminMaps()
+	maps["renew"] = desk.Renew
+	return maps
 }
 
 // takeOver goes on with the deliveries that were under way when the former process ended.
@@ -207,7 +215,7 @@ func newSetup(c *config.Site) (*token.Setup, error) {
 	for _, name := range slices.Sorted(maps.Keys(c.Credentials)) {
 		cc := c.Credentials[name]
 		s.Credentials = append(s.Credentials, token.Credential{
-			Name: name, Flow: cc.Flow, Proof: proofOf(&cc), SignIn: cc.Delegated(),
+			Name: name, Flow: cc.Flow, Proof: proofOf(&cc, c.Keeper(name, client)), SignIn: cc.Delegated(),
 			Key:    fmt.Sprintf("%s %+v %s %+v %s", name, cc, c.Tenant.ID, c.Tenant.Endpoints, c.Token.StateDir),
 			Source: func() (entra.Source, error) { return c.Source(name, client, s.Vault) },
 		})
@@ -231,10 +239,10 @@ func minLife(c *config.Site) time.Duration {
 }
 
 // proofOf names what proves to Entra who we are.
-func proofOf(c *config.Credential) token.Proof {
+func proofOf(c *config.Credential, keeper *renew.Keeper) token.Proof {
 	switch {
 	case c.CertificateFile != "":
-		return token.Proof{Kind: token.ProofCertificate, CertificateFile: c.CertificateFile, KeyFile: c.KeyFile}
+		return token.Proof{Kind: token.ProofCertificate, Keeper: keeper}
 	case c.ClientSecretFile != "":
 		ends, _ := time.Parse(time.DateOnly, c.SecretExpires) // checked with the configuration; empty is not known
 		return token.Proof{Kind: token.ProofSecret, Expires: ends}

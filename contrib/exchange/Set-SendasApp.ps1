@@ -629,7 +629,7 @@ function Write-Quoted {
 
 # Get-Configuration returns the lines for sendas.yaml.
 function Get-Configuration {
-    param([string] $AppId)
+    param([string] $AppId, [string] $Registration)
     $tenant = Get-Tenant
     $addresses = @($Mailbox) + @($SendAs.Values | ForEach-Object { $_ })
     $domains = @($addresses | ForEach-Object { $_.Split('@')[-1].ToLowerInvariant() } | Sort-Object -Unique)
@@ -643,6 +643,10 @@ function Get-Configuration {
         '    flow: client_credentials'
         '    client_id: ' + $AppId
         '    certificate_file: {0}.pem   # certificate and key, on the relay alone' -f $CredentialName
+        if ($Registration) {
+            '    renew: 30d   # the relay replaces the certificate by itself, so many days before its end'
+            '    object_id: {0}   # of the app registration' -f $Registration
+        }
     }
     else {
         foreach ($address in $Mailbox) { # one sign-in each
@@ -685,8 +689,10 @@ if ($doesExchange) {
 
 $appId = $ClientId
 $enterprise = $ObjectId
+$registration = ''
 if ($doesEntra) {
     $app = Set-App
+    $registration = [string] $app.id
     if ($Model -ne 'User') { Set-Certificate -App $app -Certificate $certificate }
     $enterpriseApp = Set-EnterpriseApp -App $app
     switch ($Model) {
@@ -728,7 +734,7 @@ if ($appId) {
     ''
     'For /etc/sendas/sendas.yaml:'
     ''
-    Get-Configuration -AppId $appId
+    Get-Configuration -AppId $appId -Registration $registration
     ''
 }
 'Exchange Online takes up to two hours to act on this. Then, on the relay: sendas check, and sendas doctor.'

@@ -62,6 +62,7 @@ var (
 	lastSuccess  = stateSeries("sendas_token_last_success_timestamp_seconds", "When an access token was last got; 0 if never since the start.", "credential")
 	clockSkew    = stateSeries("sendas_clock_skew_seconds", "How far this machine's clock is ahead of Entra's.", "credential")
 	certExpiry   = stateSeries("sendas_certificate_expiry_timestamp_seconds", "When the certificate of a credential ends.", "credential")
+	certRenewed  = stateSeries("sendas_certificate_renewed", "1 while the service can replace a credential's certificate before it ends, 0 while that fails.", "credential")
 	secretExpiry = stateSeries("sendas_client_secret_expiry_timestamp_seconds", "When the client secret of a credential ends, as the configuration says.", "credential")
 	otherExpiry  = stateSeries("sendas_federated_token_expiry_timestamp_seconds", "When the token of another issuer ends that stands for a credential.", "credential")
 	signInExpiry = stateSeries("sendas_sign_in_expiry_timestamp_seconds", "When the sign-in of a user ends unless it is renewed; 0 while nobody has signed in, and while Microsoft refuses it.", "credential")
@@ -69,7 +70,7 @@ var (
 
 	stateDescs = []*prometheus.Desc{ledgerUp, messagesUsed, messagesLimit, messagesLeft, recipientsUsed, recipientsLimit, recipientsLeft,
 		groupUsed, groupLimit, groupLeft, leasesOut,
-		connectionsLimit, connectionsNow, nextLease, pausedUntil, sendersHeld, tokenExpiry, lastSuccess, clockSkew, certExpiry, secretExpiry, otherExpiry, signInExpiry, signInFresh}
+		connectionsLimit, connectionsNow, nextLease, pausedUntil, sendersHeld, tokenExpiry, lastSuccess, clockSkew, certExpiry, certRenewed, secretExpiry, otherExpiry, signInExpiry, signInFresh}
 )
 
 // pauseAuth is the class of a rest that the ledger knows nothing of: Exchange Online refused the
@@ -220,6 +221,13 @@ func (o sink) credential(c *CredentialStatus) {
 		default:
 			o.when(otherExpiry, p.Ends, c.Name)
 		}
+	}
+	if p := c.Proof; p != nil && p.Renewal != nil {
+		renewed := 1.0
+		if p.Renewal.Failing != nil {
+			renewed = 0
+		}
+		o.gauge(certRenewed, renewed, c.Name)
 	}
 	if !c.InUse {
 		return // it gets no token

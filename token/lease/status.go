@@ -32,6 +32,8 @@ type CredentialInput struct {
 	ProofEnds time.Time // zero when it is not known, as for secrets; it may be past
 
 	SignIn *SignedIn // nil but for a signed-in user
+
+	Renewal *RenewalStatus // of a certificate that the service renews; else nil
 }
 
 // SignedIn is what is known of a user's sign-in.
@@ -145,6 +147,23 @@ type ProofStatus struct {
 	Kind    string     `json:"kind"`
 	Ends    *time.Time `json:"ends"`    // it may be past
 	Refused *Refusal   `json:"refused"` // why Microsoft did not take it at the last attempt; null where that was not the reason
+
+	Renewal *RenewalStatus `json:"renewal,omitempty"` // of a certificate that the service renews
+}
+
+// RenewalStatus is how the service replaces a certificate before it ends.
+type RenewalStatus struct {
+	Due  *time.Time `json:"due"`  // when it is replaced; null where no certificate can be read
+	Ends *time.Time `json:"ends"` // of the one in use
+	// Made is the thumbprint of the certificate in use (SHA-256, in hex) where the service made it.
+	Made    string     `json:"made,omitempty"`
+	Pending bool       `json:"pending"` // a new one is made, and not yet in use
+	Former  int        `json:"former"`  // how many of the service's wait to be taken from the app
+	// Failing is since when the attempts fail; null while they do not. Error says why, and Hint what
+	// to do about it.
+	Failing *time.Time `json:"failing"`
+	Error   string     `json:"error,omitempty"`
+	Hint    string     `json:"hint,omitempty"`
 }
 
 // Refusal is why Microsoft did not take what we showed.
@@ -338,7 +357,7 @@ func (c *CredentialInput) status(now time.Time) CredentialStatus {
 		s.Token, s.Refresh, s.Skew = tokenStatus(c.State), refreshStatus(c.State), c.State.Skew.Seconds()
 	}
 	if c.Proof != "" {
-		s.Proof = &ProofStatus{Kind: c.Proof, Ends: moment(c.ProofEnds)}
+		s.Proof = &ProofStatus{Kind: c.Proof, Ends: moment(c.ProofEnds), Renewal: c.Renewal}
 	}
 	if c.SignIn != nil {
 		s.SignIn = c.SignIn.status(now)

@@ -23,6 +23,7 @@ import (
 	"github.com/sendas/sendas/policy/address"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/renew"
 )
 
 // maxSocketPath is what fits into sun_path with its closing NUL (unix(7)).
@@ -144,14 +145,10 @@ func (k *checker) endpoints() {
 		return // what the cloud implies is not known
 	}
 	e := &k.c.Tenant.Endpoints
-	const authority = "tenant.endpoints.authority"
-	switch u, err := url.Parse(e.Authority); {
-	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
-		k.fail(authority, "%q is not an address of the web; write one such as https://login.microsoftonline.com", Clip(e.Authority))
-	case u.Scheme == "http" && !IsLoopback(u.Hostname()):
-		k.fail(authority, "secrets do not travel without TLS; write https:// (http:// is for 127.0.0.1 only)")
-	case u.Path != "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil:
-		k.fail(authority, "write the scheme and the host alone, as in https://%s; the tenant comes from tenant.id", u.Host)
+	k.site("tenant.endpoints.authority", e.Authority, "https://login.microsoftonline.com", "; the tenant comes from tenant.id")
+	k.site("tenant.endpoints.graph", e.Graph, "https://graph.microsoft.com", "; the version of the API is not written")
+	if !GuidForm.MatchString(e.ProofAudience) {
+		k.fail("tenant.endpoints.proof_audience", "%q is not whom a proof can be for; write %s, or what Microsoft's page says today", Clip(e.ProofAudience), renew.Audience)
 	}
 	if u, err := url.Parse(e.Scope); err != nil || u.Scheme != "https" || u.Host == "" || u.Path != "/.default" {
 		k.fail("tenant.endpoints.scope", "%q is not what an app asks for; write https://HOST/.default", Clip(e.Scope))
@@ -201,6 +198,18 @@ func IsLoopback(host string) bool {
 	return host == "localhost" || err == nil && a.IsLoopback()
 }
 
+// site checks the address of one of Microsoft's sites, without a path; more is said where there is one.
+func (k *checker) site(path, address, example, more string) {
+	switch u, err := url.Parse(address); {
+	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
+		k.fail(path, "%q is not an address of the web; write one such as %s", Clip(address), example)
+	case u.Scheme == "http" && !IsLoopback(u.Hostname()):
+		k.fail(path, "secrets do not travel without TLS; write https:// (http:// is for 127.0.0.1 only)")
+	case u.Path != "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil:
+		k.fail(path, "write the scheme and the host alone, as in https://%s%s", u.Host, more)
+	}
+}
+
 func validPort(s string) bool {
 	n, err := strconv.ParseUint(s, 10, 16)
 	return err == nil && n > 0
@@ -215,8 +224,9 @@ func (k *checker) credentials() {
 		switch r.Flow {
 		case flowClientCredentials:
 			k.clientID(path, r)
-			k.proof(path, r)
-			k.only(path, r, "client_credentials", "client_id", "client_secret_file", "secret_expires", "certificate_file", "key_file")
+			k.proof(path, name, r)
+			k.renewal(path, r)
+			k.only(path, r, "client_credentials", "client_id", "client_secret_file", "secret_expires", "certificate_file", "key_file", "object_id", "renew")
 		case FlowFederated:
 			if r.ClientID != "" { // else the environment says
 				k.clientID(path, r)
@@ -232,9 +242,10 @@ func (k *checker) credentials() {
 			k.clientID(path, r)
 			k.user(path, r)
 			if r.ClientSecretFile+r.CertificateFile+r.KeyFile != "" {
-				k.proof(path, r) // a confidential client
+				k.proof(path, name, r) // a confidential client
 			}
-			k.only(path, r, r.Flow, "client_id", "user", "client_secret_file", "secret_expires", "certificate_file", "key_file")
+			k.renewal(path, r)
+			k.only(path, r, r.Flow, "client_id", "user", "client_secret_file", "secret_expires", "certificate_file", "key_file", "object_id", "renew")
 		default:
 			k.fail(path+".flow", "%q is not a flow; write client_credentials, federated, managed_identity, device_code or authorization_code", Clip(r.Flow))
 		}
@@ -287,7 +298,7 @@ func (k *checker) managedIdentity(path string, r Credential) {
 func (k *checker) only(path string, r Credential, flow string, keys ...string) {
 	for _, f := range []struct{ key, value string }{
 		{"client_id", r.ClientID}, {"client_secret_file", r.ClientSecretFile}, {"secret_expires", r.SecretExpires}, {"certificate_file", r.CertificateFile}, {"key_file", r.KeyFile},
-		{"token_file", r.TokenFile}, {"user", r.User}, {"object_id", r.ObjectID}, {"resource_id", r.ResourceID},
+		{"token_file", r.TokenFile}, {"user", r.User}, {"object_id", r.ObjectID}, {"resource_id", r.ResourceID}, {"renew", renewText(r.Renew)},
 	} {
 		if f.value != "" && !slices.Contains(keys, f.key) {
 			k.fail(path+"."+f.key, "flow %s has no use for this; remove it, or change the flow", flow)
@@ -295,8 +306,45 @@ func (k *checker) only(path string, r Credential, flow string, keys ...string) {
 	}
 }
 
+// renewText is empty where nothing is renewed.
+func renewText(d time.Duration) string {
+	if d == 0 {
+		return ""
+	}
+	return d.String()
+}
+
+// The bounds of renew: a week is time for somebody to help where it fails, and a year is the life of
+// most certificates.
+const (
+	leastRenew = 7 * 24 * time.Hour
+	mostRenew  = 180 * 24 * time.Hour
+)
+
+// lateRenewal is how long a renewal may take before anybody hears of it.
+const lateRenewal = 24 * time.Hour
+
+// renewal checks what it takes to replace the certificate of an app.
+func (k *checker) renewal(path string, r Credential) {
+	switch {
+	case r.Renew == 0 && r.ObjectID != "":
+		k.fail(path+".object_id", "it is for renew: alone; write renew: 30d, or remove it")
+	case r.Renew == 0:
+	case r.CertificateFile == "":
+		k.fail(path+".renew", "only a certificate can be renewed; write certificate_file: in place of client_secret_file:, or remove renew:")
+	case r.Renew < leastRenew || r.Renew > mostRenew:
+		k.fail(path+".renew", "write a time from 7d to 180d before the certificate's end, such as 30d")
+	case r.ObjectID == "":
+		k.fail(path, "object_id is missing; renew: needs the Object ID of the app registration, from its page Overview in the Entra admin centre")
+	case !GuidForm.MatchString(r.ObjectID):
+		k.fail(path+".object_id", "this is not the Object ID of an app registration; it has the form 01234567-89ab-cdef-0123-456789abcdef")
+	case strings.EqualFold(r.ObjectID, r.ClientID):
+		k.fail(path+".object_id", "this is the application (client) ID; the Object ID of the app registration stands below it on the page Overview")
+	}
+}
+
 // proof checks that there is one proof of who the app is.
-func (k *checker) proof(path string, r Credential) {
+func (k *checker) proof(path, name string, r Credential) {
 	day, err := time.Parse(time.DateOnly, r.SecretExpires)
 	if r.SecretExpires != "" && err != nil {
 		k.fail(path+".secret_expires", "%q is not a day; write one such as 2027-05-31", Clip(r.SecretExpires))
@@ -314,8 +362,11 @@ func (k *checker) proof(path string, r Credential) {
 	case k.files && r.ClientSecretFile != "":
 		k.file(path+".client_secret_file", entra.CheckSecretFile(r.ClientSecretFile))
 	case k.files:
-		end, err := entra.CheckCertificate(r.CertificateFile, r.KeyFile)
+		end, err := k.c.Keeper(name, nil).Check()
 		k.file(path+".certificate_file", err)
+		if r.Renew > 0 && end.Sub(k.now) > r.Renew-lateRenewal {
+			end = time.Time{} // it will be renewed, or is being
+		}
 		if err == nil {
 			k.ends(path+".certificate_file", "the certificate", end)
 		}

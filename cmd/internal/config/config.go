@@ -25,6 +25,7 @@ import (
 	"github.com/sendas/sendas/policy/address"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token/ledger"
+	"github.com/sendas/sendas/token/renew"
 )
 
 // maxFile is the size in bytes above which a file is no configuration, but a mistake.
@@ -89,6 +90,8 @@ type Endpoints struct {
 	Scope          string `yaml:"scope"`           // of an app's own token, ends in /.default
 	DelegatedScope string `yaml:"delegated_scope"` // of a signed-in user's token, ends in /SMTP.Send
 	Submission     string `yaml:"submission"`      // host:port
+	Graph          string `yaml:"graph"`           // URL without path and closing slash; where certificates are renewed
+	ProofAudience  string `yaml:"proof_audience"`  // whom the proof is for by which an app renews its certificate
 	CAFile         string `yaml:"ca_file"`         // absolute, or empty
 	Proxy          string `yaml:"proxy"`           // URL, or empty: then the environment says
 }
@@ -104,8 +107,10 @@ type Credential struct {
 	KeyFile          string `yaml:"key_file"`    // empty where CertificateFile holds the key too
 	TokenFile        string `yaml:"token_file"`  // of a federated credential
 	User             string `yaml:"user"`        // who has to sign in
-	ObjectID         string `yaml:"object_id"`   // of a managed identity, as is the next
+	ObjectID         string `yaml:"object_id"`   // of a managed identity, as is the next; or of the app registration, for Renew
 	ResourceID       string `yaml:"resource_id"` // one of the three ids, or none for the machine's own
+	// Renew is how long before its end the certificate is replaced; 0 leaves it to the administrator.
+	Renew time.Duration `yaml:"renew"`
 }
 
 // The flows of a credential.
@@ -342,19 +347,19 @@ func (m *Mailbox) setDefaults() {
 var Clouds = map[string]Endpoints{
 	"global": {
 		Authority: "https://login.microsoftonline.com", Scope: "https://outlook.office365.com/.default", DelegatedScope: "https://outlook.office.com/SMTP.Send",
-		Submission: "smtp.office365.com:587",
+		Submission: "smtp.office365.com:587", Graph: "https://graph.microsoft.com", ProofAudience: renew.Audience,
 	},
 	"gcc-high": {
 		Authority: "https://login.microsoftonline.us", Scope: "https://outlook.office365.us/.default", DelegatedScope: "https://outlook.office365.us/SMTP.Send",
-		Submission: "smtp.office365.us:587",
+		Submission: "smtp.office365.us:587", Graph: "https://graph.microsoft.us", ProofAudience: renew.Audience,
 	},
 	"dod": {
 		Authority: "https://login.microsoftonline.us", Scope: "https://outlook.office365.us/.default", DelegatedScope: "https://outlook.office365.us/SMTP.Send",
-		Submission: "outlook-dod.office365.us:587",
+		Submission: "outlook-dod.office365.us:587", Graph: "https://dod-graph.microsoft.us", ProofAudience: renew.Audience,
 	},
 	"china": {
 		Authority: "https://login.partner.microsoftonline.cn", Scope: "https://partner.outlook.cn/.default", DelegatedScope: "https://partner.outlook.cn/SMTP.Send",
-		Submission: "smtp.partner.outlook.cn:587",
+		Submission: "smtp.partner.outlook.cn:587", Graph: "https://microsoftgraph.chinacloudapi.cn", ProofAudience: renew.Audience,
 	},
 }
 
@@ -495,13 +500,13 @@ func (c *Site) Complete(dir string) {
 		have *string
 		want string
 	}{
-		{&e.Authority, implied.Authority}, {&e.Scope, implied.Scope}, {&e.DelegatedScope, implied.DelegatedScope}, {&e.Submission, implied.Submission},
+		{&e.Authority, implied.Authority}, {&e.Scope, implied.Scope}, {&e.DelegatedScope, implied.DelegatedScope}, {&e.Submission, implied.Submission}, {&e.Graph, implied.Graph}, {&e.ProofAudience, implied.ProofAudience},
 	} {
 		if *f.have == "" {
 			*f.have = f.want
 		}
 	}
-	e.Authority = strings.TrimSuffix(e.Authority, "/")
+	e.Authority, e.Graph = strings.TrimSuffix(e.Authority, "/"), strings.TrimSuffix(e.Graph, "/")
 	e.CAFile = under(dir, e.CAFile)
 	c.Tenant.PermissionsFile = under(dir, c.Tenant.PermissionsFile)
 	for i := range c.Routes {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/renew"
 )
 
 // Vault returns where refresh tokens are kept.
@@ -33,7 +34,7 @@ func (c *Site) Source(name string, client *http.Client, vault *entra.Vault) (ent
 	case flowClientCredentials:
 		return &entra.ClientCredentials{
 			Credential: name, ClientID: cc.ClientID, Scope: e.Scope, TokenURL: tokenURL(e.Authority, c.Tenant.ID), Client: client,
-			SecretFile: cc.ClientSecretFile, CertificateFile: cc.CertificateFile, KeyFile: cc.KeyFile,
+			SecretFile: cc.ClientSecretFile, Pairs: c.Pairs(name),
 		}, nil
 	case FlowFederated:
 		return c.federated(name, client)
@@ -44,10 +45,34 @@ func (c *Site) Source(name string, client *http.Client, vault *entra.Vault) (ent
 	case flowDeviceCode, FlowAuthorizationCode:
 		return &entra.Delegated{
 			Credential: name, ClientID: cc.ClientID, Scope: e.DelegatedScope, TokenURL: tokenURL(e.Authority, c.Tenant.ID), Client: client, Vault: vault, User: cc.User,
-			SecretFile: cc.ClientSecretFile, CertificateFile: cc.CertificateFile, KeyFile: cc.KeyFile,
+			SecretFile: cc.ClientSecretFile, Pairs: c.Pairs(name),
 		}, nil
 	}
 	return nil, fmt.Errorf("credential %q: no such flow: %q", name, cc.Flow)
+}
+
+// Keeper returns what keeps the certificate of a credential from ending, and knows which one is in
+// use; nil where the credential has none. client may be nil where nothing is asked for. It is run
+// where the credential has renew: alone.
+func (c *Site) Keeper(name string, client *http.Client) *renew.Keeper {
+	cc, e := c.Credentials[name], c.Tenant.Endpoints
+	if cc.CertificateFile == "" {
+		return nil
+	}
+	return &renew.Keeper{
+		Credential: name, ClientID: cc.ClientID, ObjectID: cc.ObjectID, Before: cc.Renew,
+		Configured: entra.KeyPair{CertificateFile: cc.CertificateFile, KeyFile: cc.KeyFile},
+		TokenURL:   tokenURL(e.Authority, c.Tenant.ID), Scope: e.Scope, Graph: e.Graph, Audience: e.ProofAudience,
+		Dir: filepath.Join(c.Token.StateDir, "certificates"), Client: client,
+	}
+}
+
+// Pairs says which certificates a credential has; nil where it has none.
+func (c *Site) Pairs(name string) func() []entra.KeyPair {
+	if k := c.Keeper(name, nil); k != nil {
+		return k.Pairs
+	}
+	return nil
 }
 
 // federated makes the source of a federated credential. What the configuration leaves empty, the

@@ -39,6 +39,7 @@ var tokenAdvice = map[string]finding.Advice{
 	"file":        {Means: "the app cannot prove to Entra who it is", Do: "{act}"},
 	"unreadable":  {Means: "the user {user}, as whom the token service runs, may not read the file", Do: "chgrp {user} {file} && chmod 0640 {file}"},
 	"ends":        {Means: "after that day Entra gives no token", Do: "make a new one in the app registration (Certificates & secrets), put it into {file}, and type: systemctl reload sendas-token"},
+	"renewal":     {Means: "the service cannot replace the certificate before it ends", Do: "sendas renew {credential} --dry-run"},
 	"no-grant":    {Means: "nobody has signed in for this credential", Do: "sendas login {credential}"},
 	"bad-grant":   {Means: "what is stored of the sign-in cannot be used", Do: "{act}"},
 	"owner":       {Means: "the token service cannot use the sign-in", Do: "{act}"},
@@ -81,10 +82,11 @@ func (d *Walk) checkCredentials(ctx context.Context, patients []patient) {
 }
 
 func (d *Walk) checkCredential(ctx context.Context, s finding.Section, name string, cc config.Credential) {
-	if !d.checkProof(s, cc) && !cc.Delegated() {
+	if !d.checkProof(s, name, cc) && !cc.Delegated() {
 		s.Skip("token", "token", "there is none without the files, as said above")
 		return
 	}
+	d.checkRenewal(ctx, s, name, cc)
 	if !cc.Delegated() {
 		d.fetch(ctx, s, name, cc)
 		return
@@ -99,15 +101,21 @@ func (d *Walk) checkCredential(ctx context.Context, s finding.Section, name stri
 }
 
 // checkProof looks at the files that prove who we are, and reports whether they can be used.
-func (d *Walk) checkProof(s finding.Section, cc config.Credential) bool {
+func (d *Walk) checkProof(s finding.Section, name string, cc config.Credential) bool {
 	good := true
-	if cc.CertificateFile != "" {
-		end, err := entra.CheckCertificate(cc.CertificateFile, cc.KeyFile)
-		if d.checkFile(s, "certificate", cc.CertificateFile, err) {
-			d.checkEnd(s, "certificate_end", "certificate "+cc.CertificateFile, end, cc.CertificateFile)
+	if k := d.config.Keeper(name, nil); k != nil {
+		best := k.Pairs()[0]
+		end, err := entra.CheckCertificate(best.CertificateFile, best.KeyFile)
+		switch renews := cc.Renew > 0 && end.Sub(d.now()) > cc.Renew-24*time.Hour; {
+		case !d.checkFile(s, "certificate", best.CertificateFile, err):
+		case renews:
+			s.Ok("certificate_end", "certificate "+best.CertificateFile, "ends on %s; the service makes the next one on %s",
+				end.UTC().Format(time.DateOnly), end.Add(-cc.Renew).UTC().Format(time.DateOnly))
+		default:
+			d.checkEnd(s, "certificate_end", "certificate "+best.CertificateFile, end, cc.CertificateFile)
 		}
 		good = usable(err)
-		if cc.KeyFile != "" {
+		if cc.KeyFile != "" && best.KeyFile == cc.KeyFile {
 			d.checkReadable(s, "key", cc.KeyFile)
 		}
 	}
@@ -125,6 +133,28 @@ func (d *Walk) checkProof(s finding.Section, cc config.Credential) bool {
 		good = good && usable(err)
 	}
 	return good
+}
+
+// checkRenewal gets the token by which the service would replace a certificate.
+func (d *Walk) checkRenewal(ctx context.Context, s finding.Section, name string, cc config.Credential) {
+	if cc.Renew == 0 {
+		return
+	}
+	client, err := d.client(d.config)
+	if err != nil {
+		return // which is told about the token
+	}
+	ctx, cancel := context.WithTimeout(ctx, tokenTime)
+	defer cancel()
+	if _, err := d.config.Keeper(name, client).Rehearse(ctx); err != nil {
+		if errors.Is(err, entra.ErrNoCredentials) {
+			return
+		}
+		found, _, _ := explainTokenError(err)
+		s.Warn("renewal", "renewal of the certificate", found, tokenAdvice["renewal"].With("credential", name))
+		return
+	}
+	s.Ok("renewal", "renewal of the certificate", "Entra gives the token for Microsoft Graph that it takes")
 }
 
 // usable reports whether a file may bring a token, for all that is known here.

@@ -183,6 +183,51 @@ func TestDoctorCertificate(t *testing.T) {
 	d.wantCheck(t, "credential.relay-app.certificate_end", finding.Warn, "in 10 days", "reload sendas-token")
 }
 
+// A certificate that the service will replace is no cause for alarm, and that it cannot be replaced is
+// one long before its end.
+func TestDoctorRenewal(t *testing.T) {
+	const renewed = "certificate_file: app.pem\n    renew: 20d\n    object_id: 0b1ec700-1a2b-4c3d-8e4f-0123456789ab"
+	for _, tc := range []struct {
+		name   string
+		left   time.Duration
+		answer string
+		id     string
+		status finding.Status
+		words  string
+	}{
+		{"in time", 25 * 24 * time.Hour, goodAnswer, "certificate_end", finding.OK, "the service makes the next one on "},
+		{"it was not replaced", 15 * 24 * time.Hour, goodAnswer, "certificate_end", finding.Warn, "in 14 days"},
+		{"the token for Graph", 25 * 24 * time.Hour, goodAnswer, "renewal", finding.OK, "Microsoft Graph"},
+		{"no token for Graph", 25 * 24 * time.Hour, `{"error":"invalid_resource","error_codes":[500011],"error_description":"AADSTS500011: x"}`, "renewal", finding.Warn, "AADSTS500011"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			d, _ := tokenDoctor(t, strings.Replace(secretCredential, "client_secret_file: relay-app.secret", renewed, 1), func() (*entra.Token, error) { return nil, errors.New("not asked") })
+			d.client = func(*config.Site) (*http.Client, error) {
+				return &http.Client{Transport: answering(tc.answer)}, nil
+			}
+			cert, key := rsaPair(t, time.Now().Add(tc.left))
+			configtest.WriteFile(t, filepath.Join(filepath.Dir(d.config.Token.StateDir), "app.pem"), cert+key, 0o600)
+			d.checkRelayApp(t)
+			d.wantCheck(t, "credential.relay-app."+tc.id, tc.status, tc.words)
+		})
+	}
+}
+
+// answering is an Entra that answers everything with one body.
+type answering string
+
+const goodAnswer = `{"token_type":"Bearer","expires_in":3599,"access_token":"eyJ0eXAiOiJKV1QifQ.c2VjcmV0.c2ln"}`
+
+func (a answering) RoundTrip(*http.Request) (*http.Response, error) {
+	w := httptest.NewRecorder()
+	w.Header().Set("Content-Type", "application/json")
+	if strings.Contains(string(a), "error") {
+		w.WriteHeader(http.StatusBadRequest)
+	}
+	w.WriteString(string(a))
+	return w.Result(), nil
+}
+
 // What is wrong with a file and what to do about it are told apart, whatever a parser says: its
 // texts have colons of their own.
 func TestDoctorDamagedKey(t *testing.T) {

@@ -360,6 +360,23 @@ func endWords(c *lease.CredentialStatus, now time.Time) string {
 	return "a token of another issuer, who renews it"
 }
 
+// renewalWords tells how a certificate renews itself.
+func renewalWords(r *lease.RenewalStatus, now time.Time) string {
+	switch {
+	case r.Failing != nil:
+		return "FAILS since " + whenWords(r.Failing, now) + ": " + r.Error
+	case r.Pending:
+		return "a new certificate is on its way; Microsoft takes it some minutes after it was added"
+	case r.Due == nil:
+		return "not before the present one can be read"
+	}
+	by := ""
+	if r.Made != "" {
+		by = "the present one was made by sendas; "
+	}
+	return by + "the next one is made " + whenWords(r.Due, now)
+}
+
 func signInWords(credential string, s *lease.SignInStatus, now time.Time) string {
 	switch {
 	case s.Error != "":

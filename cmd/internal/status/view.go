@@ -421,6 +421,16 @@ func credentialFacts(c *lease.CredentialStatus, now time.Time) (list []pageFact)
 			label = "proof"
 		}
 		add(label, proofLevel(c, now), endWords(c, now))
+		if r := p.Renewal; r != nil {
+			level := calm
+			if r.Failing != nil {
+				level = warm
+			}
+			add("renewal", level, renewalWords(r, now))
+			if r.Hint != "" {
+				add("hint", calm, r.Hint)
+			}
+		}
 	}
 	if s := c.SignIn; s != nil {
 		add("signed in", signInLevel(s), signInWords(c.Name, s, now))
@@ -440,6 +450,8 @@ func proofLevel(c *lease.CredentialStatus, now time.Time) string {
 		return calm
 	case p.Ends.Before(now) && !outlived(c):
 		return hot
+	case p.Renewal != nil && p.Renewal.Failing == nil: // it is replaced before
+		return calm
 	case p.Ends.Before(now.Add(soon)) && p.Kind != token.ProofFederated: // which lives an hour
 		return warm
 	}
