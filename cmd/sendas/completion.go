@@ -62,6 +62,14 @@ func senders(c *config.Site) (list []cobra.Completion) {
 	return list
 }
 
+// clientNames are the clients by their names.
+func clientNames(c *config.Site) (list []cobra.Completion) {
+	for i := range c.Clients {
+		list = append(list, cobra.CompletionWithDesc(c.Clients[i].Name, strings.Join(c.Clients[i].Networks, " ")))
+	}
+	return list
+}
+
 // fixed completes a flag's value with words of its own.
 func fixed(c *cobra.Command, flag string, words ...cobra.Completion) {
 	c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags alone

@@ -168,7 +168,7 @@ func (e *heldError) Error() string {
 
 // Hint says how to grant it.
 func (e *heldError) Hint() string {
-	return strings.NewReplacer("MAILBOX", e.mailbox, "SENDER", e.sender).Replace(grantSendAs)
+	return Explanation{Act: grantSendAs}.For(e.mailbox, e.sender).Act
 }
 
 // recall asks the ledger, once, whether the sender was held when an earlier process ended.

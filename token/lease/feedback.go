@@ -116,7 +116,7 @@ func (l *Lessor) rest(s *session, why Explanation) {
 		l.log.Error("pausing a mailbox", "mailbox", s.mailbox, "error", err)
 		return
 	}
-	l.log.Warn("mailbox paused", "mailbox", s.mailbox, "until", until.Round(time.Second), "reason", why.Meaning, "hint", why.Act)
+	l.log.Warn("mailbox paused", "mailbox", s.mailbox, "until", until.Round(time.Second), "reason", why.Meaning, "hint", why.For(s.mailbox, s.sender).Act)
 }
 
 // fullAgain reports whether the mailbox was full the last time too, and notes it: one that goes on

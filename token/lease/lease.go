@@ -423,7 +423,7 @@ func likeLine(text, line string) string {
 // verdict books what became of the message, by the reply and what it means.
 func (l *Lessor) verdict(c Caller, s *session, r *refusal) {
 	if r.Class != ClassAccepted {
-		l.noteRefusal(s.label, r)
+		l.noteRefusal(s.label, &refusal{r.stage, r.line, l.named(s, r.Explanation)})
 	}
 	l.tell(c.PID, s, r)
 	l.rest(s, r.Explanation)
@@ -441,7 +441,7 @@ func (l *Lessor) tell(pid int32, s *session, r *refusal) {
 	if r.Class == ClassAccepted {
 		l.log.Info("delivery", attrs...)
 	} else {
-		l.log.Warn("delivery", append(attrs, "stage", r.stage, "hint", r.Hint())...)
+		l.log.Warn("delivery", append(attrs, "stage", r.stage, "hint", r.For(s.mailbox, s.sender).Hint())...)
 	}
 }
 

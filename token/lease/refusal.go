@@ -99,10 +99,10 @@ func verdictOf(r *refusal) Verdict {
 
 // recipientRefused tells of a refusal after which the session goes on.
 func (l *Lessor) recipientRefused(pid int32, s *session, r *refusal, news bool) {
-	l.noteRefusal(s.label, r)
+	l.noteRefusal(s.label, &refusal{r.stage, r.line, l.named(s, r.Explanation)})
 	if news {
 		l.log.Warn("recipient refused", "pid", pid, "mailbox", s.mailbox, "sender", s.sender, "stage", r.stage, "class", r.Class,
-			"reply", entra.OneLine(r.line, entra.MaxText), "hint", r.Hint())
+			"reply", entra.OneLine(r.line, entra.MaxText), "hint", r.For(s.mailbox, s.sender).Hint())
 	}
 }
 

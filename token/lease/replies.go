@@ -208,7 +208,7 @@ type Explanation struct {
 	When     When    // "" for accepted mail and what is no reply
 	Of       Subject // likewise
 	Meaning  string  // one line without full stop; "" for accepted mail and what is no reply
-	Act      string  // what to do, likewise; MAILBOX stands for the mailbox
+	Act      string  // what to do, likewise; MAILBOX and SENDER stand for what [Explanation.For] fills in
 	Passes   bool    // by itself: asking again later can help
 	Later    bool    // the code is permanent, and sendas makes Postfix take it for "not now"
 	// Pause is the class of the pause that the mailbox needs, because nothing will leave through it
@@ -225,6 +225,13 @@ func (e Explanation) Hint() string {
 		return ""
 	}
 	return e.Meaning + "; " + e.Act
+}
+
+// For fills in whose mailbox it is and as whom it sends; "" is not known, and stays a word to be
+// replaced.
+func (e Explanation) For(mailbox, sender string) Explanation {
+	e.Act = strings.NewReplacer("MAILBOX", cmp.Or(mailbox, "MAILBOX"), "SENDER", cmp.Or(sender, "SENDER")).Replace(e.Act)
+	return e
 }
 
 // Explain explains a reply: "535 5.7.3 Authentication unsuccessful". Of a reply of several lines

@@ -227,6 +227,7 @@ type Verdict struct {
 
 // noteVerdict keeps the last verdict of a mailbox for Status, and what it says of the sender.
 func (l *Lessor) noteVerdict(s *session, x Explanation) {
+	x = l.named(s, x)
 	l.mu.Lock()
 	l.verdicts[s.label] = Verdict{Class: x.Class, Code: x.Code, Meaning: x.Hint(), Time: *moment(time.Now()), When: x.When, Of: x.Of}
 	if x.Class == ClassAccepted {
@@ -234,6 +235,15 @@ func (l *Lessor) noteVerdict(s *session, x Explanation) {
 	}
 	l.mu.Unlock()
 	l.noteDenial(s, x.Class)
+}
+
+// named fills in what the configuration calls the mailbox and the sender: of addresses, Status has
+// those alone.
+func (l *Lessor) named(s *session, x Explanation) Explanation {
+	if s.made {
+		return x
+	}
+	return x.For(s.label, (*l.dir.Load()).Listed(s.sender))
 }
 
 // Status describes the service at this moment. Where the ledger cannot tell what was used, the rest

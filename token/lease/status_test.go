@@ -206,7 +206,7 @@ func TestStatus(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		meaning, err := json.Marshal(Explain(denied).Hint())
+		meaning, err := json.Marshal(Explain(denied).For("erp@contoso.com", "billing@contoso.com").Hint())
 		if err != nil {
 			t.Fatal(err)
 		}

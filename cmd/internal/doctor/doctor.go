@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
@@ -31,40 +32,54 @@ import (
 
 // Options say what to look at.
 type Options struct {
-	File    string // the configuration
-	Mailbox string // as typed; "" is all of them
-	Folder  string // of Postfix's configuration; "" is Postfix's default
-	SendTo  string // "" sends nothing
-	Json    bool   // print JSON at the end, and nothing before
-	Verbose bool   // print what is good and what was not looked at, too, each as it is found
+	File    string        // the configuration
+	Mailbox string        // as typed; "" is all of them
+	Folder  string        // of Postfix's configuration; "" is Postfix's default
+	SendTo  string        // "" sends nothing
+	As      string        // as whom to send, or what alone to look at; "" is the mailbox
+	Client  string        // as which client, its address or name; "" is one that may send so
+	Wait    time.Duration // how long a message is followed; 0 is FollowTime
+	Json    bool          // print JSON at the end, and nothing before
+	Verbose bool          // print what is good and what was not looked at, too, each as it is found
 	Stdout  io.Writer
 }
 
 // A world is what the doctor asks of the machine and the network; tests give it another one.
 type world struct {
-	run      postfix.Runner
-	dial     func(ctx context.Context, network, addr string) (net.Conn, error)
-	resolver dns.Resolver
-	client   func(*config.Site) (*http.Client, error) // for Entra
-	source   func(c *config.Site, name string, client *http.Client, vault *entra.Vault) (entra.Source, error)
-	now      func() time.Time
-	saslDirs []string // patterns of the folders in which Cyrus SASL looks for plugins
-	hostname func() (string, error)
-	account  func(name string) (uid uint32, gids []uint32, err error)
-	etc      string // where the host's own resolv.conf and hosts are
+	run        postfix.Runner
+	dial       func(ctx context.Context, network, addr string) (net.Conn, error)
+	dialFrom   func(ctx context.Context, from netip.Addr, addr string) (net.Conn, error) // by TCP, from an address of this host, or the zero value
+	interfaces func() ([]net.Addr, error)                                                // the addresses of this host
+	resolver   dns.Resolver
+	client     func(*config.Site) (*http.Client, error) // for Entra
+	source     func(c *config.Site, name string, client *http.Client, vault *entra.Vault) (entra.Source, error)
+	now        func() time.Time
+	saslDirs   []string // patterns of the folders in which Cyrus SASL looks for plugins
+	hostname   func() (string, error)
+	account    func(name string) (uid uint32, gids []uint32, err error)
+	etc        string // where the host's own resolv.conf and hosts are
 }
 
 // RealWorld is this host.
 func RealWorld() *world {
 	return &world{
-		run: postfix.Run, dial: (&net.Dialer{Timeout: 30 * time.Second}).DialContext, resolver: net.DefaultResolver,
+		run: postfix.Run, dial: (&net.Dialer{Timeout: 30 * time.Second}).DialContext, dialFrom: dialFrom, interfaces: net.InterfaceAddrs, resolver: net.DefaultResolver,
 		client: (*config.Site).Client, source: (*config.Site).Source, now: time.Now, hostname: os.Hostname,
 		account: service.AccountIDs, etc: "/etc",
 		saslDirs: []string{"/usr/lib/*/sasl2", "/usr/lib64/sasl2", "/usr/lib/sasl2"},
 	}
 }
 
-// A doctor is one walk. It belongs to one goroutine.
+// dialFrom connects by TCP from an address of this host, or from any where it is the zero value.
+func dialFrom(ctx context.Context, from netip.Addr, addr string) (net.Conn, error) {
+	d := net.Dialer{Timeout: connectTime}
+	if from.IsValid() {
+		d.LocalAddr = &net.TCPAddr{IP: from.AsSlice()}
+	}
+	return d.DialContext(ctx, "tcp", addr)
+}
+
+// A Walk is one look at a host. It belongs to one goroutine.
 type Walk struct {
 	*Options
 	*world
@@ -75,14 +90,31 @@ type Walk struct {
 	tokens  map[string]*entra.Token // by credential
 	reached bool                    // the way to the submission server was walked once
 	blocked bool                    // it cannot be walked
+	down    bool                    // Postfix does not run
+	sending string                  // as whom to send a message; "" sends none
+	screen  *finding.Screen
 }
 
 func New(q *Options, w *world) *Walk {
-	d := &Walk{Options: q, world: w, tokens: make(map[string]*entra.Token)}
-	if !q.Json && q.Verbose {
-		d.Show = func(c *finding.Check) { c.Print(q.Stdout) }
+	d := &Walk{Options: q, world: w, tokens: make(map[string]*entra.Token), screen: finding.NewScreen(q.Stdout)}
+	if !q.Json {
+		d.Show = func(c *finding.Check) {
+			if d.shown(c) {
+				d.screen.Check(c)
+			}
+		}
 	}
 	return d
+}
+
+// shown reports whether a check is shown as soon as it is made, and not at the end.
+func (d *Walk) shown(c *finding.Check) bool { return d.Verbose || c.Group == sentGroup }
+
+// busy says on a terminal what takes a while.
+func (d *Walk) busy(format string, args ...any) {
+	if !d.Json {
+		d.screen.Busy(format, args...)
+	}
 }
 
 // Run takes all steps in the order of a message's way, and prints the verdict. The error carries
@@ -93,17 +125,26 @@ func (d *Walk) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, step := range []func(context.Context){
-		d.checkPostfix, d.checkPlugin, d.checkSockets, d.checkEyes, d.checkQueue, d.checkStore,
-		func(ctx context.Context) { d.checkCredentials(ctx, patients) },
-		func(ctx context.Context) { d.checkMailboxes(ctx, patients) },
-		d.checkSPF,
+	d.asRoot()
+	of := func(check func(context.Context, []patient)) func(context.Context) {
+		return func(ctx context.Context) { check(ctx, patients) }
+	}
+	for _, step := range []struct {
+		about string
+		check func(context.Context)
+	}{
+		{"Postfix", d.checkPostfix}, {"the SASL plugin", d.checkPlugin}, {"the services", d.checkSockets}, {"what others see", d.checkEyes}, {"the queue", d.checkQueue},
+		{"the ledger", d.checkStore}, {"credentials", of(d.checkCredentials)}, {"the way in", of(d.checkEntrance)}, {"mailboxes", of(d.checkMailboxes)},
+		{"a message", d.checkSending}, {"DNS", d.checkSPF},
 	} {
 		if ctx.Err() != nil {
+			d.screen.Done()
 			return exit.Errorf(exit.TempFail, "", "interrupted")
 		}
-		step(ctx)
+		d.busy("looking at %s", step.about)
+		step.check(ctx)
 	}
+	d.screen.Done()
 	return d.conclude()
 }
 
@@ -150,10 +191,8 @@ func (d *Walk) conclude() error {
 		}
 	} else {
 		d.showBad()
-		fmt.Fprintf(d.Stdout, "\nverdict: %s; %d checks, %d failed, %d with a warning\n", verdictWords[verdict], len(d.Checks), failed, warned)
-		if os.Geteuid() != 0 {
-			fmt.Fprintln(d.Stdout, "only root sees all of it: type it as root")
-		}
+		d.screen.Line("")
+		d.screen.Line("verdict: %s; %d checks, %d failed, %d with a warning%s", verdictWords[verdict], len(d.Checks), failed, warned, d.unseen())
 	}
 	switch verdict {
 	case verdictFailed:
@@ -164,15 +203,34 @@ func (d *Walk) conclude() error {
 	return nil
 }
 
+// unseen says what was not looked at: how much, for the reasons stand under --verbose.
+func (d *Walk) unseen() string {
+	n := 0
+	for _, c := range d.Checks {
+		if c.Status == finding.Skip {
+			n++
+		}
+	}
+	if n == 0 || d.Verbose {
+		return ""
+	}
+	return fmt.Sprintf(", %d not looked at (--verbose says why)", n)
+}
+
+// asRoot says first what another user cannot see.
+func (d *Walk) asRoot() {
+	if os.Geteuid() != 0 && !d.Json {
+		d.screen.Line("only root sees all of it: type it as root")
+		d.screen.Line("")
+	}
+}
+
 // showBad prints what is wrong, and then what is not as it should be, where nothing was printed yet.
 func (d *Walk) showBad() {
-	if d.Verbose {
-		return
-	}
 	for _, status := range []finding.Status{finding.Fail, finding.Warn} {
 		for i := range d.Checks {
-			if d.Checks[i].Status == status {
-				d.Checks[i].Print(d.Stdout)
+			if c := &d.Checks[i]; c.Status == status && !d.shown(c) {
+				d.screen.Check(c)
 			}
 		}
 	}
@@ -264,8 +322,8 @@ func (d *Walk) ownCredential() string {
 	if d.config == nil || d.Mailbox == "" {
 		return ""
 	}
-	list, err := d.onePatient() // what is wrong with the name is said later
-	if err != nil {
+	list, err := d.onePatient(d.Mailbox) // what is wrong with the name is said later
+	if err != nil || len(list) == 0 {
 		return ""
 	}
 	return list[0].credential
@@ -299,26 +357,42 @@ func (d *Walk) patients() ([]patient, error) {
 	if d.config == nil {
 		return nil, nil
 	}
-	if d.Mailbox != "" {
-		return d.onePatient()
+	if d.Client != "" {
+		if _, err := d.named(d.Client, ""); err != nil {
+			return nil, err
+		}
+	}
+	if d.SendTo != "" {
+		identity, err := d.sendingAs()
+		if err != nil {
+			return nil, err
+		}
+		d.sending = identity
+	}
+	switch {
+	case d.Mailbox != "":
+		return d.onePatient(d.Mailbox)
+	case d.As != "":
+		return d.onePatient(d.As)
 	}
 	var list []patient
 	for _, m := range d.config.Mailboxes {
-		list = append(list, newPatient(m))
-	}
-	if d.SendTo != "" && (len(list) != 1 || list[0].user == "") {
-		return nil, exit.Errorf(exit.Usage, "for example: sendas doctor scan@contoso.com --send-to "+d.SendTo, "--send-to: name the mailbox to send as")
+		list = append(list, d.newPatients(m)...)
 	}
 	return list, nil
 }
 
-// onePatient finds the mailbox that the user named, by any address that it may send as.
-func (d *Walk) onePatient() ([]patient, error) {
-	a, err := address.Parse(d.Mailbox)
+// onePatient finds the mailbox that the user named, by any address that it may send as. What leaves
+// by a connector or directly needs none.
+func (d *Walk) onePatient(name string) ([]patient, error) {
+	a, err := address.Parse(name)
 	if err != nil || !a.Valid() {
-		return nil, exit.Errorf(exit.Usage, "for example: sendas doctor scan@contoso.com", "%q is no address", config.Clip(d.Mailbox))
+		return nil, exit.Errorf(exit.Usage, "for example: sendas doctor scan@contoso.com", "%q is no address", config.Clip(name))
 	}
 	m, user := d.config.Policy.MailboxFor(a)
+	if m == nil && d.As != "" && len(d.config.Routes) > 0 && d.config.Policy.Verified(a.Domain) {
+		return nil, nil
+	}
 	if m == nil {
 		return nil, exit.Errorf(exit.Usage, "sendas.yaml lists them under mailboxes:", "no mailbox may send as %s", a)
 	}
@@ -327,7 +401,41 @@ func (d *Walk) onePatient() ([]patient, error) {
 	if p.user == "" {
 		p.user, p.identities = user.String(), []string{user.String()}
 	}
+	if d.As != "" {
+		p.identities = []string{a.String()}
+	}
 	return []patient{p}, nil
+}
+
+// maxOfPattern is how many of the mailboxes for which a pattern stands are looked at.
+const maxOfPattern = 3
+
+// newPatients returns the patient of a mailbox; for a pattern, those for which it stands as far as
+// sendas.yaml has their names: notices, and what clients send as.
+func (d *Walk) newPatients(m config.Mailbox) []patient {
+	if !m.Pattern() {
+		return []patient{newPatient(m)}
+	}
+	names := []string{d.config.Notices}
+	for _, c := range d.config.Clients {
+		names = append(append(names, c.From), c.Senders...)
+	}
+	var list []patient
+	for _, name := range names {
+		a, err := address.Parse(name)
+		if err != nil || !a.Valid() || strings.ContainsAny(name, "*{") || len(list) == maxOfPattern {
+			continue
+		}
+		own, user := d.config.Policy.MailboxFor(a)
+		p := patient{user: user.String(), label: user.String(), credential: m.Credential, identities: []string{user.String()}}
+		if own != nil && own.Name == m.Address && !slices.ContainsFunc(list, func(o patient) bool { return o.user == p.user }) {
+			list = append(list, p)
+		}
+	}
+	if len(list) == 0 {
+		return []patient{newPatient(m)}
+	}
+	return list
 }
 
 func newPatient(m config.Mailbox) patient {

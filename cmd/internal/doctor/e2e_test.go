@@ -3,12 +3,12 @@ package doctor
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -69,6 +69,8 @@ func openClinic(t *testing.T, change func(*exosim.Config)) *clinic {
 	c.world = RealWorld()
 	c.world.resolver = dnstest.Fake{Records: map[string][]string{"IP smtp.office365.com": {"127.0.0.1"}}, Asked: map[string]int{}}
 	c.world.dial, c.world.run = c.dial, c.run
+	smtpd := postfixSmtpd()
+	c.world.dialFrom = func(ctx context.Context, _ netip.Addr, addr string) (net.Conn, error) { return smtpd.dial(ctx, "tcp", addr) }
 	c.world.etc = filepath.Join(dir, "queue", "etc")                                                   // nothing has changed since Postfix copied it
 	c.world.account = func(string) (uint32, []uint32, error) { return uint32(os.Geteuid()), nil, nil } // nobody else can enter the folder of a test
 	return c
@@ -175,27 +177,6 @@ func TestDoctorWholeWay(t *testing.T) {
 	}
 }
 
-func TestDoctorSends(t *testing.T) {
-	c := openClinic(t, nil)
-	d, out, code := c.visit(t, Options{Mailbox: "office@contoso.com", SendTo: "me@example.net", Json: true})
-	findingtest.WantGood(t, &d.Report)
-	if code != exit.OK || !json.Valid([]byte(out)) {
-		t.Errorf("exit code %d:\n%s", code, out)
-	}
-	list := c.sim.Messages()
-	if len(list) != 1 || !list[0].Accepted() || list[0].Mailbox != "scan@contoso.com" || list[0].Sender != "scan@contoso.com" || fmt.Sprint(list[0].Recipients) != "[me@example.net]" {
-		t.Fatalf("messages %+v", list)
-	}
-	m := list[0]
-	if fmt.Sprint(m.Header("From"), m.Header("Subject"), m.Header("Auto-Submitted")) != "[scan@contoso.com] [sendas doctor] [auto-generated]" {
-		t.Errorf("the message is\n%s", m.Data)
-	}
-	d.wantCheck(t, "mailbox.scan@contoso.com.send", finding.OK, m.Header("Message-ID")[0], m.Reply)
-	if strings.Contains(out, "erp@contoso.com.auth") {
-		t.Errorf("another mailbox was looked at:\n%s", out)
-	}
-}
-
 // What goes wrong at Microsoft is found where it is, and the rest is looked at all the same.
 func TestDoctorFindings(t *testing.T) {
 	const scan = "mailbox.scan@contoso.com."
@@ -214,13 +195,6 @@ func TestDoctorFindings(t *testing.T) {
 		}, scan + "auth", []string{"535 5.7.3", "New-ServicePrincipal"}, exit.Failed},
 		{"SMTP AUTH off", func(_ *testing.T, c *clinic) { c.sim.SetSMTPAuthDisabled(true) }, scan + "auth",
 			[]string{"535 5.7.139", "Set-CASMailbox scan@contoso.com -SmtpClientAuthenticationDisabled $false"}, exit.Failed},
-		{"full", func(_ *testing.T, c *clinic) {
-			c.sim.SetMailbox("scan@contoso.com", func(m *directory.Mailbox) { m.Full = true })
-		}, scan + "send", []string{"554 5.2.2", "Sent Items"}, exit.Failed},
-		{"not replicated", func(_ *testing.T, c *clinic) {
-			c.sim.SetMailbox("scan@contoso.com", func(m *directory.Mailbox) { m.NoLogon = true })
-		}, scan + "send", []string{"430 4.2.0", "two hours"}, exit.TempFail},
-		{"busy", func(_ *testing.T, c *clinic) { c.sim.Exchange.SetFaults(smtp.Faults{Busy: 1}) }, scan + "send", []string{"451 4.7.0"}, exit.TempFail},
 		{"away", func(_ *testing.T, c *clinic) { c.sim.Exchange.SetFaults(smtp.Faults{RefuseConnect: true}) }, "submission.banner", []string{"421 4.3.2"}, exit.TempFail},
 		{"Postfix without trust", func(t *testing.T, c *clinic) {
 			configtest.WriteFile(t, filepath.Join(c.dir, "other.pem"), string(newTestCA(t).pem()), 0o644)
@@ -233,7 +207,7 @@ func TestDoctorFindings(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			c := openClinic(t, nil)
 			tc.spoil(t, c)
-			d, out, code := c.visit(t, Options{Mailbox: "scan@contoso.com", SendTo: "me@example.net"})
+			d, out, code := c.visit(t, Options{Mailbox: "scan@contoso.com"})
 			d.wantCheck(t, tc.id, finding.Fail, tc.words...)
 			if code != tc.code || !strings.Contains(out, "\nFAIL  ") {
 				t.Errorf("exit code %d, want %d:\n%s", code, tc.code, out)

@@ -104,14 +104,18 @@ func (d *Walk) checkEyes(ctx context.Context) {
 		d.checkMaster(ctx, s)
 		d.checkJail(s)
 	}
+	token, milter := config.Addresses(d.File)
+	if d.config != nil {
+		token, milter = d.config.Token.HTTP, d.config.Milter.HTTP
+	}
+	d.checkRunning(ctx, s, "milter", "sendas-milter", milter)
+	d.checkRunning(ctx, s, "token", "sendas-token", token)
 	if d.config == nil {
 		return // said already
 	}
 	if d.postfix != nil {
 		d.checkOwner(s)
 	}
-	d.checkRunning(ctx, s, "milter", "sendas-milter", d.config.Milter.HTTP)
-	d.checkRunning(ctx, s, "token", "sendas-token", d.config.Token.HTTP)
 	d.checkReaders(s)
 	d.checkWriters(s)
 }
@@ -124,6 +128,7 @@ func (d *Walk) checkMaster(ctx context.Context, s finding.Section) {
 		return
 	}
 	if _, _, err := d.run(ctx, "postfix", "-c", d.postfix.Main["config_directory"], "status"); err != nil {
+		d.down = true
 		s.Fail(id, what, "Postfix does not run", eyesAdvice["down"].With("postfix", d.postfix.Command("postfix")))
 		return
 	}
@@ -249,6 +254,8 @@ func (d *Walk) checkRunning(ctx context.Context, s finding.Section, name, unit, 
 	fill := func(key string) finding.Advice { return eyesAdvice[key].With("unit", unit, "loaded", loaded) }
 	info, err := os.Stat(d.File)
 	switch {
+	case d.config == nil && err == nil: // the file is refused, as is said already, and so is what follows of it
+		s.Ok(id, what, "the service goes on with what was loaded at %s", loaded)
 	case !c.OK:
 		s.Fail(id, what, "the last reload was refused", fill("refused"))
 	case err == nil && info.ModTime().Truncate(time.Second).After(c.LoadedAt):

@@ -2,7 +2,6 @@ package doctor
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
@@ -85,6 +84,7 @@ type smtpFault struct {
 	found  string
 	advice finding.Advice
 	passes bool
+	key    string // of the advice, where somebody has to know
 }
 
 func (f *smtpFault) Error() string { return f.found }
@@ -105,7 +105,7 @@ type smtpTalk struct {
 
 // fault explains by smtpAdvice.
 func (k *smtpTalk) fault(key, found string, passes bool) error {
-	return &smtpFault{found, smtpAdvice[key].With("host", k.host, "port", k.port, "bundle", postfix.TrustBundle()), passes}
+	return &smtpFault{found: found, advice: smtpAdvice[key].With("host", k.host, "port", k.port, "bundle", postfix.TrustBundle()), passes: passes}
 }
 
 // ioFault explains what the network did.
@@ -152,8 +152,8 @@ func (d *Walk) replyFault(r smtpReply, mailbox string) error {
 	if e.Meaning == "" {
 		return &smtpFault{found: r.text, advice: smtpAdvice["not-smtp"].With("port", "587")}
 	}
-	act := strings.ReplaceAll(e.Act, "MAILBOX", mailbox)
-	return &smtpFault{r.text, finding.Advice{Means: e.Meaning, Do: act}, e.Passes}
+	act := e.For(mailbox, "").Act
+	return &smtpFault{found: r.text, advice: finding.Advice{Means: e.Meaning, Do: act}, passes: e.Passes}
 }
 
 // ask sends a line and reads the reply; without a line it only reads.
@@ -313,7 +313,7 @@ func (k *smtpTalk) startTLS(ctx context.Context) (string, error) {
 func (k *smtpTalk) tlsFault(err error) error {
 	for _, f := range tlsFaults {
 		if f.is(err) {
-			return &smtpFault{err.Error(), f.With("host", k.host, "port", k.port), errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded)}
+			return &smtpFault{found: err.Error(), advice: f.With("host", k.host, "port", k.port), passes: errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded)}
 		}
 	}
 	return err // the last row matches all
@@ -354,31 +354,12 @@ func (k *smtpTalk) secureEHLO(context.Context) (string, error) {
 	return fmt.Sprintf("%s; AUTH %s, SIZE %s", first, strings.Join(mechanisms, " "), strings.Join(size, "")), nil
 }
 
-// checkMailboxes walks to the server once for each mailbox, and does there what Postfix does, but
-// for the message.
-func (d *Walk) checkMailboxes(ctx context.Context, patients []patient) {
-	s := d.Section("mailbox", "mailbox")
-	if d.config == nil {
-		s.Skip("all", "", "there is no usable configuration")
-		return
-	}
-	for _, p := range patients {
-		if ctx.Err() != nil {
-			return
-		}
-		own := s.Of(p.label)
-		if p.user == "" {
-			domain, _ := address.CutPattern(p.label)
-			own.Skip("auth", "AUTH", "it stands for many mailboxes; name one of them: sendas doctor user@%s", domain)
-			continue
-		}
-		d.examine(ctx, own, p)
-	}
-}
-
 // excuse says why AUTH cannot be tried, or "".
 func (d *Walk) excuse(p patient) string {
 	switch {
+	case p.user == "":
+		domain, _ := address.CutPattern(p.label)
+		return "it stands for many mailboxes, and sendas.yaml names none of them; name one: sendas doctor user@" + domain
 	case d.blocked:
 		return "the way to the server is blocked, as said above"
 	case d.tokens[p.credential] == nil:
@@ -405,14 +386,12 @@ func (d *Walk) examine(ctx context.Context, s finding.Section, p patient) {
 		return
 	}
 	t := d.tokens[p.credential]
-	if !k.report(s, "auth", "AUTH XOAUTH2", k.authenticate(p.user, t.Access)) {
+	err := k.authenticate(p.user, t.Access)
+	if err != nil && d.explainRefusal(s, p, t, err) || !k.report(s, "auth", "AUTH XOAUTH2", err) {
 		return
 	}
 	s.Ok("auth", "AUTH XOAUTH2", "Exchange Online takes the token for %s", p.user)
 	k.trySenders(s, p)
-	if d.SendTo != "" {
-		k.send(s, p.user)
-	}
 	if _, err := k.want(221, replyTime, "QUIT", ""); err != nil {
 		s.Warn("quit", "QUIT", err.Error(), finding.Advice{Means: "the server did not say goodbye", Do: "nothing to do: Postfix does not wait for it"})
 	}
@@ -530,13 +509,20 @@ func (k *smtpTalk) answer(client sasl.Client, r smtpReply) (smtpReply, error) {
 	return k.ask(replyTime, "")
 }
 
-// trySenders begins a message as each identity, and takes it back.
+// trySenders begins a message as each identity, up to the recipient, and takes it back.
 func (k *smtpTalk) trySenders(s finding.Section, p patient) {
 	senders := p.identities
 	taken := 0
 	for i, sender := range senders[:min(len(senders), maxIdentities)] {
-		_, err := k.want(250, replyTime, "MAIL FROM:<"+wireAddress(sender)+">", p.user)
-		if k.report(s, fmt.Sprintf("mail_from.%d", i+1), "MAIL FROM:<"+sender+">", err) {
+		good := true
+		for _, line := range []string{"MAIL FROM:<" + wireAddress(sender) + ">", "RCPT TO:<" + wireAddress(p.user) + ">"} {
+			what := strings.Replace(line, wireAddress(sender), sender, 1)
+			if _, err := k.want(250, replyTime, line, p.user); !k.report(s, fmt.Sprintf("mail_from.%d", i+1), what, err) {
+				good = false
+				break
+			}
+		}
+		if good {
 			taken++
 		}
 		if _, err := k.want(250, replyTime, "RSET", p.user); err != nil {
@@ -547,7 +533,7 @@ func (k *smtpTalk) trySenders(s finding.Section, p patient) {
 	if taken == 0 {
 		return
 	}
-	s.Ok("mail_from", "MAIL FROM", "%d of %d senders are taken; Microsoft looks at Send As only when the whole message has come, so this proves little: --send-to proves it", taken, len(senders))
+	s.Ok("mail_from", "MAIL FROM", "%d of %d senders are taken up to RCPT; Microsoft looks at Send As only when the whole message has come, so this proves little: --send-to proves it", taken, len(senders))
 }
 
 // wireAddress writes an address as it goes over the wire without SMTPUTF8.
@@ -557,42 +543,4 @@ func wireAddress(s string) string {
 		return s
 	}
 	return a.ASCII().String()
-}
-
-// send sends one real message as the mailbox.
-func (k *smtpTalk) send(s finding.Section, from string) {
-	what := fmt.Sprintf("message to %s", k.d.SendTo)
-	from, to := wireAddress(from), wireAddress(k.d.SendTo)
-	id := fmt.Sprintf("<%s@%s>", strings.ToLower(rand.Text()), from[strings.LastIndexByte(from, '@')+1:])
-	for _, c := range []struct {
-		code int
-		line string
-	}{{250, "MAIL FROM:<" + from + ">"}, {250, "RCPT TO:<" + to + ">"}, {354, "DATA"}} {
-		if _, err := k.want(c.code, replyTime, c.line, from); !k.report(s, "send", what, err) {
-			return
-		}
-	}
-	k.conn.SetDeadline(time.Now().Add(replyTime))
-	w := k.text.DotWriter()
-	_, err := io.WriteString(w, testMessage(from, to, id, k.d.now()))
-	if closing := w.Close(); err == nil {
-		err = closing
-	}
-	if err != nil {
-		k.report(s, "send", what, k.ioFault(err))
-		return
-	}
-	r, err := k.want(250, verdictTime, "", from)
-	if k.report(s, "send", what, err) {
-		s.Ok("send", what, "sent with Message-ID %s, by which the message trace finds it; the server said: %s", id, r.text)
-	}
-}
-
-// testMessage is what --send-to sends: From and To are plain addresses.
-func testMessage(from, to, id string, now time.Time) string {
-	return strings.Join([]string{
-		"From: " + from, "To: " + to, "Subject: sendas doctor", "Date: " + now.Format(time.RFC1123Z), "Message-ID: " + id,
-		"Auto-Submitted: auto-generated", "MIME-Version: 1.0", "Content-Type: text/plain; charset=us-ascii", "",
-		"This message was sent by \"sendas doctor --send-to\". It shows that", from, "may send through Microsoft 365.", "",
-	}, "\n")
 }

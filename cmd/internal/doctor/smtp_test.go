@@ -91,8 +91,8 @@ type scriptedServer struct {
 	replies map[string]string
 	tls     *tls.Config
 
-	mu    sync.Mutex
-	lines []string // what clients said
+	mu    sync.Mutex // guards lines, and replies while clients are there
+	lines []string   // what clients said
 }
 
 var usualReplies = map[string]string{
@@ -105,6 +105,8 @@ var usualReplies = map[string]string{
 }
 
 func (s *scriptedServer) reply(keys ...string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, m := range []map[string]string{s.replies, usualReplies} {
 		for _, k := range keys {
 			if r, ok := m[k]; ok {
@@ -181,8 +183,14 @@ func (s *scriptedServer) said() []string {
 	return append([]string(nil), s.lines...)
 }
 
-// theToken is what no report may show.
-const theToken = "eyJ0eXAiOiJKV1QiLCJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJodHRwczovL291dGxvb2sub2ZmaWNlMzY1LmNvbSJ9.c2lnbmF0dXJl"
+// theToken is what no report may show; nothing is wrong in it.
+var theToken = tokenOf(`{"aud":"https://outlook.office365.com","appid":"5f2c0d3e-0000-4000-8000-000000000001","oid":"0b1ec700-0000-4000-8000-000000000002","idtyp":"app","roles":["SMTP.SendAsApp"]}`)
+
+// tokenOf makes a token of claims; nobody has signed it.
+func tokenOf(claims string) string {
+	enc := base64.RawURLEncoding.EncodeToString
+	return enc([]byte(`{"typ":"JWT","alg":"RS256"}`)) + "." + enc([]byte(claims)) + "." + enc([]byte("signature"))
+}
 
 // smtpDoctor is a doctor who has a token and goes to the mailboxes at once.
 func smtpDoctor(t *testing.T, caFile string, w *world, q Options) (*Walk, *bytes.Buffer) {
@@ -197,13 +205,13 @@ func smtpDoctor(t *testing.T, caFile string, w *world, q Options) (*Walk, *bytes
 	q.Stdout = &out
 	d := New(&q, w)
 	d.config = c
-	d.tokens["relay-app"] = &entra.Token{Access: theToken, Expires: time.Now().Add(time.Hour)}
+	d.tokens["relay-app"] = &entra.Token{Access: entra.Secret(theToken), Expires: time.Now().Add(time.Hour)}
 	d.Hide(theToken)
 	return d, &out
 }
 
 // talk has the doctor look at one mailbox, scan@contoso.com, which may send as office@ too.
-func (s *scriptedServer) talk(t *testing.T, sendTo string) (*Walk, string) {
+func (s *scriptedServer) talk(t *testing.T) (*Walk, string) {
 	t.Helper()
 	ca := newTestCA(t)
 	if s.tls == nil && s.replies["STARTTLS"] != "plain" {
@@ -211,7 +219,7 @@ func (s *scriptedServer) talk(t *testing.T, sendTo string) (*Walk, string) {
 	}
 	w := emptyWorld()
 	w.dial = s.dial
-	d, out := smtpDoctor(t, ca.file(t), w, Options{SendTo: sendTo})
+	d, out := smtpDoctor(t, ca.file(t), w, Options{})
 	d.checkMailboxes(t.Context(), []patient{{user: "scan@contoso.com", label: "scan@contoso.com", credential: "relay-app", identities: []string{"scan@contoso.com", "office@contoso.com"}}})
 	findingtest.WantWhole(t, &d.Report)
 	if text := out.String() + fmt.Sprint(d.Checks); strings.Contains(text, theToken) || strings.Contains(text, bearerOf("scan@contoso.com")) {
@@ -227,16 +235,15 @@ func bearerOf(user string) string {
 
 func TestDoctorTalk(t *testing.T) {
 	s := &scriptedServer{}
-	d, _ := s.talk(t, "me@contoso.com")
+	d, _ := s.talk(t)
 	for id, words := range map[string]string{
 		"submission.dns": "203.0.113.25", "submission.tcp": "587", "submission.banner": "Microsoft ESMTP MAIL Service", "submission.ehlo": "STARTTLS", "submission.tls": "issued by test authority",
 		"submission.auth_offer": "AUTH LOGIN XOAUTH2, SIZE 157286400", "mailbox.scan@contoso.com.auth": "takes the token", "mailbox.scan@contoso.com.mail_from": "2 of 2",
-		"mailbox.scan@contoso.com.send": "250 2.0.0 OK <x@contoso.com>",
 	} {
 		d.wantCheck(t, id, finding.OK, words)
 	}
 	want := []string{"EHLO relay.contoso.com", "STARTTLS", "EHLO relay.contoso.com", "AUTH XOAUTH2", bearerOf("scan@contoso.com"),
-		"MAIL FROM:<scan@contoso.com>", "RSET", "MAIL FROM:<office@contoso.com>", "RSET", "MAIL FROM:<scan@contoso.com>", "RCPT TO:<me@contoso.com>", "DATA", "QUIT"}
+		"MAIL FROM:<scan@contoso.com>", "RCPT TO:<scan@contoso.com>", "RSET", "MAIL FROM:<office@contoso.com>", "RCPT TO:<scan@contoso.com>", "RSET", "QUIT"}
 	if got := strings.Join(s.said(), "\n"); got != strings.Join(want, "\n") {
 		t.Errorf("the doctor said\n%s\nwant\n%s", got, strings.Join(want, "\n"))
 	}
@@ -296,15 +303,10 @@ func TestDoctorReplies(t *testing.T) {
 		{"MAIL", "530 5.7.57 Client not authenticated to send mail. [host]", id + "mail_from.2", "no credential", false},
 		{"MAIL", "501 5.5.4 Invalid arguments", id + "mail_from.1", "malformed", false},
 		{"RSET", "451 4.7.0 Temporary server error. Please try again later. PRX2", id + "rset", "has trouble", true},
-		{"RCPT", "550 5.1.10 Recipient not found", id + "send", "no such recipient", false},
-		{"DATA", "451 4.7.0 Temporary server error. Please try again later. PRX2", id + "send", "has trouble", true},
-		{"DOT", "554 5.2.252 SendAsDenied; scan@contoso.com not allowed to send as scan@contoso.com; STOREDRV.Submission.Exception:SendAsDeniedException", id + "send", "-Trustee scan@contoso.com", false},
-		{"DOT", "432 4.3.2 Concurrent connections limit exceeded. Visit https://aka.ms/concurrent_sending for more information. [Hostname=P212321.PROD.OUTLOOK.COM]", id + "send", "another program", true},
-		{"DOT", "554 5.2.0 STOREDRV.Submission.Exception:SubmissionQuotaExceededException; Failed to process message", id + "send", "24 hours", true},
-		{"DOT", "430 4.2.0 STOREDRV; mailbox logon failure; STOREDRV.Submission.Exception:ConnectionFailedTransientException", id + "send", "wait before changing", true},
+		{"RCPT", "550 5.1.10 Recipient not found", id + "mail_from.1", "no such recipient", false},
 	} {
 		s := &scriptedServer{replies: map[string]string{tc.key: tc.reply}}
-		d, _ := s.talk(t, "me@contoso.com")
+		d, _ := s.talk(t)
 		d.wantCheck(t, tc.id, finding.Fail, tc.words)
 		if c := d.find(t, tc.id); c.Passes != tc.passes {
 			t.Errorf("%s %q passes by itself: %v, want %v", tc.key, tc.reply, c.Passes, tc.passes)
@@ -444,9 +446,9 @@ func TestDoctorIsPatient(t *testing.T) {
 		c, err := s.dial(ctx, network, addr)
 		return &patientConn{Conn: c, shortest: &shortest}, err
 	}
-	d, _ := smtpDoctor(t, ca.file(t), w, Options{SendTo: "me@contoso.com"})
+	d, _ := smtpDoctor(t, ca.file(t), w, Options{})
 	d.checkMailboxes(t.Context(), []patient{{user: "scan@contoso.com", label: "scan@contoso.com", credential: "relay-app", identities: []string{"scan@contoso.com"}}})
-	d.wantCheck(t, "mailbox.scan@contoso.com.send", finding.OK)
+	d.wantCheck(t, "mailbox.scan@contoso.com.mail_from", finding.OK)
 	if shortest < 30*time.Second || shortest == time.Hour {
 		t.Errorf("the shortest wait is %s, want 30 s at least", shortest)
 	}
@@ -471,7 +473,7 @@ func TestDoctorSilentServer(t *testing.T) {
 // A server that never stops talking is left.
 func TestDoctorEndlessServer(t *testing.T) {
 	s := &scriptedServer{replies: map[string]string{"BANNER": strings.Repeat("220-x", maxSession)}}
-	d, _ := s.talk(t, "")
+	d, _ := s.talk(t)
 	d.wantCheck(t, "submission.banner", finding.Fail)
 }
 

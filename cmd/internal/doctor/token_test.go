@@ -299,7 +299,7 @@ func TestDoctorGrant(t *testing.T) {
 func TestDoctorSignIn(t *testing.T) {
 	const day = 24 * time.Hour
 	now := time.Now()
-	good := func() (*entra.Token, error) { return &entra.Token{Access: theToken, Expires: now.Add(time.Hour)}, nil }
+	good := func() (*entra.Token, error) { return &entra.Token{Access: entra.Secret(theToken), Expires: now.Add(time.Hour)}, nil }
 	refused := &entra.RefusedError{Credential: "relay-app", What: "refresh token", Status: 400, OAuth: "invalid_grant", Codes: []int{50173}, Delegated: true}
 	for _, tc := range []struct {
 		name          string
@@ -347,7 +347,7 @@ func TestDoctorUnsaved(t *testing.T) {
 	d, _ := tokenDoctor(t, secretCredential, nil)
 	d.world.source = func(*config.Site, string, *http.Client, *entra.Vault) (entra.Source, error) {
 		return unsavedSource{func() (*entra.Token, error) {
-			return &entra.Token{Access: theToken, Expires: time.Now().Add(time.Hour)}, nil
+			return &entra.Token{Access: entra.Secret(theToken), Expires: time.Now().Add(time.Hour)}, nil
 		}}, nil
 	}
 	d.checkRelayApp(t)

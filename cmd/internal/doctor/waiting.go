@@ -1,7 +1,6 @@
 package doctor
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -51,12 +50,12 @@ func (d *Walk) checkQueue(ctx context.Context) {
 	}
 	const id, what = "oldest", "oldest message"
 	s := d.Section("queue", "queue")
-	out, _, err := d.run(ctx, "postqueue", "-c", d.postfix.Main["config_directory"], "-j")
+	list, err := d.readQueue(ctx)
 	if err != nil {
 		s.Skip(id, what, "the queue cannot be read: %v", err)
 		return
 	}
-	oldest, n := oldestOf([]byte(out))
+	oldest, n := oldestOf(list)
 	if oldest == nil {
 		s.Ok(id, what, "the queue is empty")
 		return
@@ -68,25 +67,36 @@ func (d *Walk) checkQueue(ctx context.Context) {
 		s.Ok(id, what, "%s", found)
 		return
 	}
-	said := reason
-	if i := strings.LastIndex(reason, " said: "); i >= 0 {
-		said = reason[i+len(" said: "):]
-	}
-	e := lease.Explain(said)
-	act := cmp.Or(strings.ReplaceAll(e.Act, "MAILBOX", oldest.Sender), d.postfix.Command("postqueue")+" -i "+oldest.ID+", which tries it at once; then: journalctl -g "+oldest.ID)
+	e := lease.Explain(saidIn(reason))
+	act := cmp.Or(e.For(oldest.Sender, oldest.Sender).Act, d.postfix.Command("postqueue")+" -i "+oldest.ID+", which tries it at once; then: journalctl -g "+oldest.ID)
 	s.Warn(id, what, found+": "+cmp.Or(reason, "Postfix has not tried it yet"), waitingAdvice["old"].With("meaning", cmp.Or(e.Meaning, "what Postfix wrote down says why"), "act", act))
 }
 
-// oldestOf returns the message that came first, but for held ones, and how many there are.
-func oldestOf(lines []byte) (oldest *waiter, n int) {
-	for line := range bytes.Lines(lines) {
+// readQueue lists what is in Postfix's queue, in the order in which showq(8) tells.
+func (d *Walk) readQueue(ctx context.Context) (list []waiter, err error) {
+	out, _, err := d.run(ctx, "postqueue", "-c", d.postfix.Main["config_directory"], "-j")
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(out) {
 		var w waiter
-		if json.Unmarshal(line, &w) != nil || w.Queue == "hold" {
+		if json.Unmarshal([]byte(line), &w) == nil {
+			list = append(list, w)
+		}
+	}
+	return list, nil
+}
+
+// oldestOf returns the message that came first, but for held ones, and how many there are.
+func oldestOf(list []waiter) (oldest *waiter, n int) {
+	for i := range list {
+		w := &list[i]
+		if w.Queue == "hold" {
 			continue
 		}
 		n++
 		if oldest == nil || w.Arrived < oldest.Arrived {
-			oldest = &w
+			oldest = w
 		}
 	}
 	return oldest, n

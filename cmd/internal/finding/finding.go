@@ -4,7 +4,6 @@ package finding
 
 import (
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 
@@ -33,21 +32,6 @@ type Check struct {
 	Do     string `json:"do"`    // about it: a command to type where there is one
 
 	Passes bool `json:"-"` // a failure that passes by itself
-}
-
-// Print writes the check for a person.
-func (c *Check) Print(w io.Writer) {
-	word := string(c.Status)
-	if c.Status == Fail {
-		word = "FAIL"
-	}
-	fmt.Fprintf(w, "%-4s  %s: %s\n", word, c.What, c.Found)
-	if c.Means != "" {
-		fmt.Fprintf(w, "  means: %s\n", c.Means)
-	}
-	if c.Do != "" {
-		fmt.Fprintf(w, "  do: %s\n", c.Do)
-	}
 }
 
 // An advice says what a finding means and what to do about it. {name} stands for what only the
@@ -81,6 +65,18 @@ func (r *Report) Hide(secrets ...string) {
 	}
 }
 
+// Fork returns an empty report that hides the same, for another goroutine. [Report.Join] brings its
+// checks back.
+func (r *Report) Fork() Report { return Report{hidden: slices.Clone(r.hidden)} }
+
+// Join adds a check of a fork, which is presentable already.
+func (r *Report) Join(c Check) {
+	r.Checks = append(r.Checks, c)
+	if r.Show != nil {
+		r.Show(&c)
+	}
+}
+
 // presentable makes one line of a text from outside, without what must not be seen in it.
 func (r *Report) presentable(s string) string {
 	for _, secret := range r.hidden {
@@ -93,10 +89,7 @@ func (r *Report) add(c Check) {
 	for _, p := range []*string{&c.What, &c.Found, &c.Means, &c.Do} {
 		*p = r.presentable(*p)
 	}
-	r.Checks = append(r.Checks, c)
-	if r.Show != nil {
-		r.Show(&c)
-	}
+	r.Join(c)
 }
 
 // Section begins the checks of one group, whose ids begin with it; title begins what was looked at.

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sendas/sendas/cmd/internal/finding"
 )
 
 // WatchEvery is how often --watch looks.
@@ -88,7 +90,7 @@ func overlay(lines []string) string {
 // canvasOf returns what can be drawn there; one without columns if it is no terminal that can move
 // its cursor.
 func canvasOf(w io.Writer) canvas {
-	cols, rows := terminalSize(w)
+	cols, rows := finding.TerminalSize(w)
 	term := os.Getenv("TERM")
 	if cols == 0 || term == "" || term == "dumb" {
 		return canvas{}
@@ -106,20 +108,4 @@ func utf8Locale() bool {
 		}
 	}
 	return false
-}
-
-// terminalSize returns columns and rows if the writer is a terminal, else 0.
-func terminalSize(w io.Writer) (cols, rows int) {
-	f, ok := w.(*os.File)
-	if !ok {
-		return 0, 0
-	}
-	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
-	if err != nil {
-		return 0, 0
-	}
-	if size.Col == 0 || size.Row == 0 { // a serial line does not know
-		return 80, 24
-	}
-	return int(size.Col), int(size.Row)
 }

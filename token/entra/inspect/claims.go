@@ -300,6 +300,10 @@ var judgements = []struct {
 	{"version", func(c *Claims, e *Expected) bool { return c.Version != "" }, true, "the token has version {version}; for Exchange Online 1.0 is usual", ""},
 }
 
+// Classic reports whether an app's own token has the permission of the classic model, in which the app
+// also needs FullAccess to each mailbox.
+func (c *Claims) Classic() bool { return has(c.Roles, sendAsAppRole) }
+
 func always(*Claims, *Expected) bool { return true }
 
 func forGraph(c *Claims, _ *Expected) bool {
