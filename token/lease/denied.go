@@ -171,6 +171,14 @@ func (e *heldError) Hint() string {
 	return Explanation{Act: grantSendAs}.For(e.mailbox, e.sender).Act
 }
 
+// recallOf is recall for a session that an earlier process has begun.
+func (l *Lessor) recallOf(ctx context.Context, s *session) {
+	m, listed := l.member(s.sender, s.mailbox), (*l.dir.Load()).Listed(s.sender)
+	if m != nil && !m.made() && listed != "" {
+		l.recall(ctx, m, listed)
+	}
+}
+
 // recall asks the ledger, once, whether the sender was held when an earlier process ended.
 func (l *Lessor) recall(ctx context.Context, m *Mailbox, sender string) {
 	l.mu.Lock()

@@ -184,6 +184,7 @@ func (l *Lessor) Adopt(ctx context.Context, j *Journal) error {
 			survivor.Adopt(s.mailbox, s.lease, s.limits)
 		}
 		if e.alive(pid) {
+			l.recallOf(ctx, s) // before its verdict
 			l.enter(Caller{pid, e.UID}, s)
 			goOn++
 			continue

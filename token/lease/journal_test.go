@@ -200,3 +200,34 @@ func TestJournalUnwritable(t *testing.T) {
 		t.Errorf("log:\n%s", log)
 	}
 }
+
+// TestAdoptHeld: a delivery that an earlier process began, of a sender whose mail is held, ends it
+// when it is accepted, and stays in the queue when it is denied once more.
+func TestAdoptHeld(t *testing.T) {
+	for _, tc := range []struct {
+		verdict string
+		want    Result
+		held    bool
+	}{
+		{accepted, Result{Status: NotFound}, false},
+		{denied, Result{OK, "454 4.2.252 " + strings.TrimPrefix(denied, "554 5.2.252 ")}, true},
+	} {
+		h := newHost(t)
+		for range maxDenials {
+			c, _ := h.smtp()
+			h.reply(c, authOK, mailOK, rcptOK, dataOK, denied)
+		}
+		h.TryAgain()
+		a, _ := h.smtp()
+		h.reply(a, authOK, mailOK, rcptOK, dataOK)
+		h.start()
+		if got := h.Reply(t.Context(), a, tc.verdict); got != tc.want {
+			t.Errorf("%.20q was answered with %v, want %v", tc.verdict, got, tc.want)
+		}
+		h.start()
+		r := h.Lease(t.Context(), process(1), "erp@contoso.com")
+		if held := r.Status == Temp && strings.Contains(r.Value, "sendas retry"); held != tc.held {
+			t.Errorf("after %.20q, and another restart: %v %q, want it to be held: %v", tc.verdict, r.Status, r.Value, tc.held)
+		}
+	}
+}

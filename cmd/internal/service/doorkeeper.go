@@ -22,13 +22,14 @@ type doorkeeper struct {
 	log   *slog.Logger
 	warns serve.Sparing
 	in    chan net.Conn // to Accept
+	shut  chan struct{} // closed by Close
 	done  chan struct{} // closed when no more come
 	err   error         // why; set before that
 
 	mu       sync.Mutex // guards what follows
 	left     *sync.Cond // somebody has gone, or has been answered
 	visitors []*visitor // the one who has waited longest comes first
-	closed   bool
+	closed   bool       // as shut
 }
 
 // A visitor is a connection that was let in.
@@ -51,7 +52,7 @@ func places() int {
 }
 
 func newDoorkeeper(ln net.Listener, most int, log *slog.Logger) *doorkeeper {
-	d := &doorkeeper{ln: ln, most: most, log: log, in: make(chan net.Conn), done: make(chan struct{})}
+	d := &doorkeeper{ln: ln, most: most, log: log, in: make(chan net.Conn), shut: make(chan struct{}), done: make(chan struct{})}
 	d.left = sync.NewCond(&d.mu)
 	go func() {
 		if d.err = serve.Each(ln, log, d.let); d.err == nil {
@@ -78,7 +79,10 @@ func (d *doorkeeper) Addr() net.Addr { return d.ln.Addr() }
 // Close implements [net.Listener].
 func (d *doorkeeper) Close() error {
 	d.mu.Lock()
-	d.closed = true
+	if !d.closed {
+		d.closed = true
+		close(d.shut)
+	}
 	d.left.Broadcast()
 	d.mu.Unlock()
 	return d.ln.Close()
@@ -93,7 +97,7 @@ func (d *doorkeeper) let(c net.Conn) {
 	}
 	select {
 	case d.in <- v:
-	case <-d.done: // not while Each calls this; but nothing may wait for ever
+	case <-d.shut: // nobody accepts any more
 		c.Close()
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -327,5 +328,42 @@ func TestDoorkeeperWaits(t *testing.T) {
 func TestPlaces(t *testing.T) {
 	if n := places(); n < 1 || n > maxPlaces {
 		t.Errorf("%d places", n)
+	}
+}
+
+// TestDoorIsShut: a guest who has been let in when nobody accepts any more is sent away, and the
+// doorkeeper ends.
+func TestDoorIsShut(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := newDoorkeeper(ln, 1, slog.New(slog.DiscardHandler))
+	guest, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer guest.Close()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		d.mu.Lock()
+		n := len(d.visitors)
+		d.mu.Unlock()
+		if n == 1 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the guest was not let in within a minute")
+		}
+	}
+	d.Close()
+	d.Close() // as the server does, for each of its listeners, and the end of its context
+	select {
+	case <-d.done:
+	case <-time.After(time.Minute):
+		t.Fatal("the doorkeeper still holds the door after a minute")
+	}
+	guest.SetReadDeadline(time.Now().Add(time.Minute))
+	if _, err := guest.Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the guest reads %v, want that the connection has ended", err)
 	}
 }
