@@ -111,6 +111,17 @@ const (
 	Accepted  = "accepted"   // lease.ClassAccepted
 )
 
+// NamedID returns the Message-ID that a server's verdict names: "250 2.0.0 OK <1@device> [Hostname=…]";
+// "" where it names none.
+func NamedID(reply string) string {
+	_, rest, _ := strings.Cut(reply, "<")
+	id, _, found := strings.Cut(rest, ">")
+	if !found {
+		return ""
+	}
+	return id
+}
+
 // Recipients says what is kept of recipients.
 type Recipients string
 

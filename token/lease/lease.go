@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sendas/sendas/internal/record"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token/entra"
 	"github.com/sendas/sendas/token/ledger"
@@ -79,8 +80,9 @@ type Lessor struct {
 	metrics *Metrics
 	dir     atomic.Pointer[Directory]
 
-	journal     *Journal    // nil: none; set by Adopt
-	unjournaled atomic.Bool // the journal cannot be written
+	records     *record.Keeper // nil: none; set by Record
+	journal     *Journal       // nil: none; set by Adopt
+	unjournaled atomic.Bool    // the journal cannot be written
 
 	draining chan struct{} // closed: no more leases
 	drain    sync.Once
@@ -204,6 +206,7 @@ func (l *Lessor) Lease(ctx context.Context, c Caller, key string) Result {
 	if len(mailboxes) == 0 {
 		l.endTrail(trail, "no mailbox may send as the envelope sender")
 		l.enter(c, &session{sender: key, began: began})
+		l.recordDenied(c, key, began, nil, nil)
 		l.metrics.lookups.WithLabelValues("", "unknown-sender").Inc()
 		l.log.Warn("no mailbox may send as the envelope sender; its mail waits in the queue",
 			"sender", key, "hint", "did the message pass the milter? else list the sender under send_as: of a mailbox")
@@ -220,6 +223,7 @@ func (l *Lessor) Lease(ctx context.Context, c Caller, key string) Result {
 			return Result{Status: Temp, Value: "the token service is stopping"} // never sent
 		}
 		l.endTrail(trail, err.Error())
+		l.recordDenied(c, key, began, m, err)
 		l.metrics.lookups.WithLabelValues(m.Label, "deferred").Inc()
 		attrs := []any{"mailbox", m.Address, "sender", key, "error", err}
 		if held, ok := errors.AsType[*heldError](err); ok {
@@ -432,6 +436,7 @@ func (l *Lessor) verdict(c Caller, s *session, r *refusal) {
 
 // tell counts and logs the reply that decided about a message.
 func (l *Lessor) tell(pid int32, s *session, r *refusal) {
+	l.recordEnd(pid, s, r)
 	l.metrics.verdict(s.label, code(r.line), r.Class)
 	l.noteVerdict(s, r.Explanation)
 	attrs := s.attrs(pid, r.Class, entra.OneLine(r.line, entra.MaxText))
@@ -447,7 +452,7 @@ func (l *Lessor) tell(pid int32, s *session, r *refusal) {
 
 // ClassUnseen is the class of a delivery in the log whose verdict never came, because the connection
 // broke.
-const ClassUnseen ReplyClass = "unseen"
+const ClassUnseen ReplyClass = record.Unseen
 
 // unseen tells of a delivery without a verdict: in the log, and where no reply was shown at all, in
 // what the service says of itself.
@@ -455,6 +460,7 @@ func (l *Lessor) unseen(c Caller, s *session, o ledger.Outcome) {
 	if !s.seen {
 		s.accepted = o.Recipients // for all that anybody knows
 	}
+	l.recordEnd(c.PID, s, nil)
 	attrs := s.attrs(c.PID, ClassUnseen, "")
 	switch {
 	case !s.seen:

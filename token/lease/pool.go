@@ -317,7 +317,8 @@ func (l *Lessor) ask(ctx context.Context, w *lookup, c *choice) *session {
 		if _, ok := l.served[c.m.Address]; ok {
 			l.served[c.m.Address] = w.number
 		}
-		return &session{mailbox: c.m.Address, label: c.m.Label, made: c.m.made(), lease: a.Lease, due: time.Now().Add(a.Begin), limits: c.m.Limits, tokens: c.m.Tokens, access: c.token.Access}
+		return &session{mailbox: c.m.Address, label: c.m.Label, made: c.m.made(), lease: a.Lease, due: time.Now().Add(a.Begin), limits: c.m.Limits,
+			tokens: c.m.Tokens, access: c.token.Access, cause: c.answer.Cause}
 	}
 	c.asked, c.answer, c.seen, c.again, c.late = true, a, seen, now.Add(a.Wait), false
 	if c.opens = c.again; a.Cause == ledger.CauseMessages {
@@ -362,10 +363,11 @@ func (l *Lessor) why(w *lookup, timeOver bool) (*Mailbox, error) {
 	case best.asked:
 		wait := tooLong(m, best.answer)
 		if len(w.choices) == 1 {
-			return m, wait
+			return m, &notNow{wait, best.answer.Cause, best.opens}
 		}
 		in := max(0, time.Until(best.opens)).Round(time.Second)
-		return m, fmt.Errorf("none of %d mailboxes can send now; soonest, in %v, %s", len(w.choices), in, wait.inList())
+		err = fmt.Errorf("none of %d mailboxes can send now; soonest, in %v, %s", len(w.choices), in, wait.inList())
+		return m, &notNow{err, best.answer.Cause, best.opens}
 	case best.line == nil && timeOver:
 		err = fmt.Errorf("no token for mailbox %s: none came in time", m.Address)
 	default:

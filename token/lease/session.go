@@ -6,6 +6,7 @@ import (
 
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/ledger"
 )
 
 // stage is how far an SMTP session has come, as its replies tell.
@@ -38,6 +39,7 @@ type session struct {
 	waited   time.Duration
 	due      time.Time     // its message may not begin before
 	kept     time.Duration // so long its message was kept back until then
+	cause    ledger.Cause  // of the wait, where the ledger had one
 	stage    stage
 	accepted int // recipients
 	envelope envelope
