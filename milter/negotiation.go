@@ -39,6 +39,10 @@ const (
 	quieter = quiet | protocol.OptNoMailReply | protocol.OptNoRcptReply
 )
 
+// ObservesBy reports whether an answer to an offer of everything, by the steps that it leaves out, is
+// that of a milter that only observes: it alone wants to know HELO.
+func ObservesBy(steps protocol.OptProtocol) bool { return steps&protocol.OptNoHelo == 0 }
+
 // parseOffer reads an offer, which stands in a packet after its length.
 func parseOffer(packet []byte) (offer, error) {
 	if len(packet) < 13 || packet[0] != 'O' {

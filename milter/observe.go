@@ -22,6 +22,9 @@ func (t *transaction) observe(d *policy.Decision) {
 			t.note(d, over)
 		}
 	}
+	if d.Asked.IsZero() { // who is no client is refused before that matters
+		d.Asked = t.req.Wanted()
+	}
 	client, reason := t.outcome(d)
 	attrs := append(t.attrs(d, "would"), "envelope", cmp.Or(strings.Trim(t.req.Sender, "<>"), "<>"), "helo", shownName.Line(t.helo), "name", t.who.hostName())
 	if t.req.Peer.Subject != "" {

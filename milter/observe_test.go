@@ -52,7 +52,7 @@ func TestObserve(t *testing.T) {
 			"client=printers addr=10.2.0.9 login=\"\" asked=hr@contoso.com identity=hr@contoso.com mailbox=scan@contoso.com route=submission recipients=1 would=accept rewritten=false reason=authorized envelope=hr@contoso.com helo=mfp3"},
 		{"rewritten", "10.2.0.9", "", "<root@mfp3>", []string{"From: Mfp 3 <root@mfp3>"}, "asked=root@mfp3 identity=scan@contoso.com mailbox=scan@contoso.com route=submission recipients=1 would=accept rewritten=true reason=client-from envelope=root@mfp3"},
 		{"null sender", "10.2.0.9", "", "<>", []string{"From: scan@contoso.com"}, "would=accept rewritten=false reason=null-sender envelope=<>"},
-		{"unknown client", "192.0.2.1", "", "<hr@contoso.com>", []string{"From: hr@contoso.com"}, "client=\"\" addr=192.0.2.1 login=\"\" asked=\"\" identity=\"\" mailbox=\"\" route=\"\" recipients=1 would=reject"},
+		{"unknown client", "192.0.2.1", "", "<hr@contoso.com>", []string{"From: hr@contoso.com"}, "client=\"\" addr=192.0.2.1 login=\"\" asked=hr@contoso.com identity=\"\" mailbox=\"\" route=\"\" recipients=1 would=reject"},
 		{"not authorised", "192.0.2.1", "nagios", "<a@contoso.com>", []string{"From: a@contoso.com"}, "client=monitoring addr=192.0.2.1 login=nagios asked=a@contoso.com identity=\"\" mailbox=\"\" route=submission recipients=1 would=reject rewritten=false reason=rejected"},
 		{"malformed", "10.2.0.9", "", "<not an address", []string{"From: \xff<<>@,,", "From: b"}, "client=printers"},
 		{"too many fields", "10.2.0.9", "", "<hr@contoso.com>", many, "would=reject rewritten=false reason=too-many"},
@@ -155,6 +155,9 @@ func TestObserveAsksForHelo(t *testing.T) {
 		_, steps := o.terms(wishes{helo: observes})
 		if got := steps & (protocol.OptNoHelo | protocol.OptNoHeloReply); got != want {
 			t.Errorf("observes %v: asks for %v, want %v", observes, got, want)
+		}
+		if ObservesBy(steps) != observes {
+			t.Errorf("observes %v: the doctor takes it for the other", observes)
 		}
 	}
 	o.steps &^= protocol.OptNoHeloReply

@@ -113,6 +113,10 @@ func (p *Rules) Admit(peer Peer, sender string) (*Client, *Reply) {
 	return nil, reject("%s is not a known client of this relay; ask its administrator to add it to clients: in sendas.yaml", peer)
 }
 
+// Wanted returns the sender that a message asks for, whoever sends it: the address of the From field,
+// else the envelope sender. It is zero where neither can be read.
+func (r *Request) Wanted() address.Spec { return readHeader(r).asked }
+
 // Decide says what becomes of the message. It keeps nothing of the request. What Postfix delivers
 // elsewhere passes as it is.
 //

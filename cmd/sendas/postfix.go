@@ -60,6 +60,9 @@ func withOptions(q *postfix.Options, o *options) *postfix.Options {
 	q.File, q.Stdout, q.Stderr, q.Run = o.config, o.stdout, o.stderr, postfix.Run
 	q.Others = func(ctx context.Context, r *finding.Report, p *postfix.Setup, running bool) {
 		doctor.CheckOthers(ctx, doctor.RealWorld(), r, p, running)
+		if p.Config.Observes() {
+			return // what is not known for sure is noted as a message's, and holds up none
+		}
 		classes.CheckOpaque(r.Section("classes", "recipients"), classes.Collect(ctx, postfix.Run, p), p)
 	}
 	q.Keep = func(ctx context.Context, p *postfix.Setup, soon bool) error {
@@ -105,13 +108,17 @@ func cmdPostfixEnable(o *options, q *postfix.Options) *cobra.Command {
 extended. It tries all of it on a copy first, and where "sendas doctor" or "postfix check" would find something wrong with
 the result, it changes nothing and says what; --force writes it all the same. The former files are kept for disable. A Postfix
 that runs is reloaded. To be typed again whenever mailboxes, domains or routes have changed; what is right already stays. At its
-end it does what classes does.`,
-		Example: "  sendas postfix enable --dry-run\n  sendas postfix enable",
+end it does what classes does.
+
+With --observe it writes the milter alone, for a sendas that only looks at mail (milter: {mode: observe}): no mail is led elsewhere, and
+where sendas is away, mail goes on without it. A later enable puts the real thing in its place.`,
+		Example: "  sendas postfix enable --dry-run\n  sendas postfix enable\n  sendas postfix enable --observe",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return failed(postfix.NewJob(withOptions(q, o)).Enable(cmd.Context()))
 		},
 	}
+	c.Flags().BoolVar(&q.Observe, "observe", false, "write the milter alone, for a sendas that only looks (milter: {mode: observe})")
 	c.Flags().BoolVar(&q.DryRun, "dry-run", false, "change nothing, and print what would change as a diff")
 	c.Flags().BoolVar(&q.Force, "force", false, "write the settings even where something is in the way of them")
 	return c
@@ -146,6 +153,7 @@ reloaded.`,
 			return failed(postfix.NewJob(withOptions(q, o)).Disable(cmd.Context()))
 		},
 	}
+	c.Flags().BoolVar(&q.Observe, "observe", false, "write the milter alone, for a sendas that only looks (milter: {mode: observe})")
 	c.Flags().BoolVar(&q.DryRun, "dry-run", false, "change nothing, and print what would change as a diff")
 	return c
 }

@@ -117,6 +117,12 @@ func (d *Walk) busy(format string, args ...any) {
 	}
 }
 
+// A step is one part of the walk.
+type step struct {
+	about string // what is looked at, for whoever waits
+	check func(context.Context)
+}
+
 // Run takes all steps in the order of a message's way, and prints the verdict. The error carries
 // the exit code.
 func (d *Walk) Run(ctx context.Context) error {
@@ -129,14 +135,15 @@ func (d *Walk) Run(ctx context.Context) error {
 	of := func(check func(context.Context, []patient)) func(context.Context) {
 		return func(ctx context.Context) { check(ctx, patients) }
 	}
-	for _, step := range []struct {
-		about string
-		check func(context.Context)
-	}{
+	steps := []step{
 		{"Postfix", d.checkPostfix}, {"the SASL plugin", d.checkPlugin}, {"the services", d.checkSockets}, {"what others see", d.checkEyes}, {"the queue", d.checkQueue},
 		{"the ledger", d.checkStore}, {"credentials", of(d.checkCredentials)}, {"the way in", of(d.checkEntrance)}, {"mailboxes", of(d.checkMailboxes)},
 		{"a message", d.checkSending}, {"DNS", d.checkSPF},
-	} {
+	}
+	if d.observes() {
+		steps = []step{{"Postfix", d.checkPostfix}, {"the services", d.checkSockets}, {"what others see", d.checkEyes}}
+	}
+	for _, step := range steps {
 		if ctx.Err() != nil {
 			d.screen.Done()
 			return exit.Errorf(exit.TempFail, "", "interrupted")
@@ -147,6 +154,10 @@ func (d *Walk) Run(ctx context.Context) error {
 	d.screen.Done()
 	return d.conclude()
 }
+
+// observes reports whether sendas only looks at mail here: then nothing leaves by it, and all that
+// mail would leave by is not looked at.
+func (d *Walk) observes() bool { return d.config != nil && d.config.Observes() }
 
 // The verdicts; they are part of the JSON.
 const (
@@ -191,6 +202,9 @@ func (d *Walk) conclude() error {
 		}
 	} else {
 		d.showBad()
+		if d.observes() {
+			d.screen.Line("sendas only observes: nothing is changed or refused, and what it would send mail by is not looked at")
+		}
 		d.screen.Line("")
 		d.screen.Line("verdict: %s; %d checks, %d failed, %d with a warning%s", verdictWords[verdict], len(d.Checks), failed, warned, d.unseen())
 	}
@@ -258,6 +272,9 @@ func (d *Walk) checkPostfix(ctx context.Context) {
 		return
 	}
 	p.Check(s)
+	if d.observes() {
+		return
+	}
 	d.checkPipelining(ctx, s)
 	checkSizes(s, p)
 	classes.Check(ctx, d.Section("classes", "recipients"), d.world.run, p)

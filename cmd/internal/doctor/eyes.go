@@ -109,7 +109,9 @@ func (d *Walk) checkEyes(ctx context.Context) {
 		token, milter = d.config.Token.HTTP, d.config.Milter.HTTP
 	}
 	d.checkRunning(ctx, s, "milter", "sendas-milter", milter)
-	d.checkRunning(ctx, s, "token", "sendas-token", token)
+	if !d.observes() {
+		d.checkRunning(ctx, s, "token", "sendas-token", token)
+	}
 	if d.config == nil {
 		return // said already
 	}
@@ -142,10 +144,15 @@ func (d *Walk) checkOwner(s finding.Section) {
 		return // said by Postfix's own checks
 	}
 	c, queue := d.config, d.postfix.Main["queue_directory"]
-	for _, socket := range []struct{ id, path, effect string }{
+	sockets := []struct{ id, path, effect string }{
 		{"milter", c.Milter.Listen.Path(), "every client gets 451"}, {"policy", c.Milter.PolicyListen.Path(), "every recipient is deferred"},
 		{"credentials", c.Token.Listen.Path(), "all mail waits in the queue"},
-	} {
+	}
+	if d.observes() {
+		sockets = sockets[:1]
+		sockets[0].effect = "no mail is seen"
+	}
+	for _, socket := range sockets {
 		if info, err := os.Stat(socket.path); socket.path == "" || err != nil || info.Mode()&os.ModeSocket == 0 {
 			continue // said already
 		}

@@ -36,6 +36,8 @@ var socketAdvice = map[string]finding.Advice{
 	"forbidden":       {Means: "this user may not connect", Do: "run this as root; Postfix itself needs mode 0755 of the folder, and of the socket 0660 with its own group, or 0666"},
 	"silent":          {Means: "somebody listens, but does not answer in {time}", Do: "systemctl restart sendas-{service}; its log: journalctl -u sendas-{service}"},
 	"foreign":         {Means: "another program answers", Do: "compare {key} in sendas.yaml with what the other program listens on"},
+	"enforces":        {Means: "sendas.yaml says milter.mode: observe, and the milter that runs changes and refuses mail", Do: "systemctl reload sendas-milter"},
+	"observes":        {Means: "sendas.yaml does not say milter.mode: observe, and the milter that runs changes nothing: senders reach Microsoft as devices write them", Do: "systemctl reload sendas-milter"},
 	"open":            {Means: "root is among token.peers: any program of root's may ask for tokens", Do: "take root out of token.peers in sendas.yaml"},
 	"not-ready":       {Means: "the service runs, but cannot do its work yet", Do: "systemctl status sendas-{service}; \"sendas status\" shows each credential"},
 	"other-not-ready": {Means: "another credential has no token; that of {mailbox} has one", Do: "sendas status"},
@@ -49,7 +51,12 @@ func (d *Walk) checkSockets(ctx context.Context) {
 		s.Skip("all", "", "there is no usable configuration")
 		return
 	}
-	d.probe(ctx, s, "milter", "milter.listen", "milter", c.Milter.Listen, probeMilter)
+	d.probe(ctx, s, "milter", "milter.listen", "milter", c.Milter.Listen, d.probeMilter)
+	if c.Observes() {
+		d.checkHealth(ctx, s, "milter", c.Milter.HTTP)
+		s.Skip("token", "token service, policy service", "sendas only observes, so nobody asks them")
+		return
+	}
 	if c.Milter.PolicyListen == "" {
 		s.Skip("policy", "policy", "is switched off (milter.policy_listen)")
 	} else {
@@ -67,8 +74,12 @@ func (d *Walk) checkSockets(ctx context.Context) {
 func CheckOthers(ctx context.Context, w *world, r *finding.Report, p *postfix.Setup, running bool) {
 	d := New(&Options{Json: true}, w)
 	d.config, d.postfix = p.Config, p
-	d.checkPlugin(ctx)
-	d.checkListeners(ctx, running)
+	if d.observes() {
+		d.checkWatcher(ctx, running)
+	} else {
+		d.checkPlugin(ctx)
+		d.checkListeners(ctx, running)
+	}
 	r.Checks = append(r.Checks, d.Checks...)
 }
 
@@ -82,13 +93,28 @@ func (d *Walk) checkListeners(ctx context.Context, running bool) {
 		d.awaitListener(ctx, d.config.Milter.Listen)
 	}
 	at := len(d.Checks)
-	d.probe(ctx, s, "milter", "milter.listen", "milter", d.config.Milter.Listen, probeMilter)
+	d.probe(ctx, s, "milter", "milter.listen", "milter", d.config.Milter.Listen, d.probeMilter)
 	if running {
 		at = len(d.Checks)
 	}
 	d.probe(ctx, s, "credentials", "token.listen", "token", d.config.Token.Listen, probeCredentials)
 	for i := range d.Checks[at:] {
 		if k := &d.Checks[at+i]; k.Status == finding.Fail {
+			k.Status = finding.Warn
+		}
+	}
+}
+
+// checkWatcher asks a milter that only observes whether it is there. Mail goes on without it; in the
+// way is one that does more.
+func (d *Walk) checkWatcher(ctx context.Context, running bool) {
+	if running {
+		d.awaitListener(ctx, d.config.Milter.Listen)
+	}
+	at := len(d.Checks)
+	d.probe(ctx, d.Section("sockets", "socket"), "milter", "milter.listen", "milter", d.config.Milter.Listen, d.probeMilter)
+	for i := range d.Checks[at:] {
+		if k := &d.Checks[at+i]; k.Status == finding.Fail && k.Found != wrongMode {
 			k.Status = finding.Warn
 		}
 	}
@@ -180,8 +206,11 @@ const (
 // it wants. Few other milters ask for just that.
 const ourActions = uint32(milter.Actions)
 
+// wrongMode is what is found of a milter that runs in another mode than the configuration has.
+const wrongMode = "the milter of sendas answers, in another mode than sendas.yaml has"
+
 // probeMilter offers all that Postfix offers, and reads what the milter wants of it.
-func probeMilter(c net.Conn) (probeResult, error) {
+func (d *Walk) probeMilter(c net.Conn) (probeResult, error) {
 	offer := binary.BigEndian.AppendUint32(nil, 13)
 	offer = append(offer, milterNegotiate)
 	offer = binary.BigEndian.AppendUint32(offer, milterVersion)
@@ -206,6 +235,14 @@ func probeMilter(c net.Conn) (probeResult, error) {
 	actions := binary.BigEndian.Uint32(packet[5:9]) &^ uint32(protocol.OptSetMacros)
 	if packet[0] != milterNegotiate || actions != ourActions {
 		return probeResult{}, fmt.Errorf("what answers is another milter (it asks for the actions %#x)", actions)
+	}
+	switch observes := milter.ObservesBy(protocol.OptProtocol(binary.BigEndian.Uint32(packet[9:13]))); {
+	case observes && !d.observes():
+		return probeResult{status: finding.Fail, found: wrongMode, key: "observes"}, nil
+	case !observes && d.observes():
+		return probeResult{status: finding.Fail, found: wrongMode, key: "enforces"}, nil
+	case observes:
+		return probeResult{status: finding.OK, found: "the milter of sendas answers, and only observes"}, nil
 	}
 	return probeResult{status: finding.OK, found: "the milter of sendas answers"}, nil
 }

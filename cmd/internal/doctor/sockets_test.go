@@ -25,8 +25,10 @@ import (
 	"github.com/sendas/sendas/cmd/internal/config/configtest"
 	"github.com/sendas/sendas/cmd/internal/finding"
 	"github.com/sendas/sendas/cmd/internal/finding/findingtest"
+	"github.com/sendas/sendas/cmd/internal/postfix"
 	"github.com/sendas/sendas/internal/serve"
 	"github.com/sendas/sendas/milter"
+	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/token/lease"
 )
 
@@ -99,14 +101,16 @@ func TestDoctorSockets(t *testing.T) {
 	}
 }
 
-// milterAnswer is a packet of the milter protocol.
+// milterAnswer is a packet of the milter protocol, of a milter that does without HELO.
 func milterAnswer(command byte, actions uint32) []byte {
 	b := append([]byte{0, 0, 0, 13, command, 0, 0, 0, 6}, binary.BigEndian.AppendUint32(nil, actions)...)
-	return append(b, 0, 0, 0, 0)
+	return append(b, 0, 0, 0, 2)
 }
 
 // What else may answer on a socket.
 func TestDoctorProbes(t *testing.T) {
+	d, _ := socketDoctor(t)
+	probeMilter := d.probeMilter
 	for _, tc := range []struct {
 		name   string
 		probe  func(net.Conn) (probeResult, error)
@@ -152,6 +156,54 @@ func TestDoctorProbes(t *testing.T) {
 	}
 }
 
+// TestDoctorMode: a milter that runs in another mode than the configuration has is found by what it
+// asks Postfix for, and one that only observes is all that is looked for where that is wanted.
+func TestDoctorMode(t *testing.T) {
+	for _, tc := range []struct {
+		config, milter policy.Mode
+		want           finding.Status
+		words          []string
+	}{
+		{policy.Enforce, policy.Enforce, finding.OK, []string{"the milter of sendas answers"}},
+		{policy.Observe, policy.Observe, finding.OK, []string{"and only observes"}},
+		{policy.Enforce, policy.Observe, finding.Fail, []string{"in another mode", "changes nothing", "systemctl reload sendas-milter"}},
+		{policy.Observe, policy.Enforce, finding.Fail, []string{"in another mode", "changes and refuses mail", "systemctl reload sendas-milter"}},
+	} {
+		d, dir := socketDoctor(t)
+		d.config.Milter.Mode = string(tc.config)
+		rules, errs := policy.New(policy.Settings{Mode: policy.Observe})
+		if tc.milter == policy.Enforce {
+			rules, errs = d.config.Policy, nil
+		}
+		if errs != nil {
+			t.Fatal(errs)
+		}
+		log := slog.New(slog.DiscardHandler)
+		m := &milter.Server{Log: log, Metrics: milter.NewMetrics(prometheus.NewRegistry()), Sessions: new(milter.Sessions)}
+		m.Use(rules)
+		go m.Serve(listenOn(t, dir+"/milter"))
+		d.checkSockets(t.Context())
+		findingtest.WantWhole(t, &d.Report)
+		d.wantCheck(t, "sockets.milter", tc.want, tc.words...)
+		if tc.config == policy.Observe {
+			d.wantCheck(t, "sockets.token", finding.Skip, "only observes")
+		}
+		if tc.config == policy.Observe { // what enable looks at: another mode is in the way, one that is away is not
+			r := &finding.Report{}
+			CheckOthers(t.Context(), d.world, r, &postfix.Setup{Config: d.config}, true)
+			if len(r.Checks) != 1 || r.Checks[0].Status != tc.want {
+				t.Errorf("enable finds %+v, want %s", r.Checks, tc.want)
+			}
+			d.config.Milter.Listen = serve.Unix(dir + "/nobody")
+			r = &finding.Report{}
+			CheckOthers(t.Context(), d.world, r, &postfix.Setup{Config: d.config}, false)
+			if len(r.Checks) != 1 || r.Checks[0].Status != finding.Warn {
+				t.Errorf("without a milter enable finds %+v", r.Checks)
+			}
+		}
+	}
+}
+
 func TestDoctorSilentSocket(t *testing.T) {
 	d, _ := socketDoctor(t)
 	d.world.dial = func(context.Context, string, string) (net.Conn, error) {
@@ -159,7 +211,7 @@ func TestDoctorSilentSocket(t *testing.T) {
 		go io.Copy(io.Discard, far)
 		return silentConn{c}, nil
 	}
-	d.probe(t.Context(), d.Section("sockets", "socket"), "milter", "milter.listen", "milter", "unix:/x", probeMilter)
+	d.probe(t.Context(), d.Section("sockets", "socket"), "milter", "milter.listen", "milter", "unix:/x", d.probeMilter)
 	d.wantCheck(t, "sockets.milter", finding.Fail, "no answer", "systemctl restart sendas-milter")
 }
 

@@ -29,9 +29,12 @@ type Options struct {
 	Json   bool
 	DryRun bool
 	Force  bool
-	Stdout io.Writer // for results
-	Stderr io.Writer // for what is said to a person
-	Run    Runner
+	// Observe is that Enable is to write what looking on needs alone; the configuration has to say so
+	// too.
+	Observe bool
+	Stdout  io.Writer // for results
+	Stderr  io.Writer // for what is said to a person
+	Run     Runner
 	// Others looks at what mail depends on besides Postfix, before the settings are written;
 	// running: Postfix runs, so there is somebody to be turned away.
 	Others func(ctx context.Context, r *finding.Report, p *Setup, running bool)
@@ -214,6 +217,9 @@ func (j *Job) Enable(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := j.fits(c.Observes()); err != nil {
+		return err
+	}
 	if err := j.begin(ctx); err != nil {
 		return err
 	}
@@ -272,7 +278,8 @@ func (j *Job) keep(ctx context.Context, s *cf.Stage, c *config.Site) error {
 	for name, value := range p.Main { // a stage is gone soon
 		p.Main[name] = strings.ReplaceAll(value, dir, j.inst.Dir)
 	}
-	return j.Options.Keep(ctx, p, s != nil && j.isRunning(ctx))
+	soon := s != nil && !c.Observes() && j.isRunning(ctx) // nobody waits for what a milter that only looks has to know
+	return j.Options.Keep(ctx, p, soon)
 }
 
 // KeepNow is Enable without writing settings: what is in force is looked at again.

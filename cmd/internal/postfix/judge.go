@@ -52,6 +52,10 @@ var Advices = map[string]finding.Advice{
 
 // Check looks at all that postconf(1) says, and at the files that it names.
 func (p *Setup) Check(s finding.Section) {
+	if p.Config.Observes() {
+		p.checkObserving(s)
+		return
+	}
 	p.checkBuild(s)
 	p.checkEntrance(s)
 	p.checkHere(s)
@@ -402,6 +406,11 @@ func (p *Setup) checkFolder(s finding.Section) {
 	if path := p.Config.Token.Listen.Path(); path != "" {
 		folder = filepath.Dir(path)
 	}
+	p.checkFolderOf(s, folder)
+}
+
+// checkFolderOf is checkFolder for the one that is known.
+func (p *Setup) checkFolderOf(s finding.Section, folder string) {
 	owner := p.Main["mail_owner"]
 	uid, gids, err := service.AccountIDs(owner)
 	if err != nil {

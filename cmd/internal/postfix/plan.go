@@ -40,7 +40,10 @@ type plan struct {
 
 // sentence tells a person what leaves by submission, and why.
 func (plan *plan) sentence() string {
-	if plan.leads == leadsSenders {
+	switch plan.leads {
+	case leadsNothing:
+		return "mail leaves as before: " + plan.reason
+	case leadsSenders:
 		return "the mailboxes' senders leave by Microsoft: " + plan.reason
 	}
 	return "all mail leaves by Microsoft: " + plan.reason
@@ -52,12 +55,18 @@ func (p *Setup) makePlan(v *cf.Values) *plan {
 	if others := p.otherMail(); others != "" && p.submits() {
 		plan.leads, plan.reason = leadsSenders, "this host has other mail too: "+others
 	}
-	for i := range settings {
-		if c := p.planMain(v, &settings[i]); c != nil {
+	if p.Config.Observes() {
+		plan.leads, plan.reason = leadsNothing, "sendas only observes, and mail goes on without it where it is away"
+	}
+	rows := p.rows()
+	for i := range rows {
+		if c := p.planMain(v, &rows[i]); c != nil {
 			plan.changes = append(plan.changes, c)
 		}
 	}
-	plan.changes = append(plan.changes, p.planMaster(v)...)
+	if !p.Config.Observes() {
+		plan.changes = append(plan.changes, p.planMaster(v)...)
+	}
 	return plan
 }
 

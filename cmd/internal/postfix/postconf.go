@@ -324,8 +324,12 @@ func (p *Setup) edit(s *entry, list []cf.Setting) string {
 
 // enable is the command that writes all settings.
 func (p *Setup) enable() string {
-	if p.inst.Named {
-		return "sendas postfix enable --postfix-config " + p.inst.Dir
+	command := "sendas postfix enable"
+	if p.Config.Observes() {
+		command += " --observe"
 	}
-	return "sendas postfix enable"
+	if p.inst.Named {
+		command += " --postfix-config " + p.inst.Dir
+	}
+	return command
 }

@@ -399,7 +399,7 @@ func TrustBundle() string {
 // fill replaces what stands for names of this site.
 func (p *Setup) fill(s string) string {
 	return strings.NewReplacer(
-		"{milter}", p.milterItem(), "{policy}", p.relative(p.Config.Milter.PolicyListen).String(),
+		"{milter}", p.milterItem(), "{watcher}", p.watcherItem(), "{policy}", p.relative(p.Config.Milter.PolicyListen).String(),
 		"{lease}", p.socketmap("lease"), "{reply}", p.socketmap("reply"), "{recipient}", p.socketmap("recipient"), "{route}", p.socketmap("route"),
 		"{bundle}", cmp.Or(p.Config.Tenant.Endpoints.CAFile, TrustBundle()), "{own}", p.ownTable(), "{senders}", p.senders(), "{nexthop}", nextHop(p.Config.Tenant.Endpoints.Submission),
 		"{connections}", strconv.Itoa(senders.Connections(p.Config)), "{submission}", p.submissionWay(), "{enable}", p.enable(), "{postconf}", p.inst.Command("postconf"), "{reload}", p.inst.Command("postfix")+" reload",
@@ -410,8 +410,9 @@ func (p *Setup) fill(s string) string {
 
 // checkSettings compares each parameter with what it should be.
 func (p *Setup) checkSettings(s finding.Section) {
-	for i := range settings {
-		r := &settings[i]
+	rows := p.rows()
+	for i := range rows {
+		r := &rows[i]
 		if !r.elsewhere && (r.when == nil || r.when(p)) {
 			p.checkSetting(s, r)
 		}
