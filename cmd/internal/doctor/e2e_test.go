@@ -70,7 +70,9 @@ func openClinic(t *testing.T, change func(*exosim.Config)) *clinic {
 	c.world.resolver = dnstest.Fake{Records: map[string][]string{"IP smtp.office365.com": {"127.0.0.1"}}, Asked: map[string]int{}}
 	c.world.dial, c.world.run = c.dial, c.run
 	smtpd := postfixSmtpd()
-	c.world.dialFrom = func(ctx context.Context, _ netip.Addr, addr string) (net.Conn, error) { return smtpd.dial(ctx, "tcp", addr) }
+	c.world.dialFrom = func(ctx context.Context, _ netip.Addr, addr string) (net.Conn, error) {
+		return smtpd.dial(ctx, "tcp", addr)
+	}
 	c.world.etc = filepath.Join(dir, "queue", "etc")                                                   // nothing has changed since Postfix copied it
 	c.world.account = func(string) (uint32, []uint32, error) { return uint32(os.Geteuid()), nil, nil } // nobody else can enter the folder of a test
 	return c

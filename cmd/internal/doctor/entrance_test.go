@@ -30,7 +30,9 @@ func atDoor(t *testing.T, smtpd *scriptedServer, yaml string, q Options) *Walk {
 	t.Helper()
 	c := openDesk(t, yaml)
 	w := emptyWorld()
-	w.dialFrom = func(ctx context.Context, _ netip.Addr, addr string) (net.Conn, error) { return smtpd.dial(ctx, "tcp", addr) }
+	w.dialFrom = func(ctx context.Context, _ netip.Addr, addr string) (net.Conn, error) {
+		return smtpd.dial(ctx, "tcp", addr)
+	}
 	var out strings.Builder
 	q.Stdout = &out
 	d := New(&q, w)

@@ -420,7 +420,9 @@ func (p *parcel) waits() {
 }
 
 // waitsFor tells what the message waits for; what is not known to pass, does not.
-func (p *parcel) waitsFor(found string, e lease.Explanation) { p.failsWith(e.Passes, "waits", found, e) }
+func (p *parcel) waitsFor(found string, e lease.Explanation) {
+	p.failsWith(e.Passes, "waits", found, e)
+}
 
 // giveUp tells why there is no end in the time.
 func (p *parcel) giveUp(here bool) {

@@ -299,7 +299,9 @@ func TestDoctorGrant(t *testing.T) {
 func TestDoctorSignIn(t *testing.T) {
 	const day = 24 * time.Hour
 	now := time.Now()
-	good := func() (*entra.Token, error) { return &entra.Token{Access: entra.Secret(theToken), Expires: now.Add(time.Hour)}, nil }
+	good := func() (*entra.Token, error) {
+		return &entra.Token{Access: entra.Secret(theToken), Expires: now.Add(time.Hour)}, nil
+	}
 	refused := &entra.RefusedError{Credential: "relay-app", What: "refresh token", Status: 400, OAuth: "invalid_grant", Codes: []int{50173}, Delegated: true}
 	for _, tc := range []struct {
 		name          string
