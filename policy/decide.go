@@ -23,6 +23,7 @@ type Request struct {
 	Fields  []Field  // those header fields that [Wants] names, in their order, and those that are [TooLong]: see AddField
 	QueueID string   // goes into a Message-ID that has to be made
 	Routed  bool     // Postfix was told the way out at RCPT: the Filter of [Rules.Foresee]
+	Size    int      // bytes of header and body, as they came; [Unmeasured] where nobody has counted them
 	Now     time.Time
 
 	fields, rcpts amount // what AddField and AddRecipient have seen
@@ -148,8 +149,17 @@ func (p *Rules) Decide(r *Request) Decision {
 		return d
 	}
 	d.Asked = h.asked
+	if c.Route.Type == HVE {
+		if reply, why := p.byAccount(r, &h, &d); reply != nil {
+			d.refuse(reply, why)
+			return d
+		}
+	}
 	id, ok := identity{}, false
-	if !c.own {
+	switch {
+	case d.Route.Type == HVE:
+		id, ok = d.asAccount(), true
+	case !c.own:
 		id, ok = p.authorise(c, h.asked, &d)
 	}
 	if id, ok = p.notice(r, &d, id, ok); !ok {
@@ -193,7 +203,7 @@ func (p *Rules) admitted(r *Request, d *Decision) bool {
 // route finds the way out of the message.
 func (p *Rules) route(r *Request, d *Decision) bool {
 	d.Route = d.Client.Route
-	if d.Route.Type != Direct {
+	if d.Route.Type != Direct && d.Route.Type != HVE {
 		return true
 	}
 	own, stranger := 0, ""
@@ -208,10 +218,10 @@ func (p *Rules) route(r *Request, d *Decision) bool {
 	case stranger == "":
 		return true
 	case d.Route.RefuseExternal:
-		stranger = address.Clip(trimAngles(stranger))
-		d.refuse(reject("<%s>: route %q of client %q reaches the recipients of this organisation alone", stranger, d.Route.Name, d.Client.Name),
-			Reason{Code: ReasonExternalRefused, Subject: stranger, Object: d.Route.Name})
+		d.refuse(d.refuseOutside(shownRcpt(stranger), d.Route))
 		return false
+	case d.Route.Type == HVE: // see byAccount
+		return true
 	case own == 0:
 		d.Route = p.routes[0]
 	default:
@@ -221,8 +231,17 @@ func (p *Rules) route(r *Request, d *Decision) bool {
 	return true
 }
 
-// bySubmission reports whether some of the message leaves through a mailbox.
-func (d *Decision) bySubmission() bool { return d.Route.Type == Submission || d.External != nil }
+// refuseOutside words the rejection of a recipient that a route does not reach.
+func (d *Decision) refuseOutside(rcpt string, r *Route) (*Reply, Reason) {
+	return reject("<%s>: route %q of client %q reaches the recipients of this organisation alone", rcpt, r.Name, d.Client.Name),
+		Reason{Code: ReasonExternalRefused, Subject: rcpt, Object: r.Name}
+}
+
+// bySubmission reports whether some of the message leaves through a mailbox, or through an account of
+// High Volume Email, for which the same holds.
+func (d *Decision) bySubmission() bool {
+	return d.Route.Type == Submission || d.Route.Type == HVE || d.External != nil
+}
 
 // authorise answers the two questions apart: may the client ask for it, and does the
 // route allow it.

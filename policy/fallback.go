@@ -48,14 +48,15 @@ func (b *builder) fallback(path string, s ClientSettings, c *Client) {
 		c.from = b.from(path+".from", strings.ReplaceAll(s.From, phClient, s.Name), c.Route)
 		c.From = c.from.base
 	}
+	toAccount := c.Route != nil && c.Route.Type == HVE // which is an identity to rewrite to
 	switch c.OnUnauthorized {
 	case "":
 		c.OnUnauthorized = Refuse
-		if s.From != "" {
+		if s.From != "" || toAccount {
 			c.OnUnauthorized = Rewrite
 		}
 	case Rewrite:
-		if s.From == "" {
+		if s.From == "" && !toAccount {
 			b.fail(path+".on_unauthorized", "rewrite needs an identity to rewrite to; write from: with an address of a mailbox")
 		}
 	case Refuse:
@@ -94,6 +95,10 @@ func (b *builder) from(path, text string, r *Route) fallback {
 		return fallback{}
 	}
 	id, ok := b.onRoute(r, a)
+	if account := b.p.accountRoute(a); account != nil {
+		b.fail(path, "<%s> is the account of route %q, as which that route sends anyway; write the mailbox as which everything else is to leave, or remove this line", a, account.Name)
+		return fallback{}
+	}
 	if !ok {
 		b.fail(path, "no mailbox may send as <%s>; list it under send_as of the mailbox that has the permission", a)
 		return fallback{}

@@ -36,8 +36,12 @@ type identity struct {
 	as address.Spec // who authenticates, where the mailbox is a pattern
 }
 
-// byMailbox finds the mailbox that may send as the address.
+// byMailbox finds the mailbox that may send as the address. Nothing but its own route may send as an
+// account of High Volume Email.
 func (p *Rules) byMailbox(a address.Spec) (identity, bool) {
+	if p.accountRoute(a) != nil {
+		return identity{}, false
+	}
 	if o, ok := p.identities[a.Key()]; ok {
 		return identity{owned: o}, true
 	}
@@ -54,12 +58,13 @@ func (p *Rules) byMailbox(a address.Spec) (identity, bool) {
 }
 
 // onRoute finds out whether the route lets us use the address. For a direct route, external says
-// whether some recipients leave by submission, which then has to allow it too.
+// whether some recipients leave by submission, which then has to allow it too. For one of High Volume
+// Email it is submission that is asked, for what the route does not take.
 func (p *Rules) onRoute(r *Route, a address.Spec, external bool) (identity, bool) {
-	if id, ok := p.byMailbox(a); ok || r.Type == Submission || external {
+	if id, ok := p.byMailbox(a); ok || r.Type == Submission || r.Type == HVE || external {
 		return id, ok
 	}
-	if !p.verifiedSender(a) {
+	if !p.verifiedSender(a) || p.accountRoute(a) != nil {
 		return identity{}, false
 	}
 	return identity{owned: owned{addr: a}}, true
@@ -103,9 +108,9 @@ func (o *owned) mailboxes() []*Mailbox {
 // MailboxesFor returns the mailboxes that may send as the address, in the order of the settings,
 // and who authenticates for the first of them. More than one are a pool: each message leaves
 // through the one that can send soonest, and authenticates as that. There are none where nobody
-// may. The slice is the caller's.
+// may. An account of High Volume Email is its own mailbox. The slice is the caller's.
 func (p *Rules) MailboxesFor(a address.Spec) ([]*Mailbox, address.Spec) {
-	id, _ := p.byMailbox(a)
+	id := p.signsIn(a)
 	return id.mailboxes(), id.user()
 }
 
@@ -114,6 +119,9 @@ func (p *Rules) MailboxesFor(a address.Spec) ([]*Mailbox, address.Spec) {
 // pattern. Strangers choose addresses; there are no more answers than the settings have lines,
 // twice.
 func (p *Rules) Listed(a address.Spec) string {
+	if r := p.accountRoute(a); r != nil {
+		return r.Account.String()
+	}
 	if o, ok := p.identities[a.Key()]; ok {
 		return o.addr.String()
 	}
@@ -161,7 +169,7 @@ func (p *Rules) External(rcpt string) bool {
 // MailboxFor returns the mailbox that may send as the address and who authenticates for it, or nil.
 // Of a pool it is the first one; see MailboxesFor.
 func (p *Rules) MailboxFor(a address.Spec) (*Mailbox, address.Spec) {
-	id, _ := p.byMailbox(a)
+	id := p.signsIn(a)
 	return id.mailbox, id.user()
 }
 

@@ -73,6 +73,11 @@ const (
 	ReasonClient          ReasonCode = "client"           // the client that matched
 	ReasonExternal        ReasonCode = "external"         // recipients outside leave by submission, not directly
 	ReasonExternalRefused ReasonCode = "external-refused" // the route reaches own recipients alone
+	ReasonHVEOutside      ReasonCode = "hve-outside"      // High Volume Email reaches own recipients alone
+	ReasonHVEMany         ReasonCode = "hve-many"         // it takes 50 recipients at one time
+	ReasonHVELarge        ReasonCode = "hve-large"        // it takes 10 MB
+	ReasonHVESender       ReasonCode = "hve-sender"       // it sends as its account alone
+	ReasonAccount         ReasonCode = "hve-account"      // the account took the sender's place
 	ReasonNotAsked        ReasonCode = "no-sender"        // neither From nor envelope hold an address that can be read
 	ReasonMayNotAsk       ReasonCode = "client-senders"   // the client's senders do not include the address
 	ReasonUnauthorized    ReasonCode = "not-authorized"   // no mailbox may send as the address
@@ -115,6 +120,11 @@ var reasonTable = []struct {
 	{ReasonClient, "%[2]s is client %[1]q", ""},
 	{ReasonExternal, "recipients outside: %[1]s; route %[2]q does not reach them, so they leave by submission", ""},
 	{ReasonExternalRefused, "<%[1]s> is outside; route %[2]q does not reach it and has external: reject", "the route does not reach recipients outside"},
+	{ReasonHVEOutside, "<%[1]s> is outside, or mail for it may be led there, and route %[2]q reaches own recipients alone: submission takes the message", ""},
+	{ReasonHVEMany, "%[1]s recipients, and route %[2]q takes 50 at one time", "the message has more recipients than its route takes"},
+	{ReasonHVELarge, "%[1]s bytes, and route %[2]q takes 10 MB", "the message is larger than its route takes"},
+	{ReasonHVESender, "%[1]s does not leave by route %[2]q, which sends as its account alone: submission takes the message", ""},
+	{ReasonAccount, "route %[2]q sends as its account <%[1]s>", "High Volume Email sends as its account"},
 	{ReasonNotAsked, "neither the From field nor the envelope names a sender that can be read", ""},
 	{ReasonMayNotAsk, "client %[2]q may not ask for <%[1]s>: its senders: do not include it", ""},
 	{ReasonUnauthorized, "no mailbox may send as <%[1]s>", ""},

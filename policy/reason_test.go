@@ -9,7 +9,7 @@ import (
 // TestReasonWords: each code has a sentence with its subject, and those that can be the last step
 // have brief words.
 func TestReasonWords(t *testing.T) {
-	steps := []ReasonCode{ReasonClient, ReasonExternal, ReasonNotAsked, ReasonMayNotAsk, ReasonUnauthorized, ReasonNotVerified, ReasonSenderKept, ReasonMixed, ReasonAlias, ReasonDoubt} // another one follows
+	steps := []ReasonCode{ReasonClient, ReasonExternal, ReasonHVEOutside, ReasonHVESender, ReasonNotAsked, ReasonMayNotAsk, ReasonUnauthorized, ReasonNotVerified, ReasonSenderKept, ReasonMixed, ReasonAlias, ReasonDoubt} // another one follows
 	seen := make(map[ReasonCode]bool)
 	for _, r := range reasonTable {
 		if seen[r.code] {

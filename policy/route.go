@@ -11,7 +11,7 @@ import (
 	"github.com/sendas/sendas/policy/address"
 )
 
-// A RouteType is one of the three ways in which mail reaches Microsoft 365.
+// A RouteType is one of the four ways in which mail reaches Microsoft 365.
 type RouteType string
 
 // The ways out.
@@ -25,6 +25,10 @@ const (
 	// Direct is the MX endpoint on port 25 without more: any sender of a verified domain, to
 	// recipients of the tenant's own domains alone.
 	Direct RouteType = "direct"
+	// HVE is High Volume Email: port 587 of a host of its own, authenticated as an account that may
+	// send as itself alone, to recipients of the tenant's own domains. What does not fit leaves by
+	// submission.
+	HVE RouteType = "hve"
 )
 
 // SubmissionRoute is the name of the route that is always there and the default.
@@ -37,8 +41,13 @@ type Route struct {
 	Transport string // of Postfix's master.cf
 	NextHop   string // "[host]:port"
 	// RefuseExternal is for direct routes: whether recipients outside the tenant are refused. Else
-	// they leave by submission, while the own ones of the same message leave directly.
+	// they leave by submission, while the own ones of the same message leave directly. For those of
+	// High Volume Email it is for all that the route does not take; else the whole message leaves by
+	// submission.
 	RefuseExternal bool
+	Account        address.Spec // of High Volume Email; else zero
+
+	account *Mailbox // the same
 }
 
 // Destination is the transport and next-hop as FILTER and transport_maps take it.
@@ -48,9 +57,10 @@ func (r *Route) Destination() string { return r.Transport + ":" + r.NextHop }
 type RouteSettings struct {
 	Name      string
 	Type      string
-	Endpoint  string // host or host:port; the port of connector and direct is 25 where none is given
+	Endpoint  string // host or host:port; without port it is 25 for connector and direct, 587 for hve
 	Transport string // default: "sendas" for submission, else "sendas-" and the name
-	External  string // submission (default) or reject; for direct routes
+	External  string // submission (default) or reject; for direct and hve
+	Account   string // of hve
 }
 
 // defaultTransport is what delivers by submission: a transport of our own, so that no setting that
@@ -91,6 +101,9 @@ func (b *builder) changeSubmission(path string, s RouteSettings) {
 	if s.External != "" {
 		b.fail(path+".external", "submission takes every recipient; remove this line")
 	}
+	if s.Account != "" {
+		b.fail(path+".account", "submission signs in as mailboxes, which stand under mailboxes:; remove this line")
+	}
 	if slices.Contains(otherTransports, s.Transport) {
 		b.fail(path+".transport", "other mail leaves by %s, which must know no mailbox; remove this line, and type: sendas postfix enable", s.Transport)
 	}
@@ -106,20 +119,28 @@ func (b *builder) route(path string, s RouteSettings) *Route {
 		b.fail(path+".name", "%q is not a name; write letters, digits and - (it stands in master.cf)", address.Clip(s.Name))
 	}
 	switch r.Type {
-	case Connector, Direct:
+	case Connector, Direct, HVE:
 	case Submission:
 		b.fail(path+".type", "submission is always there under that name; remove this route, or name it submission")
 	case "":
-		b.fail(path+".type", "the type is missing; write connector or direct")
+		b.fail(path+".type", "the type is missing; write connector, direct or hve")
 	default:
-		b.fail(path+".type", "%q is not a type of route; write connector or direct", address.Clip(s.Type))
+		b.fail(path+".type", "%q is not a type of route; write connector, direct or hve", address.Clip(s.Type))
 	}
 	if r.Transport == "" {
 		r.Transport = "sendas-" + s.Name
 	} else {
 		b.transport(path, s.Transport)
 	}
-	r.NextHop = b.endpoint(path+".endpoint", s.Endpoint)
+	if r.Type == HVE {
+		r.NextHop = b.accountHost(path+".endpoint", s.Endpoint)
+		b.account(path+".account", s.Account, r)
+	} else {
+		r.NextHop = b.endpoint(path+".endpoint", s.Endpoint)
+		if s.Account != "" {
+			b.fail(path+".account", "only a route of type hve signs in as an account; remove this line")
+		}
+	}
 	switch s.External {
 	case "", string(Submission):
 	case string(Reject):
@@ -202,13 +223,16 @@ func (p *Rules) RouteTo(rcpt string) *Route {
 	return nil
 }
 
-// RouteFrom answers sender_dependent_default_transport_maps: submission for a sender that a mailbox
-// may send as, the first connector for any other of a verified domain, nil for strangers and the
-// null sender.
+// RouteFrom answers sender_dependent_default_transport_maps: its route for an account of High Volume
+// Email, submission for a sender that a mailbox may send as, the first connector for any other of a
+// verified domain, nil for strangers and the null sender.
 func (p *Rules) RouteFrom(sender string) *Route {
 	a, err := address.Parse(sender)
 	if err != nil || a.IsZero() {
 		return nil
+	}
+	if r := p.accountRoute(a); r != nil {
+		return r
 	}
 	if _, ok := p.byMailbox(a); ok {
 		return p.routes[0]

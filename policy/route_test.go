@@ -218,7 +218,7 @@ func TestRouteSettings(t *testing.T) {
 		route RouteSettings
 		want  string
 	}{
-		{"no type", RouteSettings{Name: "a", Endpoint: mxHost}, "routes[0].type: the type is missing; write connector or direct"},
+		{"no type", RouteSettings{Name: "a", Endpoint: mxHost}, "routes[0].type: the type is missing; write connector, direct or hve"},
 		{"port 465", RouteSettings{Name: "a", Type: "direct", Endpoint: mxHost + ":465"}, "routes[0].endpoint: the MX endpoint listens on port 25; port 465 is for submission, which is always there"},
 		{"port 0", RouteSettings{Name: "a", Type: "direct", Endpoint: mxHost + ":0"}, `routes[0].endpoint: "` + mxHost + `:0" is not a host; write the tenant's MX host, such as ` + mxHost},
 		{"IPv6", RouteSettings{Name: "a", Type: "direct", Endpoint: "[2001:db8::1]:25"}, "routes[0].endpoint: Microsoft's addresses change; write the tenant's MX host, such as " + mxHost},

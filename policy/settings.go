@@ -67,7 +67,9 @@ type Rules struct {
 	patterns   map[string]*Mailbox // by domain: mailboxes "*@domain"
 	plus       bool                // some mailbox has plus addresses
 	routes     []*Route
-	direct     *Route // the first direct route that a client uses, or nil
+	direct     *Route            // the first direct route that a client uses, or nil
+	accounts   map[string]*Route // of High Volume Email, by address key
+	measures   bool              // some client has such a route
 	clients    *clientIndex
 	notices    notices
 	told       bool // some client's way out is told to Postfix at RCPT
@@ -93,6 +95,7 @@ func New(s Settings) (*Rules, []FieldError) {
 		mailboxes:  make([]*Mailbox, 0, len(s.Mailboxes)),
 		identities: make(map[string]owned, n),
 		patterns:   make(map[string]*Mailbox),
+		accounts:   make(map[string]*Route),
 		received:   s.Received,
 		mode:       cmp.Or(s.Mode, Enforce),
 	}, claims: make(map[string]claimed, n), allowOnMicrosoft: s.AllowOnMicrosoft}
@@ -121,6 +124,10 @@ func New(s Settings) (*Rules, []FieldError) {
 	}
 	if i := slices.IndexFunc(clients, func(c Client) bool { return c.Route.Type == Direct }); i >= 0 {
 		b.p.direct = clients[i].Route
+	}
+	b.oneWay(clients)
+	if len(b.errs) > 0 {
+		return nil, b.errs
 	}
 	b.p.told = slices.ContainsFunc(clients, func(c Client) bool { return b.p.filter(&c) != "" })
 	return b.p, nil
@@ -354,6 +361,9 @@ func (b *builder) client(path string, s ClientSettings) Client {
 	}
 	if c.Route = b.p.Route(s.Route); c.Route == nil {
 		b.fail(path+".route", "there is no route %q under routes:", address.Clip(s.Route))
+	} else if c.Route.Type == HVE && len(b.p.mailboxes) == 0 && !b.p.Observes() {
+		b.fail(path+".route", "what route %q does not take leaves by submission, which needs a mailbox; list one under mailboxes: "+
+			"(a relay that has an account of High Volume Email alone lists that as its mailbox, and its host at tenant.endpoints.submission)", s.Route)
 	} else if c.Route.Type == Submission && len(b.p.mailboxes) == 0 && !b.p.Observes() {
 		b.fail(path+".route", "mail of client %q leaves by submission, which needs a mailbox; list one under mailboxes:, or write route: with a connector", s.Name)
 	}

@@ -64,7 +64,7 @@ func TestWrongSettings(t *testing.T) {
 		{func(s *Settings) { s.Mailboxes = nil; client(ClientSettings{})(s) }, `clients[0].route: mail of client "sap" leaves by submission, which needs a mailbox; list one under mailboxes:, or write route: with a connector`},
 		{route(RouteSettings{Name: "a", Type: "direct", Endpoint: mxHost}, RouteSettings{Name: "a", Type: "direct", Endpoint: mxHost}), `routes[1].name: two routes are called "a"; a client names its way out by it`},
 		{route(RouteSettings{Name: "a.b", Type: "direct", Endpoint: mxHost}), `routes[0].name: "a.b" is not a name; write letters, digits and - (it stands in master.cf)`},
-		{route(RouteSettings{Name: "a", Type: "relay", Endpoint: mxHost}), `routes[0].type: "relay" is not a type of route; write connector or direct`},
+		{route(RouteSettings{Name: "a", Type: "relay", Endpoint: mxHost}), `routes[0].type: "relay" is not a type of route; write connector, direct or hve`},
 		{route(RouteSettings{Name: "a", Type: "submission", Endpoint: mxHost}), "routes[0].type: submission is always there under that name; remove this route, or name it submission"},
 		{route(RouteSettings{Name: "a", Type: "connector"}), "routes[0].endpoint: the endpoint is missing; write the tenant's MX host, such as " + mxHost},
 		{route(RouteSettings{Name: "a", Type: "connector", Endpoint: mxHost, External: "reject"}), "routes[0].external: a connector takes every recipient; remove this line"},

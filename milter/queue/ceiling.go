@@ -48,6 +48,9 @@ func (c Ceiling) Take(b Backlog, recipients int) *Overflow {
 }
 
 func (c Ceiling) take(k limit.Kind, r limit.Rate, waiting, more, left int) *Overflow {
+	if r.Unlimited() {
+		return nil
+	}
 	waiting = max(0, waiting) + max(0, more)
 	room := c.room(r, max(0, left))
 	if waiting <= room {

@@ -39,7 +39,9 @@ func TestCeiling(t *testing.T) {
 		{"more than ever fits", hour, Backlog{0, 0, 43200, 10000}, 10001,
 			"mailbox <scan@contoso.com> would have 10001 recipients waiting, and only 10000 can leave in time"},
 		{"counts that do not match", days, Backlog{-5, -7, -1, -1}, 20000, ""},
-		{"no rate at all", Ceiling{Wait: day}, Backlog{}, 1, "mailbox <scan@contoso.com> would have 1 message waiting, and only 0 can leave in time"},
+		{"no limit", Ceiling{Wait: day, Limits: limit.HighVolume()}, Backlog{Messages: 1e9, Recipients: 1e9}, 50, ""},
+		{"no limit of messages", Ceiling{Wait: day, Limits: limit.Allowance{Recipients: limit.Rate{N: 10, Per: day}}}, Backlog{Messages: 1e9, RecipientsLeft: 10}, 11,
+			"mailbox <scan@contoso.com> would have 11 recipients waiting, and only 10 can leave in time"},
 	} {
 		got := ""
 		if o := tc.c.Take(tc.b, tc.recipients); o != nil {

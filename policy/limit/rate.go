@@ -9,7 +9,7 @@ import (
 )
 
 // A Rate is how much may happen in any period of a given length: a sliding window, not one
-// that starts at the full minute.
+// that starts at the full minute. Of an [Allowance], 0 in a period is no limit.
 type Rate struct {
 	N   int
 	Per time.Duration
@@ -41,8 +41,14 @@ func ParseRate(s string) (Rate, error) {
 	return Rate{n, d}, nil
 }
 
-// String returns the rate in the form that ParseRate reads.
+// Unlimited reports whether the rate is none of an [Allowance].
+func (r Rate) Unlimited() bool { return r.N == 0 }
+
+// String returns the rate in the form that ParseRate reads, and "no limit" where it is none.
 func (r Rate) String() string {
+	if r.Unlimited() {
+		return "no limit"
+	}
 	switch r.Per {
 	case time.Minute:
 		return strconv.Itoa(r.N) + "/m"
@@ -54,7 +60,8 @@ func (r Rate) String() string {
 	return strconv.Itoa(r.N) + "/" + r.Per.String()
 }
 
-// Allowance is what one mailbox may do.
+// Allowance is what one mailbox may do. The period of Messages is also how long the mailbox rests
+// where it has to, so it has one where the number is not limited.
 type Allowance struct {
 	Messages    Rate // accepted messages
 	Recipients  Rate // recipients of accepted messages, each time anew
@@ -85,6 +92,13 @@ func Microsoft() Allowance {
 		Recipients:  Rate{10_000, 24 * time.Hour},
 		Connections: 3,
 	}
+}
+
+// HighVolume returns what an account of High Volume Email may do: Microsoft counts neither its messages
+// nor its recipients, and names no number of connections ("Manage high volume emails for Microsoft
+// 365"). As many as Postfix has for one destination (default_destination_concurrency_limit) are ours.
+func HighVolume() Allowance {
+	return Allowance{Messages: Rate{Per: time.Minute}, Recipients: Rate{Per: 24 * time.Hour}, Connections: 20}
 }
 
 // TERRL returns the tenant external recipient rate limit of Exchange Online: how many recipients

@@ -202,6 +202,9 @@ func (y *tally) forget(per time.Duration, session, now limit.Instant) []limit.In
 
 // messages returns how long the message limit asks to wait.
 func (a *account) messages(t terms, now limit.Instant) obstacle {
+	if t.Messages.Unlimited() {
+		return obstacle{cause: CauseMessages}
+	}
 	per := limit.Micros(t.Messages.Per)
 	if t.lost != 0 && now < t.lost+per {
 		return obstacle{wait: t.lost + per - now, cause: CauseMessages}
@@ -246,6 +249,9 @@ func roomOf(l limit.Allowance, r limit.Rate) int { return min(max(room(r), l.Uns
 // recipients returns how long the recipient limit asks to wait: there must be room for one whole
 // delivery besides those under way.
 func (y *tally) recipients(t terms, r limit.Rate, now limit.Instant) obstacle {
+	if r.Unlimited() {
+		return obstacle{}
+	}
 	per := limit.Micros(r.Per)
 	if t.lost != 0 && now < t.lost+per {
 		return obstacle{wait: t.lost + per - now}
@@ -287,8 +293,12 @@ func (y *tally) book(n int, per time.Duration, at limit.Instant) {
 	y.sent = append(y.sent, bucket{end: at + limit.Micros(per)/bucketsPerWindow, n: n})
 }
 
-// verdict notes that a message was counted at that time at the latest.
+// verdict notes that a message was counted at that time at the latest. Where messages are not limited
+// nobody asks, and as many as an account of High Volume Email sends would make every record long.
 func (a *account) verdict(at limit.Instant) {
+	if a.limits.Messages.Unlimited() {
+		return
+	}
 	i := len(a.done)
 	for i > 0 && a.done[i-1] > at {
 		i--
@@ -324,11 +334,15 @@ func (a *account) settle(g *tally, id uint64, o Outcome, now limit.Instant) (mor
 		return false
 	}
 	a.verdict(now)
-	a.book(o.Recipients, a.limits.Recipients.Per, now)
+	recipients := o.Recipients
+	if a.limits.Recipients.Unlimited() {
+		recipients = 0
+	}
+	a.book(recipients, a.limits.Recipients.Per, now)
 	if g != nil {
 		g.book(o.GroupRecipients, g.per, now)
 	}
-	return o.Recipients > h.recipients || g != nil && o.GroupRecipients > held.recipients
+	return recipients > h.recipients || g != nil && o.GroupRecipients > held.recipients
 }
 
 // vacate gives back the turn of a lease that has ended before its place began: else those without a

@@ -336,6 +336,47 @@ func TestAheadInOrder(t *testing.T) {
 	}
 }
 
+// TestWithoutLimits: an account of High Volume Email has connections alone, remembers nothing, rests
+// as others do, and counts from the moment on when somebody sets a limit.
+func TestWithoutLimits(t *testing.T) {
+	a, l := newSubject(), limit.HighVolume()
+	for i := range 5000 {
+		ans := a.give(l, start.Add(time.Duration(i)*time.Millisecond))
+		if ans.Lease == 0 {
+			t.Fatalf("message %d: %+v, want a lease", i, ans)
+		}
+		a.end(ans.Lease, Outcome{Submitted: true, Recipients: 50}, start.Add(time.Duration(i)*time.Millisecond))
+	}
+	now := start.Add(5 * time.Second)
+	if len(a.done)+len(a.sent) > 0 {
+		t.Errorf("%d verdicts and %d buckets are kept of what nobody limits", len(a.done), len(a.sent))
+	}
+	take(a, l, l.Connections)
+	if ans := a.give(l, start); ans.Cause != CauseConnections {
+		t.Errorf("one more than its connections: %+v", ans)
+	}
+	a.end(a.id, Outcome{Concurrency: true}, now)
+	if got := a.withheld(l.Messages.Per, at(now)); got != 1 {
+		t.Errorf("%d connections are withheld after a 432, want 1", got)
+	}
+	for id := range a.open {
+		a.end(id, Outcome{}, now)
+	}
+	a.pause(at(now.Add(time.Minute)), PauseBlocked, "blocked")
+	if ans := a.give(l, now); ans.Cause != CausePaused {
+		t.Errorf("paused: %+v", ans)
+	}
+	l.Messages.N = 1
+	later := now.Add(2 * time.Minute)
+	for i, want := range []Cause{"", CauseMessages} {
+		ans := a.give(l, later)
+		if ans.Cause != want {
+			t.Errorf("message %d under a new limit of 1: %+v, want %q", i, ans, want)
+		}
+		a.end(ans.Lease, Outcome{Submitted: true, Recipients: 1}, later)
+	}
+}
+
 func take(a *subject, l limit.Allowance, n int) {
 	for range n {
 		a.give(l, start)

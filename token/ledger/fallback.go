@@ -357,7 +357,7 @@ func (s *Shared) share(l limit.Allowance) (limit.Allowance, error) {
 		{"recipients", out.Recipients.N, l.Recipients.N},
 		{"recipients of the group", out.GroupRecipients.N, l.GroupRecipients.N},
 	} {
-		if x.n < 1 && (x.of > 0 || x.what != "recipients of the group") {
+		if x.n < 1 && x.of > 0 { // else it has no limit
 			return limit.Allowance{}, fmt.Errorf("the shared ledger is away, and %d %s are too few to be shared by %d hosts without it", x.of, x.what, s.hosts)
 		}
 	}
@@ -418,7 +418,7 @@ func (s *Shared) alone(ctx context.Context, mailbox string, l limit.Allowance, n
 	if s.shared { // it has come back
 		return Answer{Wait: time.Millisecond, Cause: CauseMessages, Reason: "the shared ledger has just come back"}, nil
 	}
-	if w := s.o.Silence + l.Messages.Per + limit.Jitter - time.Since(s.lost); w > 0 {
+	if w := s.o.Silence + l.Messages.Per + limit.Jitter - time.Since(s.lost); w > 0 && !l.Messages.Unlimited() {
 		return Answer{Wait: w, Cause: CauseMessages, Reason: "the shared ledger is away, and what the other hosts have just sent is not known"}, nil
 	}
 	ans, err := s.local.Take(ctx, mailbox, part, now)

@@ -427,6 +427,7 @@ func TestShares(t *testing.T) {
 		{"few messages", limit.Allowance{Messages: limit.Rate{N: 4, Per: time.Minute}, Recipients: day(10_000), Connections: 3}, 2, limit.Allowance{}},
 		{"no room for one delivery", limit.Allowance{Messages: limit.Rate{N: 30, Per: time.Minute}, Recipients: day(900), Connections: 3}, 2, limit.Allowance{}},
 		{"a small group", limit.Allowance{Messages: limit.Rate{N: 30, Per: time.Minute}, Recipients: day(10_000), Connections: 3, Group: "moera", GroupRecipients: day(100)}, 2, limit.Allowance{}},
+		{"High Volume Email", limit.HighVolume(), 2, limit.Allowance{Messages: limit.Rate{Per: time.Minute}, Recipients: day(0), Connections: 10}},
 	} {
 		s := &Shared{hosts: tc.hosts, o: SharedOptions{}.withDefaults()}
 		got, err := s.share(tc.in)

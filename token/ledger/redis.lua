@@ -125,6 +125,7 @@ local function book(y, n, per, at)
 end
 
 local function verdict(a, at)
+  if a.limits and a.limits.messages.n == 0 then return end -- nobody asks
   local i = #a.done
   while i > 0 and a.done[i] > at do i = i - 1 end
   table.insert(a.done, i + 1, at)
@@ -173,6 +174,7 @@ local function gap(a, r, used)
 end
 
 local function messages(a, r)
+  if r.n == 0 then return 0 end -- no limit
   if lost ~= 0 and t < lost + r.per then return lost + r.per - t end
   local used = #a.done + count(a.open)
   local over = used - r.n
@@ -182,6 +184,7 @@ local function messages(a, r)
 end
 
 local function recipients(y, r)
+  if r.n == 0 then return 0 end
   if lost ~= 0 and t < lost + r.per then return lost + r.per - t end
   local used, need = booked(y), room(r)
   for _, h in pairs(y.open) do used = used + h[2] end
@@ -325,7 +328,7 @@ function ops.settle()
   end
   if o.submitted then
     verdict(a, t)
-    book(a, o.recipients, a.limits.recipients.per, t)
+    if a.limits.recipients.n > 0 then book(a, o.recipients, a.limits.recipients.per, t) end
     if g then book(g, o.group, a.limits.group.per, t) end
   elseif given > t then -- it has ended before its place began, and gives its turn back
     a.last = t

@@ -66,6 +66,12 @@ func TestRedisAnswersAsTheAccountDoes(t *testing.T) {
 		r.mono = func() time.Duration { return now.Sub(start) }
 		r.server = func() limit.Instant { return at(now) }
 		l := drawLimits(t)
+		if rapid.IntRange(0, 3).Draw(t, "messages limited") == 0 {
+			l.Messages.N = 0
+		}
+		if rapid.IntRange(0, 3).Draw(t, "recipients limited") == 0 {
+			l.Recipients.N = 0
+		}
 		l.Unseen = rapid.SampledFrom([]int{0, 1, 50, 70, 1000}).Draw(t, "unseen")
 		type pair struct{ redis, memory uint64 }
 		out := map[string][]pair{}
