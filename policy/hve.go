@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"strconv"
@@ -123,6 +124,9 @@ func (b *builder) account(path, text string, r *Route) {
 		return
 	}
 	a, err := b.verified(text)
+	if _, pattern := address.CutPattern(text); pattern {
+		err = fmt.Errorf("%s is no account; write the address of one, such as notices@contoso.com", address.Clip(text))
+	}
 	if err != nil {
 		b.fail(path, "%v", err)
 		return

@@ -153,7 +153,7 @@ func (k *checker) endpoints() {
 	if u, err := url.Parse(e.Scope); err != nil || u.Scheme != "https" || u.Host == "" || u.Path != "/.default" {
 		k.fail("tenant.endpoints.scope", "%q is not what an app asks for; write https://HOST/.default", Clip(e.Scope))
 	}
-	if u, err := url.Parse(e.DelegatedScope); err != nil || u.Scheme != "https" || u.Host == "" || u.Path != "/SMTP.Send" {
+	if u, err := url.Parse(e.DelegatedScope); err != nil || u.Scheme != "https" || u.Host == "" || u.Path != "/SMTP.Send" && !(e.HighVolume() && u.Path == "/.default") {
 		k.fail("tenant.endpoints.delegated_scope", "%q is not what a user's app asks for; write https://HOST/SMTP.Send", Clip(e.DelegatedScope))
 	}
 	switch u, err := url.Parse(e.Proxy); {
@@ -164,6 +164,7 @@ func (k *checker) endpoints() {
 		k.fail("tenant.endpoints.proxy", "a password does not stand in this file; put HTTPS_PROXY into a file that root alone can read (EnvironmentFile= of the unit)")
 	}
 	k.submission(e.Submission)
+	k.otherHost()
 	if !k.files {
 		return
 	}
@@ -407,23 +408,28 @@ func (k *checker) mailboxes() {
 	if len(k.c.Clients) == 0 && !k.c.Observes() {
 		k.fail("clients", "no client is listed, so nobody could send; write at least one with name: and networks: or logins:")
 	}
-	allCredentials := !slices.Contains(k.d.broken, "credentials")
 	for i, m := range k.c.Mailboxes {
 		path := "mailboxes[" + strconv.Itoa(i) + "]"
-		credential, known := k.c.Credentials[m.Credential]
-		switch {
-		case m.Credential == "" && k.c.Observes():
-		case m.Credential == "":
-			k.fail(path+".credential", "the credential is missing; write credential: with a name from credentials:")
-		case !known && allCredentials:
-			k.fail(path+".credential", "there is no credential %q %s", Clip(m.Credential), didYouMean(m.Credential, slices.Sorted(maps.Keys(k.c.Credentials)), "under credentials:"))
-		case m.Pattern() && credential.Delegated():
+		k.credentialName(path+".credential", m.Credential)
+		if credential := k.c.Credentials[m.Credential]; m.Pattern() && credential.Delegated() {
 			k.fail(path+".credential", "a signed-in user is one mailbox; %s needs an app of its own (client_credentials, federated or managed_identity)", m.Address)
 		}
 		k.limits(path+".limits", m.Limits)
 		if m.Pool && k.c.Token.TokenFiles != "" {
 			k.fail(path+".pool", "which mailbox of a pool sends is decided by leases, and token.token_files goes without them; remove one of the two")
 		}
+	}
+}
+
+// credentialName checks who gives the tokens of a mailbox or an account.
+func (k *checker) credentialName(path, name string) {
+	_, known := k.c.Credentials[name]
+	switch {
+	case name == "" && k.c.Observes():
+	case name == "":
+		k.fail(path, "the credential is missing; write credential: with a name from credentials:")
+	case !known && !slices.Contains(k.d.broken, "credentials"):
+		k.fail(path, "there is no credential %q %s", Clip(name), didYouMean(name, slices.Sorted(maps.Keys(k.c.Credentials)), "under credentials:"))
 	}
 }
 
@@ -439,9 +445,14 @@ func (k *checker) clientLimits() {
 }
 
 // limits keeps a mailbox within what Microsoft allows ("Exchange Online limits"). Periods other
-// than Microsoft's are not compared: a lab shortens the minute.
+// than Microsoft's are not compared: a lab shortens the minute. Other hosts have limits that Microsoft
+// raises on request, or none.
 func (k *checker) limits(path string, l Limits) {
 	most := limit.Microsoft()
+	if e := &k.c.Tenant.Endpoints; e.HighVolume() || e.azure() {
+		k.connections(path, l.Connections, 0)
+		return
+	}
 	over := func(have, most limit.Rate) bool { return have.Per == most.Per && have.N > most.N }
 	if over(l.Messages, most.Messages) {
 		k.fail(path+".messages", "Microsoft slows a mailbox down after 30 messages in a minute; write 30/m or less")
@@ -449,11 +460,20 @@ func (k *checker) limits(path string, l Limits) {
 	if over(l.Recipients, most.Recipients) {
 		k.fail(path+".recipients", "Microsoft refuses a mailbox's mail after 10000 recipients in a day; write 10000/d or less")
 	}
+	k.connections(path, l.Connections, most.Connections)
+}
+
+// connections checks how many connections a mailbox may have; most is 0 where Microsoft names none.
+func (k *checker) connections(path string, n, most int) {
+	upTo := "or more"
+	if most > 0 {
+		upTo = "to " + strconv.Itoa(most)
+	}
 	switch {
-	case l.Connections < 1:
-		k.fail(path+".connections", "%d connections can send nothing; write 1 to %d", l.Connections, most.Connections)
-	case l.Connections > most.Connections:
-		k.fail(path+".connections", "Microsoft answers 432 to more than %d connections of a mailbox; write 1 to %d", most.Connections, most.Connections)
+	case n < 1:
+		k.fail(path+".connections", "%d connections can send nothing; write 1 %s", n, upTo)
+	case most > 0 && n > most:
+		k.fail(path+".connections", "Microsoft answers 432 to more than %d connections of a mailbox; write 1 to %d", most, most)
 	}
 }
 
@@ -578,6 +598,7 @@ func (k *checker) routes() {
 				k.fail(fmt.Sprintf("%s.addresses[%d]", path, j), "%q is not an address; write the public address of this relay, such as 203.0.113.7", Clip(a))
 			}
 		}
+		k.account(path, &r)
 		switch {
 		case r.CertificateFile == "" && r.KeyFile != "":
 			k.fail(path+".key_file", "a key needs its certificate; write certificate_file: too")
@@ -679,7 +700,7 @@ func (c *Site) settings() policy.Settings {
 		s.Mailboxes = append(s.Mailboxes, policy.MailboxSettings{Address: m.Address, Aliases: m.Aliases, SendAs: m.SendAs, PlusAddresses: m.PlusAddresses, Pool: m.Pool})
 	}
 	for _, r := range c.Routes {
-		s.Routes = append(s.Routes, policy.RouteSettings{Name: r.Name, Type: r.Type, Endpoint: r.Endpoint, Transport: r.Transport, External: r.External})
+		s.Routes = append(s.Routes, policy.RouteSettings{Name: r.Name, Type: r.Type, Endpoint: r.Endpoint, Transport: r.Transport, External: r.External, Account: r.Account})
 	}
 	for _, c := range c.Clients {
 		s.Clients = append(s.Clients, c.policy())

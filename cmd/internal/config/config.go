@@ -88,7 +88,7 @@ type Tenant struct {
 type Endpoints struct {
 	Authority      string `yaml:"authority"`       // URL without path and closing slash
 	Scope          string `yaml:"scope"`           // of an app's own token, ends in /.default
-	DelegatedScope string `yaml:"delegated_scope"` // of a signed-in user's token, ends in /SMTP.Send
+	DelegatedScope string `yaml:"delegated_scope"` // of a signed-in user's token, ends in /SMTP.Send; for High Volume Email in /.default
 	Submission     string `yaml:"submission"`      // host:port
 	Graph          string `yaml:"graph"`           // URL without path and closing slash; where certificates are renewed
 	ProofAudience  string `yaml:"proof_audience"`  // whom the proof is for by which an app renews its certificate
@@ -198,7 +198,14 @@ type Route struct {
 	CertificateFile string   `yaml:"certificate_file"` // what Postfix's transport shows to a connector; checked here
 	KeyFile         string   `yaml:"key_file"`         // empty where CertificateFile holds the key too
 	Addresses       []string `yaml:"addresses"`        // of this relay as Microsoft sees it; for SPF
+
+	Account    string `yaml:"account"`    // of High Volume Email, as are the next
+	Credential string `yaml:"credential"` // key of Site.Credentials
+	Scope      string `yaml:"scope"`      // that the credential asks for; ends in /.default
+	Limits     Limits `yaml:"limits"`     // of the account
 }
+
+func (r *Route) setDefaults() { r.Limits = routeLimits() }
 
 // Client is a client; see policy.Client.
 type Client struct {
@@ -338,10 +345,8 @@ func Default() *Site {
 
 func (c *Credential) setDefaults() { c.Flow = flowClientCredentials }
 
-func (m *Mailbox) setDefaults() {
-	l := limit.Microsoft()
-	m.Limits = Limits{l.Messages, l.Recipients, l.Connections}
-}
+// setDefaults leaves the limits to Complete, which knows the host.
+func (m *Mailbox) setDefaults() { m.Limits.Connections = unset }
 
 // Clouds is what tenant.cloud implies (Microsoft's endpoint lists; GCC is in global).
 var Clouds = map[string]Endpoints{
@@ -496,6 +501,9 @@ func isControl(r rune) bool { return r < ' ' && r != '\t' || 0x7f <= r && r < 0x
 // Complete fills in what follows from other settings, and makes file names absolute.
 func (c *Site) Complete(dir string) {
 	e, implied := &c.Tenant.Endpoints, Clouds[c.Tenant.Cloud]
+	if e.HighVolume() {
+		implied.Scope, implied.DelegatedScope = hveScope, hveScope
+	}
 	for _, f := range []struct {
 		have *string
 		want string
@@ -509,9 +517,10 @@ func (c *Site) Complete(dir string) {
 	e.Authority, e.Graph = strings.TrimSuffix(e.Authority, "/"), strings.TrimSuffix(e.Graph, "/")
 	e.CAFile = under(dir, e.CAFile)
 	c.Tenant.PermissionsFile = under(dir, c.Tenant.PermissionsFile)
-	for i := range c.Routes {
-		r := &c.Routes[i]
-		r.CertificateFile, r.KeyFile = under(dir, r.CertificateFile), under(dir, r.KeyFile)
+	c.completeRoutes(dir)
+	most := e.mailboxLimits()
+	for i := range c.Mailboxes {
+		c.Mailboxes[i].Limits.complete(most)
 	}
 	for name, r := range c.Credentials {
 		r.ClientSecretFile = under(dir, r.ClientSecretFile)

@@ -170,6 +170,13 @@ func TestWarnings(t *testing.T) {
 		{"one network of two", next("scan", "    networks: [10.1.2.0/24, 10.2.0.0/16]\n"), ""},
 		{"the wider one behind", next("scan", "    networks: [10.0.0.0/8]\n"), ""},
 		{"any login", next("all", "    logins: ['*']\n  - name: scan\n    logins: [x]\n    from: billing@contoso.com\n"), `clients[2]: client "scan" never matches: "all", which stands before it, has all its logins`},
+		{"Azure without its scope", add("  domains: [contoso.com]\n", "  endpoints: {submission: 'smtp.azurecomm.net:587'}\n"), "tenant.endpoints.submission: for whom a token of Azure Communication Services has to be made out"},
+		{"Azure with a scope", add("  domains: [contoso.com]\n", "  endpoints: {submission: 'smtp.azurecomm.net:587', scope: 'https://azure.example/.default'}\n"), ""},
+		{"Send As at High Volume Email", add("  domains: [contoso.com]\n", "  endpoints: {submission: 'smtp.hve.mx.microsoft:587'}\n"), "mailboxes[0]: High Volume Email lets an account send as itself alone"},
+		{"the former host", strings.Replace(add("  domains: [contoso.com]\n", "  endpoints: {submission: 'smtp-hve.office365.com:587'}\n"), "    send_as: [billing@contoso.com]\nclients:\n  - name: sap\n    networks: [10.1.0.0/16]\n    from: billing@contoso.com\n", "clients: [{name: sap, networks: [10.1.0.0/16], from: erp@contoso.com}]\n", 1),
+			"tenant.endpoints.submission: Microsoft will take this host away; write smtp.hve.mx.microsoft:587"},
+		{"a route to the former host", add(secret, "  hve-app:\n    client_id: 5f2c0d3e-1a2b-4c3d-8e4f-0123456789ab\n"+secret) + "routes: [{name: bulk, type: hve, account: n@contoso.com, credential: hve-app, endpoint: smtp-hve.office365.com}]\n",
+			"routes[0].endpoint: Microsoft will take this host away; write smtp.hve.mx.microsoft:587"},
 		{"the same login", next("one", "    logins: [x, y]\n  - name: two\n    logins: [y]\n    from: billing@contoso.com\n"), `clients[2]: client "two" never matches: "one", which stands before it, has all its logins`},
 		{"a login from a network", next("one", "    networks: [10.2.0.0/16]\n    logins: [x]\n  - name: two\n    logins: [x]\n    from: billing@contoso.com\n"), ""},
 		{"the same name in certificates", next("one", "    cert_subjects: [SAP01]\n  - name: two\n    cert_subjects: [sap01]\n    from: billing@contoso.com\n"), `clients[2]: client "two" never matches: "one", which stands before it, has all its names of certificates`},
@@ -195,6 +202,55 @@ func TestWarnings(t *testing.T) {
 		}
 		if c, err := Load(file, CheckToken); err != nil || len(c.Warnings) > 0 {
 			t.Errorf("%s: the service: %v, %v", tc.name, c.Warnings, err)
+		}
+	}
+}
+
+// TestOtherHosts: what High Volume Email and Azure Communication Services imply, and what it takes to
+// say something else.
+func TestOtherHosts(t *testing.T) {
+	rate := func(n int, per time.Duration) limit.Rate { return limit.Rate{N: n, Per: per} }
+	free := limit.HighVolume()
+	none := Limits{free.Messages, free.Recipients, free.Connections}
+	c := load(t, "testdata/good/hve.yaml")
+	for i, want := range []Route{
+		{Name: "bulk", Type: "hve", Account: "notices@contoso.com", Credential: "hve-app", Endpoint: "smtp.hve.mx.microsoft:587", Scope: "https://outlook.office.com/.default", Limits: none},
+		{Name: "news", Type: "hve", Account: "news@contoso.com", Credential: "hve-user", Endpoint: "smtp-hve.office365.com", Scope: "https://outlook.office365.us/.default",
+			External: "reject", Transport: "news", Limits: Limits{rate(600, time.Minute), rate(100_000, 24*time.Hour), 8}},
+		{Name: "more", Type: "hve", Account: "more@contoso.com", Credential: "hve-app", Endpoint: "smtp.hve.mx.microsoft:587", Scope: "https://outlook.office.com/.default",
+			Limits: Limits{free.Messages, free.Recipients, 100}},
+	} {
+		if got := c.Routes[i]; !reflect.DeepEqual(got, want) {
+			t.Errorf("route %s:\n got %+v\nwant %+v", want.Name, got, want)
+		}
+	}
+	if got := c.Policy.RouteFrom("news@contoso.com").Destination(); got != "news:[smtp-hve.office365.com]:587" {
+		t.Errorf("the account news leaves by %s", got)
+	}
+	if got, want := c.Mailboxes[0].Limits, (Limits{rate(30, time.Minute), rate(10_000, 24*time.Hour), 3}); got != want {
+		t.Errorf("the mailbox beside them has %+v, want %+v", got, want)
+	}
+	for credential, want := range map[string]string{"hve-app": "https://outlook.office.com/.default", "hve-user": "https://outlook.office365.us/.default"} {
+		if app, user := c.Scopes(credential); app != want || user != want {
+			t.Errorf("%s asks for %s and %s, want %s", credential, app, user, want)
+		}
+	}
+	if app, user := c.Scopes("relay-app"); app != "https://outlook.office365.com/.default" || user != "https://outlook.office.com/SMTP.Send" {
+		t.Errorf("relay-app asks for %s and %s", app, user)
+	}
+	c = load(t, "testdata/good/hve-alone.yaml")
+	if e := c.Tenant.Endpoints; e.Scope != "https://outlook.office.com/.default" || e.DelegatedScope != e.Scope {
+		t.Errorf("a relay of High Volume Email alone asks for %s and %s", e.Scope, e.DelegatedScope)
+	}
+	for i, want := range []Limits{{free.Messages, free.Recipients, 10}, {rate(600, time.Minute), free.Recipients, 20}} {
+		if got := c.Mailboxes[i].Limits; got != want {
+			t.Errorf("account %d has %+v, want %+v", i, got, want)
+		}
+	}
+	c = load(t, "testdata/good/azure.yaml")
+	for i, want := range []Limits{{rate(25, 15*time.Minute), free.Recipients, 20}, {rate(1000, time.Minute), rate(1_000_000, 24*time.Hour), 100}} {
+		if got := c.Mailboxes[i].Limits; got != want {
+			t.Errorf("sender %d of Azure has %+v, want %+v", i, got, want)
 		}
 	}
 }

@@ -30,6 +30,7 @@ func (c *Site) Client() (*http.Client, error) {
 // Source makes the source of tokens that a credential stands for.
 func (c *Site) Source(name string, client *http.Client, vault *entra.Vault) (entra.Source, error) {
 	cc, e := c.Credentials[name], c.Tenant.Endpoints
+	e.Scope, e.DelegatedScope = c.Scopes(name)
 	switch cc.Flow {
 	case flowClientCredentials:
 		return &entra.ClientCredentials{
@@ -37,7 +38,7 @@ func (c *Site) Source(name string, client *http.Client, vault *entra.Vault) (ent
 			SecretFile: cc.ClientSecretFile, Pairs: c.Pairs(name),
 		}, nil
 	case FlowFederated:
-		return c.federated(name, client)
+		return c.federated(name, e.Scope, client)
 	case flowManagedIdentity:
 		return &entra.ManagedIdentity{
 			Credential: name, Resource: strings.TrimSuffix(e.Scope, "/.default"), ClientID: cc.ClientID, ObjectID: cc.ObjectID, ResourceID: cc.ResourceID,
@@ -77,12 +78,12 @@ func (c *Site) Pairs(name string) func() []entra.KeyPair {
 
 // federated makes the source of a federated credential. What the configuration leaves empty, the
 // platform has put into the environment (Azure's workload identity).
-func (c *Site) federated(name string, client *http.Client) (entra.Source, error) {
+func (c *Site) federated(name, scope string, client *http.Client) (entra.Source, error) {
 	cc, env := c.Credentials[name], entra.FederatedFromEnvironment(os.Getenv)
 	// The tenant and its cloud are those of the configuration: the identities are checked against
 	// them.
 	s := &entra.ClientCredentials{
-		Credential: name, ClientID: cc.ClientID, Scope: c.Tenant.Endpoints.Scope, Client: client,
+		Credential: name, ClientID: cc.ClientID, Scope: scope, Client: client,
 		TokenURL: tokenURL(c.Tenant.Endpoints.Authority, c.Tenant.ID), FederatedTokenFile: cc.TokenFile,
 	}
 	if s.ClientID == "" {
