@@ -25,6 +25,7 @@ import (
 type Setup struct {
 	Credentials []Credential // all that the configuration has, by name
 	Mailboxes   []Mailbox    // in the order of the configuration
+	Accounts    []Mailbox    // of High Volume Email: each has a route, and so a queue, of its own
 	Policy      *policy.Rules
 	Groups      []lease.GroupInput // what mailboxes may send together
 	Vault       *entra.Vault       // of the users that have signed in
@@ -85,7 +86,11 @@ type Mailbox struct {
 	Credential string   // the name of one
 	Limits     limit.Allowance
 	MinLife    time.Duration // see [Mailbox]
+	Route      string        // of an account: its route; else ""
 }
+
+// signIn returns all as whom the service signs in.
+func (s *Setup) signIn() []Mailbox { return slices.Concat(s.Mailboxes, s.Accounts) }
 
 // pattern reports whether each sender of a domain is a mailbox of its own.
 func (m *Mailbox) pattern() bool {
@@ -132,8 +137,7 @@ func (d *Desk) Use(s *Setup) error {
 		return err
 	}
 	var files []File
-	for i := range s.Mailboxes {
-		m := &s.Mailboxes[i]
+	for _, m := range s.signIn() {
 		file := File{Mailbox: m.Address, User: m.Address, Tokens: next[m.Credential].refresher}
 		if m.pattern() {
 			file.User = "" // the password map says who
@@ -154,14 +158,14 @@ func (d *Desk) Use(s *Setup) error {
 // startAllLocked returns the credentials that mailboxes use, at work.
 func (d *Desk) startAllLocked(s *Setup) (map[string]*running, error) {
 	next := make(map[string]*running)
-	for i := range s.Mailboxes {
-		name := s.Mailboxes[i].Credential
+	for _, m := range s.signIn() {
+		name := m.Credential
 		if next[name] != nil {
 			continue
 		}
 		at := slices.IndexFunc(s.Credentials, func(c Credential) bool { return c.Name == name })
 		if at < 0 {
-			return nil, fmt.Errorf("mailbox %s names the credential %q, which is not there", s.Mailboxes[i].Address, name)
+			return nil, fmt.Errorf("mailbox %s names the credential %q, which is not there", m.Address, name)
 		}
 		r, err := d.startLocked(&s.Credentials[at], s.Vault)
 		if err != nil {
@@ -264,9 +268,8 @@ func (d *Desk) Status(ctx context.Context, version string, started time.Time) *l
 		}
 		in.Credentials = append(in.Credentials, x)
 	}
-	for i := range s.Mailboxes {
-		m := &s.Mailboxes[i]
-		in.Mailboxes = append(in.Mailboxes, lease.MailboxInput{Label: m.Address, Pattern: m.pattern(), Credential: m.Credential, Limits: m.Limits})
+	for _, m := range s.signIn() {
+		in.Mailboxes = append(in.Mailboxes, lease.MailboxInput{Label: m.Address, Pattern: m.pattern(), Credential: m.Credential, Limits: m.Limits, Route: m.Route})
 	}
 	for _, p := range s.Policy.Pools() {
 		x := lease.PoolStatus{Address: p.Address.String()}

@@ -22,8 +22,7 @@ type directory struct {
 // credential; it is asked at once, for each mailbox.
 func NewDirectory(s *Setup, tokens func(credential string) lease.Tokens) lease.Directory {
 	d := &directory{Queues: NewQueues(s.Policy, s.Mailboxes), policy: s.Policy, byName: make(map[string]*lease.Mailbox, len(s.Mailboxes)), groups: len(s.Groups) > 0}
-	for i := range s.Mailboxes {
-		m := &s.Mailboxes[i]
+	for _, m := range s.signIn() {
 		d.byName[m.Address] = &lease.Mailbox{Address: m.Address, Label: m.Address, Limits: m.Limits, Tokens: tokens(m.Credential), MinLife: m.MinLife}
 	}
 	return d

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -214,25 +213,34 @@ func newSetup(c *config.Site) (*token.Setup, error) {
 	s := &token.Setup{Policy: c.Policy, Permissions: c.Permissions, Groups: groupsOf(c), Vault: c.Vault(), TokenFiles: c.Token.TokenFiles}
 	for _, name := range slices.Sorted(maps.Keys(c.Credentials)) {
 		cc := c.Credentials[name]
+		scope, _ := c.Scopes(name)
 		s.Credentials = append(s.Credentials, token.Credential{
 			Name: name, Flow: cc.Flow, Proof: proofOf(&cc, c.Keeper(name, client)), SignIn: cc.Delegated(),
-			Key:    fmt.Sprintf("%s %+v %s %+v %s", name, cc, c.Tenant.ID, c.Tenant.Endpoints, c.Token.StateDir),
+			Key:    fmt.Sprintf("%s %+v %s %+v %s %s", name, cc, c.Tenant.ID, c.Tenant.Endpoints, c.Token.StateDir, scope),
 			Source: func() (entra.Source, error) { return c.Source(name, client, s.Vault) },
 		})
 	}
 	for i := range c.Mailboxes {
 		m := &c.Mailboxes[i]
 		s.Mailboxes = append(s.Mailboxes, token.Mailbox{
-			Address: m.Address, Senders: m.Senders(), Credential: m.Credential, Limits: mailboxLimits(c, m), MinLife: minLife(c),
+			Address: m.Address, Senders: m.Senders(), Credential: m.Credential, Limits: mailboxLimits(c, m), MinLife: minLife(c, m),
 		})
+	}
+	for i := range c.Routes {
+		if r := &c.Routes[i]; r.HighVolume() {
+			// Its recipients are inside of the tenant, and Microsoft counts none of them for its limits.
+			s.Accounts = append(s.Accounts, token.Mailbox{
+				Address: r.Account, Senders: []string{r.Account}, Credential: r.Credential, Limits: r.Limits.Limits(), MinLife: entra.MinLife, Route: r.Name,
+			})
+		}
 	}
 	return s, nil
 }
 
 // minLife is the life that a token must have left for the submission host: High Volume Email
 // refuses others.
-func minLife(c *config.Site) time.Duration {
-	if strings.HasPrefix(c.Tenant.Endpoints.Submission, "smtp-hve.") {
+func minLife(c *config.Site, m *config.Mailbox) time.Duration {
+	if c.IsHighVolume(m.Credential) {
 		return entra.MinLife
 	}
 	return 0

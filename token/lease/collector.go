@@ -180,15 +180,16 @@ func (o sink) mailbox(m *MailboxStatus, refused time.Time) {
 	if held > 0 {
 		o.of(name, sendersHeld, float64(held))
 	}
-	if m.Messages == nil || m.Recipients == nil {
-		return // a pattern, or the ledger cannot tell
+	if u := m.Messages; u != nil { // else it is a pattern, has no limit, or the ledger cannot tell
+		o.of(name, messagesUsed, float64(u.Used))
+		o.of(name, messagesLimit, float64(u.Limit))
+		o.of(name, messagesLeft, float64(u.Left))
 	}
-	o.of(name, messagesUsed, float64(m.Messages.Used))
-	o.of(name, messagesLimit, float64(m.Messages.Limit))
-	o.of(name, messagesLeft, float64(m.Messages.Left))
-	o.of(name, recipientsUsed, float64(m.Recipients.Used))
-	o.of(name, recipientsLimit, float64(m.Recipients.Limit))
-	o.of(name, recipientsLeft, float64(m.Recipients.Left))
+	if u := m.Recipients; u != nil {
+		o.of(name, recipientsUsed, float64(u.Used))
+		o.of(name, recipientsLimit, float64(u.Limit))
+		o.of(name, recipientsLeft, float64(u.Left))
+	}
 	if m.InForce < m.Connections {
 		o.of(name, connectionsNow, float64(m.InForce))
 	}

@@ -66,6 +66,7 @@ type MailboxInput struct {
 	Pattern    bool   // each sender has limits of their own
 	Credential string
 	Limits     limit.Allowance
+	Route      string // of an account of High Volume Email: its route
 }
 
 // PoolStatus is one address that several mailboxes may send as.
@@ -156,9 +157,9 @@ type RenewalStatus struct {
 	Due  *time.Time `json:"due"`  // when it is replaced; null where no certificate can be read
 	Ends *time.Time `json:"ends"` // of the one in use
 	// Made is the thumbprint of the certificate in use (SHA-256, in hex) where the service made it.
-	Made    string     `json:"made,omitempty"`
-	Pending bool       `json:"pending"` // a new one is made, and not yet in use
-	Former  int        `json:"former"`  // how many of the service's wait to be taken from the app
+	Made    string `json:"made,omitempty"`
+	Pending bool   `json:"pending"` // a new one is made, and not yet in use
+	Former  int    `json:"former"`  // how many of the service's wait to be taken from the app
 	// Failing is since when the attempts fail; null while they do not. Error says why, and Hint what
 	// to do about it.
 	Failing *time.Time `json:"failing"`
@@ -199,8 +200,10 @@ type MailboxStatus struct {
 	PausedUntil *time.Time        `json:"paused_until"`
 	PauseClass  ledger.PauseClass `json:"pause_class"`  // "": not paused
 	PauseReason string            `json:"pause_reason"` // the class in words
-	Messages    *UsageStatus      `json:"messages"`     // null for a pattern, and where the ledger cannot tell
+	Messages    *UsageStatus      `json:"messages"`     // null for a pattern, without a limit, and where the ledger cannot tell
 	Recipients  *UsageStatus      `json:"recipients"`   // likewise
+	Unlimited   []limit.Kind      `json:"unlimited,omitempty"`
+	Route       string            `json:"route,omitempty"` // of an account of High Volume Email
 	LastVerdict *Verdict          `json:"last_verdict"`
 	LastRefusal *Verdict          `json:"last_refusal,omitempty"` // at whatever stage, that of a single recipient too
 	Denied      []Denial          `json:"send_as_denied"`         // senders whose last message was refused for want of permission
@@ -260,7 +263,13 @@ func (l *Lessor) Status(ctx context.Context, in StatusInput) *Status {
 	s.Unsigned = unsigned
 	for _, m := range in.Mailboxes {
 		t := MailboxStatus{Mailbox: m.Label, Pattern: m.Pattern, Credential: m.Credential, Connections: m.Limits.Connections,
-			InForce: m.Limits.Connections, Leases: leases[m.Label], Waiting: waiting[m.Label]}
+			InForce: m.Limits.Connections, Leases: leases[m.Label], Waiting: waiting[m.Label], Route: m.Route}
+		if m.Limits.Messages.Unlimited() {
+			t.Unlimited = append(t.Unlimited, limit.KindMessages)
+		}
+		if m.Limits.Recipients.Unlimited() {
+			t.Unlimited = append(t.Unlimited, limit.KindRecipients)
+		}
 		if v, ok := verdicts[m.Label]; ok {
 			t.LastVerdict = &v
 		}
@@ -310,8 +319,12 @@ func (t *MailboxStatus) use(ctx context.Context, ledger ledger.Store, m MailboxI
 	return nil
 }
 
-// usageOf words one limit. More may be used than is allowed after a limit was lowered.
+// usageOf words one limit, nil where there is none. More may be used than is allowed after a limit was
+// lowered.
 func usageOf(used int, r limit.Rate) *UsageStatus {
+	if r.Unlimited() {
+		return nil
+	}
 	return &UsageStatus{Used: used, Left: max(0, r.N-used), Limit: r.N, Window: r.Per.Seconds()}
 }
 

@@ -680,6 +680,11 @@ func (k *checker) policy() {
 	for i, m := range p.Mailboxes() {
 		k.c.Mailboxes[i].Address = m.Name
 	}
+	for i := range k.c.Routes {
+		if r := &k.c.Routes[i]; r.HighVolume() {
+			r.Account = p.Route(r.Name).Account.String()
+		}
+	}
 	k.certificates(p)
 	k.shadowed(p)
 }

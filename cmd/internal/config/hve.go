@@ -36,6 +36,11 @@ func hveOf(cloud string) (endpoint, scope string) {
 // HighVolume reports whether all of submission is High Volume Email.
 func (e *Endpoints) HighVolume() bool {
 	host, _, _ := net.SplitHostPort(e.Submission)
+	return IsHighVolumeHost(host)
+}
+
+// IsHighVolumeHost reports whether a name is one that Microsoft's host of High Volume Email has.
+func IsHighVolumeHost(host string) bool {
 	return strings.EqualFold(host, hveHost) || strings.EqualFold(host, formerHVEHost)
 }
 
@@ -117,6 +122,22 @@ func (c *Site) AccountRoute(credential string) *Route {
 		return nil
 	}
 	return &c.Routes[i]
+}
+
+// IsHighVolume reports whether a credential is for High Volume Email, whose permission is another one.
+func (c *Site) IsHighVolume(credential string) bool {
+	return c.Tenant.Endpoints.HighVolume() || c.AccountRoute(credential) != nil
+}
+
+// SubmissionOf returns where mail goes that leaves as a mailbox, or as the account of a route, as
+// host:port.
+func (c *Site) SubmissionOf(address string) string {
+	for i := range c.Routes {
+		if r := &c.Routes[i]; r.HighVolume() && r.Account == address {
+			return strings.NewReplacer("[", "", "]", "").Replace(c.Policy.Route(r.Name).NextHop)
+		}
+	}
+	return c.Tenant.Endpoints.Submission
 }
 
 // Scopes returns what a credential asks for: an app's scope, and a user's.

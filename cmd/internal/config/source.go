@@ -60,10 +60,11 @@ func (c *Site) Keeper(name string, client *http.Client) *renew.Keeper {
 	if cc.CertificateFile == "" {
 		return nil
 	}
+	scope, _ := c.Scopes(name)
 	return &renew.Keeper{
 		Credential: name, ClientID: cc.ClientID, ObjectID: cc.ObjectID, Before: cc.Renew,
 		Configured: entra.KeyPair{CertificateFile: cc.CertificateFile, KeyFile: cc.KeyFile},
-		TokenURL:   tokenURL(e.Authority, c.Tenant.ID), Scope: e.Scope, Graph: e.Graph, Audience: e.ProofAudience,
+		TokenURL:   tokenURL(e.Authority, c.Tenant.ID), Scope: scope, Graph: e.Graph, Audience: e.ProofAudience,
 		Dir: filepath.Join(c.Token.StateDir, "certificates"), Client: client,
 	}
 }

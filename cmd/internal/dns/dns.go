@@ -41,7 +41,7 @@ type Route struct {
 func PlanOf(c *config.Site) Plan {
 	p := Plan{Domains: c.Policy.Domains(), Cloud: c.Tenant.Cloud}
 	for _, r := range c.Routes {
-		if r.Type == "" { // the one that is always there
+		if r.Type == "" || r.HighVolume() { // the one that is always there, and one where Microsoft's servers are seen
 			continue
 		}
 		host, _, err := net.SplitHostPort(r.Endpoint)

@@ -296,6 +296,9 @@ func (p *Setup) checkRoutes(s finding.Section) {
 			s.Fail(id, what, "runs "+v.program, a("not-smtp"))
 		case r.Type == policy.Submission:
 			s.Ok(id, what, "stands in master.cf")
+		case r.Type == policy.HVE:
+			p.checkAccountRoute(s, id, what, v)
+			continue
 		case p.Value(v, "smtp_sasl_auth_enable") != "no" && p.Value(v, "smtp_sasl_password_maps") != "":
 			s.Fail(id, what, "authenticates", a("leak", "set", p.set(v, "smtp_sasl_auth_enable", "no")))
 		case !p.showsCertificate(v, r.Name):

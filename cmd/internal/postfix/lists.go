@@ -171,7 +171,10 @@ func (p *Setup) hasSenderTable() bool {
 }
 
 func judgeSenderTable(value string, p *Setup) finding.Status {
-	return okIf(p.asksFor(value, "transport") || hasEntries(value, p.senderTable()) && p.isSpread(value))
+	if !p.accountsLed(value) {
+		return finding.Fail // their mail would be shown to the server of submission, which takes none of it
+	}
+	return okIf(!p.hasSenderTable() || p.asksFor(value, "transport") || hasEntries(value, p.senderTable()) && p.isSpread(value))
 }
 
 // routeSettings are the -o of a transport for a connector or a direct route: Postfix's own smtp, which

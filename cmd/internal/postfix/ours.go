@@ -82,7 +82,7 @@ func (f *finder) inMain() {
 	f.takeItems("sender_dependent_default_transport_maps", func(t string) bool {
 		list, inline := cf.InlineEntries(t)
 		return f.asksFor(t, "transport") || inline && len(list) > 0 && !slices.ContainsFunc(list, func(e cf.Setting) bool {
-			return !strings.HasPrefix(e.Value, f.submission()+":")
+			return !strings.HasPrefix(e.Value, f.submission()+":") && !f.isAccountWay(e.Value)
 		})
 	})
 	f.takeItems("transport_maps", func(t string) bool {
@@ -97,9 +97,11 @@ func (f *finder) inMain() {
 			f.take("", name, nil)
 		}
 	}
-	for i := range settings {
-		if name := f.submission() + settings[i].name; settings[i].place == inQueue && f.v.Main[name] != "" {
-			f.take("", name, nil)
+	for _, transport := range f.asking() {
+		for i := range settings {
+			if name := transport + settings[i].name; settings[i].place == inQueue && f.v.Main[name] != "" {
+				f.take("", name, nil)
+			}
 		}
 	}
 }
@@ -163,10 +165,13 @@ func (f *finder) inMaster() {
 		}
 		return len(s.overrides) > 0
 	}
-	if s := f.service(f.submission(), "unix"); s != nil && f.asksFor(s.overrides["smtp_sasl_password_maps"], "lease") {
-		if only(s) {
+	for _, transport := range f.asking() {
+		s := f.service(transport, "unix")
+		switch {
+		case s == nil || !f.asksFor(s.overrides["smtp_sasl_password_maps"], "lease"):
+		case only(s):
 			f.take(s.Key(), "", nil)
-		} else {
+		default:
 			f.takeOverrides(s, known)
 		}
 	}

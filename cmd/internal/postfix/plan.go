@@ -58,15 +58,26 @@ func (p *Setup) makePlan(v *cf.Values) *plan {
 	if p.Config.Observes() {
 		plan.leads, plan.reason = leadsNothing, "sendas only observes, and mail goes on without it where it is away"
 	}
-	rows := p.rows()
-	for i := range rows {
-		if c := p.planMain(v, &rows[i]); c != nil {
+	add := func(c *change) {
+		if c != nil {
 			plan.changes = append(plan.changes, c)
 		}
 	}
-	if !p.Config.Observes() {
-		plan.changes = append(plan.changes, p.planMaster(v)...)
+	rows := p.rows()
+	for i := range rows {
+		add(p.planMain(v, &rows[i], p.submission()))
 	}
+	if p.Config.Observes() {
+		return plan
+	}
+	for _, route := range p.accountRoutes() {
+		for i := range settings {
+			if r := &settings[i]; r.place == inQueue {
+				add(p.planMain(v, p.queueRow(r, route), route.Transport))
+			}
+		}
+	}
+	plan.changes = append(plan.changes, p.planMaster(v)...)
 	return plan
 }
 
@@ -85,15 +96,16 @@ func (r *settingRow) good(p *Setup, value string) bool {
 	return value == p.fill(r.want) && !r.strict || r.judge != nil && r.judge(value, p) == finding.OK
 }
 
-// planMain says what main.cf needs of a row; nil is nothing.
-func (p *Setup) planMain(v *cf.Values, r *settingRow) *change {
+// planMain says what main.cf needs of a row, for the queue of a transport where it is one of those; nil
+// is nothing.
+func (p *Setup) planMain(v *cf.Values, r *settingRow, transport string) *change {
 	if !r.offered(p) || r.place == inTransport {
 		return nil
 	}
 	c := &change{Change: cf.Change{Name: r.name, Now: p.fill(r.want)}, why: r.why}
 	value := p.Main[r.name]
 	if r.place == inQueue {
-		c.Name = p.submission() + r.name
+		c.Name = transport + r.name
 		var known bool
 		if value, known = p.Main[c.Name]; !known {
 			value = p.Main["default"+r.name]
@@ -131,7 +143,17 @@ func (p *Setup) planMaster(v *cf.Values) []*change {
 	if p.Config.Policy == nil {
 		return list
 	}
+	for _, r := range p.accountRoutes() {
+		if s := p.service(r.Transport, "unix"); s != nil {
+			list = append(list, p.planOverrides(v, s)...)
+		} else {
+			list = append(list, p.newEntry(r.Transport, fmt.Sprintf("the route %s: %s, signed in to as %s alone", r.Name, r.NextHop, r.Account), p.submissionSettings()))
+		}
+	}
 	for _, r := range p.Config.Policy.Routes()[1:] {
+		if r.Type == policy.HVE {
+			continue
+		}
 		if p.service(r.Transport, "unix") == nil && !slices.ContainsFunc(list, func(c *change) bool { return c.Service == r.Transport+"/unix" }) {
 			var settings []shownSetting
 			for _, s := range p.routeSettings(r) {

@@ -226,6 +226,10 @@ func (p *Setup) findTransports() {
 			p.inheriting = append(p.inheriting, s)
 		}
 	}
+	order := func(s *entry) int { // that of submission speaks for all, and those of accounts come last
+		return slices.Index(p.asking(), s.name)
+	}
+	slices.SortStableFunc(p.Transports, func(a, b *entry) int { return cmp.Compare(max(0, order(a)), max(0, order(b))) })
 }
 
 // Submission returns the transport by which mail leaves for Microsoft's submission server, nil where

@@ -187,7 +187,7 @@ var settings = []settingRow{
 		means: "default_transport overrules this table: mail of its senders leaves by Microsoft as well, where no mailbox may send as them",
 		do:    "write its entries into sender_dependent_default_transport_maps, with the transport before the host (smtp:[host]), and type: {postconf} -X sender_dependent_relayhost_maps && {reload}"},
 	{name: "sender_dependent_default_transport_maps", place: inMain, want: "{senders}", level: finding.Warn, judge: judgeSenderTable, merge: mergeFirst,
-		when:  func(p *Setup) bool { return p.hasSenderTable() },
+		when:  func(p *Setup) bool { return p.hasSenderTable() || len(p.accountRoutes()) > 0 },
 		offer: func(p *Setup) bool { return p.senderTable() != "" },
 		means: "the table was written for another configuration: senders that it does not know wait behind the mail of others, or do not come to the transport of sendas",
 		do:    "{enable}",
@@ -220,8 +220,7 @@ var settings = []settingRow{
 		why:   "not even where main.cf says so"},
 	{name: "smtp_tls_secure_cert_match", place: inTransport, everyWay: true, want: "nexthop, dot-nexthop", level: finding.Warn,
 		judge: func(v string, p *Setup) finding.Status {
-			host, _, _ := strings.Cut(p.Config.Tenant.Endpoints.Submission, ":")
-			return okIf(slices.Contains(cf.Split(v), "nexthop") || slices.Contains(cf.Split(v), host))
+			return okIf(slices.Contains(cf.Split(v), "nexthop") || len(p.accountRoutes()) == 0 && slices.Contains(cf.Split(v), p.hosts()[0]))
 		},
 		means: "Postfix compares the certificate with something else than the name of the server",
 		why:   "the certificate must be that of the server"},
@@ -451,6 +450,9 @@ func (p *Setup) checkSetting(s finding.Section, r *settingRow) {
 		for _, v := range p.queues() {
 			p.compare(s, r, nil, v.name+r.name, r.level)
 		}
+		for _, route := range p.accountRoutes() {
+			p.compare(s, p.queueRow(r, route), nil, route.Transport+r.name, r.level)
+		}
 	}
 }
 
@@ -669,13 +671,29 @@ func (p *Setup) onlySendas(tables string) bool {
 	})
 }
 
-// judgePolicies asks the tables as smtp(8) does (smtp_tls_policy_maps of postconf(5)): an entry for
-// Microsoft's server has to keep the level, and none is as good.
-func judgePolicies(value string, p *Setup) finding.Status {
-	hop := nextHop(p.Config.Tenant.Endpoints.Submission)
+// hosts are the servers to which credentials are shown, that of submission first.
+func (p *Setup) hosts() []string {
 	host, _, _ := strings.Cut(p.Config.Tenant.Endpoints.Submission, ":")
+	list := []string{host}
+	for _, r := range p.accountRoutes() {
+		host, _, _ := strings.Cut(strings.TrimPrefix(r.NextHop, "["), "]")
+		list = append(list, host)
+	}
+	return list
+}
+
+// judgePolicies asks the tables as smtp(8) does (smtp_tls_policy_maps of postconf(5)): an entry for
+// one of Microsoft's servers has to keep the level, and none is as good.
+func judgePolicies(value string, p *Setup) finding.Status {
+	keys := []string{nextHop(p.Config.Tenant.Endpoints.Submission)}
+	for _, r := range p.accountRoutes() {
+		keys = append(keys, r.NextHop)
+	}
+	for _, host := range p.hosts() {
+		keys = append(keys, host, "."+host[strings.Index(host, ".")+1:])
+	}
 	for _, table := range cf.Split(value) {
-		for _, key := range []string{hop, host, "." + host[strings.Index(host, ".")+1:]} {
+		for _, key := range keys {
 			policy, found, err := p.ask(table, key)
 			if err != nil {
 				return finding.Warn

@@ -90,7 +90,7 @@ func (p *Setup) isSenderTable(table string) bool {
 	list, ok := cf.InlineEntries(table)
 	return ok && len(list) > 0 && !slices.ContainsFunc(list, func(e cf.Setting) bool {
 		transport, hop, _ := strings.Cut(e.Value, ":")
-		return !p.toMicrosoft(hop) || transport != p.submission() && transport != "smtp"
+		return !p.isAccountWay(e.Value) && (!p.toMicrosoft(hop) || transport != p.submission() && transport != "smtp")
 	})
 }
 

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/text/width"
 
 	"github.com/sendas/sendas/milter"
+	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token/entra"
 	"github.com/sendas/sendas/token/lease"
 )
@@ -217,12 +218,12 @@ func mailboxPanel(c canvas, s *lease.Status, crowded bool) panel {
 	t := table{c: c, columns: []column{{head: "mailbox", keep: 9}, {head: "messages", keep: 8, bar: true}, {head: "recipients", keep: 6, bar: true},
 		{head: "leases", keep: 5}, {head: "waiting", keep: 7}, {head: "last answer", keep: 4}}}
 	for _, g := range s.Groups {
-		t.add([]tableCell{{text: groupName(g.Name)}, {text: "together"}, usedCell(&lease.MailboxStatus{}, g.Recipients), {}, {}, {}}, nil)
+		t.add([]tableCell{{text: groupName(g.Name)}, {text: "together"}, usedCell(&lease.MailboxStatus{}, limit.KindRecipients, g.Recipients), {}, {}, {}}, nil)
 	}
 	shown, more := firstOf(mailboxesInOrder(s.Mailboxes, crowded), c.rows)
 	for _, m := range shown {
 		v := mailboxViewOf(m, s.Time)
-		t.add([]tableCell{{text: m.Mailbox}, usedCell(m, m.Messages), usedCell(m, m.Recipients), leaseCell(m),
+		t.add([]tableCell{{text: m.Mailbox}, usedCell(m, limit.KindMessages, m.Messages), usedCell(m, limit.KindRecipients, m.Recipients), leaseCell(m),
 			waitingCell(m), answerCell(m, s.Time)}, v.Notes)
 	}
 	return panel{head: t.head(), rows: t.lines(), more: more, what: "mailboxes"}
@@ -254,12 +255,12 @@ func answerCell(m *lease.MailboxStatus, now time.Time) tableCell {
 }
 
 // usedCell is a bar with its figures.
-func usedCell(m *lease.MailboxStatus, u *lease.UsageStatus) tableCell {
+func usedCell(m *lease.MailboxStatus, kind limit.Kind, u *lease.UsageStatus) tableCell {
 	switch {
 	case m.Pattern:
 		return tableCell{text: "per sender"}
 	case u == nil:
-		return tableCell{text: usageWords(m, u)}
+		return tableCell{text: usageWords(m, kind, u)}
 	}
 	return tableCell{text: fmt.Sprintf("%d/%d", u.Used, u.Limit), level: usedLevel(u.Used, u.Limit), bar: true, used: u.Used, most: u.Limit}
 }

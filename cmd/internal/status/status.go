@@ -420,7 +420,7 @@ func writeMailboxes(w io.Writer, s *lease.Status) {
 	for i := range s.Mailboxes {
 		m := &s.Mailboxes[i]
 		fmt.Fprintln(t, strings.Join([]string{m.Mailbox, m.Credential, leaseWords(m), waitWords(m, s.Time),
-			usageWords(m, m.Messages), usageWords(m, m.Recipients), lastVerdictWords(m.LastVerdict, s.Time)}, "\t"))
+			usageWords(m, limit.KindMessages, m.Messages), usageWords(m, limit.KindRecipients, m.Recipients), lastVerdictWords(m.LastVerdict, s.Time)}, "\t"))
 	}
 	t.Flush()
 	for _, p := range s.Pools {
@@ -567,10 +567,12 @@ func lastVerdictWords(v *lease.Verdict, now time.Time) string {
 	return fmt.Sprintf("%s (%s), %s", v.Class, v.Code, whenWords(&v.Time, now))
 }
 
-func usageWords(m *lease.MailboxStatus, u *lease.UsageStatus) string {
+func usageWords(m *lease.MailboxStatus, kind limit.Kind, u *lease.UsageStatus) string {
 	switch {
 	case m.Pattern:
 		return "each sender's own"
+	case slices.Contains(m.Unlimited, kind):
+		return "no limit"
 	case u == nil:
 		return "not known"
 	}

@@ -297,8 +297,8 @@ func sum(counts map[policy.Action]uint64) (n uint64) {
 }
 
 func mailboxViewOf(m *lease.MailboxStatus, now time.Time) mailboxView {
-	v := mailboxView{Name: m.Mailbox, Under: "by " + m.Credential, Messages: mailboxLimit("messages", m, m.Messages),
-		Recipients: mailboxLimit("recipients", m, m.Recipients), Leases: connectionWords(m), Answer: "no answer yet", AnswerClass: "soft"}
+	v := mailboxView{Name: m.Mailbox, Under: "by " + m.Credential, Messages: mailboxLimit(limit.KindMessages, m, m.Messages),
+		Recipients: mailboxLimit(limit.KindRecipients, m, m.Recipients), Leases: connectionWords(m), Answer: "no answer yet", AnswerClass: "soft"}
 	v.Waiting, v.WaitingClass = waitingWords(m, now)
 	if m.PausedUntil != nil {
 		v.Notes = append(v.Notes, pageNote{hot, fmt.Sprintf("paused until %s (%s): %s", clock(*m.PausedUntil, now), whenWords(m.PausedUntil, now), m.PauseReason)})
@@ -363,11 +363,11 @@ func answerLevel(c lease.ReplyClass) string {
 	return hot
 }
 
-func mailboxLimit(kind string, m *lease.MailboxStatus, u *lease.UsageStatus) limitView {
+func mailboxLimit(kind limit.Kind, m *lease.MailboxStatus, u *lease.UsageStatus) limitView {
 	if u == nil {
-		return limitView{Kind: kind, Used: usageWords(m, u)}
+		return limitView{Kind: string(kind), Used: usageWords(m, kind, u)}
 	}
-	return limitViewOf(kind, u.Used, u.Left, u.Limit, u.Window)
+	return limitViewOf(string(kind), u.Used, u.Left, u.Limit, u.Window)
 }
 
 func limitViewOf(kind string, used, left, most int, window float64) limitView {

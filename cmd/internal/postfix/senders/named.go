@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/sendas/sendas/cmd/internal/config"
+	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/address"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token"
@@ -44,7 +45,7 @@ const MaxNamed = 500
 func (t Tables) Named() string {
 	c := t.Config
 	if t.All && len(c.Mailboxes) < 2 && len(Addresses(c)) < 2 {
-		return ""
+		return Inline(t.Accounts())
 	}
 	d := token.NewQueues(c.Policy, members(c))
 	var list []string
@@ -57,7 +58,18 @@ func (t Tables) Named() string {
 	if len(list) > MaxNamed {
 		list = nil
 	}
-	return Inline(append(list, t.domains(d)...))
+	return Inline(slices.Concat(t.Accounts(), list, t.domains(d)))
+}
+
+// Accounts are the entries for accounts of High Volume Email, each of which has a transport of its own.
+func (t Tables) Accounts() []string {
+	var list []string
+	for _, r := range t.Config.Policy.Routes() {
+		if a := strings.ToLower(r.Account.String()); r.Type == policy.HVE && plainAddress.MatchString(a) {
+			list = append(list, "{"+a+" = "+r.Destination()+"}")
+		}
+	}
+	return list
 }
 
 // domains are the entries for whole domains: those of which each address is a mailbox, and,
