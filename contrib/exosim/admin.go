@@ -23,6 +23,8 @@ func (s *Server) adminHandler() http.Handler {
 	})
 	mux.HandleFunc("GET /mailboxes", func(w http.ResponseWriter, _ *http.Request) { answer(w, s.usages()) })
 	mux.HandleFunc("PATCH /mailboxes/{address}", s.adminMailbox)
+	mux.HandleFunc("GET /hve_accounts", func(w http.ResponseWriter, _ *http.Request) { answer(w, s.accountUsages()) })
+	mux.HandleFunc("PATCH /hve_accounts/{address}", s.adminAccount)
 	mux.HandleFunc("GET /tokens", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, map[string]any{"requests": s.TokenRequestsByApp(), "auth_refused": s.AuthRefused()})
 	})
@@ -104,6 +106,35 @@ func (s *Server) usages() []mailboxState {
 		list = append(list, mailboxState{m, s.Usage(m.Address)})
 	}
 	return list
+}
+
+// accountState is an account of High Volume Email with what it did.
+type accountState struct {
+	directory.Account
+	smtp.Usage
+}
+
+func (s *Server) accountUsages() []accountState {
+	list := []accountState{}
+	for _, a := range s.Accounts() {
+		list = append(list, accountState{a, s.Usage(a.Address)})
+	}
+	return list
+}
+
+// adminAccount changes what the body names.
+func (s *Server) adminAccount(w http.ResponseWriter, r *http.Request) {
+	a, known := s.Account(r.PathValue("address"))
+	if !known {
+		http.NotFound(w, r)
+		return
+	}
+	if !readJSON(w, r, &a) {
+		return
+	}
+	s.SetAccount(r.PathValue("address"), func(now *directory.Account) { *now = a })
+	now, _ := s.Account(a.Address)
+	answer(w, now)
 }
 
 // adminMailbox changes what the body names.

@@ -36,6 +36,7 @@ type Config struct {
 
 	Submission string `yaml:"submission"`  // address to listen on; 127.0.0.1:0
 	MX         string `yaml:"mx"`          // address of the MX endpoint, which takes mail for Domains; none
+	HVE        string `yaml:"hve"`         // address of High Volume Email; none
 	Entra      string `yaml:"entra"`       // HTTPS; 127.0.0.1:0
 	EntraPlain bool   `yaml:"entra_plain"` // HTTP instead
 	Admin      string `yaml:"admin"`       // HTTP; none
@@ -98,6 +99,10 @@ func (c *Config) checkEndpoints() error {
 		return fmt.Errorf("managed_identities, arc_keys: need imds beside them")
 	case c.MX == "" && (len(c.Connectors) > 0 || c.ClientCAFile != "" || c.RejectDirectSend || len(c.KnownRecipients) > 0):
 		return fmt.Errorf("connectors, client_ca_file, reject_direct_send, known_recipients: need mx beside them")
+	case c.HVE == "" && len(c.Accounts) > 0:
+		return fmt.Errorf("hve_accounts: need hve beside them")
+	case c.HVE != "" && len(c.Domains) == 0:
+		return fmt.Errorf("hve: needs domains beside it, to know who is outside")
 	case c.MX != "" && len(c.Domains) == 0:
 		return fmt.Errorf("mx: needs domains beside it")
 	}

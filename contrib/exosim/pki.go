@@ -41,7 +41,7 @@ func certificates(caFile, keyFile string) (*tls.Config, *authority, error) {
 		}
 	}
 	leaf := template("outlook.com")
-	leaf.DNSNames = []string{"smtp.office365.com", "outlook.office365.com", "*.mail.protection.outlook.com", "login.microsoftonline.com", "localhost"}
+	leaf.DNSNames = []string{"smtp.office365.com", "outlook.office365.com", "*.mail.protection.outlook.com", "smtp.hve.mx.microsoft", "smtp-hve.office365.com", "login.microsoftonline.com", "localhost"}
 	leaf.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
 	leaf.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	der, key, err := ca.issue(leaf)

@@ -23,6 +23,7 @@ type Server struct {
 	ca    *authority
 	smtp  net.Listener
 	mx    net.Listener // nil without
+	hve   net.Listener // nil without
 	entra *httpEndpoint
 	admin *httpEndpoint // nil without
 	imds  *httpEndpoint // nil without
@@ -75,6 +76,12 @@ func (s *Server) listen(secure *tls.Config) (err error) {
 		}
 		s.wg.Go(func() { s.ServeMX(s.mx) })
 	}
+	if s.cfg.HVE != "" {
+		if s.hve, err = net.Listen("tcp", s.cfg.HVE); err != nil {
+			return err
+		}
+		s.wg.Go(func() { s.ServeHighVolume(s.hve) })
+	}
 	if s.cfg.EntraPlain {
 		secure = nil
 	}
@@ -98,7 +105,7 @@ func (s *Server) listen(secure *tls.Config) (err error) {
 // Close stops the simulator and waits until its SMTP sessions have ended. It may
 // be called again.
 func (s *Server) Close() {
-	for _, ln := range []net.Listener{s.smtp, s.mx} {
+	for _, ln := range []net.Listener{s.smtp, s.mx, s.hve} {
 		if ln != nil {
 			ln.Close()
 		}
@@ -134,6 +141,15 @@ func (s *Server) MXAddr() string {
 		return ""
 	}
 	return s.mx.Addr().String()
+}
+
+// HVEAddr returns host:port of High Volume Email, an IP address, "" without; the certificate is for
+// its names as well.
+func (s *Server) HVEAddr() string {
+	if s.hve == nil {
+		return ""
+	}
+	return s.hve.Addr().String()
 }
 
 // Authority returns the base URL of the token service.

@@ -45,6 +45,8 @@ type App struct {
 	Model string `yaml:"model"`
 	// Roles are the app permissions in the token.
 	Roles []string `yaml:"roles"`
+	// Delegated are the permissions that users get of it with /.default; SMTP.Send.
+	Delegated []string `yaml:"delegated"`
 	// FullAccess and RBACScope are addresses of mailboxes, "*" for all;
 	// Mailboxes is for both.
 	FullAccess []string `yaml:"full_access"`

@@ -15,7 +15,8 @@ type Config struct {
 
 	Apps      []App     `yaml:"apps"`
 	Mailboxes []Mailbox `yaml:"mailboxes"`
-	Users     []User    `yaml:"users"` // who can sign in
+	Users     []User    `yaml:"users"`        // who can sign in
+	Accounts  []Account `yaml:"hve_accounts"` // of High Volume Email
 
 	// ManagedIdentities are apps for the endpoints of a machine in Azure.
 	ManagedIdentities []ManagedIdentity `yaml:"managed_identities"`
@@ -38,7 +39,8 @@ func (c *Config) Complete() error {
 	c.TenantID = cmp.Or(c.TenantID, "9a1f7d52-3c4e-4b6a-8d20-6f5e4c3b2a10")
 	c.Apps, c.Mailboxes = slices.Clone(c.Apps), slices.Clone(c.Mailboxes)
 	c.Users, c.ManagedIdentities = slices.Clone(c.Users), slices.Clone(c.ManagedIdentities)
-	for _, step := range []func() error{c.completeApps, c.checkMailboxes, c.completeIdentities, c.completeUsers, c.checkRecipients} {
+	c.Accounts = slices.Clone(c.Accounts)
+	for _, step := range []func() error{c.completeApps, c.checkMailboxes, c.checkAccounts, c.completeIdentities, c.completeUsers, c.checkRecipients} {
 		if err := step(); err != nil {
 			return err
 		}

@@ -24,6 +24,7 @@ type Tenant struct {
 	apps      map[string]*App     // by client id, managed identities among them; an App never changes
 	users     map[string]*User    // by lower-case UPN
 	mailboxes map[string]*Mailbox // by lower-case address
+	accounts  map[string]*Account // likewise
 	noAuth    bool                // SMTP AUTH is off for the tenant
 	noDirect  bool                // direct send is refused
 	skew      time.Duration
@@ -32,7 +33,7 @@ type Tenant struct {
 // New makes a tenant of a configuration that [Config.Complete] has found good.
 func New(c Config) *Tenant {
 	t := &Tenant{
-		cfg: c, apps: map[string]*App{}, users: map[string]*User{}, mailboxes: map[string]*Mailbox{},
+		cfg: c, apps: map[string]*App{}, users: map[string]*User{}, mailboxes: map[string]*Mailbox{}, accounts: map[string]*Account{},
 		noAuth: c.SMTPAuthDisabled, noDirect: c.RejectDirectSend,
 	}
 	for i := range c.Apps {
@@ -47,6 +48,9 @@ func New(c Config) *Tenant {
 	}
 	for _, m := range c.Mailboxes {
 		t.mailboxes[strings.ToLower(m.Address)] = &m
+	}
+	for _, a := range c.Accounts {
+		t.accounts[strings.ToLower(a.Address)] = &a
 	}
 	return t
 }
@@ -76,6 +80,11 @@ func (t *Tenant) Knows(address string) bool {
 	defer t.mu.Unlock()
 	for _, m := range t.mailboxes {
 		if same(m.Address) || slices.ContainsFunc(m.Aliases, same) {
+			return true
+		}
+	}
+	for _, a := range t.accounts {
+		if same(a.Address) {
 			return true
 		}
 	}

@@ -125,7 +125,7 @@ func (l *Login) Verify(token string) (*directory.Claims, directory.Denial) {
 	_, live := l.tokens[c.ID]
 	switch {
 	case errors.Is(err, jwt.ErrTokenExpired):
-		return nil, "token expired"
+		return nil, directory.TokenExpired
 	case err != nil:
 		return nil, "token is not one of ours"
 	case !live:

@@ -63,6 +63,10 @@ func (l *Login) checkScopes(q *tokenQuery, sc scopes, text string) (scopes, *ref
 	for i, p := range sc.permissions {
 		switch {
 		case p == ".default":
+			if app := l.dir.App(q.clientID); app != nil && len(app.Delegated) > 0 {
+				sc.permissions = slices.Replace(sc.permissions, i, i+1, app.Delegated...)
+				return sc, nil
+			}
 			sc.permissions[i] = exchangePermissions[0]
 		case sc.resource != graph && !slices.Contains(exchangePermissions, p):
 			return sc, l.refuseFor(q, 70011, "{scope}", text)

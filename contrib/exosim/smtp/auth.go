@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"encoding/base64"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -157,31 +156,20 @@ func (k *conn) refuseBasic(directory.Denial) error {
 	return k.authRefused(basicOff, textBasicOff+k.bracket())
 }
 
-// refuseToken refuses XOAUTH2. Exchange's text is the same for nearly all reasons, for a cancelled
-// AUTH too, where RFC 4954 has 501.
+// refuseToken refuses XOAUTH2 in the words of the service.
 func (k *conn) refuseToken(why directory.Denial) error {
-	switch why {
-	case malformed:
+	text := k.svc.denied(k, why)
+	if strings.HasPrefix(text, "501") { // MAIL repeats no such refusal
 		k.x.noteAuth(why)
-		if k.x.cfg.HighVolume {
-			return k.refuse(textBadXOAUTH2)
-		}
-		return k.refuse(textBadArgs)
-	case expiresSoon:
-		k.x.noteAuth(why)
-		return k.refuse(textExpireSoon)
-	case directory.TenantOff:
-		return k.authRefused(why, fmt.Sprintf(textAuthOff, "Tenant")+k.bracket())
-	case directory.MailboxOff:
-		return k.authRefused(why, fmt.Sprintf(textAuthOff, "Mailbox")+k.bracket())
+		return k.refuse(text)
 	}
-	return k.authRefused(why, textAuthFailed+k.bracket())
+	return k.authRefused(why, text)
 }
 
 // failure is the error in JSON that Google sends before a 535; nil is Microsoft's way.
 func (x *Exchange) failure(refused error) []byte {
 	switch denial(refused) {
-	case expiresSoon, directory.TenantOff, directory.MailboxOff:
+	case expiresSoon, directory.TenantOff, directory.MailboxOff, directory.NoMailSend, directory.NoAccount:
 		return nil // Google has no such things
 	}
 	if !x.cfg.Challenge {
@@ -203,7 +191,7 @@ const highVolumeMargin = 10 * time.Minute
 
 // open opens the mailbox of a user name, or returns why Exchange refuses.
 func (k *conn) open(user, token string) directory.Denial {
-	b, why := k.x.logon(user, token)
+	b, why := k.svc.logon(k, user, token)
 	if why == "" {
 		k.box = b
 		k.x.enter(b)

@@ -26,7 +26,13 @@ type Config struct {
 
 	MaxSize         int64 `yaml:"max_size"`          // bytes of a message, as EHLO says; 157286400
 	MaxMessageRcpts int   `yaml:"max_message_rcpts"` // recipients of one message; 500
-	HighVolume      bool  `yaml:"high_volume"`       // High Volume Email: AUTH wants a token with 10 minutes left
+	HighVolume      bool  `yaml:"high_volume"`       // submission wants a token with 10 minutes left, as High Volume Email does
+
+	// What High Volume Email takes at one time, and which of its words for a token that ends soon it
+	// uses: 5.5.127 or 5.7.142.
+	HVEMaxSize  int64  `yaml:"hve_max_size"`  // 10485760
+	HVEMaxRcpts int    `yaml:"hve_max_rcpts"` // 50
+	HVESoonText string `yaml:"hve_soon_text"` // 5.5.127
 
 	// VerdictMin and VerdictMax bound the time between the end of DATA and the
 	// verdict; the real service takes 0.5 to 3 s.
@@ -81,6 +87,9 @@ func (c *Config) Complete(isOurs func(host string) bool) error {
 	c.EnforceRate = cmp.Or(c.EnforceRate, RateOff)
 	c.MaxSize = cmp.Or(c.MaxSize, 157286400)
 	c.MaxMessageRcpts = cmp.Or(c.MaxMessageRcpts, 500)
+	c.HVEMaxSize = cmp.Or(c.HVEMaxSize, 10<<20)
+	c.HVEMaxRcpts = cmp.Or(c.HVEMaxRcpts, 50)
+	c.HVESoonText = cmp.Or(c.HVESoonText, "5.5.127")
 	c.Idle = cmp.Or(c.Idle, 5*time.Minute)
 	c.ThrottleTime = cmp.Or(c.ThrottleTime, 24*time.Hour)
 	c.SendAsText = cmp.Or(c.SendAsText, "5.2.252")
@@ -100,8 +109,11 @@ func (c *Config) checkFigures() error {
 	if sendAsTexts[c.SendAsText] == "" {
 		return fmt.Errorf("send_as_text: %q is not 5.2.252, 5.2.0 or 5.7.60", c.SendAsText)
 	}
-	if min(c.Messages, c.Recipients, c.Connections, c.MaxMessageRcpts, c.ThrottleAfter, int(c.MaxSize)) < 0 {
-		return fmt.Errorf("messages, recipients, connections, max_size, max_message_rcpts, throttle_after: a limit is negative")
+	if soonTexts[c.HVESoonText] == "" {
+		return fmt.Errorf("hve_soon_text: %q is not 5.5.127 or 5.7.142", c.HVESoonText)
+	}
+	if min(c.Messages, c.Recipients, c.Connections, c.MaxMessageRcpts, c.HVEMaxRcpts, c.ThrottleAfter, int(c.MaxSize), int(c.HVEMaxSize)) < 0 {
+		return fmt.Errorf("messages, recipients, connections, max_size, max_message_rcpts, hve_max_size, hve_max_rcpts, throttle_after: a limit is negative")
 	}
 	if min(c.Window, c.RecipientWindow, c.VerdictMin, c.AuthTime, c.RcptTime, c.TarPit, c.Idle, c.ThrottleTime) < 0 {
 		return fmt.Errorf("window, recipient_window, verdict_min, auth_time, rcpt_time, tar_pit, idle, throttle_time: a time is negative")

@@ -32,6 +32,8 @@ type conn struct {
 	helo    string // "" until EHLO or HELO
 	box     *box   // authenticated as
 	authErr string // the last refusal of AUTH, repeated at MAIL FROM
+	// unlisted tells that the app is not on the list of the account of High Volume Email.
+	unlisted bool
 
 	mail   bool // MAIL was accepted
 	from   string
@@ -256,9 +258,12 @@ func (k *conn) mailFrom(arg string) error {
 		if err != nil || n < 0 {
 			return k.reply(textBadArgs)
 		}
-		if n > k.x.cfg.MaxSize {
+		if n > k.at.maxSize {
 			return k.reply(textTooLarge)
 		}
+	}
+	if refusal := k.svc.sender(k, addr); refusal != "" {
+		return k.refuse(refusal)
 	}
 	k.mail, k.from = true, addr
 	return k.reply(textSenderOK)
@@ -271,7 +276,7 @@ func (k *conn) rcptTo(arg string) error {
 		return k.reply(textNeedMail)
 	case !ok || addr == "":
 		return k.reply(textBadArgs)
-	case len(k.rcpts) >= k.x.cfg.MaxMessageRcpts:
+	case len(k.rcpts) >= k.at.maxRcpts:
 		return k.reply(textManyRcpts)
 	}
 	if refusal := k.svc.recipient(k, addr); refusal != "" {
@@ -398,7 +403,7 @@ func (k *conn) body() (data []byte, tooBig bool, err error) {
 			chunk = chunk[1:]
 		}
 		lineStart = end
-		if tooBig = tooBig || int64(b.Len()+len(chunk)) > k.x.cfg.MaxSize; !tooBig {
+		if tooBig = tooBig || int64(b.Len()+len(chunk)) > k.at.maxSize; !tooBig {
 			b.Write(chunk)
 		}
 	}
@@ -443,7 +448,7 @@ func (k *conn) readChunk(n int64, discard bool) error {
 		k.c.SetReadDeadline(time.Now().Add(k.x.cfg.Idle))
 		got, err := k.r.Read(buf[:min(n, int64(len(buf)))])
 		n -= int64(got)
-		k.tooBig = !discard && (k.tooBig || int64(len(k.chunks)+got) > k.x.cfg.MaxSize)
+		k.tooBig = !discard && (k.tooBig || int64(len(k.chunks)+got) > k.at.maxSize)
 		if !discard && !k.tooBig {
 			k.chunks = append(k.chunks, buf[:got]...)
 		}

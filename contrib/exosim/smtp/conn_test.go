@@ -173,7 +173,7 @@ func FuzzBody(f *testing.F) {
 			far.Write(append(stuffed, ".\r\nQUIT\r\n"...))
 			far.Close()
 		}()
-		k := &conn{x: &Exchange{cfg: Config{Idle: time.Minute, MaxSize: 1 << 30}}, c: near, r: bufio.NewReaderSize(near, 16)}
+		k := &conn{x: &Exchange{cfg: Config{Idle: time.Minute}}, at: endpoint{maxSize: 1 << 30}, c: near, r: bufio.NewReaderSize(near, 16)}
 		got, _, err := k.body()
 		if err != nil || !bytes.Equal(got, message) {
 			t.Errorf("sent %q, got %q, %v", message, got, err)

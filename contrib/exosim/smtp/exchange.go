@@ -80,11 +80,17 @@ func New(c Config, dir *directory.Tenant, verify Verifier, sec Security, random 
 	for _, m := range dir.Mailboxes() {
 		x.boxes[strings.ToLower(m.Address)] = newBox(m.Address, &x.cfg)
 	}
+	for _, a := range dir.Accounts() {
+		x.boxes[strings.ToLower(a.Address)] = newBox(a.Address, &x.cfg)
+	}
 	return x
 }
 
 // ServeSubmission serves the submission service until the listener is closed.
 func (x *Exchange) ServeSubmission(ln net.Listener) { x.serve(ln, submission{x}) }
+
+// ServeHighVolume serves High Volume Email until the listener is closed.
+func (x *Exchange) ServeHighVolume(ln net.Listener) { x.serve(ln, highVolume{x}) }
 
 // ServeMX serves the MX endpoint until the listener is closed.
 func (x *Exchange) ServeMX(ln net.Listener) { x.serve(ln, mx{x}) }

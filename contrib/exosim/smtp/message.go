@@ -16,7 +16,7 @@ import (
 type Message struct {
 	ID          int       `json:"id"`          // 1 for the first
 	Session     string    `json:"session"`     // as in the banner
-	Endpoint    string    `json:"endpoint"`    // EndpointSubmission or EndpointMX
+	Endpoint    string    `json:"endpoint"`    // EndpointSubmission, EndpointMX or EndpointHighVolume
 	Mailbox     string    `json:"mailbox"`     // authenticated as; "" at the MX endpoint
 	Connector   string    `json:"connector"`   // at the MX endpoint, its name; "" is direct send
 	Certificate string    `json:"certificate"` // at the MX endpoint, the verified client certificate's name, the one that the connector knows if there are several; "" without
@@ -36,6 +36,7 @@ type Message struct {
 const (
 	EndpointSubmission = "submission"
 	EndpointMX         = "mx"
+	EndpointHighVolume = "hve"
 )
 
 // Accepted reports whether the service took the message.

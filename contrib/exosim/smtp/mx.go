@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"github.com/sendas/sendas/contrib/exosim/directory"
 )
 
 // mx is contoso-com.mail.protection.outlook.com:25, where everybody may deliver
@@ -14,7 +16,7 @@ import (
 type mx struct{ x *Exchange }
 
 func (v mx) about() endpoint {
-	return endpoint{name: EndpointMX, host: mxFrontend, machine: mxMachine, tls: v.x.mxTLS}
+	return endpoint{name: EndpointMX, host: mxFrontend, machine: mxMachine, tls: v.x.mxTLS, maxSize: v.x.cfg.MaxSize, maxRcpts: v.x.cfg.MaxMessageRcpts}
 }
 
 func (v mx) extensions(k *conn) []string {
@@ -24,8 +26,13 @@ func (v mx) extensions(k *conn) []string {
 	return extensions("STARTTLS", v.x.cfg.MaxSize)
 }
 
-// admits takes everybody, without TLS and with the null sender too.
-func (v mx) admits(*conn) string { return "" }
+// logon and denied are never asked: there is no AUTH.
+func (v mx) logon(*conn, string, string) (*box, directory.Denial) { return nil, cancelled }
+func (v mx) denied(*conn, directory.Denial) string                { return textNoMechanism }
+
+// admits and sender take everybody, without TLS and with the null sender too.
+func (v mx) admits(*conn) string         { return "" }
+func (v mx) sender(*conn, string) string { return "" }
 
 func (v mx) begin(*conn) {}
 func (v mx) end(*conn)   {}

@@ -25,7 +25,8 @@ type directoryConfig = directory.Config
 type siteConfig struct {
 	directoryConfig
 	Config
-	MX string // address to listen on; none
+	MX  string // address to listen on; none
+	HVE string // likewise
 }
 
 // site is an Exchange Online that listens, with a directory, and tokens that are names for what
@@ -33,8 +34,8 @@ type siteConfig struct {
 type site struct {
 	*directory.Tenant
 	*Exchange
-	submission, mx net.Listener
-	pem            []byte
+	submission, mx, hve net.Listener
+	pem                 []byte
 
 	mu     sync.Mutex // guards tokens
 	tokens map[string]*directory.Claims
@@ -63,6 +64,9 @@ func startTest(t testing.TB, change func(*siteConfig)) *site {
 	s.submission = s.listen(t, "127.0.0.1:0", s.ServeSubmission)
 	if c.MX != "" {
 		s.mx = s.listen(t, c.MX, s.ServeMX)
+	}
+	if c.HVE != "" {
+		s.hve = s.listen(t, c.HVE, s.ServeHighVolume)
 	}
 	return s
 }

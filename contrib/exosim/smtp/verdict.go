@@ -3,9 +3,12 @@ package smtp
 import (
 	"cmp"
 	"crypto/tls"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/sendas/sendas/contrib/exosim/directory"
 )
 
 // A service is what differs between the SMTP endpoints of Exchange Online:
@@ -16,8 +19,13 @@ type service interface {
 	about() endpoint
 	// extensions are the lines of EHLO. There is AUTH where it is among them.
 	extensions(k *conn) []string
-	// admits returns why the session may not send mail, "" if it may.
+	// logon signs somebody in, or returns why not; denied words that. They are asked where extensions
+	// have AUTH.
+	logon(k *conn, user, token string) (*box, directory.Denial)
+	denied(k *conn, why directory.Denial) string
+	// admits returns why the session may not send mail, "" if it may; sender, why not as an address.
 	admits(k *conn) string
+	sender(k *conn, address string) string
 	// recipient returns why the session may not send to an address, "" if it may.
 	recipient(k *conn, address string) string
 	// begin is told that a message's content starts to come, end that the
@@ -35,22 +43,49 @@ type endpoint struct {
 	host    string // in the banner and in EHLO
 	machine string // in errors
 	tls     *tls.Config
+
+	maxSize  int64 // bytes of a message
+	maxRcpts int   // of a message
 }
 
 // submission is smtp.office365.com:587.
 type submission struct{ x *Exchange }
 
 func (v submission) about() endpoint {
-	return endpoint{name: EndpointSubmission, host: frontend, machine: machine, tls: v.x.tls}
+	return endpoint{name: EndpointSubmission, host: frontend, machine: machine, tls: v.x.tls, maxSize: v.x.cfg.MaxSize, maxRcpts: v.x.cfg.MaxMessageRcpts}
 }
 
 // extensions have AUTH in the place of STARTTLS.
 func (v submission) extensions(k *conn) []string {
 	if k.tls != nil {
-		return extensions("AUTH LOGIN XOAUTH2", v.x.cfg.MaxSize)
+		return extensions("AUTH LOGIN XOAUTH2", k.at.maxSize)
 	}
-	return extensions("STARTTLS", v.x.cfg.MaxSize)
+	return extensions("STARTTLS", k.at.maxSize)
 }
+
+func (v submission) logon(_ *conn, user, token string) (*box, directory.Denial) {
+	return v.x.logon(user, token)
+}
+
+// denied has the same text for nearly all reasons, for a cancelled AUTH too, where RFC 4954 has 501.
+func (v submission) denied(k *conn, why directory.Denial) string {
+	switch {
+	case why == malformed && v.x.cfg.HighVolume:
+		return textBadXOAUTH2
+	case why == malformed:
+		return textBadArgs
+	case why == expiresSoon:
+		return soonTexts["5.5.127"]
+	case why == directory.TenantOff:
+		return fmt.Sprintf(textAuthOff, "Tenant") + k.bracket()
+	case why == directory.MailboxOff:
+		return fmt.Sprintf(textAuthOff, "Mailbox") + k.bracket()
+	}
+	return textAuthFailed + k.bracket()
+}
+
+// sender takes everybody: Send As is looked at when the whole message has come.
+func (v submission) sender(*conn, string) string { return "" }
 
 func (v submission) admits(k *conn) string {
 	switch {

@@ -15,6 +15,10 @@ const (
 	mxFrontend = "HE1EUR01FT048.mail.protection.outlook.com"
 	mxMachine  = "HE1EUR01FT048.eop-EUR01.prod.protection.outlook.com"
 
+	// And for High Volume Email.
+	hveFrontend = "AMS0EPF000001A5.hve.mx.microsoft"
+	hveMachine  = "AMS0EPF000001A5.eurprd05.prod.outlook.com"
+
 	backend = "SYBP282MB2635.AUSP282.PROD.OUTLOOK.COM"
 
 	atBackend = " [Hostname=" + backend + "]"
@@ -43,12 +47,29 @@ const (
 	textTooLarge    = "552 5.3.4 Message size exceeds fixed maximum message size"
 
 	textBadXOAUTH2 = "501 5.5.124 Invalid XOAUTH2 auth data"
-	textExpireSoon = "501 5.5.127 Invalid XOAUTH2 auth data - Token will expire soon error"
 	textAuthFailed = "535 5.7.3 Authentication unsuccessful"
 	textBasicOff   = "535 5.7.139 Authentication unsuccessful, basic authentication is disabled."
 	textAuthOff    = "535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the %s. Visit https://aka.ms/smtp_auth_disabled for more information."
 	textNotAuthed  = "530 5.7.57 Client not authenticated to send mail."
 )
+
+// What only High Volume Email says. Of those that Microsoft's page names by their numbers alone, the
+// words are ours.
+const (
+	textExpired        = "535 5.7.143 XOAUTH2 authentication failed. Expired token."
+	textNoMailSend     = "535 5.7.144 XOAUTH2 authentication failed. Invalid API permissions."
+	textNoAccount      = "550 5.2.240 The mailbox is not a High Volume Email account"
+	textNotListed      = "550 5.7.240 The application is not allowed for use with this High Volume Email account"
+	textNotAccount     = "550 5.7.62 The envelope sender is not the High Volume Email account"
+	textFromNotAccount = "550 5.6.241 The From address is not the High Volume Email account"
+	textExternal       = "550 5.5.105 External sending is not supported for High Volume Email accounts"
+)
+
+// soonTexts are the wordings for a token with little time left that are known.
+var soonTexts = map[string]string{
+	"5.5.127": "501 5.5.127 Invalid XOAUTH2 auth data - Token will expire soon error",
+	"5.7.142": "535 5.7.142 XOAUTH2 authentication failed. Token will expire soon.",
+}
 
 // The verdicts at the end of DATA; atBackend follows.
 const (

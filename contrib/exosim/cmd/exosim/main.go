@@ -32,6 +32,7 @@ func main() {
 type addresses struct {
 	Submission string `json:"submission"` // host:port
 	MX         string `json:"mx"`         // host:port, "" without
+	HVE        string `json:"hve"`        // likewise
 	Authority  string `json:"authority"`  // base URL
 	TokenURL   string `json:"token_url"`
 	Admin      string `json:"admin"`       // host:port, "" without
@@ -76,7 +77,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	defer s.Close()
 	err = json.NewEncoder(stdout).Encode(addresses{
-		Submission: s.SubmissionAddr(), MX: s.MXAddr(), Authority: s.Authority(), TokenURL: s.TokenURL(), Admin: s.AdminAddr(),
+		Submission: s.SubmissionAddr(), MX: s.MXAddr(), HVE: s.HVEAddr(), Authority: s.Authority(), TokenURL: s.TokenURL(), Admin: s.AdminAddr(),
 		IMDS: s.IMDSAddr(), AppService: s.AppServiceEndpoint(), Arc: s.ArcEndpoint(), CAFile: s.CAFile()})
 	if err != nil {
 		fmt.Fprintln(stderr, "exosim: error:", err)
