@@ -1,5 +1,6 @@
 // Package milter is Postfix's inbound side: it translates between the milter protocol and
-// package policy. It decides nothing itself, keeps no message body, and holds no secret.
+// package policy. It decides nothing itself, reads no message body (where its size makes a
+// difference, it counts the bytes), and holds no secret.
 package milter
 
 import (
@@ -82,9 +83,10 @@ func (s *Server) session(c *buffered) {
 		return
 	}
 	s.mention(o)
-	observes := s.policy.Load().Observes()
-	t := &transaction{s: s, changes: changes{w: c}, offer: o, early: s.Quotas.Early() && !observes}
-	srv := protocol.NewServer(append(o.options(wishes{early: t.early, helo: observes}), protocol.WithMilter(func() protocol.Milter { return t }))...)
+	p := s.policy.Load()
+	observes := p.Observes()
+	t := &transaction{s: s, changes: changes{w: c}, offer: o, early: s.Quotas.Early() && !observes, measured: p.Measures()}
+	srv := protocol.NewServer(append(o.options(wishes{early: t.early, helo: observes, size: t.measured}), protocol.WithMilter(func() protocol.Milter { return t }))...)
 	_ = srv.Serve(&one{conn: c}) // it has begun a goroutine for the connection, which closes it
 }
 
@@ -185,6 +187,8 @@ type transaction struct {
 	told    macros // by the connection and HELO, for an MTA that does not send the macros it is asked for
 	helo    string // what the client calls itself, where somebody wants to know
 	early   bool   // Postfix waits for our replies to MAIL and RCPT
+
+	measured bool // Postfix shows bodies
 
 	policy  *policy.Rules // the same for the whole message, whatever is reloaded meanwhile
 	classes *policy.Classes
@@ -341,6 +345,16 @@ func (t *transaction) limited() string { return cmp.Or(t.booking.Client, t.waits
 // Header collects the fields that a decision reads.
 func (t *transaction) Header(name, value string, _ protocol.Modifier) (*protocol.Response, error) {
 	t.req.AddField(name, value)
+	t.req.Size += len(name) + len(value) + len(": \r\n")
+	return protocol.RespContinue, nil
+}
+
+// BodyChunk counts the bytes of the body, as far as that makes a difference, and looks at none.
+func (t *transaction) BodyChunk(chunk []byte, m protocol.Modifier) (*protocol.Response, error) {
+	t.req.Size += len(chunk)
+	if t.offer.steps&protocol.OptSkip != 0 && t.measured && t.policy != nil && !t.policy.Weighs(t.peer(m), t.req.Sender, t.req.Size) {
+		return protocol.RespSkip, nil
+	}
 	return protocol.RespContinue, nil
 }
 
@@ -355,6 +369,9 @@ func (t *transaction) EndOfMessage(m protocol.Modifier) (*protocol.Response, err
 	}
 	t.req.QueueID, t.req.Now = m.Get(protocol.MacroQueueId), time.Now()
 	t.req.Peer = t.peer(m) // not before: the policy service hears of a certificate at RCPT
+	if !t.measured {
+		t.req.Size = policy.Unmeasured
+	}
 	t.req.Routed = t.policy.TellsWay() && t.routed()
 	d := t.policy.Decide(&t.req)
 	defer t.end()

@@ -67,6 +67,7 @@ func (o offer) choosesMacros() bool { return o.actions&protocol.OptSetMacros != 
 type wishes struct {
 	early bool // limits have something to say to MAIL and RCPT
 	helo  bool // the name in HELO is of interest, which no macro has
+	size  bool // the size of a message makes a difference, so bodies are of interest, no further than that
 }
 
 // terms returns what a connection is served on: what we ask for, as far as it is offered. What
@@ -78,6 +79,9 @@ func (o offer) terms(w wishes) (protocol.OptAction, protocol.OptProtocol) {
 	}
 	if w.helo {
 		steps = steps&^protocol.OptNoHelo | protocol.OptNoHeloReply
+	}
+	if w.size {
+		steps = steps&^protocol.OptNoBody | protocol.OptSkip
 	}
 	if !o.choosesMacros() {
 		steps &^= protocol.OptNoConnect | protocol.OptNoHelo

@@ -116,6 +116,13 @@ func (d *Decision) asAccount() identity {
 // High Volume Email.
 func (p *Rules) Measures() bool { return p.measures }
 
+// Weighs reports whether the rest of a message of which so many bytes have come can still make a
+// difference: whether its client has such a route, and it is not too large yet.
+func (p *Rules) Weighs(peer Peer, sender string, size int) bool {
+	c := p.FindClient(peer, sender)
+	return c != nil && c.Route.Type == HVE && size <= hveBytes
+}
+
 // account reads the account of a route. It sends as itself, and nobody else as it: each sender has
 // one way out.
 func (b *builder) account(path, text string, r *Route) {

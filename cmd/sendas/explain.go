@@ -29,6 +29,7 @@ type question struct {
 	headerFrom    string
 	to            []string
 	message       string // file
+	size          int    // bytes; 0 is that of the file
 	json          bool
 }
 
@@ -56,7 +57,8 @@ and no service needs to run.`,
 	f.StringVar(&q.from, "from", "", "the envelope sender; empty is the null sender of a bounce")
 	f.StringVar(&q.headerFrom, "header-from", "", "the From field, as the device writes it")
 	f.StringSliceVar(&q.to, "to", nil, "a recipient; may be given several times")
-	f.StringVar(&q.message, "message", "", "a `file` with a message, whose header is used")
+	f.StringVar(&q.message, "message", "", "a `file` with a message, of which the header and the size are used")
+	f.IntVar(&q.size, "size", 0, "how many `bytes` the message has, where that makes a difference; without it, as many as the file")
 	f.BoolVar(&q.json, "json", false, "print JSON")
 	for _, flag := range []string{"from", "header-from"} {
 		c.RegisterFlagCompletionFunc(flag, completeFirst(o, senders)) // fails for unknown flags alone
@@ -162,15 +164,36 @@ func (q *question) request() (*policy.Request, error) {
 			return nil, exit.Errorf(exit.Usage, "", "--message: %w", err)
 		}
 		defer f.Close()
-		if err := readFields(f, r); err != nil {
+		size := &counter{r: f}
+		err = readFields(size, r)
+		if err == nil {
+			_, err = io.Copy(io.Discard, size)
+		}
+		if err != nil {
 			return nil, exit.Errorf(exit.Usage, "", "--message: reading %s: %w", q.message, err)
 		}
+		r.Size = size.n
 	case q.headerFrom != "":
 		r.Fields = []policy.Field{{Name: "From", Value: q.headerFrom}}
 	case q.from != "":
 		r.Fields = []policy.Field{{Name: "From", Value: q.from}}
 	}
+	if q.size > 0 {
+		r.Size = q.size
+	}
 	return r, nil
+}
+
+// counter counts what is read through it.
+type counter struct {
+	r io.Reader
+	n int
+}
+
+func (c *counter) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += n
+	return n, err
 }
 
 // readFields reads the header of a message as Postfix hands it to a milter: folds kept with a bare

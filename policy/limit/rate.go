@@ -44,11 +44,8 @@ func ParseRate(s string) (Rate, error) {
 // Unlimited reports whether the rate is none of an [Allowance].
 func (r Rate) Unlimited() bool { return r.N == 0 }
 
-// String returns the rate in the form that ParseRate reads, and "no limit" where it is none.
+// String returns the rate in the form that ParseRate reads.
 func (r Rate) String() string {
-	if r.Unlimited() {
-		return "no limit"
-	}
 	switch r.Per {
 	case time.Minute:
 		return strconv.Itoa(r.N) + "/m"
