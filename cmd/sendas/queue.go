@@ -12,6 +12,7 @@ import (
 	"github.com/sendas/sendas/milter/queue"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token/lease"
+	"github.com/sendas/sendas/token/lease/replies"
 )
 
 // queueRules returns what the milter needs to watch Postfix's queue, and the ceiling.
@@ -34,9 +35,9 @@ func queueRules(c *config.Site) queue.Rules {
 // explainQueued returns the class of an answer that Postfix keeps with a message. Where sendas made a
 // temporary answer of a permanent one, that one tells more.
 func explainQueued(reply string) string {
-	e := lease.Explain(reply)
-	if code, text, ok := strings.Cut(reply, " "); ok && e.Class == lease.ClassTemporary && strings.HasPrefix(code, "4") && strings.HasPrefix(text, "4.") {
-		if was := lease.Explain("5" + text[1:]); was.Class != lease.ClassPermanent && was.Class != lease.ClassUnreadable {
+	e := replies.Explain(reply)
+	if code, text, ok := strings.Cut(reply, " "); ok && e.Class == replies.Temporary && strings.HasPrefix(code, "4") && strings.HasPrefix(text, "4.") {
+		if was := replies.Explain("5" + text[1:]); was.Class != replies.Permanent && was.Class != replies.Unreadable {
 			return string(was.Class)
 		}
 	}

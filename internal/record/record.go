@@ -88,7 +88,7 @@ type Attempt struct {
 	For    string        // what it waited for: a ledger.Cause; "" for nothing, or a token
 	Took   time.Duration // from the look-up to the end
 
-	// Class is a lease.ReplyClass, or one of NotNow, NoMailbox and Unseen.
+	// Class is a replies.Class, or one of NotNow, NoMailbox and Unseen.
 	Class     string
 	Stage     string // a lease.Stage, of what was refused
 	Reply     string // the server's line that decided; "" without one
@@ -108,7 +108,7 @@ const (
 	NotNow    = "not-now"    // no lease: the mailbox can not send in time
 	NoMailbox = "no-mailbox" // no mailbox may send as the sender
 	Unseen    = "unseen"     // no verdict was seen: lease.ClassUnseen
-	Accepted  = "accepted"   // lease.ClassAccepted
+	Accepted  = "accepted"   // replies.Accepted
 )
 
 // NamedID returns the Message-ID that a server's verdict names: "250 2.0.0 OK <1@device> [Hostname=…]";

@@ -6,6 +6,7 @@ import (
 
 	"github.com/sendas/sendas/internal/record"
 	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/lease/replies"
 	"github.com/sendas/sendas/token/ledger"
 )
 
@@ -47,8 +48,8 @@ func (l *Lessor) recordEnd(pid int32, s *session, r *refusal) {
 		Class: record.Unseen, Accepted: s.accepted, Refused: s.refused.n}
 	if r != nil {
 		a.Class, a.Stage, a.Reply, a.Meaning = string(r.Class), string(r.stage), entra.OneLine(r.line, entra.MaxText), r.Hint()
-		a.Final = r.When == Never && !r.Later
-		if r.Class == ClassAccepted {
+		a.Final = r.When == replies.Never && !r.Later
+		if r.Class == replies.Accepted {
 			a.MessageID = record.NamedID(r.line)
 		}
 	}

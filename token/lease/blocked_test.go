@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/token/lease/replies"
+	"github.com/sendas/sendas/token/lease/repliestest"
 	"github.com/sendas/sendas/token/ledger"
 )
 
@@ -27,8 +29,8 @@ func TestBlockedMailbox(t *testing.T) {
 		{"at each of several RCPT", []string{authOK, mailOK, tenant, tenant, tenant}, "450 4.7.705 Access denied, tenant has exceeded threshold", "Microsoft's support"},
 		{"lines of a longer reply", []string{authOK, mailOK, rcptOK, dataOK, "550-5.1.8 Access denied", restricted},
 			"450 4.1.8 Access denied, bad outbound sender AS(42004)", "Restricted entities"},
-		{"in other words", []string{authOK, mailOK, rcptOK, dataOK, outboundSpam + "RefuseQuota, ShowTierUpgrade."},
-			"454 4.2.0 " + strings.TrimPrefix(outboundSpam, "554 5.2.0 ") + "RefuseQuota, ShowTierUpgrade.", "Restricted entities"},
+		{"in other words", []string{authOK, mailOK, rcptOK, dataOK, repliestest.OutboundSpam + "RefuseQuota, ShowTierUpgrade."},
+			"454 4.2.0 " + strings.TrimPrefix(repliestest.OutboundSpam, "554 5.2.0 ") + "RefuseQuota, ShowTierUpgrade.", "Restricted entities"},
 	} {
 		d := newDesk(limit.Microsoft().Messages)
 		if r := d.Lease(t.Context(), process(1), "billing@contoso.com"); r.Status != OK {
@@ -44,7 +46,7 @@ func TestBlockedMailbox(t *testing.T) {
 			t.Errorf("%s: %d pauses in the log, want one with %q:\n%s", tc.name, n, tc.hint, d.log)
 		}
 		m := d.Status(t.Context(), StatusInput{Mailboxes: []MailboxInput{{Label: "erp@contoso.com", Limits: d.limits}}}).Mailboxes[0]
-		if v := m.LastVerdict; v == nil || v.Class != ClassBlocked || !strings.Contains(v.Meaning, tc.hint) || m.PauseClass != ledger.PauseBlocked {
+		if v := m.LastVerdict; v == nil || v.Class != replies.Blocked || !strings.Contains(v.Meaning, tc.hint) || m.PauseClass != ledger.PauseBlocked {
 			t.Errorf("%s: status %+v, verdict %+v, want %q", tc.name, m, v, tc.hint)
 		}
 		d.play(t, process(1), banner) // the session ends

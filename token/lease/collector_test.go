@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/token/lease/replies"
 	"github.com/sendas/sendas/token/ledger"
 )
 
@@ -105,8 +106,8 @@ func TestCollectorOfRests(t *testing.T) {
 		{"refused", auth535, "", "", "auth 9.466851e+08"},
 		{"by hand", "", "maintenance", "", "other 9.4668486e+08"},
 		{"quota, in other words", "", "nothing more leaves today", ledger.PauseQuota, "quota 9.4668486e+08"},
-		{"full, in the words of a quota", "", lookUp(quota, false).Meaning, ledger.PauseFull, "mailbox-full 9.4668486e+08"},
-		{"quota, of a version without classes", "", lookUp(quota, false).Meaning, "", "other 9.4668486e+08"},
+		{"full, in the words of a quota", "", replies.Line(quota).Meaning, ledger.PauseFull, "mailbox-full 9.4668486e+08"},
+		{"quota, of a version without classes", "", replies.Line(quota).Meaning, "", "other 9.4668486e+08"},
 		{"of a later version", "", "maintenance", "maintenance", "other 9.4668486e+08"},
 	} {
 		synctest.Test(t, func(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sendas/sendas/token/lease/replies"
 	"github.com/sendas/sendas/token/ledger"
 )
 
@@ -168,7 +169,7 @@ func (e *heldError) Error() string {
 
 // Hint says how to grant it.
 func (e *heldError) Hint() string {
-	return Explanation{Act: grantSendAs}.For(e.mailbox, e.sender).Act
+	return replies.Explanation{Act: replies.GrantSendAs}.For(e.mailbox, e.sender).Act
 }
 
 // recallOf is recall for a session that an earlier process has begun.
@@ -213,7 +214,7 @@ func (l *Lessor) heldLocked(s *session) bool {
 // noteDenial counts a denial, and forgets it when Exchange Online has taken a message of that
 // sender. A sender without name counts for nothing. It keeps in the ledger what the next process
 // has to know.
-func (l *Lessor) noteDenial(s *session, class ReplyClass) {
+func (l *Lessor) noteDenial(s *session, class replies.Class) {
 	listed := (*l.dir.Load()).Listed(s.sender)
 	if s.made || listed == "" { // of a pattern: strangers choose the senders, who are mailboxes of their own
 		return
@@ -223,13 +224,13 @@ func (l *Lessor) noteDenial(s *session, class ReplyClass) {
 	x := l.denied[s.label][listed]
 	was := x.held()
 	switch {
-	case class == ClassSendAs:
+	case class == replies.SendAs:
 		x = l.denied.pair(s.label, listed)
 		if s.limits.Messages.Per > 0 {
 			x.period = s.limits.Messages.Per
 		}
 		x.count, x.last, x.next = x.count+1, now, now.Add(retryDenied*x.period)
-	case class == ClassAccepted && x != nil:
+	case class == replies.Accepted && x != nil:
 		x.count = 0
 	case was: // nothing was said about the sender
 		x.next = now.Add(retryUntold * x.period)
@@ -241,14 +242,14 @@ func (l *Lessor) noteDenial(s *session, class ReplyClass) {
 	}
 	l.mu.Unlock() // x is others' as well
 	switch {
-	case class == ClassSendAs && held:
-		p := ledger.Pause{Until: now.Add(remember), Class: ledger.PauseDenied, Reason: mayNotSendAs}
+	case class == replies.SendAs && held:
+		p := ledger.Pause{Until: now.Add(remember), Class: ledger.PauseDenied, Reason: replies.MayNotSendAs}
 		l.keepDenial(s.mailbox, listed, p, now)
 		if !was {
 			l.log.Warn("sender held", "mailbox", s.mailbox, "sender", listed, "denied", maxDenials,
 				"hint", "its mail waits in the queue, and one message an hour tries again; when Send As is granted, type: sendas retry "+s.mailbox+" "+listed)
 		}
-	case class == ClassAccepted && was:
+	case class == replies.Accepted && was:
 		l.keepDenial(s.mailbox, listed, ledger.Pause{}, now)
 		l.log.Info("sender no longer held", "mailbox", s.mailbox, "sender", listed)
 	}

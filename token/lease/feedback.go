@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/lease/replies"
 	"github.com/sendas/sendas/token/ledger"
 )
 
@@ -60,7 +61,7 @@ func (l *Lessor) resting(m *Mailbox, t *entra.Token) error {
 // senders. Nor is a token to blame where SMTP AUTH is switched off.
 //
 // A temporary answer says nothing of either.
-func (l *Lessor) refused(s *session, why Explanation) {
+func (l *Lessor) refused(s *session, why replies.Explanation) {
 	if strings.HasPrefix(why.Code, "4") {
 		return
 	}
@@ -69,7 +70,7 @@ func (l *Lessor) refused(s *session, why Explanation) {
 		rest = m.Limits.Messages.Per
 	}
 	l.mu.Lock()
-	good := s.made && l.proven[s.tokens] == s.access || why.Class == ClassAuthOff
+	good := s.made && l.proven[s.tokens] == s.access || why.Class == replies.AuthOff
 	if !good {
 		delete(l.proven, s.tokens)
 	}
@@ -96,7 +97,7 @@ func (l *Lessor) forgetRefusalsLocked(now time.Time) (made int) {
 }
 
 // rest pauses a mailbox for which Microsoft said that nothing will leave for a while.
-func (l *Lessor) rest(s *session, why Explanation) {
+func (l *Lessor) rest(s *session, why replies.Explanation) {
 	if why.Pause == "" {
 		return
 	}
@@ -106,7 +107,7 @@ func (l *Lessor) rest(s *session, why Explanation) {
 	}
 	now := time.Now()
 	rest := time.Duration(restAfterQuota)
-	if why.Class == ClassThrottled || l.fullAgain(s, why.Class) {
+	if why.Class == replies.Throttled || l.fullAgain(s, why.Class) {
 		rest = restAfterThrottle
 	}
 	until := now.Add(rest * m.Limits.Messages.Per)
@@ -121,21 +122,21 @@ func (l *Lessor) rest(s *session, why Explanation) {
 
 // fullAgain reports whether the mailbox was full the last time too, and notes it: one that goes on
 // submitting while it is full is throttled, so it tries less often.
-func (l *Lessor) fullAgain(s *session, class ReplyClass) bool {
+func (l *Lessor) fullAgain(s *session, class replies.Class) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	was := l.full[s.mailbox]
-	if class == ClassFull {
+	if class == replies.Full {
 		l.full[s.mailbox] = true
 	}
-	return was && class == ClassFull
+	return was && class == replies.Full
 }
 
 // outcome says what to book of a session that was answered. A message is counted from DATA on, also
 // when its verdict was a refusal: Microsoft may have counted it.
-func (s *session) outcome(class ReplyClass) ledger.Outcome {
-	o := ledger.Outcome{Submitted: s.stage >= atData, Concurrency: class == ClassConcurrency}
-	if class == ClassAccepted {
+func (s *session) outcome(class replies.Class) ledger.Outcome {
+	o := ledger.Outcome{Submitted: s.stage >= atData, Concurrency: class == replies.Concurrency}
+	if class == replies.Accepted {
 		o.Recipients, o.GroupRecipients = s.accepted, s.envelope.external
 	}
 	return o

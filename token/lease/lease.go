@@ -15,6 +15,7 @@ import (
 	"github.com/sendas/sendas/internal/record"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/lease/replies"
 	"github.com/sendas/sendas/token/ledger"
 )
 
@@ -356,15 +357,14 @@ func (l *Lessor) watch(ctx context.Context, c Caller, line string) Result {
 		return Result{Status: NotFound}
 	}
 	s.seen = true
-	x := lookUp(line, false)
+	x := replies.Line(line)
 	if s.mailbox == "" {
 		l.mu.Unlock()
 		return l.withoutCredential(s, line, x)
 	}
 	before, stage := *s, s.waitsFor()
-	if x.Class == ClassSendAs && l.heldLocked(s) { // all mail of the sender waits, so this message too
-		x.When, x.later = Later, later(x.Code, x.Enhanced, Later)
-		x.Later = x.later != ""
+	if x.Class == replies.SendAs && l.heldLocked(s) { // all mail of the sender waits, so this message too
+		x.Postpone()
 	}
 	e := s.reply(line, x)
 	x = e.what
@@ -407,8 +407,8 @@ func (l *Lessor) watch(ctx context.Context, c Caller, line string) Result {
 // withoutCredential handles the session of a sender that no mailbox may send as: Microsoft's
 // permanent refusal at MAIL FROM becomes a temporary one, so that the message waits
 // for the administrator instead of bouncing.
-func (l *Lessor) withoutCredential(s *session, line string, x Explanation) Result {
-	if x.Class != ClassNoAuth {
+func (l *Lessor) withoutCredential(s *session, line string, x replies.Explanation) Result {
+	if x.Class != replies.NoAuth {
 		return Result{Status: NotFound}
 	}
 	l.metrics.refused("", StageMAIL, x.Class)
@@ -426,7 +426,7 @@ func likeLine(text, line string) string {
 
 // verdict books what became of the message, by the reply and what it means.
 func (l *Lessor) verdict(c Caller, s *session, r *refusal) {
-	if r.Class != ClassAccepted {
+	if r.Class != replies.Accepted {
 		l.noteRefusal(s.label, &refusal{r.stage, r.line, l.named(s, r.Explanation)})
 	}
 	l.tell(c.PID, s, r)
@@ -443,7 +443,7 @@ func (l *Lessor) tell(pid int32, s *session, r *refusal) {
 	if s.refused.n > 0 {
 		attrs = append(attrs, "refused", s.refused.n)
 	}
-	if r.Class == ClassAccepted {
+	if r.Class == replies.Accepted {
 		l.log.Info("delivery", attrs...)
 	} else {
 		l.log.Warn("delivery", append(attrs, "stage", r.stage, "hint", r.For(s.mailbox, s.sender).Hint())...)
@@ -452,7 +452,7 @@ func (l *Lessor) tell(pid int32, s *session, r *refusal) {
 
 // ClassUnseen is the class of a delivery in the log whose verdict never came, because the connection
 // broke.
-const ClassUnseen ReplyClass = record.Unseen
+const ClassUnseen replies.Class = record.Unseen
 
 // unseen tells of a delivery without a verdict: in the log, and where no reply was shown at all, in
 // what the service says of itself.
@@ -477,14 +477,14 @@ func (l *Lessor) unseen(c Caller, s *session, o ledger.Outcome) {
 
 // attrs are what the one log line of every delivery tells. Beside Postfix's own "postfix/smtp[PID]:
 // QUEUEID: …" it is found by pid.
-func (s *session) attrs(pid int32, class ReplyClass, reply string) []any {
+func (s *session) attrs(pid int32, class replies.Class, reply string) []any {
 	return []any{"pid", pid, "mailbox", s.mailbox, "sender", s.sender, "recipients", s.accepted, "class", class, "reply", reply,
 		"waited", (s.waited + s.kept).Round(time.Millisecond), "took", time.Since(s.began).Round(time.Millisecond)}
 }
 
 // end closes the session of a process, if it has one, and gives its lease back. class is that of
 // the verdict, "" without one.
-func (l *Lessor) end(ctx context.Context, c Caller, class ReplyClass) {
+func (l *Lessor) end(ctx context.Context, c Caller, class replies.Class) {
 	l.mu.Lock()
 	s := l.sessions[c.PID]
 	l.mu.Unlock()
@@ -495,7 +495,7 @@ func (l *Lessor) end(ctx context.Context, c Caller, class ReplyClass) {
 
 // endOf closes one session, if it is still the one of the process. It may go on all the same, where
 // nobody saw it end.
-func (l *Lessor) endOf(ctx context.Context, c Caller, s *session, class ReplyClass, goesOn bool) {
+func (l *Lessor) endOf(ctx context.Context, c Caller, s *session, class replies.Class, goesOn bool) {
 	l.mu.Lock()
 	if l.sessions[c.PID] != s {
 		l.mu.Unlock()

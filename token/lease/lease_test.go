@@ -15,6 +15,8 @@ import (
 	"github.com/sendas/sendas/internal/logtest"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/lease/replies"
+	"github.com/sendas/sendas/token/lease/repliestest"
 	"github.com/sendas/sendas/token/ledger"
 )
 
@@ -99,15 +101,15 @@ const (
 	banner   = "220 LO4P302CA0005.outlook.office365.com Microsoft ESMTP MAIL Service ready at Thu, 10 Oct 2024 22:49:55 +0000 [08DCE8B62813AB2B]"
 	starttls = "220 2.0.0 SMTP server ready"
 	authOK   = "235 2.7.0 Authentication successful"
-	auth535  = "535 5.7.3 Authentication unsuccessful [AM0PR06CA0126.eurprd06.prod.outlook.com 2024-02-14T14:50:26.590Z 08DC2D372B4C3DED]"
+	auth535  = repliestest.Auth535
 	mailOK   = "250 2.1.0 Sender OK"
 	rcptOK   = "250 2.1.5 Recipient OK"
 	dataOK   = "354 Start mail input; end with <CRLF>.<CRLF>"
-	accepted = "250 2.0.0 OK <b225fdda-3db5-4aeb-4d52-c74d71838980@contoso.com> [Hostname=SYBP282MB2635.AUSP282.PROD.OUTLOOK.COM]"
-	tooMany  = "432 4.3.2 Concurrent connections limit exceeded. Visit https://aka.ms/concurrent_sending for more information. [Hostname=P212321.PROD.OUTLOOK.COM]"
-	quota    = "554 5.2.0 STOREDRV.Submission.Exception:SubmissionQuotaExceededException; Failed to process message due to a permanent exception with message The message can't be submitted because the sender's submission quota was exceeded."
-	denied   = "554 5.2.252 SendAsDenied; AUTH@contoso.com not allowed to send as FROM@contoso.com; STOREDRV.Submission.Exception:SendAsDeniedException.MapiExceptionSendAsDenied; Failed to process message due to a permanent exception with message [BeginDiagnosticData]Cannot submit message."
-	noAuth   = "530 5.7.57 Client not authenticated to send mail. [LO4P302CA0005.GBRP302.PROD.OUTLOOK.COM]"
+	accepted = repliestest.Accepted
+	tooMany  = repliestest.TooMany
+	quota    = repliestest.Quota
+	denied   = repliestest.Denied
+	noAuth   = repliestest.NoAuth
 )
 
 func (d *desk) play(t *testing.T, c Caller, lines ...string) (last Result) {
@@ -399,23 +401,23 @@ func TestBusyAtAuth(t *testing.T) {
 func TestClassify(t *testing.T) {
 	for _, tc := range []struct {
 		line  string
-		class ReplyClass
+		class replies.Class
 	}{
-		{accepted, ClassAccepted}, {tooMany, ClassConcurrency}, {quota, ClassQuota}, {denied, ClassSendAs}, {auth535, ClassAuth}, {noAuth, ClassNoAuth},
-		{"432 4.3.2 STOREDRV.ClientSubmit; sender thread limit exceeded [Hostname=X]", ClassConcurrency},
-		{"554 5.2.0 STOREDRV.Submission.Exception:SendAsDeniedException.MapiExceptionSendAsDenied; Failed to process message", ClassSendAs},
-		{"550 5.7.60 SMTP; Client does not have permissions to send as this sender [host]", ClassSendAs},
-		{"554 5.2.2 mailbox full; STOREDRV.Submission.Exception:QuotaExceededException.MapiExceptionShutoffQuotaExceeded", ClassFull},
-		{"430 4.2.0 STOREDRV; mailbox logon failure; STOREDRV.Submission.Exception:ConnectionFailedTransientException", ClassLogon},
-		{"535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Tenant. Visit https://aka.ms/smtp_auth_disabled", ClassAuthOff},
-		{"451 4.7.0 Temporary server error. Please try again later. PRX2", ClassBusy},
-		{"450 4.1.1 x", ClassTemporary}, {"552 5.3.4 Message size exceeds fixed maximum message size", ClassPermanent}, {"", ClassUnreadable}, {"hello", ClassUnreadable},
+		{accepted, replies.Accepted}, {tooMany, replies.Concurrency}, {quota, replies.Quota}, {denied, replies.SendAs}, {auth535, replies.Auth}, {noAuth, replies.NoAuth},
+		{"432 4.3.2 STOREDRV.ClientSubmit; sender thread limit exceeded [Hostname=X]", replies.Concurrency},
+		{"554 5.2.0 STOREDRV.Submission.Exception:SendAsDeniedException.MapiExceptionSendAsDenied; Failed to process message", replies.SendAs},
+		{"550 5.7.60 SMTP; Client does not have permissions to send as this sender [host]", replies.SendAs},
+		{"554 5.2.2 mailbox full; STOREDRV.Submission.Exception:QuotaExceededException.MapiExceptionShutoffQuotaExceeded", replies.Full},
+		{"430 4.2.0 STOREDRV; mailbox logon failure; STOREDRV.Submission.Exception:ConnectionFailedTransientException", replies.Logon},
+		{"535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Tenant. Visit https://aka.ms/smtp_auth_disabled", replies.AuthOff},
+		{"451 4.7.0 Temporary server error. Please try again later. PRX2", replies.Busy},
+		{"450 4.1.1 x", replies.Temporary}, {"552 5.3.4 Message size exceeds fixed maximum message size", replies.Permanent}, {"", replies.Unreadable}, {"hello", replies.Unreadable},
 	} {
-		got := lookUp(tc.line, false).Class
+		got := replies.Line(tc.line).Class
 		if got != tc.class {
 			t.Errorf("lookUp(%.60q) = %s, want %s", tc.line, got, tc.class)
 		}
-		if hint := Explain(tc.line).Hint(); (hint == "") != (got == ClassAccepted || got == ClassUnreadable) {
+		if hint := replies.Explain(tc.line).Hint(); (hint == "") != (got == replies.Accepted || got == replies.Unreadable) {
 			t.Errorf("%.60q is explained as %q", tc.line, hint)
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sendas/sendas/token/entra"
+
+	"github.com/sendas/sendas/token/lease/replies"
 )
 
 // Metrics are the series of what happens in the token service; [Collector] has those of its state.
@@ -94,7 +96,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	reg.MustRegister(m.lookups, m.waits, m.kept, m.long, m.waiting, m.replies, m.refusal, m.denied, m.auth, m.lost, m.silent, m.refresh, m.took, m.queries, m.ledger, m.shared)
 	m.lookups.WithLabelValues("", "unknown-sender")
 	for _, at := range []Stage{StageConnect, StageEHLO, StageSTARTTLS} {
-		m.refusal.WithLabelValues("", string(at), string(ClassBusy))
+		m.refusal.WithLabelValues("", string(at), string(replies.Busy))
 	}
 	for _, r := range socketmapErrors {
 		m.queries.WithLabelValues(r)
@@ -158,15 +160,15 @@ func (m *Metrics) Observe(credential string) func(result string, took time.Durat
 }
 
 // verdict counts the reply that settled a delivery.
-func (m *Metrics) verdict(label, code string, class ReplyClass) {
+func (m *Metrics) verdict(label, code string, class replies.Class) {
 	m.replies.WithLabelValues(label, code, string(class)).Inc()
-	if class == ClassSendAs {
+	if class == replies.SendAs {
 		m.denied.WithLabelValues(label).Inc()
 	}
 }
 
 // refused counts what was refused at a stage.
-func (m *Metrics) refused(label string, at Stage, class ReplyClass) {
+func (m *Metrics) refused(label string, at Stage, class replies.Class) {
 	m.refusal.WithLabelValues(label, string(at), string(class)).Inc()
 }
 

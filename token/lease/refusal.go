@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/token/entra"
+
+	"github.com/sendas/sendas/token/lease/replies"
 )
 
 // A Stage is how far a session had come when a refusal came.
@@ -44,14 +46,14 @@ func (s *session) waitsFor() Stage {
 type refusal struct {
 	stage Stage
 	line  string
-	Explanation
+	replies.Explanation
 }
 
 // refusals are those of recipients, and of DATA: the session goes on after them.
 type refusals struct {
 	n           int
 	first, last *refusal
-	told        []ReplyClass // in the log
+	told        []replies.Class // in the log
 }
 
 // add notes a refusal, and reports whether it is the first of its class.
@@ -138,7 +140,7 @@ func (l *Lessor) before(pid int32, line string) {
 	if stage == "" {
 		return
 	}
-	r := &refusal{stage, line, lookUp(line, false)}
+	r := &refusal{stage, line, replies.Line(line)}
 	l.noteRefusal("", r)
 	l.log.Warn("session refused before the sign-in", "pid", pid, "stage", stage, "class", r.Class, "reply", entra.OneLine(line, entra.MaxText), "hint", r.Hint())
 }

@@ -7,6 +7,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/sendas/sendas/policy/limit"
+
+	"github.com/sendas/sendas/token/lease/replies"
 )
 
 // TestEveryStage: a refusal is counted, logged and in the status, whichever command it answers.
@@ -20,7 +22,7 @@ func TestEveryStage(t *testing.T) {
 	)
 	type want struct {
 		stage Stage
-		class ReplyClass
+		class replies.Class
 		hint  string
 		count float64
 	}
@@ -32,17 +34,17 @@ func TestEveryStage(t *testing.T) {
 		log    string // the message of the line
 		before bool   // it is nobody's
 	}{
-		{"connect", []string{notNow}, nil, want{StageConnect, ClassBusy, "takes no mail now", 1}, "session refused before the sign-in", true},
-		{"EHLO", []string{banner, "451 4.7.0 Temporary server error. PRX4"}, nil, want{StageEHLO, ClassBusy, "has trouble", 1}, "session refused before the sign-in", true},
-		{"STARTTLS", []string{banner, ehlo, ehloEnd, "454 4.7.0 TLS not available"}, nil, want{StageSTARTTLS, ClassBusy, "cannot begin TLS", 1}, "session refused before the sign-in", true},
-		{"EHLO within TLS", []string{banner, ehlo, ehloEnd, starttls, "500 5.3.3 Unrecognized command 'EHLO'"}, nil, want{StageEHLO, ClassPermanent, "does not know the command", 1}, "session refused before the sign-in", true},
-		{"AUTH", []string{banner, ehlo, ehloEnd}, []string{auth535}, want{StageAUTH, ClassAuth, "New-ServicePrincipal", 1}, "delivery", false},
-		{"AUTH, for now", nil, []string{"454 4.7.0 Temporary authentication failure"}, want{StageAUTH, ClassBusy, "not the token", 1}, "delivery", false},
-		{"MAIL", nil, []string{authOK, "550 5.7.62 x"}, want{StageMAIL, ClassSendAs, "envelope sender", 1}, "delivery", false},
-		{"the only RCPT", nil, []string{authOK, mailOK, invalid}, want{StageRCPT, ClassRecipient, hint, 1}, "delivery", false},
-		{"one RCPT of three", nil, []string{authOK, mailOK, rcptOK, invalid, invalid, dataOK, accepted}, want{StageRCPT, ClassRecipient, hint, 2}, "recipient refused", false},
-		{"a RCPT in two lines", nil, []string{authOK, mailOK, "501-5.1.3 Invalid address", "501 see above"}, want{StageRCPT, ClassRecipient, hint, 1}, "recipient refused", false},
-		{"the end of DATA", nil, []string{authOK, mailOK, rcptOK, dataOK, denied}, want{StageEnd, ClassSendAs, "Add-RecipientPermission", 1}, "delivery", false},
+		{"connect", []string{notNow}, nil, want{StageConnect, replies.Busy, "takes no mail now", 1}, "session refused before the sign-in", true},
+		{"EHLO", []string{banner, "451 4.7.0 Temporary server error. PRX4"}, nil, want{StageEHLO, replies.Busy, "has trouble", 1}, "session refused before the sign-in", true},
+		{"STARTTLS", []string{banner, ehlo, ehloEnd, "454 4.7.0 TLS not available"}, nil, want{StageSTARTTLS, replies.Busy, "cannot begin TLS", 1}, "session refused before the sign-in", true},
+		{"EHLO within TLS", []string{banner, ehlo, ehloEnd, starttls, "500 5.3.3 Unrecognized command 'EHLO'"}, nil, want{StageEHLO, replies.Permanent, "does not know the command", 1}, "session refused before the sign-in", true},
+		{"AUTH", []string{banner, ehlo, ehloEnd}, []string{auth535}, want{StageAUTH, replies.Auth, "New-ServicePrincipal", 1}, "delivery", false},
+		{"AUTH, for now", nil, []string{"454 4.7.0 Temporary authentication failure"}, want{StageAUTH, replies.Busy, "not the token", 1}, "delivery", false},
+		{"MAIL", nil, []string{authOK, "550 5.7.62 x"}, want{StageMAIL, replies.SendAs, "envelope sender", 1}, "delivery", false},
+		{"the only RCPT", nil, []string{authOK, mailOK, invalid}, want{StageRCPT, replies.Recipient, hint, 1}, "delivery", false},
+		{"one RCPT of three", nil, []string{authOK, mailOK, rcptOK, invalid, invalid, dataOK, accepted}, want{StageRCPT, replies.Recipient, hint, 2}, "recipient refused", false},
+		{"a RCPT in two lines", nil, []string{authOK, mailOK, "501-5.1.3 Invalid address", "501 see above"}, want{StageRCPT, replies.Recipient, hint, 1}, "recipient refused", false},
+		{"the end of DATA", nil, []string{authOK, mailOK, rcptOK, dataOK, denied}, want{StageEnd, replies.SendAs, "Add-RecipientPermission", 1}, "delivery", false},
 	} {
 		d := newDesk(limit.Microsoft().Messages)
 		d.play(t, process(1), tc.first...)

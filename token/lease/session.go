@@ -6,6 +6,7 @@ import (
 
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/lease/replies"
 	"github.com/sendas/sendas/token/ledger"
 )
 
@@ -43,8 +44,8 @@ type session struct {
 	stage    stage
 	accepted int // recipients
 	envelope envelope
-	earlier  Explanation // by the earlier lines of the reply that is coming in; the zero value where none says anything
-	rested   bool        // a refused recipient has sent the mailbox to rest
+	earlier  replies.Explanation // by the earlier lines of the reply that is coming in; the zero value where none says anything
+	rested   bool                // a refused recipient has sent the mailbox to rest
 	refused  refusals
 	trail    *Trail // nil in a session of an earlier process; Lessor.mu guards it
 }
@@ -68,24 +69,24 @@ func (s *session) shows(line string) bool {
 
 // event is what a reply line means for the session.
 type event struct {
-	what    Explanation // by all lines of the reply so far
-	later   string      // the beginning of a text that replaces the reply's own
-	verdict bool        // the session's fate is known
-	denies  bool        // a recipient was refused, or DATA, while others are still to be answered
-	rests   bool        // and for what the mailbox is
-	refused bool        // AUTH was refused
+	what    replies.Explanation // by all lines of the reply so far
+	later   string              // the beginning of a text that replaces the reply's own
+	verdict bool                // the session's fate is known
+	denies  bool                // a recipient was refused, or DATA, while others are still to be answered
+	rests   bool                // and for what the mailbox is
+	refused bool                // AUTH was refused
 	// authenticated: AUTH succeeded
 	authenticated bool
 }
 
 // reply takes one reply line and what it means. Only the last line of a reply moves the session on
 // (RFC 5321, section 4.2.1).
-func (s *session) reply(line string, x Explanation) event {
-	if !x.known && s.earlier.known && x.Class != ClassAccepted { // all lines of a reply have the same code
+func (s *session) reply(line string, x replies.Explanation) event {
+	if !x.Known && s.earlier.Known && x.Class != replies.Accepted { // all lines of a reply have the same code
 		x = s.earlier
 	}
 	class := x.Class
-	e := event{what: x, later: x.later}
+	e := event{what: x, later: x.Instead}
 	if s.stage == atAuth {
 		e.later = "" // Postfix keeps the message (smtp_sasl_auth_soft_bounce)
 	}
@@ -93,11 +94,11 @@ func (s *session) reply(line string, x Explanation) event {
 		s.earlier = x
 		return e
 	}
-	s.earlier = Explanation{}
-	if class == ClassUnreadable && !strings.HasPrefix(line, "3") {
+	s.earlier = replies.Explanation{}
+	if class == replies.Unreadable && !strings.HasPrefix(line, "3") {
 		return e
 	}
-	positive := class == ClassAccepted
+	positive := class == replies.Accepted
 	switch s.stage {
 	case atAuth:
 		switch {
@@ -121,7 +122,7 @@ func (s *session) reply(line string, x Explanation) event {
 		case positive:
 			s.accepted++
 			s.envelope.reply(true)
-		case class == ClassBusy && strings.HasPrefix(line, "421"): // the server leaves
+		case class == replies.Busy && strings.HasPrefix(line, "421"): // the server leaves
 			e.verdict = true
 		default:
 			s.envelope.reply(false)

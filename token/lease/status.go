@@ -9,6 +9,7 @@ import (
 
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/lease/replies"
 	"github.com/sendas/sendas/token/ledger"
 )
 
@@ -219,21 +220,21 @@ type UsageStatus struct {
 
 // Verdict is how Exchange Online answered a delivery.
 type Verdict struct {
-	Class   ReplyClass `json:"class"`
-	Code    string     `json:"code"`    // SMTP's
-	Meaning string     `json:"meaning"` // "" for accepted mail
-	Time    time.Time  `json:"time"`
-	Stage   Stage      `json:"stage,omitempty"` // of a refusal, as far as it is known
-	When    When       `json:"when,omitempty"`  // of a refusal
-	Of      Subject    `json:"of,omitempty"`    // likewise
+	Class   replies.Class   `json:"class"`
+	Code    string          `json:"code"`    // SMTP's
+	Meaning string          `json:"meaning"` // "" for accepted mail
+	Time    time.Time       `json:"time"`
+	Stage   Stage           `json:"stage,omitempty"` // of a refusal, as far as it is known
+	When    replies.When    `json:"when,omitempty"`  // of a refusal
+	Of      replies.Subject `json:"of,omitempty"`    // likewise
 }
 
 // noteVerdict keeps the last verdict of a mailbox for Status, and what it says of the sender.
-func (l *Lessor) noteVerdict(s *session, x Explanation) {
+func (l *Lessor) noteVerdict(s *session, x replies.Explanation) {
 	x = l.named(s, x)
 	l.mu.Lock()
 	l.verdicts[s.label] = Verdict{Class: x.Class, Code: x.Code, Meaning: x.Hint(), Time: *moment(time.Now()), When: x.When, Of: x.Of}
-	if x.Class == ClassAccepted {
+	if x.Class == replies.Accepted {
 		delete(l.full, s.mailbox)
 	}
 	l.mu.Unlock()
@@ -242,7 +243,7 @@ func (l *Lessor) noteVerdict(s *session, x Explanation) {
 
 // named fills in what the configuration calls the mailbox and the sender: of addresses, Status has
 // those alone.
-func (l *Lessor) named(s *session, x Explanation) Explanation {
+func (l *Lessor) named(s *session, x replies.Explanation) replies.Explanation {
 	if s.made {
 		return x
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token/entra"
+	"github.com/sendas/sendas/token/lease/replies"
 	"github.com/sendas/sendas/token/ledger"
 )
 
@@ -206,7 +207,7 @@ func TestStatus(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		meaning, err := json.Marshal(Explain(denied).For("erp@contoso.com", "billing@contoso.com").Hint())
+		meaning, err := json.Marshal(replies.Explain(denied).For("erp@contoso.com", "billing@contoso.com").Hint())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -280,7 +281,7 @@ func TestRefusalsAreBounded(t *testing.T) {
 	d := newDesk(limit.Rate{N: 30, Per: time.Minute})
 	for i := range maxMadeRefusals + 100 {
 		for _, made := range []bool{true, false} {
-			d.refused(&session{mailbox: fmt.Sprintf("%d-%v@contoso.com", i, made), made: made, tokens: d.tokens}, Explain(auth535))
+			d.refused(&session{mailbox: fmt.Sprintf("%d-%v@contoso.com", i, made), made: made, tokens: d.tokens}, replies.Explain(auth535))
 		}
 	}
 	if got, want := len(d.refusals), 2*maxMadeRefusals+100; got != want {
@@ -314,7 +315,7 @@ func TestStatusOfPattern(t *testing.T) {
 		if m.Leases != 1 || m.Waiting != 2 || m.Messages != nil || m.Recipients != nil {
 			t.Errorf("%+v, want 1 lease, 2 waiting, and no usage", m)
 		}
-		if v := m.LastVerdict; v == nil || v.Class != ClassAuth || v.Code != "535" || v.Meaning != Explain(auth535).Hint() {
+		if v := m.LastVerdict; v == nil || v.Class != replies.Auth || v.Code != "535" || v.Meaning != replies.Explain(auth535).Hint() {
 			t.Errorf("last verdict %+v", v)
 		}
 		b, err := json.Marshal(s)

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/token/entra"
+
+	"github.com/sendas/sendas/token/lease/replies"
 )
 
 // A Trail is how far one attempt to send has come, from the look-up of its credential to Exchange
@@ -91,7 +93,7 @@ func (t *Trail) follow(before, s *session, r *refusal, e event) {
 		t.Reply, t.Stage = entra.OneLine(r.line, entra.MaxText), r.stage
 	}
 	if e.verdict {
-		t.Accepted = e.what.Class == ClassAccepted
+		t.Accepted = e.what.Class == replies.Accepted
 	}
 }
 

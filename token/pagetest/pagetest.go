@@ -5,6 +5,7 @@ package pagetest
 import (
 	"flag"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -40,13 +41,31 @@ func Row(cells ...string) string { return "| " + strings.Join(cells, " | ") + " 
 
 var updatePage = flag.Bool("update-page", false, "write the tables of docs/troubleshooting.md anew")
 
-const troubleshooting = "../../docs/troubleshooting.md"
+// troubleshooting is the page, from the root of the project.
+const troubleshooting = "docs/troubleshooting.md"
+
+// onDisk returns where the page is, from wherever the test runs.
+func onDisk(t *testing.T) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	for err == nil {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return filepath.Join(dir, troubleshooting)
+		}
+		if dir == filepath.Dir(dir) {
+			break
+		}
+		dir = filepath.Dir(dir)
+	}
+	t.Fatalf("no folder above this one has a go.mod: %v", err)
+	return ""
+}
 
 // Check compares the tables of the page with those that sendas explains codes with; neither
 // misses a row.
 func Check(t *testing.T, tables map[string][]string) {
 	t.Helper()
-	b, err := os.ReadFile(troubleshooting)
+	b, err := os.ReadFile(onDisk(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +84,7 @@ func Check(t *testing.T, tables map[string][]string) {
 		compareRows(t, name, slices.Collect(strings.Lines(have)), rows)
 	}
 	if *updatePage {
-		if err := os.WriteFile(troubleshooting, []byte(page), 0o644); err != nil {
+		if err := os.WriteFile(onDisk(t), []byte(page), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}

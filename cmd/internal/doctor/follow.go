@@ -18,6 +18,7 @@ import (
 	"github.com/sendas/sendas/policy"
 	"github.com/sendas/sendas/policy/address"
 	"github.com/sendas/sendas/token/lease"
+	"github.com/sendas/sendas/token/lease/replies"
 )
 
 const (
@@ -376,7 +377,7 @@ func (p *parcel) logSays(l logged) bool {
 	default: // bounced, expired, undeliverable
 		p.decided()
 		p.stations()
-		e := lease.Explain(saidIn(l.text))
+		e := replies.Explain(saidIn(l.text))
 		p.failsWith(e.Passes, "returned", l.relay+": "+l.text, e)
 	}
 	return true
@@ -416,11 +417,11 @@ func (p *parcel) waits() {
 	case p.trail != nil && p.trail.Reply != "":
 		said = p.trail.Reply
 	}
-	p.waitsFor(reason, lease.Explain(said))
+	p.waitsFor(reason, replies.Explain(said))
 }
 
 // waitsFor tells what the message waits for; what is not known to pass, does not.
-func (p *parcel) waitsFor(found string, e lease.Explanation) {
+func (p *parcel) waitsFor(found string, e replies.Explanation) {
 	p.failsWith(e.Passes, "waits", found, e)
 }
 
@@ -435,7 +436,7 @@ func (p *parcel) giveUp(here bool) {
 	case t != nil && t.Ended == nil:
 		p.fails(true, "reply", after)
 	case here && p.entry.reason() != "":
-		p.waitsFor(after+": "+p.entry.reason(), lease.Explain(saidIn(p.entry.reason())))
+		p.waitsFor(after+": "+p.entry.reason(), replies.Explain(saidIn(p.entry.reason())))
 	case here:
 		p.fails(true, "untried", after)
 	default:
@@ -445,11 +446,11 @@ func (p *parcel) giveUp(here bool) {
 
 // fails tells that the message has not left.
 func (p *parcel) fails(passes bool, key, found string) {
-	p.failsWith(passes, key, found, lease.Explanation{})
+	p.failsWith(passes, key, found, replies.Explanation{})
 }
 
 // failsWith tells it with what Microsoft's answer means.
-func (p *parcel) failsWith(passes bool, key, found string, e lease.Explanation) {
+func (p *parcel) failsWith(passes bool, key, found string, e replies.Explanation) {
 	c := p.d.postfix.Command
 	stage := ""
 	if p.trail != nil {

@@ -8,7 +8,7 @@ import (
 	"github.com/sendas/sendas/cmd/internal/finding"
 	"github.com/sendas/sendas/token/entra"
 	"github.com/sendas/sendas/token/entra/inspect"
-	"github.com/sendas/sendas/token/lease"
+	"github.com/sendas/sendas/token/lease/replies"
 )
 
 // What every way to mend a refused sign-in ends with.
@@ -39,7 +39,7 @@ var refusedAdvice = map[string]finding.Advice{
 func (d *Walk) explainRefusal(s finding.Section, p patient, t *entra.Token, err error) bool {
 	const id, what = "auth", "AUTH XOAUTH2"
 	f, ok := errors.AsType[*smtpFault](err)
-	if !ok || lease.Explain(f.found).Class != lease.ClassAuth || !strings.HasPrefix(f.found, "535") {
+	if !ok || replies.Explain(f.found).Class != replies.Auth || !strings.HasPrefix(f.found, "535") {
 		return false
 	}
 	claims, err := inspect.Parse(string(t.Access))

@@ -26,6 +26,7 @@ import (
 	"github.com/sendas/sendas/policy/address"
 	"github.com/sendas/sendas/token/entra"
 	"github.com/sendas/sendas/token/lease"
+	"github.com/sendas/sendas/token/lease/replies"
 )
 
 // How long the server may take. Refusals are held back for 5 s and more (tar-pit), verdicts on
@@ -148,7 +149,7 @@ type smtpReply struct {
 
 // replyFault explains a reply that is not the wanted one.
 func (d *Walk) replyFault(r smtpReply, mailbox string) error {
-	e := lease.Explain(r.text)
+	e := replies.Explain(r.text)
 	if e.Meaning == "" {
 		return &smtpFault{found: r.text, advice: smtpAdvice["not-smtp"].With("port", "587")}
 	}

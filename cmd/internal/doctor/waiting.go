@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/cmd/internal/finding"
-	"github.com/sendas/sendas/token/lease"
+	"github.com/sendas/sendas/token/lease/replies"
 )
 
 // waitsLong is from when on a message has waited for longer than a passing trouble lasts.
@@ -67,7 +67,7 @@ func (d *Walk) checkQueue(ctx context.Context) {
 		s.Ok(id, what, "%s", found)
 		return
 	}
-	e := lease.Explain(saidIn(reason))
+	e := replies.Explain(saidIn(reason))
 	act := cmp.Or(e.For(oldest.Sender, oldest.Sender).Act, d.postfix.Command("postqueue")+" -i "+oldest.ID+", which tries it at once; then: journalctl -g "+oldest.ID)
 	s.Warn(id, what, found+": "+cmp.Or(reason, "Postfix has not tried it yet"), waitingAdvice["old"].With("meaning", cmp.Or(e.Meaning, "what Postfix wrote down says why"), "act", act))
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token/entra"
 	"github.com/sendas/sendas/token/lease"
+	"github.com/sendas/sendas/token/lease/replies"
 )
 
 // fictitious is a view of a site where all kinds of things happen.
@@ -33,11 +34,11 @@ func fictitious() *view {
 	}
 	erp, scan, hr, bulk := mailbox("erp@contoso.com", 30, 8412), mailbox("scan@contoso.com", 4, 212), mailbox("hr@contoso.com", 0, 0), mailbox("newsletter@contoso.com", 1, 10000)
 	erp.Leases, erp.InForce, erp.Waiting, erp.Next = 2, 2, 14, at(3*time.Second)
-	erp.LastVerdict = &lease.Verdict{Class: lease.ClassAccepted, Code: "250", Time: *at(-2 * time.Second)}
+	erp.LastVerdict = &lease.Verdict{Class: replies.Accepted, Code: "250", Time: *at(-2 * time.Second)}
 	scan.Leases = 1
-	scan.LastVerdict = &lease.Verdict{Class: lease.ClassConcurrency, Code: "432", Time: *at(-40 * time.Second), Meaning: "Exchange Online saw more than three deliveries of this mailbox at one time"}
+	scan.LastVerdict = &lease.Verdict{Class: replies.Concurrency, Code: "432", Time: *at(-40 * time.Second), Meaning: "Exchange Online saw more than three deliveries of this mailbox at one time"}
 	bulk.PausedUntil, bulk.Next, bulk.PauseReason = at(80*time.Minute), at(80*time.Minute), "its recipients of the day are used up"
-	bulk.LastVerdict = &lease.Verdict{Class: lease.ClassQuota, Code: "554", Time: *at(-time.Minute), Meaning: "the recipients of 24 hours are used up; its mail waits in the queue"}
+	bulk.LastVerdict = &lease.Verdict{Class: replies.Quota, Code: "554", Time: *at(-time.Minute), Meaning: "the recipients of 24 hours are used up; its mail waits in the queue"}
 	hr.Denied = []lease.Denial{{Sender: "ceo@contoso.com", Count: 2, Last: *at(-5 * time.Minute)}}
 	status := &lease.Status{Version: "1.2.0", Time: now, Started: at(-26 * time.Hour),
 		Pools:  []lease.PoolStatus{{Address: "info@contoso.com", Members: []string{"erp@contoso.com", "scan@contoso.com"}}},

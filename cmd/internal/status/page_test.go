@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/sendas/sendas/token/lease"
+	"github.com/sendas/sendas/token/lease/replies"
 )
 
 // ask fetches from a handler as a client that calls it by that name.
@@ -111,7 +112,7 @@ func TestPageEscapes(t *testing.T) {
 	v := fictitious()
 	for i := range v.token.Mailboxes {
 		v.token.Mailboxes[i].Mailbox, v.token.Mailboxes[i].PauseReason = bad, bad
-		v.token.Mailboxes[i].LastVerdict = &lease.Verdict{Class: lease.ReplyClass(bad), Code: bad, Meaning: bad}
+		v.token.Mailboxes[i].LastVerdict = &lease.Verdict{Class: replies.Class(bad), Code: bad, Meaning: bad}
 	}
 	v.token.Credentials[1].Name, v.token.Credentials[1].Refresh.Error.Text, v.token.LedgerError = bad, bad, &bad
 	v.milter.Clients[0].Client, v.milter.Identities[0].Identity = bad, bad

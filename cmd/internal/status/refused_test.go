@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/token/lease"
+	"github.com/sendas/sendas/token/lease/replies"
 )
 
 // TestRefusedWords: who is denied, whose mail waits and what was refused at which stage stands in the
@@ -13,7 +14,7 @@ import (
 func TestRefusedWords(t *testing.T) {
 	now := time.Date(2026, 12, 1, 12, 0, 0, 0, time.UTC)
 	at := func(d time.Duration) *time.Time { x := now.Add(d); return &x }
-	refused := func(class lease.ReplyClass, code string, stage lease.Stage, ago time.Duration) *lease.Verdict {
+	refused := func(class replies.Class, code string, stage lease.Stage, ago time.Duration) *lease.Verdict {
 		return &lease.Verdict{Class: class, Code: code, Stage: stage, Meaning: "it means; do this", Time: *at(-ago)}
 	}
 	const bad = "refused 5 min ago at rcpt, recipient (501): it means; do this"
@@ -30,11 +31,11 @@ func TestRefusedWords(t *testing.T) {
 				"or when Send As is granted by: sendas retry erp@contoso.com hr@contoso.com"},
 		{"held, and to be tried", lease.MailboxStatus{Denied: []lease.Denial{{Sender: "hr@contoso.com", Count: 7, Last: *at(-5 * time.Minute), Held: true}}}, nil,
 			"its mail waits in the queue and is tried again with the next message, or"},
-		{"a recipient", lease.MailboxStatus{LastRefusal: refused(lease.ClassRecipient, "501", lease.StageRCPT, 5*time.Minute), LastVerdict: &lease.Verdict{Class: lease.ClassAccepted, Code: "250", Time: now}}, nil, bad},
-		{"a recipient, long ago", lease.MailboxStatus{LastRefusal: refused(lease.ClassRecipient, "501", lease.StageRCPT, 25*time.Hour)}, nil, ""},
-		{"the last verdict itself", lease.MailboxStatus{LastRefusal: refused(lease.ClassRecipient, "501", lease.StageRCPT, time.Minute), LastVerdict: refused(lease.ClassRecipient, "501", "", time.Minute)}, nil,
+		{"a recipient", lease.MailboxStatus{LastRefusal: refused(replies.Recipient, "501", lease.StageRCPT, 5*time.Minute), LastVerdict: &lease.Verdict{Class: replies.Accepted, Code: "250", Time: now}}, nil, bad},
+		{"a recipient, long ago", lease.MailboxStatus{LastRefusal: refused(replies.Recipient, "501", lease.StageRCPT, 25*time.Hour)}, nil, ""},
+		{"the last verdict itself", lease.MailboxStatus{LastRefusal: refused(replies.Recipient, "501", lease.StageRCPT, time.Minute), LastVerdict: refused(replies.Recipient, "501", "", time.Minute)}, nil,
 			"recipient: it means; do this"},
-		{"before any sign-in", lease.MailboxStatus{}, refused(lease.ClassBusy, "454", lease.StageSTARTTLS, time.Minute), "before any sign-in: refused 60 s ago at starttls, service (454): it means; do this"},
+		{"before any sign-in", lease.MailboxStatus{}, refused(replies.Busy, "454", lease.StageSTARTTLS, time.Minute), "before any sign-in: refused 60 s ago at starttls, service (454): it means; do this"},
 	} {
 		tc.m.Mailbox, tc.m.Credential = "erp@contoso.com", "relay-app"
 		s := &lease.Status{Time: now, Mailboxes: []lease.MailboxStatus{tc.m}, Unsigned: tc.all}

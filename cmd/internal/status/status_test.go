@@ -21,6 +21,7 @@ import (
 	"github.com/sendas/sendas/cmd/internal/service"
 	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/token/lease"
+	"github.com/sendas/sendas/token/lease/replies"
 )
 
 const statusConfig = `tenant:
@@ -334,9 +335,9 @@ func TestMailboxWords(t *testing.T) {
 	var b strings.Builder
 	writeMailboxes(&b, &lease.Status{Time: now, LedgerError: &broken, Mailboxes: []lease.MailboxStatus{
 		{Mailbox: "erp@contoso.com", Credential: "app", Leases: 2, Connections: 3, InForce: 2, Waiting: 4, Next: at(2 * time.Second),
-			Messages: usage(30, 30, 60), Recipients: usage(512, 10000, 86400), LastVerdict: &lease.Verdict{Class: lease.ClassAccepted, Code: "250", Time: now.Add(-3 * time.Second)}},
+			Messages: usage(30, 30, 60), Recipients: usage(512, 10000, 86400), LastVerdict: &lease.Verdict{Class: replies.Accepted, Code: "250", Time: now.Add(-3 * time.Second)}},
 		{Mailbox: "scan@contoso.com", Credential: "app", Connections: 3, InForce: 3, Next: at(time.Hour), PausedUntil: at(time.Hour), PauseReason: "its recipients are used up",
-			LastVerdict: &lease.Verdict{Class: lease.ClassQuota, Code: "554", Meaning: "its mail waits", Time: now}},
+			LastVerdict: &lease.Verdict{Class: replies.Quota, Code: "554", Meaning: "its mail waits", Time: now}},
 	}})
 	want := `
 what was used is not known: connection refused

@@ -17,6 +17,7 @@ import (
 	"github.com/sendas/sendas/token"
 	"github.com/sendas/sendas/token/entra"
 	"github.com/sendas/sendas/token/lease"
+	"github.com/sendas/sendas/token/lease/replies"
 )
 
 // pageRows is how many mailboxes or clients the page shows at first.
@@ -353,11 +354,11 @@ func clock(t, now time.Time) string {
 
 // answerLevel tells temporary answers, after which Postfix tries again, from those that need
 // somebody.
-func answerLevel(c lease.ReplyClass) string {
+func answerLevel(c replies.Class) string {
 	switch c {
-	case lease.ClassAccepted:
+	case replies.Accepted:
 		return calm
-	case lease.ClassConcurrency, lease.ClassBusy, lease.ClassTemporary, lease.ClassRecipient:
+	case replies.Concurrency, replies.Busy, replies.Temporary, replies.Recipient:
 		return warm
 	}
 	return hot

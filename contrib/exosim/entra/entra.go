@@ -80,11 +80,11 @@ func (c *Config) Complete(isUser func(upn string) bool) error {
 
 // Login is a running Entra. Its methods are safe for concurrent use.
 type Login struct {
-	cfg   Config
-	dir   *directory.Tenant
-	key   *rsa.PrivateKey // signs access tokens
-	stop  context.Context
-	halt  context.CancelFunc
+	cfg  Config
+	dir  *directory.Tenant
+	key  *rsa.PrivateKey // signs access tokens
+	stop context.Context
+	halt context.CancelFunc
 
 	federatedKey   func() *rsa.PrivateKey // signs for the other issuer; made when first wanted
 	identityHeader string                 // what App Service wants to see

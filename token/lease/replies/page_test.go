@@ -1,4 +1,4 @@
-package lease
+package replies
 
 import (
 	"fmt"
@@ -18,22 +18,22 @@ func TestTroubleshootingPageOfReplies(t *testing.T) {
 // pageReplies are the replies by code. The rows of one code are in the order in which sendas looks
 // for them: the first that fits counts.
 func pageReplies() []string {
-	rows := pagetest.Head("reply", "with the words", "what it means", "class", "what to do", "what Postfix does")
-	sorted := slices.Clone(replyRows)
-	slices.SortStableFunc(sorted, func(a, b replyRow) int { return slices.Compare(replyOrder(a), replyOrder(b)) })
+	lines := pagetest.Head("reply", "with the words", "what it means", "class", "what to do", "what Postfix does")
+	sorted := slices.Clone(rows)
+	slices.SortStableFunc(sorted, func(a, b row) int { return slices.Compare(replyOrder(a), replyOrder(b)) })
 	for _, r := range sorted {
 		keyword := ""
 		if r.keyword != "" {
 			keyword = "`" + r.keyword + "`"
 		}
-		rows = append(rows, pagetest.Row(replyName(r), keyword, pagetest.Words.Replace(r.meaning), className(r), pagetest.Words.Replace(r.act), postfixDoes(r)))
+		lines = append(lines, pagetest.Row(replyName(r), keyword, pagetest.Words.Replace(r.meaning), className(r), pagetest.Words.Replace(r.act), postfixDoes(r)))
 	}
-	return rows
+	return lines
 }
 
 // replyOrder is by SMTP's code and the numbers of the enhanced one. What is for any code comes
 // after what is for one.
-func replyOrder(r replyRow) []int {
+func replyOrder(r row) []int {
 	const last = 1 << 20
 	code, _ := strconv.Atoi(r.code)
 	if len(r.code) == 1 {
@@ -51,7 +51,7 @@ func replyOrder(r replyRow) []int {
 	return order
 }
 
-func replyName(r replyRow) string {
+func replyName(r row) string {
 	if len(r.code) == 1 && r.enhanced == "" && r.keyword == "" {
 		return "any other " + r.code + "xx"
 	}
@@ -62,14 +62,14 @@ func replyName(r replyRow) string {
 }
 
 // className says when the message can leave, and what the reply is about.
-func className(r replyRow) string { return fmt.Sprintf("`%s`: %s, %s", r.class, r.when, r.of) }
+func className(r row) string { return fmt.Sprintf("`%s`: %s, %s", r.class, r.when, r.of) }
 
 // answersAUTH are the enhanced codes of refusals of AUTH besides 535. Postfix takes all of those
 // for temporary (smtp_sasl_auth_soft_bounce, as smtp_sasl_glue.c applies it).
 var answersAUTH = []string{"5.7.30", "5.5.121-126", "5.5.127", "5.7.4"}
 
 // postfixDoes says what becomes of the message.
-func postfixDoes(r replyRow) string {
+func postfixDoes(r row) string {
 	switch {
 	case r.when == Never:
 		return "returns it to its sender"
