@@ -42,6 +42,14 @@ func parsePrefix(text string) (netip.Prefix, bool) {
 	return netip.PrefixFrom(addr, addr.BitLen()), true
 }
 
+// loopbackOf is the address by which programs of this host come, of the same family.
+func loopbackOf(addr netip.Addr) netip.Prefix {
+	if addr.Is4() {
+		return netip.PrefixFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 32)
+	}
+	return netip.PrefixFrom(netip.IPv6Loopback(), 128)
+}
+
 // checkInterfaces looks whether devices can connect at all.
 func (p *Setup) checkInterfaces(s finding.Section, outside []string) {
 	value := p.Main["inet_interfaces"]
@@ -88,6 +96,9 @@ func (p *Setup) checkNetworks(s finding.Section) {
 		}
 		for _, n := range c.Networks {
 			net, ok := parsePrefix(n)
+			if ok && net.Addr().IsLoopback() { // programs connect from the first address alone, which is Postfix's default, too
+				net = loopbackOf(net.Addr())
+			}
 			if ok && !slices.ContainsFunc(covered, func(c netip.Prefix) bool { return c.Bits() <= net.Bits() && c.Contains(net.Addr()) }) {
 				missing = append(missing, net.String())
 			}

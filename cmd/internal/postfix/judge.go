@@ -28,6 +28,7 @@ var Advices = map[string]finding.Advice{
 	"relays-not":    {Means: "Postfix answers clients of {networks} with 454 4.7.1 Relay access denied, unless they log in", Do: "{set}"},
 	"early-refusal": {Means: "Postfix refuses devices by {item} before sendas can mend what they write", Do: "{set}"},
 	"here":          {Means: "mail to {domain} is delivered on this host and never reaches Microsoft; who has mailboxes here for some of its people types enable --force", Do: "{do}"},
+	"mark":          {Means: "Postfix takes the mark for a part of the first name, so that the first setting is not in force", Do: "sed -i '1s/^\\xEF\\xBB\\xBF//' {file} && {reload}"},
 	"misspelt":      {Means: "Postfix has no parameter of that name and reads over it", Do: "correct its name in main.cf or master.cf"},
 	"no-lease":      {Means: "no smtp(8) asks sendas for a credential, so nothing can leave by submission", Do: "{enable}"},
 	"no-way":        {Means: "main.cf sends no mail to the transport that asks sendas", Do: "{enable}"},
@@ -83,6 +84,9 @@ func (p *Setup) checkBuild(s finding.Section) {
 	}
 	if !slices.Contains(p.sasl, "cyrus") {
 		s.Fail("cyrus", "SASL of clients", cmp.Or(strings.Join(p.sasl, " "), "none"), Advices["no-sasl"])
+	}
+	if p.inst.Marked(cf.Main) {
+		s.Warn("bom", "main.cf", "begins with a byte order mark", Advices["mark"].With("file", filepath.Join(p.inst.Dir, cf.Main), "reload", p.inst.Command("postfix")+" reload"))
 	}
 	for _, name := range p.unused {
 		s.Warn("unused."+name, "parameter "+name, "has no meaning", Advices["misspelt"])

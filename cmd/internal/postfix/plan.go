@@ -187,8 +187,7 @@ func (p *Setup) planOverrides(v *cf.Values, s *entry) []*change {
 		if r.place != inTransport || !r.offered(p) || said && r.good(p, p.Value(s, r.name)) {
 			continue
 		}
-		// postconf -P takes no blanks.
-		c := &change{Change: cf.Change{Service: s.Key(), Name: r.name, Now: strings.ReplaceAll(p.fill(r.want), ", ", ",")}, why: r.why}
+		c := &change{Change: cf.Change{Service: s.Key(), Name: r.name, Now: cf.Unspaced(p.fill(r.want))}, why: r.why}
 		if was, ok := v.Overrides[s.Key()][r.name]; ok {
 			c.Was = &was
 		}

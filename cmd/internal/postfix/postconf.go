@@ -319,8 +319,8 @@ func (p *Setup) edit(s *entry, list []cf.Setting) string {
 	for _, v := range list {
 		if s == nil {
 			fmt.Fprintf(&b, " '%s = %s'", v.Name, v.Value)
-		} else { // postconf -P takes no blanks
-			fmt.Fprintf(&b, " '%s/%s=%s'", s.Key(), v.Name, strings.ReplaceAll(v.Value, ", ", ","))
+		} else {
+			fmt.Fprintf(&b, " '%s/%s=%s'", s.Key(), v.Name, cf.Unspaced(v.Value))
 		}
 	}
 	return b.String()

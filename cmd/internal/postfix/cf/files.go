@@ -7,10 +7,12 @@ package cf
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/sendas/sendas/internal/safefile"
@@ -66,6 +68,12 @@ func (i *Instance) Endless(name string) bool {
 	return err == nil && len(data) > 0 && data[len(data)-1] != '\n'
 }
 
+// Marked reports whether a file begins with the byte order mark of UTF-8, as some editors write it.
+func (i *Instance) Marked(name string) bool {
+	data, err := os.ReadFile(filepath.Join(i.Dir, name))
+	return err == nil && bytes.HasPrefix(data, []byte("\xef\xbb\xbf"))
+}
+
 // Files is what stands in main.cf and master.cf, by name.
 type Files map[string][]byte
 
@@ -113,7 +121,27 @@ func (i *Instance) Install(from, to Files) error {
 // is some Seconds old, lest it reads half of it (dict_load_file_xt), and clients with it. This file
 // comes whole.
 func Replace(path string, data []byte) error {
-	return safefile.Replace(path, data, safefile.Options{Time: time.Now().Add(-settled), Temp: "." + filepath.Base(path) + ".sendas-*"})
+	err := safefile.Replace(path, data, safefile.Options{Time: time.Now().Add(-settled), Temp: "." + filepath.Base(path) + ".sendas-*"})
+	if errors.Is(err, syscall.EBUSY) {
+		return overwrite(path, data)
+	}
+	return err
+}
+
+// overwrite gives its content to a file that is mounted by itself, as into a container, so that no
+// other one can take its place. Whoever reads it now may see half of it; should this process end in
+// the middle, the state file has what stood there.
+func overwrite(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Truncate(int64(len(data)))
+	}
+	past := time.Now().Add(-settled)
+	return errors.Join(err, f.Sync(), f.Close(), os.Chtimes(path, past, past))
 }
 
 // settled is the age from which Postfix reads main.cf without waiting.

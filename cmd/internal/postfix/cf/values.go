@@ -108,6 +108,13 @@ func WithoutItem(raw, added string) (value string, ok bool) {
 	return raw, false
 }
 
+// Unspaced writes a list without blanks, as postconf -P takes it: a comma separates as well, also what
+// belongs to a restriction.
+func Unspaced(value string) string {
+	value = strings.NewReplacer("{ ", "{", " }", "}", ", ", ",").Replace(OneSpaced(value))
+	return strings.ReplaceAll(value, " ", ",")
+}
+
 // Same compares values as Postfix reads them: blanks and line ends are alike.
 func Same(a, b string) bool { return OneSpaced(a) == OneSpaced(b) }
 

@@ -32,6 +32,17 @@ func TestSplit(t *testing.T) {
 	}
 }
 
+func TestUnspaced(t *testing.T) {
+	for in, want := range map[string]string{
+		"": "", "bounce, notify": "bounce,notify", "a b\tc": "a,b,c", "{ unix:sendas/milter, default_action=tempfail }, inet:h:1": "{unix:sendas/milter,default_action=tempfail},inet:h:1",
+		"check_policy_service { unix:x, default_action=DUNNO }, permit": "check_policy_service,{unix:x,default_action=DUNNO},permit",
+	} {
+		if got := Unspaced(in); got != want {
+			t.Errorf("Unspaced(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
 func TestShown(t *testing.T) {
 	for in, want := range map[string]string{
 		"": "(empty)", "socketmap:unix:sendas/credentials:lease": "socketmap:unix:sendas/credentials:lease",
