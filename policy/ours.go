@@ -346,12 +346,23 @@ func (w *walk) other(a address.Spec) Place {
 	switch {
 	case h.Mailer == "" && doubt != "":
 		return Place{Verdict: Doubtful, By: doubt}
-	case h.Mailer == "", w.defaults[h.Mailer], w.doubts[DoubtDefault] != "", h.Mailer == "error", h.Mailer == "retry":
+	case h.Mailer == "", w.defaults[h.Mailer], h.Mailer == "error", h.Mailer == "retry":
+		return w.outside(a)
+	case w.doubts[DoubtDefault] != "" && !w.isClassWay(h, a.Domain):
 		return w.outside(a)
 	case h.Mailer == "local":
 		return w.local(a)
 	}
 	return Place{Verdict: Elsewhere, By: h.Mailer}
+}
+
+// isClassWay reports whether Postfix says the way of local or virtual mailboxes, to the next-hop: their
+// domain may stand in a table that cannot be listed, and no table of senders leads there.
+func (w *walk) isClassWay(h Hint, domain string) bool {
+	return slices.ContainsFunc([]string{cmp.Or(w.data.LocalWay, "local:"), cmp.Or(w.data.MailboxWay, "virtual:")}, func(way string) bool {
+		transport, hop, _ := strings.Cut(way, ":")
+		return h.Mailer == transport && strings.EqualFold(h.Host, cmp.Or(hop, domain))
+	})
 }
 
 // outside is the place of what leaves by a way of ours.

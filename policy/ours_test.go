@@ -173,6 +173,10 @@ func TestPlaceInDoubt(t *testing.T) {
 		{DoubtWay, "x@fabrikam.com", Hint{}, "doubtful some_maps", ""},
 		{DoubtDefault, "x@fabrikam.com", Hint{Mailer: "shop", Host: "[192.0.2.7]"}, "ours", ""}, // the sender may have chosen it
 		{DoubtDefault, "bob@shop.example", local, "elsewhere local", ""},
+		{DoubtDefault, "x@unknown.example", Hint{Mailer: "lmtp", Host: "unix:private/dovecot"}, "elsewhere lmtp", ""}, // virtual_transport
+		{DoubtDefault, "x@unknown.example", Hint{Mailer: "lmtp", Host: "inet:elsewhere:24"}, "ours", ""},
+		{DoubtDefault, "x@unknown.example", Hint{Mailer: "local", Host: "Relay.contoso.com"}, "elsewhere local", ""},
+		{DoubtDefault, "x@unknown.example", Hint{Mailer: "local", Host: "fabrikam.com"}, "ours", ""},
 	} {
 		data := shop()
 		data.Opaque = []OpaqueTable{{tc.doubt, "some_maps", "mysql:/etc/x.cf"}}
