@@ -198,6 +198,11 @@ func (s *PolicyServer) answer(q *query) string {
 	case f.Reply != nil:
 		action, text = askedRefuse, f.Reply.String()
 		s.Tally.recipient(client)
+		became := policy.Reject
+		if f.Reply.Temporary() {
+			became = policy.Defer
+		}
+		s.Tally.refused(peer, client, q.sender, became, f.Reasons[len(f.Reasons)-1].Code, f.Reply.Text, time.Now())
 		s.Log.Info("recipient refused", "client", client, "addr", peer.Addr, "login", peer.Login, "asked", q.sender, "recipient", q.recipient,
 			"reason", f.Reasons[len(f.Reasons)-1].Code)
 	case f.Filter != "":

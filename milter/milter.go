@@ -252,6 +252,7 @@ func (t *transaction) refuseSender(client string, over *quota.Overrun, now time.
 		"action", over.Action(), "reason", over.Reason, "limit", reply.Text)
 	t.s.Metrics.refused(client, over)
 	t.s.Tally.message(client, over.Action(), over.Reason, now)
+	t.s.Tally.refused(t.req.Peer, client, t.req.Sender, over.Action(), over.Reason, reply.Text, now)
 	return respond(reply)
 }
 
@@ -485,6 +486,7 @@ func (t *transaction) finish() {
 	if t.refused > 0 {
 		t.s.Log.Info("recipients refused", "client", t.limited(), "addr", t.who.peer().Addr, "login", t.who.login, "asked", t.req.Sender,
 			"recipients", t.req.Recipients(), "refused", t.refused, "reason", t.over.Reason, "limit", t.limit)
+		t.s.Tally.refused(t.who.peer(), t.limited(), t.req.Sender, t.over.Action(), t.over.Reason, t.limit, time.Now())
 		if len(t.req.Rcpts) == 0 {
 			t.s.Metrics.refused(t.limited(), t.over)
 			t.s.Tally.message(t.limited(), t.over.Action(), t.over.Reason, time.Now())
@@ -499,6 +501,14 @@ func (t *transaction) report(d *policy.Decision) {
 	t.s.Log.Info("message", t.attrs(d, "action")...)
 	t.s.Metrics.observe(client, d.Action, reason, time.Since(t.req.Now))
 	t.s.Tally.message(client, d.Action, reason, t.req.Now)
+	t.turnedAway(d, client, reason)
+}
+
+// turnedAway remembers whom a decision turned away, or would.
+func (t *transaction) turnedAway(d *policy.Decision, client string, reason policy.ReasonCode) {
+	if d.Reply != nil {
+		t.s.Tally.refused(t.req.Peer, client, cmp.Or(d.Asked.String(), t.req.Sender), d.Action, reason, d.Reply.Text, t.req.Now)
+	}
 }
 
 // outcome returns whose message it was, "" for nobody's, and what decided on it.

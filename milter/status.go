@@ -26,6 +26,8 @@ type Tally struct {
 	mode    policy.Mode
 	clients map[string]*clientTally
 	minutes [RecentMinutes]minuteTally // the decisions of minute m of Unix time are at m modulo the length
+
+	refusals map[refusalKey]*Refusal // see refused
 }
 
 // clientTally is what became of one client's mail since the start.
@@ -50,7 +52,7 @@ func (t *Tally) use(mode policy.Mode) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.mode != mode {
-		t.mode, t.clients, t.minutes = mode, nil, [RecentMinutes]minuteTally{}
+		t.mode, t.clients, t.minutes, t.refusals = mode, nil, [RecentMinutes]minuteTally{}, nil
 	}
 }
 
@@ -122,8 +124,8 @@ type StatusInput struct {
 }
 
 // Status is what the milter shows of itself. Its JSON keys are stable: later versions add to them
-// only. Moments are in UTC; null is "never" or "not known". It holds no secret, no stranger's
-// address, and of names only those of the configuration.
+// only. Moments are in UTC; null is "never" or "not known". It holds no secret. Addresses of
+// strangers, and what they asked for, are in Refused alone.
 type Status struct {
 	Version    string           `json:"version"`
 	Time       time.Time        `json:"time"` // of this answer
@@ -133,7 +135,8 @@ type Status struct {
 	Unknown    Counts           `json:"unknown"`    // of peers that are no client
 	Identities []IdentityStatus `json:"identities"` // those with limits of their own
 	Recent     Recent           `json:"recent"`
-	Queue      *queue.Status    `json:"queue"` // Postfix's; null before it was first read
+	Refused    []Refusal        `json:"refused"` // in the last 24 hours, the last first
+	Queue      *queue.Status    `json:"queue"`   // Postfix's; null before it was first read
 }
 
 // Counts are what became of mail since the start.
@@ -191,7 +194,7 @@ type Recent struct {
 func (t *Tally) Status(in StatusInput, q *quota.Desk) *Status {
 	now := time.Now()
 	s := &Status{Version: in.Version, Time: *moment(now), Started: moment(in.Started), Mode: t.inForce(), Clients: make([]ClientStatus, 0, len(in.Clients)),
-		Identities: identitiesOf(q, now), Unknown: t.counts(""), Recent: t.recent(now), Queue: in.Queue}
+		Identities: identitiesOf(q, now), Unknown: t.counts(""), Recent: t.recent(now), Refused: t.refusedLately(now), Queue: in.Queue}
 	for _, name := range in.Clients {
 		c := ClientStatus{Client: name, Counts: t.counts(name), Limits: []LimitStatus{}}
 		if l, ok := q.Of(name); ok {

@@ -2,7 +2,10 @@ package milter
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -28,6 +31,16 @@ func TestStatus(t *testing.T) {
 		c.Close()
 	}
 	got := s.Tally.Status(StatusInput{Version: "1", Clients: []string{"printers", "monitoring"}}, quotas)
+	var who []string
+	for _, r := range got.Refused {
+		who = append(who, fmt.Sprintf("%s %s %s %s %s %s %d", r.Addr, r.Login, r.Client, r.Action, r.Reason, r.Asked, r.Count))
+	}
+	slices.Sort(who)
+	if want := []string{"10.2.0.9  printers defer client-limit hr@contoso.com 1", "192.0.2.1   reject no-client x@y.example 1",
+		"192.0.2.2 nagios monitoring reject rejected z@evil.example 1"}; !slices.Equal(who, want) {
+		t.Errorf("refused: %q, want %q", who, want)
+	}
+	got.Refused = nil // which is where strangers are
 	text, err := json.Marshal(got)
 	if err != nil {
 		t.Fatal(err)
@@ -64,7 +77,7 @@ func TestStatusKeys(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, key := range []string{"version", "time", "started", "clients", "client", "messages", "accept", "reject", "defer", "hold", "refused_recipients", "last_message", "on_limit", "over",
-			"limits", "kind", "used", "left", "limit", "window_seconds", "under_way", "unknown", "identities", "identity", "recent", "minutes", "actions", "reasons"} {
+			"limits", "kind", "used", "left", "limit", "window_seconds", "under_way", "unknown", "identities", "identity", "recent", "minutes", "actions", "reasons", "refused"} {
 			if !strings.Contains(string(text), `"`+key+`":`) {
 				t.Errorf("%s: no %q in %s", name, key, text)
 			}
@@ -101,4 +114,31 @@ func TestRecent(t *testing.T) {
 			t.Errorf("since the start: %+v", c)
 		}
 	})
+}
+
+// TestRefusedIsBounded: whoever knocks however often as however many, little is kept of it, the
+// last and for a day.
+func TestRefusedIsBounded(t *testing.T) {
+	var tally Tally
+	now := time.Date(2026, 12, 1, 12, 0, 0, 0, time.UTC)
+	knock := func(i int, at time.Time) {
+		addr := netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)})
+		tally.refused(policy.Peer{Addr: addr}, "", strings.Repeat("\u202ex\n", 500), policy.Reject, policy.ReasonNoClient, "no", at)
+	}
+	for i := range 1000 {
+		knock(i, now.Add(time.Duration(i)*time.Second))
+	}
+	knock(999, now.Add(999*time.Second))
+	list := tally.refusedLately(now.Add(1000 * time.Second))
+	if len(list) != refusalsKept || list[0].Addr != "192.0.3.231" || list[0].Count != 2 || len(list[0].Asked) > 110 || strings.ContainsAny(list[0].Asked, "\u202e\n") {
+		t.Errorf("%d are kept, the last %+v", len(list), list[0])
+	}
+	if list := tally.refusedLately(now.Add(1000*time.Second + 24*time.Hour)); len(list) != 0 {
+		t.Errorf("a day later there are %d", len(list))
+	}
+	tally.refused(policy.Peer{}, "sap", "a@b.example", policy.Accept, policy.ReasonAuthorized, "", now)
+	if n := len(tally.refusals); n > refusalsKept {
+		t.Errorf("%d are kept", n)
+	}
+	(*Tally)(nil).refused(policy.Peer{}, "", "", policy.Reject, policy.ReasonNoClient, "", now)
 }

@@ -105,9 +105,9 @@ func TestStatusOfDesk(t *testing.T) {
 		"\ncredential relay-app (client_credentials)\n", "  token         live, got ", "ends in 59 min\n",
 		"  last refresh  succeeded, ", "  next refresh  in ", "  secret        ends on 2126-05-31, in ",
 		"\ncredential spare (client_credentials)\n  token         none: no mailbox uses this credential\n  secret        its end is not known: write secret_expires",
-		"erp@contoso.com  relay-app   0 of 3  0        0 of 5/m, 5 left   0 of 10000/d, 10000 left  auth-disabled (535), ",
-		"*@contoso.de     relay-app   1       0        each sender's own  each sender's own         none yet\n",
-		"erp@contoso.com: auth-disabled: SMTP AUTH is switched off",
+		"erp@contoso.com  relay-app   0 of 3  0        0 of 5/m, 5 left   0 of 10,000/d, 10,000 left  auth-disabled (535), ",
+		"*@contoso.de     relay-app   1       0        each sender's own  each sender's own           none yet\n",
+		" 1. Exchange Online refuses erp@contoso.com (auth-disabled), and its mail waits\n    SMTP AUTH is switched off, which counts",
 	} {
 		if !strings.Contains(stdout.String(), want) {
 			t.Errorf("no %q in\n%s", want, &stdout)

@@ -182,8 +182,13 @@ func milterFigures(t *testing.T) *prometheus.Registry {
 		t.Fatal(err)
 	}
 	t.Cleanup(store.close)
+	p, errs := policy.New(policy.Settings{Domains: []string{"contoso.com"}, Mailboxes: []policy.MailboxSettings{{Address: "scan@contoso.com"}},
+		Clients: []policy.ClientSettings{{Name: "printers", Networks: []string{"10.2.0.0/16"}, From: "scan@contoso.com"}}})
+	if errs != nil {
+		t.Fatal(errs)
+	}
 	q := queue.New(log, reg)
-	q.Use(queue.Rules{Socket: queuetest.Start(t, queuetest.Message("deferred", "scan@contoso.com", 1)).Path, Policy: new(policy.Rules)})
+	q.Use(queue.Rules{Socket: queuetest.Start(t, queuetest.Deferred("deferred", "4cQXfigures", "scan@contoso.com", time.Now(), "connect to smtp.office365.com[52.97.1.2]:587: Connection refused")).Path, Policy: p})
 	q.Look(t.Context())
 	milter.NewMetrics(reg).Clients([]string{"printers"})
 	limits := []milter.LimitStatus{{Kind: limit.KindMessages, Window: 60}, {Kind: limit.KindRecipients, Window: 86400}}

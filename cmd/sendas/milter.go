@@ -97,8 +97,11 @@ func runMilter(ctx context.Context, o *options) error {
 	r.Loaded()
 	describe := func() *milter.Status { return milterStatus(tally, quotas, queue, inForce.Load()) }
 	reg.MustRegister(milter.NewCollector(describe))
-	pages := status.MilterPages(&status.Site{Addr: cfg.Milter.HTTP, Version: version, State: r.Config, Other: func() string { return inForce.Load().Token.HTTP }}, describe)
-	if err := service.ServeHTTP(ctx, cfg.Milter.HTTP, reg, func() error { return nil }, pages, log); err != nil {
+	pages := status.MilterPages(&status.Site{Addr: cfg.Milter.HTTP, Version: version, State: r.Config, Other: func() string { return inForce.Load().Token.HTTP },
+		Tenant: func() string { return inForce.Load().Tenant.ID }, Client: service.NewLocalClient()}, describe)
+	serving, end := context.WithCancel(context.WithoutCancel(ctx)) // as long as sessions end, or it would be down for monitoring
+	defer end()
+	if err := service.ServeHTTP(serving, cfg.Milter.HTTP, reg, func() error { return nil }, pages, log); err != nil {
 		return err
 	}
 	r.Watch(ctx)

@@ -18,6 +18,10 @@ import (
 // queueRules returns what the milter needs to watch Postfix's queue, and the ceiling.
 func queueRules(c *config.Site) queue.Rules {
 	r := queue.Rules{Socket: c.Milter.QueueSocket, Wait: c.Milter.QueueCeiling, Policy: c.Policy, Explain: explainQueued}
+	client, addr := service.NewLocalClient(), c.Token.HTTP
+	if addr != "" {
+		r.Proof = func(ctx context.Context) queue.Proof { return leavingNow(ctx, client, addr) }
+	}
 	if r.Wait == 0 {
 		return r
 	}
@@ -25,8 +29,7 @@ func queueRules(c *config.Site) queue.Rules {
 	for _, m := range c.Mailboxes {
 		r.Limits[m.Address] = m.Limits.Limits()
 	}
-	if addr := c.Token.HTTP; addr != "" {
-		client := service.NewLocalClient()
+	if addr != "" {
 		r.Left = func(ctx context.Context) map[string]int { return recipientsLeft(ctx, client, addr) }
 	}
 	return r
@@ -47,9 +50,8 @@ func explainQueued(reply string) string {
 // recipientsLeft asks the token service at that address what each mailbox can still send today; nil
 // when it does not answer.
 func recipientsLeft(ctx context.Context, client *http.Client, addr string) map[string]int {
-	body, err := service.Fetch(ctx, client, addr, "/status")
-	var s lease.Status
-	if err != nil || json.Unmarshal(body, &s) != nil {
+	s := askTokenService(ctx, client, addr)
+	if s == nil {
 		return nil
 	}
 	left := make(map[string]int, len(s.Mailboxes))
@@ -59,4 +61,38 @@ func recipientsLeft(ctx context.Context, client *http.Client, addr string) map[s
 		}
 	}
 	return left
+}
+
+// askTokenService returns what the token service at that address says, nil when it does not answer.
+func askTokenService(ctx context.Context, client *http.Client, addr string) *lease.Status {
+	body, err := service.Fetch(ctx, client, addr, "/status")
+	s := new(lease.Status)
+	if err != nil || json.Unmarshal(body, s) != nil {
+		return nil
+	}
+	return s
+}
+
+// leavingNow asks the token service at that address which mail leaves.
+func leavingNow(ctx context.Context, client *http.Client, addr string) queue.Proof {
+	s := askTokenService(ctx, client, addr)
+	if s == nil || s.Started == nil {
+		return queue.Proof{}
+	}
+	p := queue.Proof{Since: *s.Started, Accepted: make(map[string]time.Time), Answered: make(map[string]time.Time), Resting: make(map[string]bool)}
+	without := make(map[string]bool)
+	for i := range s.Credentials {
+		without[s.Credentials[i].Name] = !s.Credentials[i].Token.Live
+	}
+	for i := range s.Mailboxes {
+		m := &s.Mailboxes[i]
+		if m.LastAccepted != nil {
+			p.Accepted[m.Mailbox] = *m.LastAccepted
+		}
+		if m.LastVerdict != nil {
+			p.Answered[m.Mailbox] = m.LastVerdict.Time
+		}
+		p.Resting[m.Mailbox] = m.PausedUntil != nil || m.Next != nil || m.Waiting > 0 || without[m.Credential] || s.LedgerError != nil
+	}
+	return p
 }

@@ -104,7 +104,8 @@ func runToken(ctx context.Context, o *options) error {
 	r := &service.Reloader{Path: o.config, Load: load, Ok: ok, At: at, Log: log, Use: use, Unit: "sendas-token",
 		Restart: func(c *config.Site) []string { return c.TokenRestart(atStart) }}
 	r.Loaded()
-	pages := status.TokenPages(&status.Site{Addr: cfg.Token.HTTP, Version: version, State: r.Config, Other: func() string { return inForce.Load().Milter.HTTP }}, describe)
+	pages := status.TokenPages(&status.Site{Addr: cfg.Token.HTTP, Version: version, State: r.Config, Other: func() string { return inForce.Load().Milter.HTTP },
+		Tenant: func() string { return inForce.Load().Tenant.ID }, Client: service.NewLocalClient()}, describe)
 	if err := service.ServeHTTP(ctx, cfg.Token.HTTP, reg, desk.Ready, pages, log); err != nil {
 		return err
 	}

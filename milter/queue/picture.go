@@ -21,6 +21,7 @@ type Picture struct {
 	// that has been deferred before, the reason stays until it leaves, also while it is tried again.
 	Ways     Counts[Way]
 	Deferred Counts[Reason]
+	Stalls   []Stall // most first
 }
 
 // A Way is how mail leaves: through a mailbox, or by a route without one. The zero value is for mail
@@ -72,13 +73,15 @@ func (c Counts[K]) add(k K, m *queued) {
 type Status struct {
 	Readable bool          `json:"readable"`
 	Error    string        `json:"error"` // why it is not
-	Hint     string        `json:"hint"`  // what to do then
+	Cause    Cause         `json:"cause,omitempty"`
+	Hint     string        `json:"hint"` // what to do then
 	ReadAt   time.Time     `json:"read_at"`
 	Messages *int          `json:"messages"` // what leaves by itself: incoming, active and deferred
 	Oldest   *time.Time    `json:"oldest"`   // of these
 	Queues   []PlaceStatus `json:"queues"`   // each of Postfix's queues
 	Waiting  []PlaceStatus `json:"waiting"`  // by mailbox or route, most first; those with mail alone
 	Deferred []PlaceStatus `json:"deferred"` // by reason, most first; likewise
+	Stalls   []PlaceStatus `json:"stalls"`   // by mailbox or route and reason: where nothing leaves; see Stall
 }
 
 // PlaceStatus is what waits in one place; the first names that are not "" say in which.
@@ -103,7 +106,8 @@ func (q *Watch) Status() *Status {
 	}
 	s := &Status{Readable: p.Err == nil, ReadAt: p.Time.UTC().Truncate(time.Second)}
 	if p.Err != nil {
-		s.Error, s.Hint = p.Err.Error(), unreadableHint
+		s.Cause = causeOf(p.Err)
+		s.Error, s.Hint = p.Err.Error(), s.Cause.hint()
 		return s
 	}
 	all := &Count{}
@@ -124,6 +128,12 @@ func (q *Watch) Status() *Status {
 		x := n.status()
 		x.Reason = r
 		s.Deferred = append(s.Deferred, x)
+	}
+	for i := range p.Stalls {
+		n := &p.Stalls[i]
+		x := n.status()
+		x.Mailbox, x.Route, x.Reason = n.Mailbox, n.Route, n.Reason
+		s.Stalls = append(s.Stalls, x)
 	}
 	for _, list := range [][]PlaceStatus{s.Queues, s.Waiting, s.Deferred} {
 		slices.SortFunc(list, mostFirst)
@@ -161,12 +171,14 @@ var (
 	oldestIn       = prometheus.NewDesc("sendas_queue_oldest_timestamp_seconds", "When the oldest message in the queue came in, where there is one.", []string{"queue"}, nil)
 	waiting        = prometheus.NewDesc("sendas_queue_waiting", "What waits in Postfix's queue for a mailbox or a route, where something waits.", []string{"mailbox", "route", "kind"}, nil)
 	waitingOldest  = prometheus.NewDesc("sendas_queue_waiting_oldest_timestamp_seconds", "When the oldest message that waits for a mailbox or a route came in.", []string{"mailbox", "route"}, nil)
+	running        = prometheus.NewDesc("sendas_postfix_running", "1 if Postfix answered at the last attempt to read its queue, 0 if nobody listens there.", nil, nil)
+	stalled        = prometheus.NewDesc("sendas_queue_stalled_messages", "Messages that were put off for what is in the way of all mail of a mailbox or a route, where none is known to have left since.", []string{"mailbox", "route", "reason"}, nil)
 	deferredReason = prometheus.NewDesc("sendas_queue_deferred_messages", "Messages in Postfix's queue that were deferred before, by reason.", []string{"reason"}, nil)
 )
 
 // Describe implements [prometheus.Collector].
 func (q *Watch) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{readable, messagesIn, oldestIn, waiting, waitingOldest, deferredReason} {
+	for _, d := range []*prometheus.Desc{readable, messagesIn, oldestIn, waiting, waitingOldest, running, stalled, deferredReason} {
 		ch <- d
 	}
 }
@@ -187,9 +199,13 @@ func (q *Watch) Collect(ch chan<- prometheus.Metric) {
 	}
 	if p.Err != nil {
 		gauge(readable, 0)
+		if causeOf(p.Err) == CauseStopped {
+			gauge(running, 0)
+		}
 		return
 	}
 	gauge(readable, 1)
+	gauge(running, 1)
 	for _, name := range known {
 		n := p.Queues[name]
 		gauge(messagesIn, float64(n.Messages), name)
@@ -202,5 +218,8 @@ func (q *Watch) Collect(ch chan<- prometheus.Metric) {
 	}
 	for r, n := range p.Deferred {
 		gauge(deferredReason, float64(n.Messages), string(r))
+	}
+	for _, n := range p.Stalls {
+		gauge(stalled, float64(n.Messages), n.Mailbox, n.Route, string(n.Reason))
 	}
 }

@@ -21,7 +21,7 @@ import (
 
 const (
 	// interval is how often Postfix's queue is read. What is accepted in between is added.
-	interval = 30 * time.Second
+	interval = 10 * time.Second
 	// readTime is how long the reading may take: showq(8) opens every file of the queue.
 	readTime = 5 * time.Minute
 	// restFactor is how many times longer than a reading nothing is read after it, so that a large
@@ -52,6 +52,10 @@ type Watch struct {
 	since  map[string]*Backlog // likewise: the sum of recent
 	recent []taken             // accepted since the view began, in their order
 	left   map[string]int      // of Rules.Left
+
+	// What follows is Look's, of which there is one at a time.
+	before *stalls           // of the last reading that succeeded
+	gone   map[Way]time.Time // when a message that was found put off had last left that way
 }
 
 // taken is a message that was accepted.
@@ -75,11 +79,14 @@ type Rules struct {
 	// that is missing is not known. It is asked when the queue is read, and must return when ctx
 	// ends. nil: nothing is known.
 	Left func(ctx context.Context) map[string]int
+	// Proof tells what is known of mail that leaves. It is asked when something was put off for a
+	// reason that is in the way of all mail, and must return when ctx ends. nil: nothing is known.
+	Proof func(ctx context.Context) Proof
 }
 
 // New makes a Watch, and registers its series. It reads nothing before Use.
 func New(log *slog.Logger, reg prometheus.Registerer) *Watch {
-	q := &Watch{log: log, changed: make(chan struct{}, 1), since: make(map[string]*Backlog)}
+	q := &Watch{log: log, changed: make(chan struct{}, 1), since: make(map[string]*Backlog), gone: make(map[Way]time.Time)}
 	reg.MustRegister(q)
 	return q
 }
@@ -119,14 +126,14 @@ func restAfter(took time.Duration) time.Duration {
 	return max(interval, min(maxRest, restFactor*took))
 }
 
-// Look reads the queue once.
+// Look reads the queue once. Only one may at a time.
 func (q *Watch) Look(ctx context.Context) {
 	r := q.rules.Load()
 	if r == nil {
 		return
 	}
 	began := time.Now()
-	v, err := r.read(ctx)
+	v, err := r.read(ctx, q.before)
 	var left map[string]int
 	if r.Wait > 0 {
 		left = r.stillLeft(ctx)
@@ -138,6 +145,7 @@ func (q *Watch) Look(ctx context.Context) {
 	next := &Picture{Time: began, Err: err}
 	if err == nil {
 		next = v.picture
+		next.Stalls = q.stand(ctx, r, v, began)
 	}
 	if was := q.picture.Swap(next); (err != nil) != (was != nil && was.Err != nil) {
 		q.tell(r, err)
@@ -154,7 +162,7 @@ func (q *Watch) tell(r *Rules, err error) {
 		q.log.Info(again, "socket", r.Socket)
 		return
 	}
-	q.log.Warn("the queue cannot be read: "+without, "socket", r.Socket, "error", err, "hint", unreadableHint)
+	q.log.Warn("the queue cannot be read: "+without, "socket", r.Socket, "error", err, "hint", causeOf(err).hint())
 }
 
 // unreadableHint is what to do where the queue cannot be read.
@@ -295,6 +303,8 @@ type reading struct {
 	picture  *Picture
 	backlogs map[string]*Backlog // by Rules.queue; nil without a ceiling
 	named    *idSet
+	before   *stalls // of the reading before; nil for the first
+	stalls   *stalls
 }
 
 // read reads Postfix's queue. Mail of a sender that leaves by a connector too is counted for the
@@ -306,10 +316,10 @@ type reading struct {
 // not be named at all, and looks like one that has left. It is missed until the next reading, so
 // that the ceiling may be passed by what comes in until then: too few in view takes mail, too many
 // would refuse it.
-func (r *Rules) read(ctx context.Context) (*reading, error) {
+func (r *Rules) read(ctx context.Context, before *stalls) (*reading, error) {
 	ctx, cancel := context.WithTimeout(ctx, readTime)
 	defer cancel()
-	v := &reading{picture: newPicture(time.Now()), named: newIDSet()}
+	v := &reading{picture: newPicture(time.Now()), named: newIDSet(), before: before, stalls: newStalls()}
 	if r.Wait > 0 {
 		v.backlogs = make(map[string]*Backlog)
 	}
@@ -335,10 +345,13 @@ func (r *Rules) note(v *reading, m queued) {
 		return
 	}
 	v.picture.Queues.add(m.queue, &m)
+	way := r.way(m.sender)
 	if m.reason != "" {
-		v.picture.Deferred.add(r.reason(m.reason), &m)
+		reason := r.reason(m.reason)
+		v.picture.Deferred.add(reason, &m)
+		v.stalls.note(&m, way, reason, v.before, v.picture.Time)
 	}
-	v.picture.Ways.add(r.way(m.sender), &m)
+	v.picture.Ways.add(way, &m)
 	if v.backlogs == nil {
 		return
 	}

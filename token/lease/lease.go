@@ -96,6 +96,7 @@ type Lessor struct {
 	served   map[string]uint64       // by mailbox of a pool: the last look-up that got a lease of it
 	proven   map[Tokens]entra.Secret // the token with which the last AUTH succeeded
 	verdicts map[string]Verdict      // the last of each mailbox, by label; see Status
+	accepted map[string]time.Time    // when a message of each mailbox was last accepted, by label
 	// refusedLast is the last refusal of each mailbox by label, that of one recipient too; unsigned
 	// is that of a session that had not signed in, until the next sign-in.
 	refusedLast map[string]Verdict
@@ -114,7 +115,7 @@ type Lessor struct {
 func NewLessor(ledger ledger.Store, m *Metrics, log *slog.Logger) *Lessor {
 	return &Lessor{ledger: ledger, log: log, metrics: m, draining: make(chan struct{}),
 		sessions: make(map[int32]*session), shown: make(map[int32]time.Time), lines: make(map[string]*line), served: make(map[string]uint64), proven: make(map[Tokens]entra.Secret), refusals: make(map[string]authRefusal),
-		verdicts: make(map[string]Verdict), refusedLast: make(map[string]Verdict), preludes: make(map[int32]prelude), denied: make(denials), full: make(map[string]bool), retried: make(map[string]time.Time)}
+		verdicts: make(map[string]Verdict), accepted: make(map[string]time.Time), refusedLast: make(map[string]Verdict), preludes: make(map[int32]prelude), denied: make(denials), full: make(map[string]bool), retried: make(map[string]time.Time)}
 }
 
 // Drain gives no more leases, and waits until all that are out have come back, or until ctx ends.

@@ -206,8 +206,10 @@ type MailboxStatus struct {
 	Unlimited   []limit.Kind      `json:"unlimited,omitempty"`
 	Route       string            `json:"route,omitempty"` // of an account of High Volume Email
 	LastVerdict *Verdict          `json:"last_verdict"`
-	LastRefusal *Verdict          `json:"last_refusal,omitempty"` // at whatever stage, that of a single recipient too
-	Denied      []Denial          `json:"send_as_denied"`         // senders whose last message was refused for want of permission
+	// LastAccepted is when Microsoft last took a message; null: not since the start.
+	LastAccepted *time.Time `json:"last_accepted"`
+	LastRefusal  *Verdict   `json:"last_refusal,omitempty"` // at whatever stage, that of a single recipient too
+	Denied       []Denial   `json:"send_as_denied"`         // senders whose last message was refused for want of permission
 }
 
 // UsageStatus is what was used of one limit in its window.
@@ -235,6 +237,7 @@ func (l *Lessor) noteVerdict(s *session, x replies.Explanation) {
 	l.mu.Lock()
 	l.verdicts[s.label] = Verdict{Class: x.Class, Code: x.Code, Meaning: x.Hint(), Time: *moment(time.Now()), When: x.When, Of: x.Of}
 	if x.Class == replies.Accepted {
+		l.accepted[s.label] = time.Now().Round(0).UTC()
 		delete(l.full, s.mailbox)
 	}
 	l.mu.Unlock()
@@ -278,6 +281,7 @@ func (l *Lessor) Status(ctx context.Context, in StatusInput) *Status {
 			t.LastRefusal = &v
 		}
 		t.Denied = l.deniedTo(m.Label)
+		t.LastAccepted = l.lastAccepted(m.Label)
 		if !m.Pattern && s.LedgerError == nil { // once it fails it is not asked for each mailbox in turn
 			s.LedgerError = t.use(ctx, l.ledger, m, now)
 		}
@@ -353,6 +357,17 @@ func (l *Lessor) refusalsNow() (byLabel map[string]Verdict, unsigned *Verdict) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return maps.Clone(l.refusedLast), l.unsigned
+}
+
+// lastAccepted returns when a message was last accepted, to the fraction of a second: it is compared
+// with what happened to others.
+func (l *Lessor) lastAccepted(label string) *time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if at, ok := l.accepted[label]; ok {
+		return &at
+	}
+	return nil
 }
 
 func (l *Lessor) deniedTo(label string) []Denial {

@@ -137,6 +137,7 @@ const wantStatus = `{
         "when": "never",
         "of": "sender"
       },
+      "last_accepted": null,
       "last_refusal": {
         "class": "send-as-denied",
         "code": "554",
@@ -169,6 +170,7 @@ const wantStatus = `{
       "messages": null,
       "recipients": null,
       "last_verdict": null,
+      "last_accepted": null,
       "send_as_denied": []
     }
   ]

@@ -27,27 +27,20 @@ type canvas struct {
 // columns. It is pure.
 func (v *view) draw(c canvas) []string {
 	queued, level := v.queueState()
-	lines := []string{
-		c.clip("sendas  " + v.time.Format(time.DateTime) + "  (Ctrl-C ends)"),
+	j := v.judged()
+	lines := append([]string{c.painted(j.level(), j.sentence())}, c.needs(j)...)
+	lines = append(lines,
+		c.clip("sendas  "+v.heading()+"  (Ctrl-C ends)"),
 		c.painted(serviceLevel(v.tokenTrouble(), v.token != nil && v.token.Config != nil && !v.token.Config.OK), "token service  "+v.tokenState()),
 		c.painted(serviceLevel(v.milterErr, v.milter != nil && v.milter.Config != nil && !v.milter.Config.OK), "milter         "+v.milterState()),
-		c.painted(level, "queue          "+queued),
-	}
+		c.painted(level, "queue          "+queued))
 	if v.observes() {
-		lines = append(lines, c.painted(warm, "mode           "+observeWords))
-	}
-	if v.token != nil && v.token.LedgerError != nil {
-		lines = append(lines, c.painted(hot, "what was used is not known: "+*v.token.LedgerError))
-	}
-	if v.token != nil {
-		if text := unseenWords(v.token.Status); text != "" {
-			lines = append(lines, c.painted(hot, text))
-		}
+		lines = append(lines, c.clip("mode           "+observeWords))
 	}
 	room := c.rows - len(lines)
-	panels := v.panels(c, false)
+	panels := v.panels(c, j, false)
 	if total(panels) > room {
-		panels = v.panels(c, true)
+		panels = v.panels(c, j, true)
 	}
 	lines = append(lines, c.layout(panels, room)...)
 	return lines[:min(len(lines), max(1, c.rows))]
@@ -73,12 +66,12 @@ type panel struct {
 }
 
 // panels makes the tables. Where there is not room for all, those with most to do come first.
-func (v *view) panels(c canvas, crowded bool) (list []panel) {
+func (v *view) panels(c canvas, j *judgement, crowded bool) (list []panel) {
 	if v.token != nil {
-		list = append(list, credentialPanel(c, v.token.Credentials, v.token.Time), mailboxPanel(c, v.token.Status, crowded))
+		list = append(list, credentialPanel(c, v.token.Credentials, v.token.Time), mailboxPanel(c, v.token.Status, j.about, crowded))
 	}
 	if v.milter != nil {
-		list = append(list, clientPanel(c, v.milter.Status, crowded))
+		list = append(list, clientPanel(c, v.milter.Status, j.about, crowded))
 	}
 	return list
 }
@@ -200,11 +193,8 @@ func signInShort(s *lease.SignInStatus, now time.Time) string {
 
 // credentialTrouble says why there is no new token.
 func credentialTrouble(x *lease.CredentialStatus, now time.Time) (notes []pageNote) {
-	if e := x.Refresh.Error; x.InUse && e != nil {
+	if e := x.Refresh.Error; x.InUse && e != nil { // what to do stands above
 		notes = append(notes, pageNote{warm, e.Text})
-		if e.Hint != "" {
-			notes = append(notes, pageNote{calm, "hint: " + e.Hint})
-		}
 	}
 	if skew := time.Duration(x.Skew * float64(time.Second)); skew.Abs() > entra.MaxSkew {
 		notes = append(notes, pageNote{warm, "clock: " + skewWords(skew)})
@@ -214,17 +204,17 @@ func credentialTrouble(x *lease.CredentialStatus, now time.Time) (notes []pageNo
 
 // mailboxPanel has a line for each mailbox, and below it why it is paused and what its last answer
 // means.
-func mailboxPanel(c canvas, s *lease.Status, crowded bool) panel {
+func mailboxPanel(c canvas, s *lease.Status, about map[string]string, crowded bool) panel {
 	t := table{c: c, columns: []column{{head: "mailbox", keep: 9}, {head: "messages", keep: 8, bar: true}, {head: "recipients", keep: 6, bar: true},
 		{head: "leases", keep: 5}, {head: "waiting", keep: 7}, {head: "last answer", keep: 4}}}
 	for _, g := range s.Groups {
 		t.add([]tableCell{{text: groupName(g.Name)}, {text: "together"}, usedCell(&lease.MailboxStatus{}, limit.KindRecipients, g.Recipients), {}, {}, {}}, nil)
 	}
-	shown, more := firstOf(mailboxesInOrder(s.Mailboxes, crowded), c.rows)
+	shown, more := firstOf(mailboxesInOrder(s.Mailboxes, about, crowded), c.rows)
+	said := make(map[string]bool)
 	for _, m := range shown {
-		v := mailboxViewOf(m, s.Time)
-		t.add([]tableCell{{text: m.Mailbox}, usedCell(m, limit.KindMessages, m.Messages), usedCell(m, limit.KindRecipients, m.Recipients), leaseCell(m),
-			waitingCell(m), answerCell(m, s.Time)}, v.Notes)
+		t.add([]tableCell{{text: m.Mailbox, level: about[m.Mailbox]}, usedCell(m, limit.KindMessages, m.Messages), usedCell(m, limit.KindRecipients, m.Recipients), leaseCell(m),
+			{text: number(m.Waiting)}, answerCell(m, s.Time)}, mailboxNotes(m, about, said, s.Time))
 	}
 	return panel{head: t.head(), rows: t.lines(), more: more, what: "mailboxes"}
 }
@@ -235,16 +225,9 @@ func leaseCell(m *lease.MailboxStatus) tableCell {
 	case m.Pattern:
 		return tableCell{text: fmt.Sprint(m.Leases)}
 	case m.InForce < m.Connections:
-		return tableCell{text: fmt.Sprintf("%d/%d (%d)", m.Leases, m.InForce, m.Connections), level: warm}
+		return tableCell{text: fmt.Sprintf("%d/%d (%d)", m.Leases, m.InForce, m.Connections)}
 	}
 	return tableCell{text: fmt.Sprintf("%d/%d", m.Leases, m.InForce)}
-}
-
-func waitingCell(m *lease.MailboxStatus) tableCell {
-	if m.Waiting == 0 {
-		return tableCell{text: "0"}
-	}
-	return tableCell{text: fmt.Sprint(m.Waiting), level: warm}
 }
 
 func answerCell(m *lease.MailboxStatus, now time.Time) tableCell {
@@ -262,20 +245,20 @@ func usedCell(m *lease.MailboxStatus, kind limit.Kind, u *lease.UsageStatus) tab
 	case u == nil:
 		return tableCell{text: usageWords(m, kind, u)}
 	}
-	return tableCell{text: fmt.Sprintf("%d/%d", u.Used, u.Limit), level: usedLevel(u.Used, u.Limit), bar: true, used: u.Used, most: u.Limit}
+	return tableCell{text: number(u.Used) + "/" + number(u.Limit), level: windowLevel(u), bar: true, used: u.Used, most: u.Limit}
 }
 
 // clientPanel has a line for each client: the limit that is used most, and what became of its mail.
-func clientPanel(c canvas, s *milter.Status, crowded bool) panel {
+func clientPanel(c canvas, s *milter.Status, about map[string]string, crowded bool) panel {
 	t := table{c: c, columns: []column{{head: "client", keep: 9}, {head: "limit used most", keep: 8, bar: true}}}
 	for i, a := range clientActions() {
 		t.columns = append(t.columns, column{head: a.Done(), keep: 7 - i})
 	}
-	shown, more := firstOf(clientsInOrder(s.Clients, crowded), c.rows)
+	shown, more := firstOf(clientsInOrder(s.Clients, about, crowded), c.rows)
 	for _, x := range shown {
 		var notes []pageNote
 		if x.Over {
-			notes = []pageNote{{hot, overWords(x.Over, x.OnLimit)}}
+			notes = []pageNote{{calm, overWords(x.Over, x.OnLimit)}}
 		}
 		t.add(clientCells(x.Client, x.Limits, &x.Counts), notes)
 	}
@@ -291,7 +274,7 @@ func clientCells(name string, limits []milter.LimitStatus, n *milter.Counts) []t
 	for i, l := range limits {
 		if x := clientShare(limits[i : i+1]); x > share {
 			share = x
-			used = tableCell{text: fmt.Sprintf("%d/%d %s", l.Used, l.Limit, l.Kind), level: usedLevel(l.Used, l.Limit), bar: true, used: l.Used, most: l.Limit}
+			used = tableCell{text: fmt.Sprintf("%s/%s %s", number(l.Used), number(l.Limit), l.Kind), bar: true, used: l.Used, most: l.Limit}
 		}
 	}
 	if n == nil { // an identity: its messages are counted with the clients
@@ -299,12 +282,7 @@ func clientCells(name string, limits []milter.LimitStatus, n *milter.Counts) []t
 	}
 	cells := []tableCell{{text: name}, used}
 	for _, a := range clientActions() {
-		level := actionLevel(a)
-		k := n.Became(a)
-		if k == 0 {
-			level = calm
-		}
-		cells = append(cells, tableCell{text: fmt.Sprint(k), level: level})
+		cells = append(cells, tableCell{text: number(n.Became(a))})
 	}
 	return cells
 }
@@ -435,6 +413,28 @@ func (t *table) line(cells []tableCell) string {
 		room -= t.widths[i] + gap
 	}
 	return strings.TrimRight(b.String(), " ")
+}
+
+// needsPart is which part of the height the needs may take: a third.
+const needsPart = 3
+
+// needs are what needs somebody, in so many lines as there is room for.
+func (c canvas) needs(j *judgement) (lines []string) {
+	room := c.rows / needsPart
+	for i, n := range j.needs {
+		x := c.note(pageNote{n.Level(), fmt.Sprintf("%d. %s", i+1, n.What)})
+		if a := n.advice(); a != "" {
+			x = append(x, c.note(pageNote{calm, a})...)
+		}
+		if len(lines)+len(x) > room && i > 0 {
+			return append(lines, c.clip(fmt.Sprintf("%s %d more", c.ellipsis(), len(j.needs)-i)))
+		}
+		lines = append(lines, x...)
+	}
+	if len(lines) > 0 {
+		lines = append(lines, "")
+	}
+	return lines
 }
 
 // noteLines is how many lines one note may take.

@@ -19,6 +19,7 @@ import (
 	"github.com/sendas/sendas/token/entra"
 	"github.com/sendas/sendas/token/lease"
 	"github.com/sendas/sendas/token/lease/replies"
+	"github.com/sendas/sendas/token/ledger"
 )
 
 // fictitious is a view of a site where all kinds of things happen.
@@ -34,10 +35,11 @@ func fictitious() *view {
 	}
 	erp, scan, hr, bulk := mailbox("erp@contoso.com", 30, 8412), mailbox("scan@contoso.com", 4, 212), mailbox("hr@contoso.com", 0, 0), mailbox("newsletter@contoso.com", 1, 10000)
 	erp.Leases, erp.InForce, erp.Waiting, erp.Next = 2, 2, 14, at(3*time.Second)
+	erp.LastAccepted = at(-2 * time.Second)
 	erp.LastVerdict = &lease.Verdict{Class: replies.Accepted, Code: "250", Time: *at(-2 * time.Second)}
 	scan.Leases = 1
 	scan.LastVerdict = &lease.Verdict{Class: replies.Concurrency, Code: "432", Time: *at(-40 * time.Second), Meaning: "Exchange Online saw more than three deliveries of this mailbox at one time"}
-	bulk.PausedUntil, bulk.Next, bulk.PauseReason = at(80*time.Minute), at(80*time.Minute), "its recipients of the day are used up"
+	bulk.PausedUntil, bulk.Next, bulk.PauseClass, bulk.PauseReason = at(80*time.Minute), at(80*time.Minute), ledger.PauseQuota, "its recipients of the day are used up"
 	bulk.LastVerdict = &lease.Verdict{Class: replies.Quota, Code: "554", Time: *at(-time.Minute), Meaning: "the recipients of 24 hours are used up; its mail waits in the queue"}
 	hr.Denied = []lease.Denial{{Sender: "ceo@contoso.com", Count: 2, Last: *at(-5 * time.Minute)}}
 	status := &lease.Status{Version: "1.2.0", Time: now, Started: at(-26 * time.Hour),
@@ -74,10 +76,15 @@ func fictitious() *view {
 		Queues: []queue.PlaceStatus{{Queue: "deferred", Messages: 12, Oldest: since}, {Queue: "active", Messages: 5}, {Queue: "hold", Messages: 2}, {Queue: "incoming"}},
 		Waiting: []queue.PlaceStatus{{Mailbox: "scan@contoso.com", Route: "submission", Messages: 15, Recipients: 31, Oldest: since}, {Route: "site", Messages: 1, Recipients: 1, Oldest: at(-3 * time.Second)},
 			{Messages: 1, Recipients: 1, Oldest: at(-time.Second)}},
-		Deferred: []queue.PlaceStatus{{Reason: queue.ReasonConnect, Messages: 10}, {Reason: "service", Messages: 2}}}
+		Deferred: []queue.PlaceStatus{{Reason: queue.ReasonConnect, Messages: 10}, {Reason: "service", Messages: 2}},
+		Stalls:   []queue.PlaceStatus{{Mailbox: "scan@contoso.com", Route: "submission", Reason: queue.ReasonConnect, Messages: 10, Recipients: 22, Oldest: since}}}
+	incoming.Refused = []milter.Refusal{
+		{Addr: "10.2.0.77", Action: policy.Reject, Reason: policy.ReasonNoClient, Asked: "mfp9@floor3.local", Answer: "10.2.0.77 may not send mail here", Count: 9, First: *at(-time.Hour), Last: *at(-40 * time.Second)},
+		{Addr: "10.2.0.9", Client: "printers", Action: policy.Defer, Reason: policy.ReasonClientLimit, Asked: "scan@contoso.com", Answer: "over its limit of 20/m", Count: 12, First: *at(-time.Hour), Last: *at(-2 * time.Minute)},
+		{Addr: "10.1.0.4", Client: "sap", Action: policy.Reject, Reason: policy.ReasonMayNotAsk, Asked: "ceo@contoso.com", Answer: "<ceo@contoso.com> may not be used by sap", Count: 3, First: *at(-time.Hour), Last: *at(-3 * time.Minute)}}
 	loaded := service.Config{LoadedAt: *at(-26 * time.Hour), OK: true}
 	old := service.Config{LoadedAt: *at(-26 * time.Hour)}
-	return &view{time: now, tokenAt: "127.0.0.1:9726", token: &tokenReport{status, &loaded}, milterAt: "127.0.0.1:9725", milter: &milterReport{incoming, &old}}
+	return &view{time: now, host: "relay.contoso.com", tenant: "contoso.onmicrosoft.com", tokenAt: "127.0.0.1:9726", token: &tokenReport{status, &loaded}, milterAt: "127.0.0.1:9725", milter: &milterReport{incoming, &old}}
 }
 
 // crowd adds so many quiet mailboxes.

@@ -3,9 +3,7 @@ package status
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
-	"time"
 
 	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/policy"
@@ -31,22 +29,10 @@ const (
 	pluginMailboxes = 20
 )
 
-// A verdict collects what a plugin has to say.
+// A verdict is the line of a plugin: what was judged, and performance data.
 type verdict struct {
-	state    int
-	findings []struct {
-		state int
-		text  string
-	}
+	*judgement
 	figures []string
-}
-
-func (v *verdict) add(state int, format string, args ...any) {
-	v.findings = append(v.findings, struct {
-		state int
-		text  string
-	}{state, fmt.Sprintf(format, args...)})
-	v.state = max(v.state, state)
 }
 
 // figure adds performance data: 'label'=value;warn;crit;min;max.
@@ -64,26 +50,24 @@ func plain(s, not string) string {
 	}, shownStatus.Line(s))
 }
 
-// line is the output: the worst first.
+// line is the output: the sentence, and the worst of what needs somebody.
 func (v *verdict) line(good string) string {
-	slices.SortStableFunc(v.findings, func(a, b struct {
-		state int
-		text  string
-	}) int {
-		return b.state - a.state
-	})
-	texts := []string{good}
-	if len(v.findings) > 0 {
-		texts = nil
+	text := v.sentence()
+	if len(v.needs) == 0 && len(v.unknown) == 0 && good != "" {
+		text = strings.TrimSuffix(text, ".") + ": " + good
 	}
-	shown, more := firstOf(v.findings, pluginTexts)
-	for _, f := range shown {
-		texts = append(texts, f.text)
+	var texts []string
+	shown, more := firstOf(v.needs, pluginTexts)
+	for _, n := range shown {
+		texts = append(texts, n.What)
 	}
 	if more > 0 {
 		texts = append(texts, fmt.Sprintf("%d more", more))
 	}
-	s := "SENDAS " + stateNames[v.state] + " - " + plain(strings.ReplaceAll(strings.Join(texts, "; "), "\n", " "), "|")
+	if len(texts) > 0 {
+		text += " " + strings.Join(texts, "; ")
+	}
+	s := "SENDAS " + stateNames[v.state()] + " - " + plain(strings.ReplaceAll(text, "\n", " "), "|")
 	if len(v.figures) > 0 {
 		s += " | " + strings.Join(v.figures, " ")
 	}
@@ -92,43 +76,28 @@ func (v *verdict) line(good string) string {
 
 // check prints one line for a monitoring system. The error has its exit code, and says nothing more.
 func (s *Command) check(ctx context.Context) error {
-	var v verdict
+	w := s.look(ctx)
+	v := &verdict{judgement: w.judged()}
 	if s.ConfigErr != nil {
-		v.add(stateWarning, `the configuration file is wrong ("sendas check" says what to write instead)`)
+		v.add(&need{state: stateWarning, What: "The configuration file is wrong", Type: []string{"sendas check"}})
 	}
-	good := ""
-	if s.Config.Token.HTTP == "" && !s.Config.Observes() {
-		v.add(stateUnknown, "token.http is off, so the token service cannot be asked")
-	} else {
-		good = v.judge(s.look(ctx))
-	}
-	if err := s.print(v.line(good)); err != nil {
+	if err := s.print(v.line(v.figuresOf(w))); err != nil {
 		return err
 	}
-	if v.state == stateOK {
+	if v.state() == stateOK {
 		return nil
 	}
-	return exit.Quiet(v.state)
+	return exit.Quiet(v.state())
 }
 
-// judge looks at what both services say, and returns the words for "all is well".
-func (v *verdict) judge(w *view) string {
-	if w.idleToken() != "" {
-		// it has nothing to do
-	} else if w.tokenErr != nil {
-		v.add(stateCritical, "the token service is down at %s: %v", w.tokenAt, w.tokenErr)
-	} else {
-		for _, n := range configNotes(w.token.Config, w.token.Time) {
-			v.add(stateWarning, "token service: %s", n.Text)
-		}
+// figuresOf adds what both services count, and returns the words for "all is well".
+func (v *verdict) figuresOf(w *view) string {
+	if w.token != nil {
 		v.tokens(w.token.Status)
 	}
-	switch {
-	case w.milterErr != nil:
-		v.add(stateCritical, "the milter is down at %s: %v", w.milterAt, w.milterErr)
-	case w.milter != nil:
-		for _, n := range configNotes(w.milter.Config, w.milter.Time) {
-			v.add(stateWarning, "milter: %s", n.Text)
+	if w.milter != nil {
+		if q := w.milter.Queue; q != nil && q.Messages != nil {
+			v.figure("queued", "%d;;;0", *q.Messages)
 		}
 		total := make(map[policy.Action]uint64)
 		for i := range w.milter.Clients {
@@ -140,20 +109,10 @@ func (v *verdict) judge(w *view) string {
 			v.figure(a.Done(), "%dc;;;0", total[a])
 		}
 	}
-	if w.observes() {
-		return observeWords
-	}
-	if w.token == nil {
+	if w.token == nil || w.observes() {
 		return ""
 	}
-	return fmt.Sprintf("%s, %s, %s waiting", pluralOf(len(w.token.Mailboxes), "mailbox", "mailboxes"), plural(len(w.token.Credentials), "credential"), plural(waitingOf(w.token.Status), "look-up"))
-}
-
-func pluralOf(n int, one, many string) string {
-	if n == 1 {
-		return "1 " + one
-	}
-	return fmt.Sprintf("%d %s", n, many)
+	return fmt.Sprintf("%s, %s, %s waiting", countOf(len(w.token.Mailboxes), "mailbox", "mailboxes"), plural(len(w.token.Credentials), "credential"), plural(waitingOf(w.token.Status), "look-up"))
 }
 
 func waitingOf(s *lease.Status) (n int) {
@@ -163,74 +122,31 @@ func waitingOf(s *lease.Status) (n int) {
 	return n
 }
 
-// tokens judges the token service.
+// tokens adds the figures of the token service.
 func (v *verdict) tokens(s *lease.Status) {
-	if s.Stopping {
-		v.add(stateWarning, "the token service is stopping: it gives no more leases")
-	}
-	if s.LedgerError != nil {
-		v.add(stateCritical, "what was used is not known: %s", *s.LedgerError)
-	}
-	for i := range s.Credentials {
-		v.credential(&s.Credentials[i], s.Time)
-	}
 	paused, out := 0, 0
 	for i := range s.Mailboxes {
-		m := &s.Mailboxes[i]
-		out += m.Leases
-		if m.PausedUntil != nil {
+		out += s.Mailboxes[i].Leases
+		if s.Mailboxes[i].PausedUntil != nil {
 			paused++
-			v.add(stateWarning, "%s is paused until %s: %s", m.Mailbox, clock(*m.PausedUntil, s.Time), m.PauseReason)
-		} else if u := m.Recipients; u != nil && usedLevel(u.Used, u.Limit) != calm {
-			v.add(stateWarning, "%s has used %d of %d recipients", m.Mailbox, u.Used, u.Limit)
 		}
-		for _, d := range m.Denied {
-			v.add(stateWarning, "%s may not send as %s", m.Mailbox, d.Sender)
-		}
-	}
-	if n := len(s.Mailboxes); n > 0 && paused == n {
-		v.add(stateCritical, "no mail leaves: %s", map[bool]string{true: "the only mailbox is paused", false: "all mailboxes are paused"}[n == 1])
 	}
 	v.figure("waiting", "%d;;;0", waitingOf(s))
 	v.figure("leases", "%d;;;0", out)
 	v.figure("paused", "%d;;;0;%d", paused, len(s.Mailboxes))
-	shown, _ := firstOf(mailboxesInOrder(s.Mailboxes, len(s.Mailboxes) > pluginMailboxes), pluginMailboxes)
+	for i := range s.Credentials {
+		if c := &s.Credentials[i]; c.InUse {
+			left := 0.0
+			if c.Token.Live && c.Token.Expires != nil {
+				left = max(0, c.Token.Expires.Sub(s.Time).Seconds())
+			}
+			v.figure("token "+c.Name, "%.0fs;600:;1:;0", left)
+		}
+	}
+	shown, _ := firstOf(mailboxesInOrder(s.Mailboxes, v.about, len(s.Mailboxes) > pluginMailboxes), pluginMailboxes)
 	for _, m := range shown {
 		if u := m.Recipients; u != nil {
 			v.figure("recipients "+m.Mailbox, "%d;%d;%d;0;%d", u.Used, u.Limit*8/10, u.Limit, u.Limit)
 		}
-	}
-}
-
-// credential judges one credential: without a token mail waits, with one there is time to act.
-func (v *verdict) credential(c *lease.CredentialStatus, now time.Time) {
-	if !c.InUse {
-		return
-	}
-	why := ""
-	if e := c.Refresh.Error; e != nil {
-		if why = e.Code; why == "" {
-			why = e.Text
-		}
-		why = " (" + why + ")"
-	}
-	left := 0.0
-	switch {
-	case !c.Token.Live:
-		v.add(stateCritical, "credential %s has no token%s", c.Name, why)
-	case c.Refresh.Error != nil:
-		v.add(stateWarning, "credential %s gets no new token%s", c.Name, why)
-	}
-	if c.Token.Live && c.Token.Expires != nil {
-		left = max(0, c.Token.Expires.Sub(now).Seconds())
-	}
-	v.figure("token "+c.Name, "%.0fs;600:;1:;0", left)
-	if p := c.Proof; p != nil && p.Refused == nil { // else it stands above
-		if level := proofLevel(c, now); level != calm {
-			v.add(map[string]int{hot: stateCritical, warm: stateWarning}[level], "credential %s: %s %s", c.Name, p.Kind, endWords(c, now))
-		}
-	}
-	if s := c.SignIn; s != nil && s.Refused == nil && signInLevel(s) == warm {
-		v.add(stateWarning, "credential %s: %s", c.Name, signInWords(c.Name, s, now))
 	}
 }

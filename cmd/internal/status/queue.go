@@ -33,14 +33,14 @@ func queueWords(s *queue.Status, now time.Time) (words, level string) {
 	case s == nil:
 		return "not known yet", calm
 	case !s.Readable || s.Messages == nil:
-		return fmt.Sprintf("NOT KNOWN: it cannot be read: %s: %s", s.Error, s.Hint), warm
+		return "NOT KNOWN: it cannot be read: " + s.Error, warm
 	case *s.Messages == 0:
 		return "empty" + heldWords(s), calm
 	}
-	words = plural(*s.Messages, "message")
+	words = countOf(*s.Messages, "message", "messages")
 	if s.Oldest != nil {
 		words += ", the oldest came in " + whenWords(s.Oldest, now)
-		if now.Sub(*s.Oldest) >= longInQueue {
+		if len(s.Stalls) > 0 || now.Sub(*s.Oldest) >= longInQueue {
 			level = hot
 		}
 	}
@@ -54,7 +54,7 @@ func deferredWords(s *queue.Status) string {
 	}
 	var list []string
 	for _, d := range s.Deferred {
-		list = append(list, fmt.Sprintf("%d for %s", d.Messages, d.Reason))
+		list = append(list, fmt.Sprintf("%s for %s", number(d.Messages), d.Reason))
 	}
 	return "; deferred: " + strings.Join(list, ", ")
 }
@@ -63,7 +63,7 @@ func deferredWords(s *queue.Status) string {
 func heldWords(s *queue.Status) string {
 	for _, q := range s.Queues {
 		if q.Queue == "hold" && q.Messages > 0 {
-			return fmt.Sprintf("; %d held", q.Messages)
+			return "; " + number(q.Messages) + " held"
 		}
 	}
 	return ""
@@ -82,7 +82,7 @@ func placeName(p *queue.PlaceStatus) string {
 
 // placeWords words what waits in one place.
 func placeWords(p *queue.PlaceStatus, now time.Time) string {
-	words := plural(p.Messages, "message") + " to " + plural(p.Recipients, "recipient")
+	words := countOf(p.Messages, "message", "messages") + " to " + countOf(p.Recipients, "recipient", "recipients")
 	if p.Oldest != nil {
 		words += ", the oldest came in " + whenWords(p.Oldest, now)
 	}
@@ -99,24 +99,7 @@ func writeQueue(w io.Writer, s *queue.Status, now time.Time) {
 	fmt.Fprintln(t, "in Postfix's queue for\tmessages\trecipients\toldest")
 	for i := range s.Waiting {
 		p := &s.Waiting[i]
-		fmt.Fprintf(t, "%s\t%d\t%d\t%s\n", placeName(p), p.Messages, p.Recipients, whenWords(p.Oldest, now))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", placeName(p), number(p.Messages), number(p.Recipients), whenWords(p.Oldest, now))
 	}
 	t.Flush()
-}
-
-// queueFacts are the queue on the page of the milter: in all, and by mailbox or route.
-func queueFacts(s *queue.Status, now time.Time) []pageFact {
-	words, level := queueWords(s, now)
-	list := []pageFact{{"in all", level, words}}
-	if s == nil {
-		return list
-	}
-	shown, rest := firstOf(pointers(s.Waiting), pageRows)
-	for _, p := range shown {
-		list = append(list, pageFact{placeName(p), calm, placeWords(p, now)})
-	}
-	if rest > 0 {
-		list = append(list, pageFact{"", calm, fmt.Sprintf("%d more with less", rest)})
-	}
-	return list
 }

@@ -27,8 +27,8 @@ func TestQueueWords(t *testing.T) {
 		{"the milter is down", view{milterAt: "a", milterErr: errors.New("refused")}, "NOT KNOWN: the milter is down, which reads it", "-", hot},
 		{"an old milter", view{milterAt: "a"}, "not known: the milter does not tell", "-", calm},
 		{"not read yet", queueView(nil, now), "not known yet", "", calm},
-		{"it cannot be read", queueView(&queue.Status{Error: "permission denied", Hint: "do this"}, now), "NOT KNOWN: it cannot be read: permission denied: do this", "", warm},
-		{"it says that it is readable, and no number", queueView(&queue.Status{Readable: true}, now), "NOT KNOWN: it cannot be read: : ", "", warm},
+		{"it cannot be read", queueView(&queue.Status{Error: "permission denied", Hint: "do this"}, now), "NOT KNOWN: it cannot be read: permission denied", "", warm},
+		{"it says that it is readable, and no number", queueView(&queue.Status{Readable: true}, now), "NOT KNOWN: it cannot be read: ", "", warm},
 		{"empty", queueView(&queue.Status{Readable: true, Messages: n(0)}, now), "empty", "", calm},
 		{"only held ones", queueView(&queue.Status{Readable: true, Messages: n(0), Queues: held}, now), "empty; 2 held", "", calm},
 		{"one", queueView(&queue.Status{Readable: true, Messages: n(1), Oldest: ago(59 * time.Minute)}, now), "1 message, the oldest came in 59 min ago", "", calm},
@@ -45,8 +45,8 @@ func TestQueueWords(t *testing.T) {
 		if tc.page == "-" {
 			continue
 		}
-		if facts := queueFacts(tc.v.milter.Queue, now); facts[0].Text != tc.words || facts[0].Level != tc.level {
-			t.Errorf("%s: the page says %+v", tc.name, facts[0])
+		if q := tc.v.queuedViewOf(nil); q.Words != tc.words || q.Level != tc.level {
+			t.Errorf("%s: the page says %+v", tc.name, q)
 		}
 	}
 }
@@ -60,7 +60,7 @@ func TestUnknownQueueInJSON(t *testing.T) {
 		}
 		want := `"queue":null`
 		if s != nil {
-			want = `"messages":null,"oldest":null,"queues":null,"waiting":null,"deferred":null`
+			want = `"messages":null,"oldest":null,"queues":null,"waiting":null,"deferred":null,"stalls":null`
 		}
 		if !strings.Contains(string(b), want) {
 			t.Errorf("no %s in %s", want, b)
@@ -80,9 +80,9 @@ func TestQueueByWay(t *testing.T) {
 	for range 2 * pageRows {
 		q.Waiting = append(q.Waiting, queue.PlaceStatus{Mailbox: "erp@contoso.com", Messages: 1})
 	}
-	facts := queueFacts(q, v.milter.Time)
-	if len(facts) != pageRows+2 || facts[1].Label != "scan@contoso.com" || facts[1].Text != "15 messages to 31 recipients, the oldest came in 40 min ago" || facts[pageRows+1].Text != "103 more with less" {
-		t.Errorf("the page has %d facts, first %+v, last %+v", len(facts), facts[1], facts[len(facts)-1])
+	x := v.queuedViewOf(nil)
+	if len(x.Ways) != pageRows || x.Ways[0] != (queuedRow{"scan@contoso.com", "", "15", "31", "40 min ago"}) || x.More != "103 more with less" {
+		t.Errorf("the page has %d ways, first %+v, and %s", len(x.Ways), x.Ways[0], x.More)
 	}
 }
 

@@ -5,12 +5,14 @@ package status
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -83,6 +85,8 @@ func (s *Command) print(text string) error {
 // view is what the services said at one time.
 type view struct {
 	time     time.Time
+	host     string // of the services; "" where it has no name
+	tenant   string // "" where the configuration cannot be read
 	tokenAt  string // address
 	raw      []byte // of the token service
 	token    *tokenReport
@@ -96,25 +100,35 @@ type view struct {
 
 // look asks both services.
 func (s *Command) look(ctx context.Context) *view {
-	v := &view{time: time.Now(), tokenAt: s.Config.Token.HTTP, milterAt: s.Config.Milter.HTTP}
-	if v.raw, v.tokenErr = service.Fetch(ctx, s.Client, v.tokenAt, "/status"); v.tokenErr == nil {
+	v := &view{time: time.Now(), tokenAt: s.Config.Token.HTTP, milterAt: s.Config.Milter.HTTP, tenant: s.Config.Tenant.ID}
+	v.host, _ = os.Hostname() // without one it is not named
+	v.askToken(ctx, s.Client)
+	v.askMilter(ctx, s.Client)
+	return v
+}
+
+// askToken asks the token service.
+func (v *view) askToken(ctx context.Context, client *http.Client) {
+	if v.tokenAt == "" {
+		return
+	}
+	if v.raw, v.tokenErr = service.Fetch(ctx, client, v.tokenAt, "/status"); v.tokenErr == nil {
 		v.token = new(tokenReport)
 		if err := json.Unmarshal(v.raw, v.token); err != nil || v.token.Status == nil || v.token.Credentials == nil {
 			v.token, v.tokenErr = nil, errors.New("what answers is not the token service of this version")
 		}
 	}
-	if v.milterAt != "" {
-		s.lookAtMilter(ctx, v)
-	}
-	return v
 }
 
-// lookAtMilter asks the milter. One that serves mail is up, though it may not tell more.
-func (s *Command) lookAtMilter(ctx context.Context, v *view) {
-	if _, v.milterErr = service.Fetch(ctx, s.Client, v.milterAt, "/healthz"); v.milterErr != nil {
+// askMilter asks the milter. One that serves mail is up, though it may not tell more.
+func (v *view) askMilter(ctx context.Context, client *http.Client) {
+	if v.milterAt == "" {
 		return
 	}
-	raw, err := service.Fetch(ctx, s.Client, v.milterAt, "/status")
+	if _, v.milterErr = service.Fetch(ctx, client, v.milterAt, "/healthz"); v.milterErr != nil {
+		return
+	}
+	raw, err := service.Fetch(ctx, client, v.milterAt, "/status")
 	if err != nil {
 		return
 	}
@@ -194,7 +208,12 @@ func (v *view) json() []byte {
 // of it reaches the terminal that could steer it.
 func (v *view) text() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s\n", v.time.Format(time.DateTime))
+	j := v.judged()
+	fmt.Fprintln(&b, j.sentence())
+	for _, line := range j.lines() {
+		fmt.Fprintln(&b, oneLine(line))
+	}
+	fmt.Fprintf(&b, "\n%s\n", v.heading())
 	fmt.Fprintf(&b, "token service  %s\n", v.tokenState())
 	fmt.Fprintf(&b, "milter         %s\n", v.milterState())
 	if v.observes() {
@@ -206,19 +225,37 @@ func (v *view) text() string {
 		for i := range v.token.Credentials {
 			writeCredential(&b, &v.token.Credentials[i], v.token.Time)
 		}
-		writeMailboxes(&b, v.token.Status)
+		writeMailboxes(&b, v.token.Status, j.about)
 	}
 	if v.milter != nil {
 		writeQueue(&b, v.milter.Queue, v.milter.Time)
 		writeClients(&b, v.milter.Status)
+		writeRefused(&b, v.milter.Status)
 	}
 	return tidyText(b.String())
 }
+
+// heading says of which host and tenant the rest is, and of when.
+func (v *view) heading() string {
+	parts := []string{v.time.Format(time.DateTime)}
+	for _, x := range []string{v.host, v.tenant} {
+		if x != "" {
+			parts = append(parts, x)
+		}
+	}
+	return strings.Join(parts, "  ")
+}
+
+// oneLine joins lines: what a service says may have some.
+func oneLine(s string) string { return strings.ReplaceAll(s, "\n", " ") }
 
 // tokenState says how the token service is.
 func (v *view) tokenState() string {
 	if idle := v.idleToken(); idle != "" {
 		return idle
+	}
+	if v.tokenAt == "" {
+		return "not known: token.http is off"
 	}
 	if v.token == nil {
 		return upOrDown("up", v.tokenAt, v.tokenErr)
@@ -405,16 +442,10 @@ func signInWords(credential string, s *lease.SignInStatus, now time.Time) string
 // groupWords says whose recipients a group counts.
 var groupWords = map[string]string{lease.GroupExternal: "the tenant", lease.GroupOnMicrosoft: "onmicrosoft.com senders"}
 
-// writeMailboxes prints the table of mailboxes, and below it why some are paused, and what the last
-// verdicts mean that were not "accepted".
-func writeMailboxes(w io.Writer, s *lease.Status) {
+// writeMailboxes prints the table of mailboxes, and below it what the last verdicts mean that were
+// not "accepted": each meaning once, and not of those about whom it has been said.
+func writeMailboxes(w io.Writer, s *lease.Status, about map[string]string) {
 	fmt.Fprintln(w)
-	if s.LedgerError != nil {
-		fmt.Fprintf(w, "what was used is not known: %s\n", *s.LedgerError)
-	}
-	if text := unseenWords(s); text != "" {
-		fmt.Fprintln(w, text)
-	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "mailbox\tcredential\tleases\twaiting\tmessages\trecipients\tlast verdict")
 	for i := range s.Mailboxes {
@@ -427,40 +458,40 @@ func writeMailboxes(w io.Writer, s *lease.Status) {
 		fmt.Fprintf(w, "%s leaves through the first to open of %s\n", p.Address, strings.Join(p.Members, ", "))
 	}
 	for _, g := range s.Groups {
-		fmt.Fprintf(w, "%s: %d of %d external recipients used in %s, %d left\n", groupName(g.Name), g.Recipients.Used, g.Recipients.Limit,
-			spanWords(time.Duration(g.Recipients.Window*float64(time.Second))), g.Recipients.Left)
+		fmt.Fprintf(w, "%s: %s of %s external recipients used in %s, %s left\n", groupName(g.Name), number(g.Recipients.Used), number(g.Recipients.Limit),
+			spanWords(time.Duration(g.Recipients.Window*float64(time.Second))), number(g.Recipients.Left))
 	}
-	for _, m := range s.Mailboxes {
-		if m.PausedUntil != nil {
-			fmt.Fprintf(w, "%s: paused, goes on %s: %s\n", m.Mailbox, whenWords(m.PausedUntil, s.Time), m.PauseReason)
-		}
-		for _, d := range m.Denied {
-			fmt.Fprintf(w, "%s: %s\n", m.Mailbox, deniedWords(m.Mailbox, &d, s.Time))
-		}
-		if v := m.LastVerdict; v != nil && v.Meaning != "" {
-			fmt.Fprintf(w, "%s: %s: %s\n", m.Mailbox, v.Class, v.Meaning)
-		}
-		if v := otherRefusal(&m, s.Time); v != nil {
-			fmt.Fprintf(w, "%s: %s\n", m.Mailbox, refusalWords(v, s.Time))
+	said := make(map[string]bool)
+	for i := range s.Mailboxes {
+		m := &s.Mailboxes[i]
+		for _, n := range mailboxNotes(m, about, said, s.Time) {
+			fmt.Fprintf(w, "%s: %s\n", m.Mailbox, n.Text)
 		}
 	}
-	if v := s.Unsigned; v != nil {
-		fmt.Fprintf(w, "before any sign-in: %s\n", refusalWords(v, s.Time))
+	if text := unsignedWords(s); text != "" {
+		fmt.Fprintln(w, text)
 	}
 }
 
-// deniedWords words that a mailbox may not send as a sender, and what becomes of that mail.
-func deniedWords(mailbox string, d *lease.Denial, now time.Time) string {
+// unsignedWords words what was refused before any sign-in, where it needs nobody.
+func unsignedWords(s *lease.Status) string {
+	if v := s.Unsigned; v != nil && answerLevel(v.Class) != hot {
+		return "before any sign-in: " + refusalWords(v, s.Time)
+	}
+	return ""
+}
+
+// deniedBrief words that a mailbox may not send as a sender, and what becomes of that mail.
+func deniedBrief(d *lease.Denial, now time.Time) string {
 	words := fmt.Sprintf("may not send as %s, says Exchange Online: ", d.Sender)
 	if !d.Held {
-		return words + fmt.Sprintf("%s returned, the last %s", plural(d.Count, "message"), whenWords(&d.Last, now))
+		return words + fmt.Sprintf("%s returned, the last %s", countOf(d.Count, "message", "messages"), whenWords(&d.Last, now))
 	}
 	next := "with the next message"
 	if d.NextTry != nil {
 		next = "by one message " + whenWords(d.NextTry, now)
 	}
-	return words + fmt.Sprintf("denied %d times, the last %s; its mail waits in the queue and is tried again %s, or when Send As is granted by: sendas retry %s %s",
-		d.Count, whenWords(&d.Last, now), next, mailbox, d.Sender)
+	return words + fmt.Sprintf("denied %s times, the last %s; its mail waits in the queue and is tried again %s", number(d.Count), whenWords(&d.Last, now), next)
 }
 
 // refusalShown is how long a refusal is shown that is not the last word on the mailbox.
@@ -509,7 +540,7 @@ func writeClients(w io.Writer, s *milter.Status) {
 	row := func(name string, c milter.Counts, limits string) {
 		fmt.Fprint(t, name+"\t")
 		for _, a := range clientActions() {
-			fmt.Fprintf(t, "%d\t", c.Became(a))
+			fmt.Fprintf(t, "%s\t", number(c.Became(a)))
 		}
 		fmt.Fprintln(t, limits)
 	}
@@ -519,7 +550,7 @@ func writeClients(w io.Writer, s *milter.Status) {
 	}
 	passed := ""
 	if n := s.Unknown.Became(policy.Pass); n > 0 {
-		passed = fmt.Sprintf("%d %s, to recipients whom Postfix delivers itself", n, policy.Pass.Done())
+		passed = fmt.Sprintf("%s %s, to recipients whom Postfix delivers itself", number(n), policy.Pass.Done())
 	}
 	row("(no client)", s.Unknown, passed)
 	t.Flush()
@@ -527,6 +558,44 @@ func writeClients(w io.Writer, s *milter.Status) {
 		x := &s.Identities[i]
 		fmt.Fprintf(w, "identity %s: %s\n", x.Identity, clientLimitWords(x.Limits, overWords(x.Over, x.OnLimit)))
 	}
+}
+
+// refusedShown is how many refusals the text shows; the page shows more.
+const refusedShown = 10
+
+// writeRefused prints who was refused lately, and why.
+func writeRefused(w io.Writer, s *milter.Status) {
+	if len(s.Refused) == 0 {
+		return
+	}
+	fmt.Fprintln(w)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "refused lately\tclient\tas\ttimes\tlast\twhy")
+	shown, more := firstOf(pointers(s.Refused), refusedShown)
+	for _, r := range shown {
+		fmt.Fprintln(t, strings.Join([]string{refusedWho(r), cmp.Or(r.Client, "(no client)"), cmp.Or(r.Asked, "(nobody)"), number(r.Count), whenWords(&r.Last, s.Time), refusedWhy(r)}, "\t"))
+	}
+	t.Flush()
+	if more > 0 {
+		fmt.Fprintf(w, "%d more; the page has them\n", more)
+	}
+}
+
+// refusedWho names the peer that was refused.
+func refusedWho(r *milter.Refusal) string {
+	who := cmp.Or(r.Addr, "(no address)")
+	if r.Login != "" {
+		who += " login " + r.Login
+	}
+	return who
+}
+
+// refusedWhy words the reason, briefly.
+func refusedWhy(r *milter.Refusal) string {
+	if brief := r.Reason.Brief(); brief != "" {
+		return r.Action.Done() + ": " + brief
+	}
+	return r.Action.Done()
 }
 
 func clientLimitWords(list []milter.LimitStatus, over string) string {
@@ -576,8 +645,7 @@ func usageWords(m *lease.MailboxStatus, kind limit.Kind, u *lease.UsageStatus) s
 	case u == nil:
 		return "not known"
 	}
-	r := limit.Rate{N: u.Limit, Per: time.Duration(u.Window * float64(time.Second))}
-	return fmt.Sprintf("%d of %s, %d left", u.Used, r, u.Left)
+	return fmt.Sprintf("%s of %s, %s left", number(u.Used), rateWords(u.Limit, u.Window), number(u.Left))
 }
 
 // whenAfter is whenWords with words before it, or nothing.

@@ -281,8 +281,7 @@ func TestCredentialWords(t *testing.T) {
 			SignIn: &lease.SignInStatus{User: "scan@contoso.com", Since: at(-100 * 24 * time.Hour), IdleDays: 91, MaxDays: 90,
 				Refused: &lease.Refusal{Code: "AADSTS700082", Meaning: "the refresh token lay unused too long"}}},
 			"\ncredential scan (device_code)\n  token         none: the last one ended 2 h 0 min ago; mail waits in the queue\n  last refresh  refused by Microsoft, 60 s ago\n" +
-				"                Microsoft refused the refresh token of \"scan\" (AADSTS700082)\n  hint          the refresh token lay unused too long; sign in again with \"sendas login scan\"\n" +
-				"  next refresh  in 4 min\n  signed in     scan@contoso.com since 2026-08-13; REFUSED by Microsoft (AADSTS700082): the refresh token lay unused too long\n"},
+				"                Microsoft refused the refresh token of \"scan\" (AADSTS700082)\n  next refresh  in 4 min\n  signed in     scan@contoso.com since 2026-08-13; REFUSED by Microsoft (AADSTS700082): the refresh token lay unused too long\n"},
 		{"somebody has signed in just now", lease.CredentialStatus{Name: "scan", Flow: "device_code", InUse: true,
 			Refresh: lease.RefreshStatus{LastAttempt: at(-10 * time.Second), NextAttempt: at(2 * time.Second)},
 			SignIn:  &lease.SignInStatus{User: "scan@contoso.com", Since: at(-3 * time.Second), Renewed: at(-3 * time.Second), Ends: at(90*24*time.Hour - 3*time.Second), MaxDays: 90}},
@@ -338,14 +337,14 @@ func TestMailboxWords(t *testing.T) {
 			Messages: usage(30, 30, 60), Recipients: usage(512, 10000, 86400), LastVerdict: &lease.Verdict{Class: replies.Accepted, Code: "250", Time: now.Add(-3 * time.Second)}},
 		{Mailbox: "scan@contoso.com", Credential: "app", Connections: 3, InForce: 3, Next: at(time.Hour), PausedUntil: at(time.Hour), PauseReason: "its recipients are used up",
 			LastVerdict: &lease.Verdict{Class: replies.Quota, Code: "554", Meaning: "its mail waits", Time: now}},
-	}})
+		{Mailbox: "erp2@contoso.com", Credential: "app", Connections: 3, InForce: 3, LastVerdict: &lease.Verdict{Class: replies.Busy, Code: "451", Meaning: "Microsoft has trouble", Time: now}},
+	}}, map[string]string{"scan@contoso.com": hot})
 	want := `
-what was used is not known: connection refused
-mailbox           credential  leases          waiting         messages            recipients                 last verdict
-erp@contoso.com   app         2 of 2 (not 3)  4, next in 2 s  30 of 30/m, 0 left  512 of 10000/d, 9488 left  accepted (250), 3 s ago
-scan@contoso.com  app         0 of 3          0               not known           not known                  quota (554), now
-scan@contoso.com: paused, goes on in 60 min: its recipients are used up
-scan@contoso.com: quota: its mail waits
+mailbox           credential  leases          waiting         messages            recipients                   last verdict
+erp@contoso.com   app         2 of 2 (not 3)  4, next in 2 s  30 of 30/m, 0 left  512 of 10,000/d, 9,488 left  accepted (250), 3 s ago
+scan@contoso.com  app         0 of 3          0               not known           not known                    quota (554), now
+erp2@contoso.com  app         0 of 3          0               not known           not known                    service (451), now
+erp2@contoso.com: service: Microsoft has trouble
 `
 	if got := b.String(); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
@@ -372,11 +371,11 @@ func TestUnseenWords(t *testing.T) {
 	}{{true, "replies are NOT SHOWN: 12 leases, the last 3 s ago, count as sent with 50 recipients each;"}, {false, ""}} {
 		v := fictitious()
 		v.token.RepliesUnseen = &lease.UnseenStatus{Now: tc.now, Leases: 12, Recipients: 50, Last: v.token.Time.Add(-3 * time.Second)}
-		var notices []string
-		for _, n := range tokenPage(v.token.Status, nil, false).Notices {
-			notices = append(notices, n.Text)
+		var needs []string
+		for _, n := range v.pageOf(false).Needs {
+			needs = append(needs, n.What)
 		}
-		for what, text := range map[string]string{"text": v.text(), "picture": strings.Join(v.draw(canvas{cols: 140, rows: 50}), "\n"), "page": strings.Join(notices, "\n")} {
+		for what, text := range map[string]string{"text": v.text(), "picture": strings.Join(v.draw(canvas{cols: 140, rows: 90}), "\n"), "page": strings.Join(needs, "\n")} {
 			if tc.want != "" && !strings.Contains(text, tc.want) || tc.want == "" && strings.Contains(text, "NOT SHOWN") {
 				t.Errorf("%s: no %q in\n%s", what, tc.want, text)
 			}

@@ -2,10 +2,10 @@ package status
 
 import (
 	"cmp"
-	"context"
 	"fmt"
 	"maps"
 	"net/http"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -20,17 +20,22 @@ import (
 	"github.com/sendas/sendas/token/lease/replies"
 )
 
-// pageRows is how many mailboxes or clients the page shows at first.
-const pageRows = 100
-
-// The levels of what is shown; they are classes of page.css.
+// pageRows is how many mailboxes or clients the page has at first, and openRows how many of them are
+// seen without opening a list; those that need somebody always are.
 const (
-	calm = ""
-	warm = "warm" // soon, or for a while
-	hot  = "hot"  // somebody has to act, or mail waits
+	pageRows = 100
+	openRows = 12
 )
 
-// pageNote is a sentence that stands out.
+// The levels of what is shown; they are classes of page.css. Nothing has a colour but what needs
+// somebody.
+const (
+	calm = ""
+	warm = "warm" // somebody should look
+	hot  = "hot"  // mail is held up, or somebody has to act now
+)
+
+// pageNote is a sentence.
 type pageNote struct{ Level, Text string }
 
 // pageFact is a labelled sentence.
@@ -46,43 +51,32 @@ type limitView struct {
 	Known      bool // there is a bar
 }
 
-// tokenView is the page of the token service.
-type tokenView struct {
-	MailboxesHead string
-	Mailboxes     []mailboxView
-	More          string
-	Groups        []clientView
-	Pools         []pageFact
-	Credentials   []credentialView
+// rowsView is a list: what is seen, what opens, and how many more there are.
+type rowsView[T any] struct {
+	Head       string
+	Open, Shut []T
+	ShutHead   string
+	More       string
 }
 
 type mailboxView struct {
-	Name, Under           string
-	Messages, Recipients  limitView
-	Leases                string
-	Waiting, WaitingClass string
-	Answer, AnswerClass   string
-	Notes                 []pageNote
+	Name, Under          string
+	Level                string
+	Messages, Recipients limitView
+	Leases, Waiting      string
+	Answer               string
+	Notes                []pageNote
 }
 
 type credentialView struct {
 	Name, Flow string
+	Level      string
 	Facts      []pageFact
-}
-
-// milterView is the page of the milter.
-type milterView struct {
-	ClientsHead string
-	Clients     []clientView
-	More        string
-	Identities  []clientView
-	Queue       []pageFact
-	RecentHead  string
-	Recent      []pageFact
 }
 
 type clientView struct {
 	Name   string
+	Level  string
 	Over   string // that and what happens then; "" for not over
 	Last   string
 	Counts []pageNote
@@ -91,73 +85,32 @@ type clientView struct {
 	NoLimits string // in place of limits
 }
 
+// queuedView is what waits in Postfix's queue.
+type queuedView struct {
+	Words, Level string
+	Ways         []queuedRow
+	More         string
+	Reasons      []pageFact
+}
+
+type queuedRow struct{ Name, Level, Messages, Recipients, Oldest string }
+
+// refusedView is what a peer was refused.
+type refusedView struct {
+	Who, As, Times, Last, Why, Answer string
+	Client                            string // "" for a peer that is no client
+	Line                              string // of the configuration, which would let it in; "" for a client
+}
+
+// tile is a figure that stands out.
+type tile struct{ Figure, Words, Level string }
+
 // wantsAll reports whether the reader asked for all rows.
 func wantsAll(r *http.Request) bool { return r.URL.Query().Get("all") != "" }
-
-// serviceState says in one line how the service is.
-func serviceState(now time.Time, started *time.Time) string {
-	s := "as of " + now.Local().Format("2006-01-02 15:04:05 MST")
-	if started != nil {
-		s += " · up for " + spanWords(now.Sub(*started))
-	}
-	return s
-}
-
-// configNotes says that a newer configuration is not in force, or not all of it.
-func configNotes(c *service.Config, now time.Time) (notes []pageNote) {
-	if c == nil {
-		return nil
-	}
-	if !c.OK {
-		notes = append(notes, pageNote{hot, fmt.Sprintf(`the new configuration is wrong, so the one loaded %s stays in force; "sendas check" says what to write instead`, whenWords(&c.LoadedAt, now))})
-	}
-	if len(c.NeedsRestart) > 0 {
-		notes = append(notes, pageNote{warm, restartWords(c)})
-	}
-	return notes
-}
 
 // restartWords says what was changed and is not in force.
 func restartWords(c *service.Config) string {
 	return "changed, and in force after a restart of the service only: " + strings.Join(c.NeedsRestart, ", ")
-}
-
-// tokenPage makes the page of the token service.
-func tokenPage(s *lease.Status, c *service.Config, all bool) *pageView {
-	v := &pageView{Service: "token service", State: serviceState(s.Time, s.Started), Title: "sendas token service", Notices: configNotes(c, s.Time)}
-	if s.Stopping {
-		v.Notices = append(v.Notices, pageNote{warm, "the service is stopping: it gives no more leases, and mail waits in Postfix's queue"})
-	}
-	if s.LedgerError != nil {
-		v.Notices = append(v.Notices, pageNote{hot, "what was used is not known: " + *s.LedgerError})
-	}
-	if s.Unsigned != nil {
-		v.Notices = append(v.Notices, pageNote{warm, "before any sign-in: " + refusalWords(s.Unsigned, s.Time)})
-	}
-	if text := unseenWords(s); text != "" {
-		v.Notices = append(v.Notices, pageNote{hot, text})
-	}
-	t := &tokenView{MailboxesHead: mailboxesHead(s)}
-	shown, rest := firstOf(mailboxesInOrder(s.Mailboxes, len(s.Mailboxes) > rowsFor(all)), rowsFor(all))
-	for _, m := range shown {
-		t.Mailboxes = append(t.Mailboxes, mailboxViewOf(m, s.Time))
-	}
-	t.More = moreWords(rest, "mailboxes")
-	for _, g := range s.Groups {
-		t.Groups = append(t.Groups, clientView{Name: groupName(g.Name), Limits: []limitView{groupLimit(g.Recipients)}})
-	}
-	for _, p := range s.Pools {
-		t.Pools = append(t.Pools, pageFact{p.Address, calm, "leaves through the first to open of " + strings.Join(p.Members, ", ")})
-	}
-	for i := range s.Credentials {
-		x := &s.Credentials[i]
-		t.Credentials = append(t.Credentials, credentialView{Name: x.Name, Flow: x.Flow, Facts: credentialFacts(x, s.Time)})
-	}
-	if n := troubles(s); n > 0 {
-		v.Title = fmt.Sprintf("(%d) %s", n, v.Title)
-	}
-	v.Token = t
-	return v
 }
 
 // groupName says whose recipients a group counts.
@@ -173,23 +126,9 @@ func groupLimit(u *lease.UsageStatus) limitView {
 	if u == nil {
 		return limitView{Kind: kind, Used: "not known"}
 	}
-	return limitViewOf(kind, u.Used, u.Left, u.Limit, u.Window)
-}
-
-// troubles counts mailboxes and credentials that cannot send.
-func troubles(s *lease.Status) int {
-	n := 0
-	for i := range s.Mailboxes {
-		if s.Mailboxes[i].PausedUntil != nil {
-			n++
-		}
-	}
-	for i := range s.Credentials {
-		if s.Credentials[i].InUse && !s.Credentials[i].Token.Live {
-			n++
-		}
-	}
-	return n
+	v := limitViewOf(kind, u.Used, u.Left, u.Limit, u.Window)
+	v.Level = windowLevel(u)
+	return v
 }
 
 func rowsFor(all bool) int {
@@ -203,7 +142,7 @@ func moreWords(n int, what string) string {
 	if n == 0 {
 		return ""
 	}
-	return fmt.Sprintf("%d more %s with less to do", n, what)
+	return fmt.Sprintf("%s more %s with less to do", number(n), what)
 }
 
 func mailboxesHead(s *lease.Status) string {
@@ -211,7 +150,7 @@ func mailboxesHead(s *lease.Status) string {
 	for i := range s.Mailboxes {
 		out, waiting = out+s.Mailboxes[i].Leases, waiting+s.Mailboxes[i].Waiting
 	}
-	return fmt.Sprintf("%d in all · %s out · %s", len(s.Mailboxes), plural(out, "lease"), plural(waiting, "look-up")+" waiting")
+	return fmt.Sprintf("%s in all · %s out · %s waiting", number(len(s.Mailboxes)), countOf(out, "lease", "leases"), countOf(waiting, "look-up", "look-ups"))
 }
 
 // plural counts things: "1 lease", "2 leases".
@@ -219,7 +158,7 @@ func plural(n int, what string) string {
 	if n == 1 {
 		return "1 " + what
 	}
-	return fmt.Sprintf("%d %ss", n, what)
+	return number(n) + " " + what + "s"
 }
 
 // firstOf returns up to n, and how many are left out.
@@ -228,17 +167,22 @@ func firstOf[T any](list []T, n int) ([]T, int) {
 	return list[:n], len(list) - n
 }
 
-// mailboxesInOrder returns mailboxes in the order of the configuration or, where there is not room
-// for all, those with most to do first.
-func mailboxesInOrder(list []lease.MailboxStatus, crowded bool) []*lease.MailboxStatus {
+// mailboxesInOrder returns first those that need somebody, then the others in the order of the
+// configuration or, where there is not room for all, those with most to do first.
+func mailboxesInOrder(list []lease.MailboxStatus, about map[string]string, crowded bool) []*lease.MailboxStatus {
 	sorted := pointers(list)
-	if crowded {
-		slices.SortStableFunc(sorted, func(a, b *lease.MailboxStatus) int {
-			return cmp.Or(cmpBool(b.PausedUntil != nil, a.PausedUntil != nil), cmp.Compare(b.Waiting, a.Waiting),
-				cmp.Compare(mailboxShare(b), mailboxShare(a)), cmp.Compare(b.Leases, a.Leases))
-		})
-	}
+	slices.SortStableFunc(sorted, func(a, b *lease.MailboxStatus) int {
+		if c := cmpLevel(about, a.Mailbox, b.Mailbox); c != 0 || !crowded {
+			return c
+		}
+		return cmp.Or(cmp.Compare(b.Waiting, a.Waiting), cmp.Compare(mailboxShare(b), mailboxShare(a)), cmp.Compare(b.Leases, a.Leases))
+	})
 	return sorted
+}
+
+// cmpLevel sorts names by how much they need somebody.
+func cmpLevel(about map[string]string, a, b string) int {
+	return cmp.Or(cmpBool(about[b] == hot, about[a] == hot), cmpBool(about[b] == warm, about[a] == warm))
 }
 
 func pointers[T any](list []T) []*T {
@@ -272,13 +216,14 @@ func mailboxShare(m *lease.MailboxStatus) float64 {
 }
 
 // clientsInOrder is mailboxesInOrder for clients.
-func clientsInOrder(list []milter.ClientStatus, crowded bool) []*milter.ClientStatus {
+func clientsInOrder(list []milter.ClientStatus, about map[string]string, crowded bool) []*milter.ClientStatus {
 	sorted := pointers(list)
-	if crowded {
-		slices.SortStableFunc(sorted, func(a, b *milter.ClientStatus) int {
-			return cmp.Or(cmpBool(b.Over, a.Over), cmp.Compare(clientShare(b.Limits), clientShare(a.Limits)), cmp.Compare(sum(b.Messages), sum(a.Messages)))
-		})
-	}
+	slices.SortStableFunc(sorted, func(a, b *milter.ClientStatus) int {
+		if c := cmp.Or(cmpLevel(about, a.Client, b.Client), cmpBool(b.Over, a.Over)); c != 0 || !crowded {
+			return c
+		}
+		return cmp.Or(cmp.Compare(clientShare(b.Limits), clientShare(a.Limits)), cmp.Compare(sum(b.Messages), sum(a.Messages)))
+	})
 	return sorted
 }
 
@@ -297,27 +242,34 @@ func sum(counts map[policy.Action]uint64) (n uint64) {
 	return n
 }
 
-func mailboxViewOf(m *lease.MailboxStatus, now time.Time) mailboxView {
-	v := mailboxView{Name: m.Mailbox, Under: "by " + m.Credential, Messages: mailboxLimit(limit.KindMessages, m, m.Messages),
-		Recipients: mailboxLimit(limit.KindRecipients, m, m.Recipients), Leases: connectionWords(m), Answer: "no answer yet", AnswerClass: "soft"}
-	v.Waiting, v.WaitingClass = waitingWords(m, now)
+func mailboxViewOf(m *lease.MailboxStatus, about map[string]string, said map[string]bool, now time.Time) mailboxView {
+	v := mailboxView{Name: m.Mailbox, Level: about[m.Mailbox], Under: "by " + m.Credential, Messages: mailboxLimit(limit.KindMessages, m, m.Messages),
+		Recipients: mailboxLimit(limit.KindRecipients, m, m.Recipients), Leases: connectionWords(m), Waiting: waitingWords(m, now), Answer: "no answer yet", Notes: mailboxNotes(m, about, said, now)}
 	if m.PausedUntil != nil {
-		v.Notes = append(v.Notes, pageNote{hot, fmt.Sprintf("paused until %s (%s): %s", clock(*m.PausedUntil, now), whenWords(m.PausedUntil, now), m.PauseReason)})
-	}
-	for _, d := range m.Denied {
-		v.Notes = append(v.Notes, pageNote{hot, deniedWords(m.Mailbox, &d, now)})
+		v.Waiting = "rests until " + clock(*m.PausedUntil, now)
 	}
 	if a := m.LastVerdict; a != nil {
-		level := answerLevel(a.Class)
-		v.Answer, v.AnswerClass = lastVerdictWords(a, now), level
-		if a.Meaning != "" {
-			v.Notes = append(v.Notes, pageNote{level, string(a.Class) + ": " + a.Meaning})
-		}
-	}
-	if a := otherRefusal(m, now); a != nil {
-		v.Notes = append(v.Notes, pageNote{warm, refusalWords(a, now)})
+		v.Answer = lastVerdictWords(a, now)
 	}
 	return v
+}
+
+// mailboxNotes say what the last answers to a mailbox mean, each meaning once: said has those that
+// stand there already. What needs somebody has been said.
+func mailboxNotes(m *lease.MailboxStatus, about map[string]string, said map[string]bool, now time.Time) (list []pageNote) {
+	add := func(key, text string) {
+		if !said[key] {
+			said[key] = true
+			list = append(list, pageNote{calm, text})
+		}
+	}
+	if a := m.LastVerdict; a != nil && a.Meaning != "" && (about[m.Mailbox] == calm || answerLevel(a.Class) != hot) {
+		add(a.Meaning, string(a.Class)+": "+a.Meaning)
+	}
+	if a := otherRefusal(m, now); a != nil {
+		add(string(a.Stage)+a.Meaning, refusalWords(a, now))
+	}
+	return list
 }
 
 // connectionWords words the leases that are out, and how many may be.
@@ -331,16 +283,16 @@ func connectionWords(m *lease.MailboxStatus) string {
 	return fmt.Sprintf("%d of %d connections", m.Leases, m.Connections)
 }
 
-// waitingWords words the look-ups that wait, with their level.
-func waitingWords(m *lease.MailboxStatus, now time.Time) (words, level string) {
+// waitingWords words the look-ups that wait.
+func waitingWords(m *lease.MailboxStatus, now time.Time) string {
 	if m.Waiting == 0 {
-		return "nobody waits", "soft"
+		return "nobody waits"
 	}
-	words = fmt.Sprintf("%d waiting", m.Waiting)
-	if m.Next != nil && m.PausedUntil == nil {
+	words := number(m.Waiting) + " waiting"
+	if m.Next != nil {
 		words += ", next " + whenWords(m.Next, now)
 	}
-	return words, warm
+	return words
 }
 
 // clock words a moment of the future, with the day where it is another one.
@@ -368,20 +320,30 @@ func mailboxLimit(kind limit.Kind, m *lease.MailboxStatus, u *lease.UsageStatus)
 	if u == nil {
 		return limitView{Kind: string(kind), Used: usageWords(m, kind, u)}
 	}
-	return limitViewOf(string(kind), u.Used, u.Left, u.Limit, u.Window)
+	v := limitViewOf(string(kind), u.Used, u.Left, u.Limit, u.Window)
+	v.Level = windowLevel(u)
+	return v
 }
 
 func limitViewOf(kind string, used, left, most int, window float64) limitView {
-	r := limit.Rate{N: most, Per: time.Duration(window * float64(time.Second))}
-	v := limitView{Kind: kind, Used: fmt.Sprintf("%d of %s", used, r), Left: fmt.Sprintf("%d left", left), Percent: percent(used, most), Level: usedLevel(used, most), Known: true}
+	v := limitView{Kind: kind, Used: number(used) + " of " + rateWords(most, window), Left: number(left) + " left", Percent: percent(used, most), Known: true}
 	v.Text = v.Kind + ": " + v.Used + ", " + v.Left
 	return v
 }
 
-// usedLevel is the level of a bar.
+// windowLevel is the level of a limit of Microsoft's. That of a minute is used up on every normal
+// day, and opens again by itself.
+func windowLevel(u *lease.UsageStatus) string {
+	if u.Window < (12 * time.Hour).Seconds() {
+		return calm
+	}
+	return usedLevel(u.Used, u.Limit)
+}
+
+// usedLevel is the level of a day's limit, as in the alerts.
 func usedLevel(used, most int) string {
 	switch {
-	case used >= most:
+	case float64(used) >= .95*float64(most):
 		return hot
 	case float64(used) >= .8*float64(most):
 		return warm
@@ -403,11 +365,8 @@ func credentialFacts(c *lease.CredentialStatus, now time.Time) (list []pageFact)
 			refresh = warm
 		}
 		add("last refresh", refresh, refreshWords(c, now))
-		if e := c.Refresh.Error; e != nil {
+		if e := c.Refresh.Error; e != nil { // what to do stands among what needs somebody
 			add("", refresh, e.Text)
-			if e.Hint != "" {
-				add("hint", calm, e.Hint)
-			}
 		}
 		add("next refresh", calm, whenWords(c.Refresh.NextAttempt, now))
 	} else {
@@ -428,9 +387,6 @@ func credentialFacts(c *lease.CredentialStatus, now time.Time) (list []pageFact)
 				level = warm
 			}
 			add("renewal", level, renewalWords(r, now))
-			if r.Hint != "" {
-				add("hint", calm, r.Hint)
-			}
 		}
 	}
 	if s := c.SignIn; s != nil {
@@ -469,29 +425,6 @@ func signInLevel(s *lease.SignInStatus) string {
 	return calm
 }
 
-// milterPage makes the page of the milter.
-func milterPage(s *milter.Status, c *service.Config, all bool) *pageView {
-	v := &pageView{Service: "milter", State: serviceState(s.Time, s.Started), Title: "sendas milter", Notices: configNotes(c, s.Time)}
-	if observed(s) {
-		v.Notices = append(v.Notices, pageNote{warm, "sendas " + observeWords})
-	}
-	m := &milterView{ClientsHead: clientsHead(s), RecentHead: fmt.Sprintf("The last %d minutes", s.Recent.Minutes), Recent: recentFacts(&s.Recent), Queue: queueFacts(s.Queue, s.Time)}
-	shown, rest := firstOf(clientsInOrder(s.Clients, len(s.Clients) > rowsFor(all)), rowsFor(all))
-	for _, x := range shown {
-		m.Clients = append(m.Clients, clientView{Name: x.Client, Over: overWords(x.Over, x.OnLimit), Last: lastWords(x.LastMessage, s.Time),
-			Counts: countNotes(&x.Counts), Limits: limitViews(x.Limits), NoLimits: "no limits of its own"})
-	}
-	m.More = moreWords(rest, "clients")
-	if n := sum(s.Unknown.Messages); n+s.Unknown.Refused > 0 {
-		m.Clients = append(m.Clients, clientView{Name: "peers that are no client", Last: lastWords(s.Unknown.LastMessage, s.Time), Counts: countNotes(&s.Unknown)})
-	}
-	for _, x := range s.Identities {
-		m.Identities = append(m.Identities, clientView{Name: x.Identity, Over: overWords(x.Over, x.OnLimit), Limits: limitViews(x.Limits)})
-	}
-	v.Milter = m
-	return v
-}
-
 func clientsHead(s *milter.Status) string {
 	over := 0
 	for i := range s.Clients {
@@ -500,9 +433,9 @@ func clientsHead(s *milter.Status) string {
 		}
 	}
 	if over == 0 {
-		return fmt.Sprintf("%d in all", len(s.Clients))
+		return number(len(s.Clients)) + " in all"
 	}
-	return fmt.Sprintf("%d in all · %d over the limit", len(s.Clients), over)
+	return fmt.Sprintf("%s in all · %s over the limit", number(len(s.Clients)), number(over))
 }
 
 // overWords says what happens to mail that is over a limit.
@@ -520,23 +453,15 @@ func lastWords(t *time.Time, now time.Time) string {
 	return "last message " + whenWords(t, now)
 }
 
-// actionLevel colours the count of an action.
-func actionLevel(a policy.Action) string {
-	if a == policy.Accept || a == policy.Pass {
-		return calm
-	}
-	return warm
-}
-
 // countNotes words what became of mail; what never happened is left out, but for "accepted".
 func countNotes(c *milter.Counts) (list []pageNote) {
 	for _, a := range policy.Actions() {
 		if n := c.Messages[a]; n > 0 || a == policy.Accept {
-			list = append(list, pageNote{actionLevel(a), fmt.Sprintf("%d %s", n, a.Done())})
+			list = append(list, pageNote{calm, number(n) + " " + a.Done()})
 		}
 	}
 	if c.Refused > 0 {
-		list = append(list, pageNote{warm, fmt.Sprintf("%s refused", plural(int(c.Refused), "recipient"))})
+		list = append(list, pageNote{calm, plural(int(c.Refused), "recipient") + " refused"})
 	}
 	return list
 }
@@ -548,58 +473,70 @@ func limitViews(list []milter.LimitStatus) (views []limitView) {
 	return views
 }
 
-// recentFacts words what was decided lately: the actions, then the reasons, most frequent first.
+// recentFacts words why something was decided lately, most frequent first.
 func recentFacts(r *milter.Recent) (list []pageFact) {
-	for _, a := range policy.Actions() {
-		if n := r.Actions[a]; n > 0 {
-			list = append(list, pageFact{a.Done(), actionLevel(a), fmt.Sprint(n)})
-		}
-	}
 	codes := slices.SortedFunc(maps.Keys(r.Reasons), func(a, b policy.ReasonCode) int {
 		return cmp.Or(-cmp.Compare(r.Reasons[a], r.Reasons[b]), cmp.Compare(a, b))
 	})
 	for _, c := range codes {
-		text := fmt.Sprint(r.Reasons[c])
-		if w := c.Brief(); w != "" {
-			text += ": " + w
-		}
-		list = append(list, pageFact{string(c), calm, text})
+		list = append(list, pageFact{number(r.Reasons[c]), calm, cmp.Or(c.Brief(), string(c))})
 	}
 	return list
 }
 
-// A site is where the pages of a service are shown.
-type Site struct {
-	Addr    string                // where the service was told to listen
-	Version string                // of the program
-	State   func() service.Config // of the configuration in force
-	Other   func() string         // where the other service listens now
+// queuedViewOf words Postfix's queue.
+func (v *view) queuedViewOf(about map[string]string) *queuedView {
+	x := &queuedView{}
+	x.Words, x.Level = v.queueState()
+	if v.milter == nil || v.milter.Queue == nil {
+		return x
+	}
+	s, now := v.milter.Queue, v.milter.Time
+	shown, rest := firstOf(pointers(s.Waiting), pageRows)
+	for _, p := range shown {
+		x.Ways = append(x.Ways, queuedRow{placeName(p), about[placeName(p)], number(p.Messages), number(p.Recipients), whenWords(p.Oldest, now)})
+	}
+	if rest > 0 {
+		x.More = number(rest) + " more with less"
+	}
+	for _, d := range s.Deferred {
+		why := standing[d.Reason].what
+		x.Reasons = append(x.Reasons, pageFact{string(d.Reason), calm, number(d.Messages) + map[bool]string{true: "", false: ": " + why}[why == ""]})
+	}
+	return x
 }
 
-// TokenPages is what the token service shows.
-func TokenPages(at *Site, status func(context.Context) *lease.Status) map[string]http.Handler {
-	answer := func(ctx context.Context) *tokenReport {
-		c := at.State()
-		return &tokenReport{Status: status(ctx), Config: &c}
+// refusedViews word who was refused lately. Those whom nobody knows have the line that would let
+// them in, with that sender.
+func refusedViews(s *milter.Status, from string) (list []refusedView) {
+	for i := range s.Refused {
+		r := &s.Refused[i]
+		x := refusedView{Who: refusedWho(r), Client: r.Client, As: r.Asked, Times: number(r.Count), Last: whenWords(&r.Last, s.Time), Why: refusedWhy(r), Answer: r.Answer}
+		if r.Client == "" && r.Action == policy.Reject {
+			x.Line = letIn(r, from)
+		}
+		list = append(list, x)
 	}
-	return pages(at, func(ctx context.Context) any { return answer(ctx) }, func(ctx context.Context, req *http.Request) *pageView {
-		a := answer(ctx)
-		v := tokenPage(a.Status, a.Config, wantsAll(req))
-		v.OtherName, v.OtherURL = "milter", otherURL(at.Addr, at.Other(), req.Host)
-		return v
-	})
+	return list
 }
 
-// MilterPages is what the milter shows.
-func MilterPages(at *Site, status func() *milter.Status) map[string]http.Handler {
-	answer := func() *milterReport {
-		c := at.State()
-		return &milterReport{Status: status(), Config: &c}
+// letIn returns the line below clients: that would let a peer in, whose mail leaves as from where it
+// asks for what it may not; "" where nothing tells who it is.
+func letIn(r *milter.Refusal, from string) string {
+	var name, by string
+	switch {
+	case r.Login != "" && plainName.MatchString(r.Login):
+		name, by = r.Login, "logins: ["+r.Login+"]"
+	case r.Addr != "":
+		name, by = "device-"+strings.NewReplacer(".", "-", ":", "-").Replace(r.Addr), "networks: [\""+r.Addr+"\"]"
+	default:
+		return ""
 	}
-	return pages(at, func(context.Context) any { return answer() }, func(_ context.Context, req *http.Request) *pageView {
-		a := answer()
-		v := milterPage(a.Status, a.Config, wantsAll(req))
-		v.OtherName, v.OtherURL = "token service", otherURL(at.Addr, at.Other(), req.Host)
-		return v
-	})
+	if from != "" {
+		by += ", from: " + from
+	}
+	return "- {name: " + name + ", " + by + "}"
 }
+
+// plainName is what can stand in the configuration as a name and without quotes.
+var plainName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9._-]*$`)

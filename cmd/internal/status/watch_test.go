@@ -112,7 +112,7 @@ func TestStatusOnTerminal(t *testing.T) {
 	if err := unix.Kill(os.Getpid(), unix.SIGWINCH); err != nil { // to whoever has the terminal as its own; here it is nobody's
 		t.Fatal(err)
 	}
-	x.wait(t, "connection refused")
+	x.wait(t, "-n 50; then: systemctl restart") // on one line, for which the first picture was too narrow
 	cancel()
 	if err := <-done; err != nil {
 		t.Errorf("ended by Ctrl-C: %v", err)

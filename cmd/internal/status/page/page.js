@@ -16,7 +16,7 @@
       if (old.data !== now.data) old.data = now.data;
       return;
     }
-    for (const a of [...old.attributes]) if (!now.hasAttribute(a.name)) old.removeAttribute(a.name);
+    for (const a of [...old.attributes]) if (!now.hasAttribute(a.name) && a.name !== "open") old.removeAttribute(a.name); // what was opened stays so
     for (const a of now.attributes) if (old.getAttribute(a.name) !== a.value) old.setAttribute(a.name, a.value);
     const have = [...old.childNodes], want = [...now.childNodes];
     want.forEach((n, i) => i < have.length ? follow(have[i], n) : old.append(document.importNode(n, true)));
