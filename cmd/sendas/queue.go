@@ -17,7 +17,7 @@ import (
 
 // queueRules returns what the milter needs to watch Postfix's queue, and the ceiling.
 func queueRules(c *config.Site) queue.Rules {
-	r := queue.Rules{Socket: c.Milter.QueueSocket, Wait: c.Milter.QueueCeiling, Policy: c.Policy, Explain: explainQueued}
+	r := queue.Rules{Socket: c.Milter.QueueSocket, Every: c.Milter.QueueInterval, Wait: c.Milter.QueueCeiling, Policy: c.Policy, Explain: explainQueued}
 	client, addr := service.NewLocalClient(), c.Token.HTTP
 	if addr != "" {
 		r.Proof = func(ctx context.Context) queue.Proof { return leavingNow(ctx, client, addr) }

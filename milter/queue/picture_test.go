@@ -192,8 +192,11 @@ func TestRestAfter(t *testing.T) {
 	for took, want := range map[time.Duration]time.Duration{
 		0: 10 * time.Second, time.Second: 10 * time.Second, 10 * time.Second: 90 * time.Second, readTime: 10 * time.Minute,
 	} {
-		if got := restAfter(took); got != want {
+		if got := restAfter(took, nil); got != want {
 			t.Errorf("after %v it rests for %v, want %v", took, got, want)
+		}
+		if got := restAfter(took, &Rules{Every: time.Minute}); got != max(want, time.Minute) {
+			t.Errorf("after %v it rests for %v, with a minute", took, got)
 		}
 	}
 }

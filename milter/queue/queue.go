@@ -20,8 +20,9 @@ import (
 )
 
 const (
-	// interval is how often Postfix's queue is read. What is accepted in between is added.
-	interval = 10 * time.Second
+	// Interval is how often Postfix's queue is read unless Rules say otherwise. What is accepted in
+	// between is added.
+	Interval = 10 * time.Second
 	// readTime is how long the reading may take: showq(8) opens every file of the queue.
 	readTime = 5 * time.Minute
 	// restFactor is how many times longer than a reading nothing is read after it, so that a large
@@ -69,6 +70,7 @@ type taken struct {
 // Rules are what the Watch needs of one configuration.
 type Rules struct {
 	Socket string                     // of showq(8)
+	Every  time.Duration              // how often it is asked; 0: Interval
 	Wait   time.Duration              // limit.Ceiling.Wait; 0: no ceiling
 	Limits map[string]limit.Allowance // by policy.Mailbox.Name
 	Policy *policy.Rules              // says whose mailbox a sender's mail leaves through
@@ -109,7 +111,7 @@ func (q *Watch) Run(ctx context.Context) {
 		}
 		began := time.Now()
 		q.Look(ctx)
-		t := time.NewTimer(restAfter(time.Since(began)))
+		t := time.NewTimer(restAfter(time.Since(began), q.rules.Load()))
 		select {
 		case <-ctx.Done():
 			t.Stop()
@@ -122,8 +124,12 @@ func (q *Watch) Run(ctx context.Context) {
 }
 
 // restAfter returns how long nothing is read after a reading that took so long.
-func restAfter(took time.Duration) time.Duration {
-	return max(interval, min(maxRest, restFactor*took))
+func restAfter(took time.Duration, r *Rules) time.Duration {
+	every := Interval
+	if r != nil && r.Every > 0 {
+		every = r.Every
+	}
+	return max(every, min(maxRest, restFactor*took))
 }
 
 // Look reads the queue once. Only one may at a time.

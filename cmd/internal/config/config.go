@@ -299,6 +299,8 @@ type Milter struct {
 
 	QueueCeiling time.Duration `yaml:"queue_ceiling"` // how long what is taken last may have to wait; 0: no ceiling
 	QueueSocket  string        `yaml:"queue_socket"`  // of Postfix's showq(8); absolute
+	// QueueInterval is how often the queue is read, a very large one less often.
+	QueueInterval time.Duration `yaml:"queue_interval"`
 
 	Received    string `yaml:"received"`     // policy.Received
 	ClassesFile string `yaml:"classes_file"` // what Postfix delivers itself; absolute
@@ -333,7 +335,7 @@ func Default() *Site {
 		Tenant: Tenant{Cloud: "global", External: externalOff},
 		Milter: Milter{
 			Mode: string(policy.Enforce), Listen: "unix:/var/spool/postfix/sendas/milter", PolicyListen: "unix:/var/spool/postfix/sendas/policy", HTTP: "127.0.0.1:9725",
-			Store: "bolt:/var/lib/sendas/milter.db", Hosts: 1, QueueSocket: "/var/spool/postfix/public/showq",
+			Store: "bolt:/var/lib/sendas/milter.db", Hosts: 1, QueueSocket: "/var/spool/postfix/public/showq", QueueInterval: 10 * time.Second,
 			Received: string(policy.PassReceived), ClassesFile: "postfix-classes.json",
 		},
 		Token: Token{

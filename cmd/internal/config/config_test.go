@@ -87,7 +87,7 @@ func TestFullConfig(t *testing.T) {
 		}},
 		{"a login of digits", c.Clients[0].Logins, []string{"007"}},
 		{"milter", c.Milter, Milter{Mode: "enforce", Listen: "inet:127.0.0.1:8891", PolicyListen: "inet:127.0.0.1:8892", Store: "rediss+cluster://sendas@redis-1.contoso.com:6379,redis-2.contoso.com",
-			StorePasswordFile: dir + "/redis.secret", StoreCAFile: dir + "/redis-ca.pem", StoreCertificateFile: dir + "/redis.pem", Hosts: 3, QueueCeiling: 24 * time.Hour, QueueSocket: dir + "/showq", Received: "trust", ClassesFile: dir + "/classes.json"}},
+			StorePasswordFile: dir + "/redis.secret", StoreCAFile: dir + "/redis-ca.pem", StoreCertificateFile: dir + "/redis.pem", Hosts: 3, QueueCeiling: 24 * time.Hour, QueueSocket: dir + "/showq", QueueInterval: time.Minute, Received: "trust", ClassesFile: dir + "/classes.json"}},
 		{"identities", c.Identities, []Identity{
 			{"Billing@contoso.com", ClientLimits{Messages: []limit.Rate{{N: 100, Per: time.Hour}, {N: 500, Per: 24 * time.Hour}},
 				Recipients: []limit.Rate{{N: 1000, Per: 24 * time.Hour}}}, "reject"},

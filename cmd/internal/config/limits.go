@@ -67,6 +67,9 @@ func (k *checker) queue() {
 	case c >= postfixLifetime:
 		k.fail("milter.queue_ceiling", "Postfix returns mail after 5 days (maximal_queue_lifetime), so a ceiling that high protects nothing; write 1d")
 	}
+	if c := k.c.Milter.QueueInterval; c < time.Second || c > 10*time.Minute {
+		k.fail("milter.queue_interval", "the queue is read every second at most, and every 10 minutes at least; write 10s")
+	}
 	if k.c.Milter.QueueSocket == "" && k.c.Milter.QueueCeiling > 0 {
 		k.fail("milter.queue_socket", "without it the queue cannot be read; write the path of Postfix's showq socket, or queue_ceiling: 0")
 	}

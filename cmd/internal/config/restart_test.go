@@ -13,7 +13,7 @@ import (
 // the file is loaded again, and then stands here, or it is said to need a restart.
 func TestRestart(t *testing.T) {
 	live := map[string]bool{
-		"milter.queue_ceiling": true, "milter.queue_socket": true, // the queue is asked anew
+		"milter.queue_ceiling": true, "milter.queue_socket": true, "milter.queue_interval": true, // the queue is asked anew
 		"milter.mode": true, "milter.received": true, "milter.classes_file": true,
 		"token.peers": true, "token.token_files": true, "token.recipients_unseen": true,
 	}
