@@ -22,6 +22,7 @@ type Picture struct {
 	Ways     Counts[Way]
 	Deferred Counts[Reason]
 	Stalls   []Stall // most first
+	Free     int64   // bytes on the disk of the queue that Postfix may use; -1: not known
 }
 
 // A Way is how mail leaves: through a mailbox, or by a route without one. The zero value is for mail
@@ -76,6 +77,7 @@ type Status struct {
 	Cause    Cause         `json:"cause,omitempty"`
 	Hint     string        `json:"hint"` // what to do then
 	ReadAt   time.Time     `json:"read_at"`
+	Free     *int64        `json:"free_bytes"` // on the disk of the queue
 	Messages *int          `json:"messages"` // what leaves by itself: incoming, active and deferred
 	Oldest   *time.Time    `json:"oldest"`   // of these
 	Queues   []PlaceStatus `json:"queues"`   // each of Postfix's queues
@@ -109,6 +111,9 @@ func (q *Watch) Status() *Status {
 		s.Cause = causeOf(p.Err)
 		s.Error, s.Hint = p.Err.Error(), s.Cause.hint()
 		return s
+	}
+	if p.Free >= 0 {
+		s.Free = &p.Free
 	}
 	all := &Count{}
 	for name, n := range p.Queues {
@@ -172,13 +177,14 @@ var (
 	waiting        = prometheus.NewDesc("sendas_queue_waiting", "What waits in Postfix's queue for a mailbox or a route, where something waits.", []string{"mailbox", "route", "kind"}, nil)
 	waitingOldest  = prometheus.NewDesc("sendas_queue_waiting_oldest_timestamp_seconds", "When the oldest message that waits for a mailbox or a route came in.", []string{"mailbox", "route"}, nil)
 	running        = prometheus.NewDesc("sendas_postfix_running", "1 if Postfix answered at the last attempt to read its queue, 0 if nobody listens there.", nil, nil)
+	free           = prometheus.NewDesc("sendas_queue_disk_free_bytes", "Room on the disk of Postfix's queue.", nil, nil)
 	stalled        = prometheus.NewDesc("sendas_queue_stalled_messages", "Messages that were put off for what is in the way of all mail of a mailbox or a route, where none is known to have left since.", []string{"mailbox", "route", "reason"}, nil)
 	deferredReason = prometheus.NewDesc("sendas_queue_deferred_messages", "Messages in Postfix's queue that were deferred before, by reason.", []string{"reason"}, nil)
 )
 
 // Describe implements [prometheus.Collector].
 func (q *Watch) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{readable, messagesIn, oldestIn, waiting, waitingOldest, running, stalled, deferredReason} {
+	for _, d := range []*prometheus.Desc{readable, messagesIn, oldestIn, waiting, waitingOldest, running, free, stalled, deferredReason} {
 		ch <- d
 	}
 }
@@ -206,6 +212,9 @@ func (q *Watch) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(readable, 1)
 	gauge(running, 1)
+	if p.Free >= 0 {
+		gauge(free, float64(p.Free))
+	}
 	for _, name := range known {
 		n := p.Queues[name]
 		gauge(messagesIn, float64(n.Messages), name)

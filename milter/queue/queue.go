@@ -151,7 +151,7 @@ func (q *Watch) Look(ctx context.Context) {
 	next := &Picture{Time: began, Err: err}
 	if err == nil {
 		next = v.picture
-		next.Stalls = q.stand(ctx, r, v, began)
+		next.Stalls, next.Free = q.stand(ctx, r, v, began), roomAt(r.Socket)
 	}
 	if was := q.picture.Swap(next); (err != nil) != (was != nil && was.Err != nil) {
 		q.tell(r, err)

@@ -175,6 +175,16 @@ func (q *Watch) stand(ctx context.Context, r *Rules, v *reading, began time.Time
 	return v.stalls.judge(q.gone, p, began)
 }
 
+// roomAt returns how many bytes are free where a path leads, for those who are not root; -1 where
+// that cannot be told.
+func roomAt(path string) int64 {
+	var s syscall.Statfs_t
+	if err := syscall.Statfs(path, &s); err != nil {
+		return -1
+	}
+	return int64(s.Bavail) * s.Bsize
+}
+
 // Cause is why the queue cannot be read.
 type Cause string
 

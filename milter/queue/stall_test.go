@@ -160,6 +160,9 @@ func TestCauses(t *testing.T) {
 	if got := series(reg); !strings.Contains(got, "sendas_postfix_running 0\n") {
 		t.Errorf("of a stopped Postfix:\n%s", got)
 	}
+	if n := roomAt(dir); n <= 0 || roomAt(filepath.Join(dir, "nowhere")) != -1 {
+		t.Errorf("there are %d bytes free", n)
+	}
 	q, reg = watch(t, filepath.Join(dir, "nowhere"))
 	q.Look(t.Context())
 	if s := q.Status(); s.Cause != CauseOther || strings.Contains(series(reg), "running") {

@@ -88,15 +88,16 @@ type Lessor struct {
 	draining chan struct{} // closed: no more leases
 	drain    sync.Once
 
-	mu       sync.Mutex // guards what follows
-	sessions map[int32]*session
-	shown    map[int32]time.Time     // by process: the last reply it has shown while it had no lease
-	lines    map[string]*line        // by mailbox
-	arrived  uint64                  // look-ups so far
-	served   map[string]uint64       // by mailbox of a pool: the last look-up that got a lease of it
-	proven   map[Tokens]entra.Secret // the token with which the last AUTH succeeded
-	verdicts map[string]Verdict      // the last of each mailbox, by label; see Status
-	accepted map[string]time.Time    // when a message of each mailbox was last accepted, by label
+	mu        sync.Mutex // guards what follows
+	sessions  map[int32]*session
+	shown     map[int32]time.Time     // by process: the last reply it has shown while it had no lease
+	lines     map[string]*line        // by mailbox
+	arrived   uint64                  // look-ups so far
+	served    map[string]uint64       // by mailbox of a pool: the last look-up that got a lease of it
+	proven    map[Tokens]entra.Secret // the token with which the last AUTH succeeded
+	verdicts  map[string]Verdict      // the last of each mailbox, by label; see Status
+	unwritten error                   // why the ledger could not be written at the last attempt; nil: it could
+	accepted  map[string]time.Time    // when a message of each mailbox was last accepted, by label
 	// refusedLast is the last refusal of each mailbox by label, that of one recipient too; unsigned
 	// is that of a session that had not signed in, until the next sign-in.
 	refusedLast map[string]Verdict
@@ -529,12 +530,14 @@ func (l *Lessor) endOf(ctx context.Context, c Caller, s *session, class replies.
 
 // settle returns a lease to the ledger and wakes the first who waits for one.
 func (l *Lessor) settle(ctx context.Context, mailbox string, lease uint64, o ledger.Outcome) {
-	if err := l.ledger.Settle(ctx, mailbox, lease, o, time.Now()); err != nil {
+	err := l.ledger.Settle(ctx, mailbox, lease, o, time.Now())
+	if err != nil {
 		l.metrics.ledgerFailed(ctx, opSettle)
 		l.log.Error("booking a delivery", "mailbox", mailbox, "error", err)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.unwritten = err
 	if n := l.lines[mailbox]; n != nil {
 		n.back++
 		n.wakeFirstLocked()

@@ -307,6 +307,9 @@ func (l *Lessor) ask(ctx context.Context, w *lookup, c *choice) *session {
 	a, err := l.ledger.Take(ctx, c.m.Address, limits, now)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if ctx.Err() == nil {
+		l.unwritten = err
+	}
 	if err != nil {
 		l.metrics.ledgerFailed(ctx, opTake)
 		c.err = fmt.Errorf("the ledger cannot tell what mailbox %s has sent: %w", c.m.Address, err)

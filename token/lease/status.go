@@ -287,6 +287,9 @@ func (l *Lessor) Status(ctx context.Context, in StatusInput) *Status {
 		}
 		s.Mailboxes = append(s.Mailboxes, t)
 	}
+	if s.LedgerError == nil {
+		s.LedgerError = l.cannotWrite()
+	}
 	s.Pools, s.RepliesUnseen = in.Pools, l.unseenStatus(now)
 	for _, g := range in.Groups {
 		if s.LedgerError == nil {
@@ -357,6 +360,18 @@ func (l *Lessor) refusalsNow() (byLabel map[string]Verdict, unsigned *Verdict) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return maps.Clone(l.refusedLast), l.unsigned
+}
+
+// cannotWrite returns why the last lease could not be written down, nil where it could: a store may
+// tell what it knows though its disk is full.
+func (l *Lessor) cannotWrite() *string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.unwritten == nil {
+		return nil
+	}
+	text := entra.OneLine(l.unwritten.Error(), entra.MaxText)
+	return &text
 }
 
 // lastAccepted returns when a message was last accepted, to the fraction of a second: it is compared

@@ -419,6 +419,14 @@ var standing = map[queue.Reason]struct{ what, do string }{
 	queue.ReasonTransport: {"Postfix cannot start what delivers, or is told not to", "the mail log has the cause; postconf defer_transports, what is held back"},
 }
 
+// littleRoom is how much has to be free on the disk of the queue, and with noRoom Postfix takes no
+// mail any more: with message_size_limit as large as what Microsoft takes, one and a half times
+// 35 MB.
+const (
+	littleRoom = 256 << 20
+	noRoom     = 53 << 20
+)
+
 // longUnread is how old a reading of the queue may be: see queue.Watch, which reads a large one less
 // often.
 const longUnread = 20 * time.Minute
@@ -446,6 +454,10 @@ func (j *judgement) queue(v *view) {
 	}
 	if j.looks { // the mail does not leave by our ways
 		return
+	}
+	if s.Free != nil && *s.Free < littleRoom {
+		j.add(&need{state: stateCritical, held: *s.Free < noRoom, What: "The disk of Postfix's queue is full: " + number(int(*s.Free>>20)) + " MB are free", Type: []string{"df -h /var/spool/postfix"},
+			Do: "make room; Postfix takes no mail (452 4.3.1) where less is free than one and a half times message_size_limit"})
 	}
 	j.stalls(v, s.Stalls, now)
 	if s.Oldest != nil && now.Sub(*s.Oldest) >= longInQueue && !j.held() {

@@ -85,6 +85,9 @@ func TestPlugin(t *testing.T) {
 		{"Postfix is stopped", func(w *view, _ *lease.CredentialStatus, _ *lease.MailboxStatus) {
 			w.milter.Queue = &queue.Status{Cause: queue.CauseStopped, Error: "connection refused"}
 		}, stateCritical, held + "Postfix is not running", ""},
+		{"the queue's disk is full", func(w *view, _ *lease.CredentialStatus, _ *lease.MailboxStatus) {
+			w.milter.Queue.Free = new(int64)
+		}, stateCritical, held + "The disk of Postfix's queue is full: 0 MB are free", ""},
 		{"the queue was not read", func(w *view, _ *lease.CredentialStatus, _ *lease.MailboxStatus) { w.milter.Queue = nil }, stateUnknown,
 			"It is not known whether all mail leaves: not known is what waits in Postfix's queue (it was not read yet).", "'accepted'=5c"},
 		{"the queue was read long ago", func(w *view, _ *lease.CredentialStatus, _ *lease.MailboxStatus) {

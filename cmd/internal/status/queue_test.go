@@ -60,7 +60,7 @@ func TestUnknownQueueInJSON(t *testing.T) {
 		}
 		want := `"queue":null`
 		if s != nil {
-			want = `"messages":null,"oldest":null,"queues":null,"waiting":null,"deferred":null,"stalls":null`
+			want = `"free_bytes":null,"messages":null,"oldest":null,"queues":null,"waiting":null,"deferred":null,"stalls":null`
 		}
 		if !strings.Contains(string(b), want) {
 			t.Errorf("no %s in %s", want, b)
