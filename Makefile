@@ -23,7 +23,7 @@ PACKAGE_DEBS = gcc libc6-dev libsasl2-dev gcc-aarch64-linux-gnu libc6-dev-arm64-
 # The baseline of the milter's benchmark.
 BENCH_DEBS = libmilter-dev
 
-.PHONY: all build demo test bench bench-pacing storm fuzz lint deps package package-test clean
+.PHONY: all build demo test bench bench-pacing storm soak fuzz lint deps package package-test clean
 
 all: build
 
@@ -96,6 +96,10 @@ bench-pacing: deps build
 # "make test" has a small one.
 storm: deps
 	$(GO) test -race -count 1 -timeout 12m -run '^TestStorm' -v ./contrib/lab -storm
+
+# A day of a thousand mailboxes in a minute or two; "make test" has one with fewer messages.
+soak:
+	$(GO) test -count 1 -timeout 10m -run '^TestDayOfAThousandMailboxes$$' -v ./token/lease -soak
 
 clean:
 	rm -rf build

@@ -70,8 +70,14 @@ func (p *Pace) Share() float64 { return p.PerMinute / allowance }
 
 // Bound is the most that can be used of the allowance by whoever never passes it: when between dot
 // and verdict a message is counted is not known, so its place serves the next one a minute after the
-// verdict.
-func (p *Pace) Bound() float64 { return float64(minute) / float64(minute+p.Uncertain) }
+// verdict. Where verdicts take so long, three connections carry less.
+func (p *Pace) Bound() float64 {
+	rule := float64(minute) / float64(minute+p.Uncertain)
+	if p.Uncertain == 0 {
+		return rule
+	}
+	return min(rule, connections*float64(minute)/float64(p.Uncertain)/allowance)
+}
 
 // Windows are the most messages in any one window. What Exchange Online has refused counts too:
 // perhaps Microsoft counts it.
@@ -82,10 +88,11 @@ type Windows struct {
 	Anyhow int
 }
 
-// allowance and minute are what Microsoft allows a mailbox.
+// What Microsoft allows a mailbox.
 const (
-	allowance = 30
-	minute    = time.Minute
+	allowance   = 30
+	minute      = time.Minute
+	connections = 3
 )
 
 // MeasurePace starts a relay of its own, gives it the backlog, and watches it for 1 + Minutes

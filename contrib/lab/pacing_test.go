@@ -93,6 +93,24 @@ func TestPace(t *testing.T) {
 	}
 }
 
+func TestBound(t *testing.T) {
+	for _, tc := range []struct {
+		uncertain time.Duration
+		want      float64
+	}{
+		{0, 1},
+		{1750 * time.Millisecond, 0.9717},
+		{6 * time.Second, 0.9091},
+		{7500 * time.Millisecond, 0.8}, // three connections carry 24 a minute
+		{10 * time.Second, 0.6},
+	} {
+		p := Pace{Uncertain: tc.uncertain}
+		if got := p.Bound(); math.Abs(got-tc.want) > 0.0001 {
+			t.Errorf("%v: %.4f, want %.4f", tc.uncertain, got, tc.want)
+		}
+	}
+}
+
 func TestMarkdown(t *testing.T) {
 	got := Markdown(Ways()[:2], []Pace{{PerMinute: 29.1, Uncertain: 1750 * time.Millisecond, ByMinute: []int{29, 30}, Windows: Windows{30, 29, 30}, Most: 3, Refused: map[string]int{"451": 2, "432": 7}, RefusedIn: 1, Deferred: 9}, {PerMinute: 15, ByMinute: []int{15}}})
 	const want = "| sendas | 29.1 | 97.0 % | 99.8 % of 97.2 % | 29 30 | 30 / 29 / 30 | 3 | 7 × 432, 2 × 451 | 1 | 9 |\n" +
