@@ -2,6 +2,7 @@ package lab
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -44,10 +45,21 @@ func poolSite(minute time.Duration) SiteConfig {
 
 // TestPool: the backlog of one address leaves through three mailboxes at three times the pace of
 // one, within the limits of each, every message once and under its name. The mail of a mailbox that
-// has nothing to do with it does not wait.
+// has nothing to do with it does not wait. Exchange Online takes half a second to DATA, for which
+// Postfix waits here without pipelining; a message that comes to DATA too early waits there.
 func TestPool(t *testing.T) {
 	const n, minute = 100, 20 * time.Second
-	s, ctx := startSite(t, poolSite(minute))
+	c := poolSite(minute)
+	exchange, relay := c.Exosim, c.Postfix
+	c.Exosim = func(x *exosim.Config) {
+		exchange(x)
+		x.AuthTime, x.RcptTime = 350*time.Millisecond, 150*time.Millisecond
+	}
+	c.Postfix = func(s *Site, main map[string]string) []string {
+		main["smtp_discard_ehlo_keywords"] = "pipelining"
+		return relay(s, main)
+	}
+	s, ctx := startSite(t, c)
 	if err := s.Burst(ctx, n); err != nil {
 		t.Fatal(err)
 	}
@@ -55,12 +67,13 @@ func TestPool(t *testing.T) {
 		t.Fatal(err)
 	}
 	var first, last time.Time
-	through := map[string]int{}
+	through, all := map[string]int{}, map[string][]*smtp.Message{}
 	for _, m := range s.Exosim.Messages() {
 		if !m.Accepted() || m.Sender != "billing@contoso.com" || strings.Join(m.Header("From"), "") != "Billing <billing@contoso.com>" {
 			t.Errorf("%s left as %s: %s", m.Mailbox, m.Sender, m.Reply)
 		}
 		through[m.Mailbox]++
+		all[m.Mailbox] = append(all[m.Mailbox], m)
 		if first.IsZero() || m.Dot.Before(first) {
 			first = m.Dot
 		}
@@ -70,8 +83,8 @@ func TestPool(t *testing.T) {
 	}
 	for _, a := range poolMailboxes {
 		u := s.Exosim.Usage(a)
-		if u.WorstByDot > 30 || u.WorstByVerdict > 30 || u.MaxInData > 3 || len(u.Refused) > 0 {
-			t.Errorf("%s: %d messages in a window by end of DATA, %d by verdict, %d at a time, refused %v", a, u.WorstByDot, u.WorstByVerdict, u.MaxInData, u.Refused)
+		if w := WorstWindows(all[a], minute); w.Anyhow > 30 || u.MaxInData > 3 || len(u.Refused) > 0 {
+			t.Errorf("%s: %+v messages in a window, %d at a time, refused %v", a, w, u.MaxInData, u.Refused)
 		}
 		if through[a] < n/5 {
 			t.Errorf("%s sent %d of %d messages: %v", a, through[a], n, through)
@@ -86,6 +99,15 @@ func TestPool(t *testing.T) {
 	}
 	if log, _ := s.Postfix.Log(); strings.Contains(log, "status=deferred") {
 		t.Error("messages were deferred")
+	}
+	figures, err := get(ctx, s.MetricsURLs()[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if waited := regexp.MustCompile(`(?m)^sendas_message_wait_seconds_count (\d\d+)$`).FindStringSubmatch(figures); waited == nil {
+		t.Error("fewer than ten messages waited at DATA")
+	} else {
+		t.Logf("%s of them waited at DATA", waited[1])
 	}
 	for _, want := range []string{"mailbox=erp1@contoso.com sender=billing@contoso.com", "mailbox=erp3@contoso.com sender=billing@contoso.com"} {
 		if !strings.Contains(s.Token.Log(), want) {
