@@ -85,6 +85,8 @@ var rows = []row{
 	{"550", "5.7.236", "", Temporary, Later, OfTenant, true, "the tenant has used up the 100 external recipients a day that onmicrosoft.com senders have", "send as an address of a domain of your own; " + waits},
 	{"4", "4.5.3", "", Temporary, Later, OfMessage, false, "the message has more recipients than the service takes at once",
 		`let Postfix divide it: postconf -e "sendas_destination_recipient_limit = 50"`},
+	{"5", "5.5.3", "", Temporary, Later, OfMessage, false, "the message has more recipients than the mailbox may send to at once (its RecipientLimits)",
+		`let Postfix divide it: postconf -e "sendas_destination_recipient_limit = 50"`},
 	{"5", "", "SubmissionExceeded", Permanent, Never, OfMessage, false, "the message is larger than the mailbox may send (its MaxSendSize)", fitsNot},
 	{"5", "5.2.3", "", Permanent, Never, OfMessage, false, "the message is larger than the mailbox may send (its MaxSendSize)", fitsNot},
 	{"552", "5.3.4", "Header size exceeds", Permanent, Never, OfMessage, false, "the header of the message is too large, not the message", shorten},
@@ -101,14 +103,16 @@ var rows = []row{
 	{"550", "5.6.11", "", Permanent, Never, OfMessage, false, "the message has line feeds without carriage return", "Postfix mends that: look for what sends around it; " + returned},
 	{"5", "5.4.14", "", Permanent, Never, OfMessage, false, "the message has passed too many servers: it goes in a circle", "compare the recipient domain's MX and the tenant's connectors: one sends it back; " + returned},
 
-	// Continuous error throttling. The numbers are shared and not always the same, so the text
-	// decides.
+	// Continuous error throttling. The numbers are not always the same, and one is that of a denied
+	// sender too, so the text decides; without one, the others can mean nothing else.
 	{"5", "5.2.251-255", "mailbox full errors", Throttled, Later, OfMailbox, true, throttled + "going on while it was full", emptyIt + throttleEnds},
 	{"5", "5.2.251-255", "send as denied errors", Throttled, Later, OfMailbox, true, throttled + "going on to send as addresses that it may not send as", "see send_as_denied in sendas status, and grant them" + throttleEnds},
 	{"5", "5.2.251-255", "license errors", Throttled, Later, OfMailbox, true, throttled + "having no valid licence", "give it one in the Microsoft 365 admin centre" + throttleEnds},
 	{"5", "5.2.251-255", "too many recipients errors", Throttled, Later, OfMailbox, true, throttled + "too many recipients in a message", `let Postfix divide them: postconf -e "sendas_destination_recipient_limit = 50"` + throttleEnds},
 	{"5", "5.2.251-255", "invalid recipients errors", Throttled, Later, OfMailbox, true, throttled + "recipients that are no addresses", "have the senders correct them (msg=\"recipient refused\" in the log)" + throttleEnds},
 	{"5", "5.2.251-255", "throttled", Throttled, Later, OfMailbox, true, throttled + "going on with what was refused", "look at the refusals in the log of the token service" + throttleEnds},
+	{"5", "5.2.251", "", Throttled, Later, OfMailbox, true, throttled + "going on with what was refused", "look at the refusals in the log of the token service" + throttleEnds},
+	{"5", "5.2.253-255", "", Throttled, Later, OfMailbox, true, throttled + "going on with what was refused", "look at the refusals in the log of the token service" + throttleEnds},
 
 	// Who may send as whom.
 	{"5", "5.2.252", "", SendAs, Never, OfSender, false, MayNotSendAs, GrantSendAs},
