@@ -185,7 +185,7 @@ func (l *Lessor) Adopt(ctx context.Context, j *Journal) error {
 		}
 		if e.alive(pid) {
 			l.recallOf(ctx, s) // before its verdict
-			l.enter(Caller{pid, e.UID}, s)
+			l.enter(Caller{PID: pid, UID: e.UID}, s)
 			goOn++
 			continue
 		}

@@ -555,7 +555,7 @@ func (l *Lessor) sweep(ctx context.Context, now time.Time) {
 	var list, silent []lost
 	l.mu.Lock()
 	for pid, s := range l.sessions {
-		x := lost{Caller{pid, s.uid}, s, !gone(pid)}
+		x := lost{Caller{PID: pid, UID: s.uid}, s, !gone(pid)}
 		switch {
 		case !x.goesOn, now.Sub(s.began) > maxSession:
 			list = append(list, x)

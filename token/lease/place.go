@@ -16,7 +16,10 @@ import (
 // that Postfix waits for an answer, and the 5 minutes that the server waits for a message; the
 // connection is one of the mailbox's three all the while.
 //
-// Only who shows the replies can be kept back: all others get their lease when their place begins.
+// Only who shows the replies can be kept back, and only where it is known for whose message they are:
+// Postfix ends a connection after ten seconds of rest, and a process that has no number here would
+// show the rest as somebody else. All others get their lease when their place begins.
+//
 // When it begins is certain from the lease on, and known here, so that neither the end of this
 // process nor that of a shared store changes anything about it.
 const ahead = ledger.MaxAhead
@@ -25,7 +28,7 @@ const ahead = ledger.MaxAhead
 func (l *Lessor) aheadOf(c Caller) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if _, shows := l.shown[c.PID]; shows {
+	if _, shows := l.shown[c.PID]; shows && !c.Nameless {
 		return ahead
 	}
 	return 0
@@ -52,10 +55,12 @@ func (l *Lessor) keepBack(ctx context.Context, c Caller, line string) bool {
 	case <-ctx.Done():
 		return false
 	}
+	l.metrics.kept.Observe(time.Since(began).Seconds())
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s.kept += time.Since(began)
-	l.metrics.kept.Observe(time.Since(began).Seconds())
+	if l.sessions[c.PID] == s { // else its process has gone meanwhile
+		s.kept += time.Since(began)
+	}
 	return true
 }
 

@@ -143,23 +143,25 @@ func (d *desk) full(t *testing.T) {
 func TestKeptBack(t *testing.T) {
 	const s = time.Second
 	for _, tc := range []struct {
-		name   string
-		before []string
-		asks   time.Duration // after that message
-		gets   time.Duration // its lease
-		after  []string      // what it shows then; it takes a second to come there
-		line   string        // the last of which is answered
-		takes  time.Duration
-		waited string // in the log
+		name     string
+		nameless bool
+		before   []string
+		asks     time.Duration // after that message
+		gets     time.Duration // its lease
+		after    []string      // what it shows then; it takes a second to come there
+		line     string        // the last of which is answered
+		takes    time.Duration
+		waited   string // in the log
 	}{
-		{"a place that is to come", greeting, 45 * s, 45 * s, []string{authOK, mailOK, rcptOK}, dataOK, 14 * s, "waited=14s"},
-		{"as soon as it may", greeting, 10 * s, 40 * s, []string{authOK, mailOK, rcptOK}, dataOK, 19 * s, "waited=49s"},
-		{"a place that is there", greeting, 60 * s, 60 * s, []string{authOK, mailOK, rcptOK}, dataOK, 0, "waited=0s"},
-		{"who shows nothing cannot be kept back", nil, 45 * s, 60 * s, []string{authOK, mailOK, rcptOK}, dataOK, 0, "waited=15s"},
-		{"the last line of the reply", greeting, 45 * s, 45 * s, []string{authOK, mailOK, rcptOK, "354-Start"}, dataOK, 14 * s, "waited=14s"},
-		{"no other reply", greeting, 45 * s, 45 * s, []string{authOK, mailOK}, rcptOK, 0, ""},
-		{"nor the refusal of DATA", greeting, 45 * s, 45 * s, []string{authOK, mailOK, rcptOK}, "451 4.7.0 Temporary server error. PRX4", 0, ""},
-		{"nor what is no answer to DATA", greeting, 45 * s, 45 * s, []string{authOK}, "354 What is this", 0, ""},
+		{"a place that is to come", false, greeting, 45 * s, 45 * s, []string{authOK, mailOK, rcptOK}, dataOK, 14 * s, "waited=14s"},
+		{"as soon as it may", false, greeting, 10 * s, 40 * s, []string{authOK, mailOK, rcptOK}, dataOK, 19 * s, "waited=49s"},
+		{"a place that is there", false, greeting, 60 * s, 60 * s, []string{authOK, mailOK, rcptOK}, dataOK, 0, "waited=0s"},
+		{"who may come by another connection cannot be kept back", true, greeting, 45 * s, 60 * s, []string{authOK, mailOK, rcptOK}, dataOK, 0, "waited=15s"},
+		{"who shows nothing cannot be kept back", false, nil, 45 * s, 60 * s, []string{authOK, mailOK, rcptOK}, dataOK, 0, "waited=15s"},
+		{"the last line of the reply", false, greeting, 45 * s, 45 * s, []string{authOK, mailOK, rcptOK, "354-Start"}, dataOK, 14 * s, "waited=14s"},
+		{"no other reply", false, greeting, 45 * s, 45 * s, []string{authOK, mailOK}, rcptOK, 0, ""},
+		{"nor the refusal of DATA", false, greeting, 45 * s, 45 * s, []string{authOK, mailOK, rcptOK}, "451 4.7.0 Temporary server error. PRX4", 0, ""},
+		{"nor what is no answer to DATA", false, greeting, 45 * s, 45 * s, []string{authOK}, "354 What is this", 0, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -168,6 +170,7 @@ func TestKeptBack(t *testing.T) {
 				time.Sleep(tc.asks)
 				began := time.Now()
 				c := process(1)
+				c.Nameless = tc.nameless
 				d.play(t, c, tc.before...)
 				if r := d.Lease(t.Context(), c, "erp@contoso.com"); r.Status != OK || time.Since(began) != tc.gets-tc.asks {
 					t.Fatalf("look-up answered %q after %v, want a lease after %v", r.Value, time.Since(began), tc.gets-tc.asks)

@@ -43,10 +43,12 @@ const (
 // it (SO_PEERCRED, unix(7)). One smtp(8) process has one SMTP session at a time.
 //
 // A process in another PID namespace (Postfix in a container) has no number here; then each of
-// its connections gets a negative one of its own.
+// its connections gets a negative one of its own, and the process that comes again by another
+// connection is another caller.
 type Caller struct {
-	PID int32
-	UID uint32
+	PID      int32
+	UID      uint32
+	Nameless bool // PID is that of the connection
 }
 
 // A Result is the answer to one look-up (socketmap_table(5)).
@@ -211,12 +213,17 @@ func (s *SocketmapServer) identify(c net.Conn) (Caller, error) {
 		return Caller{}, err
 	}
 	if !s.isPeer(peer.UID) && !s.admits(peer.UID) {
-		return Caller{}, notPeer(Caller(peer))
+		return Caller{}, notPeer(Caller{PID: peer.PID, UID: peer.UID})
 	}
-	if peer.PID <= 0 {
-		peer.PID = -s.nameless.Add(1)
+	return s.name(peer), nil
+}
+
+// name makes a caller of who the kernel says is there.
+func (s *SocketmapServer) name(p serve.Peer) Caller {
+	if p.PID <= 0 {
+		return Caller{-s.nameless.Add(1), p.UID, true}
 	}
-	return Caller(peer), nil
+	return Caller{PID: p.PID, UID: p.UID}
 }
 
 // isPeer reports whether a user may ask for credentials.

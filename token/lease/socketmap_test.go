@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/internal/logtest"
+	"github.com/sendas/sendas/internal/serve"
 )
 
 // serveSocketmap starts a server with an "echo" map and a "hang" map, and returns how to connect to
@@ -234,5 +235,18 @@ func TestAdminMaps(t *testing.T) {
 		if got, ok := s.answer(t.Context(), Caller{UID: tc.uid}, tc.query); got != tc.want || ok != tc.ok {
 			t.Errorf("user %d, %q: %v, %v", tc.uid, tc.query, got, ok)
 		}
+	}
+}
+
+// TestCallerWithoutNumber: each connection of a process in another PID namespace is a caller of its
+// own, and known as one that may come again as another.
+func TestCallerWithoutNumber(t *testing.T) {
+	s := &SocketmapServer{}
+	if got, want := s.name(serve.Peer{PID: 7, UID: 107}), (Caller{PID: 7, UID: 107}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	a, b := s.name(serve.Peer{UID: 107}), s.name(serve.Peer{UID: 107})
+	if a.PID >= 0 || b.PID >= 0 || a.PID == b.PID || !a.Nameless || !b.Nameless || a.UID != 107 {
+		t.Errorf("%+v and %+v, want two nameless ones", a, b)
 	}
 }
