@@ -189,11 +189,19 @@ func TestJournalUnwritable(t *testing.T) {
 	}
 	a, _ := h.smtp()
 	h.reply(a, authOK, mailOK, rcptOK, dataOK)
+	next := process(5)
+	h.reply(next, greeting...)
+	if got := h.aheadOf(next); got != 0 {
+		t.Errorf("without the journal, a lease comes %v ahead", got)
+	}
 	if err := os.Rename(dir+".away", dir); err != nil {
 		t.Fatal(err)
 	}
 	h.reply(a, accepted)
 	h.wantUsage(0, 1, 1)
+	if got := h.aheadOf(next); got != ahead {
+		t.Errorf("with the journal again, a lease comes %v ahead, want %v", got, ahead)
+	}
 	b, _ := h.smtp()
 	h.reply(b, authOK)
 	if log := h.log.String(); strings.Count(log, "cannot be kept in the journal") != 1 || strings.Count(log, "in the journal again") != 1 {

@@ -28,10 +28,10 @@ const ahead = ledger.MaxAhead
 func (l *Lessor) aheadOf(c Caller) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if _, shows := l.shown[c.PID]; shows && !c.Nameless {
-		return ahead
+	if _, shows := l.shown[c.PID]; !shows || c.Nameless || l.unjournaled.Load() { // the next process would not keep it back
+		return 0
 	}
-	return 0
+	return ahead
 }
 
 // keepBack waits with the reply that lets the message of a session begin until it may. It returns
