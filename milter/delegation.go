@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/sendas/sendas/internal/record"
 	"github.com/sendas/sendas/internal/serve"
 	"github.com/sendas/sendas/milter/quota"
 	"github.com/sendas/sendas/policy"
@@ -32,9 +33,10 @@ const (
 type PolicyServer struct {
 	Log      *slog.Logger
 	Metrics  *Metrics
-	Sessions *Sessions   // shared with the milter
-	Quotas   *quota.Desk // likewise; nil: no limits
-	Tally    *Tally      // likewise; nil: nothing is counted for Status
+	Sessions *Sessions      // shared with the milter
+	Quotas   *quota.Desk    // likewise; nil: no limits
+	Tally    *Tally         // likewise; nil: nothing is counted for Status
+	Record   *record.Keeper // likewise; nil: nothing is kept
 
 	policy  atomic.Pointer[policy.Rules]
 	classes atomic.Pointer[policy.Classes]
@@ -112,6 +114,7 @@ type query struct {
 	subject                string
 	fingerprint, publicKey string
 	sender, recipient      string
+	name, ptr, helo, size  string
 	instance               string // the same for all requests about one message
 }
 
@@ -122,6 +125,7 @@ func readQuery(r *bufio.Reader) (*query, error) {
 	fields := map[string]*string{
 		"client_address": &q.addr, "client_port": &q.port, "sasl_username": &q.login, "ccert_subject": &q.subject,
 		"ccert_fingerprint": &q.fingerprint, "ccert_pubkey_fingerprint": &q.publicKey, "sender": &q.sender, "recipient": &q.recipient, "instance": &q.instance,
+		"client_name": &q.name, "reverse_client_name": &q.ptr, "helo_name": &q.helo, "size": &q.size,
 	}
 	kind := ""
 	fields["request"] = &kind
@@ -203,6 +207,7 @@ func (s *PolicyServer) answer(q *query) string {
 			became = policy.Defer
 		}
 		s.Tally.refused(peer, client, q.sender, became, f.Reasons[len(f.Reasons)-1].Code, f.Reply.Text, time.Now())
+		s.record(q, client, &f, peer)
 		s.Log.Info("recipient refused", "client", client, "addr", peer.Addr, "login", peer.Login, "asked", q.sender, "recipient", q.recipient,
 			"reason", f.Reasons[len(f.Reasons)-1].Code)
 	case f.Filter != "":

@@ -22,6 +22,7 @@ import (
 
 	protocol "github.com/d--j/go-milter"
 
+	"github.com/sendas/sendas/internal/record"
 	"github.com/sendas/sendas/internal/serve"
 	"github.com/sendas/sendas/milter/queue"
 	"github.com/sendas/sendas/milter/quota"
@@ -36,10 +37,11 @@ const idleTime = 10 * time.Minute
 type Server struct {
 	Log      *slog.Logger
 	Metrics  *Metrics
-	Sessions *Sessions    // shared with the PolicyServer
-	Quotas   *quota.Desk  // likewise; nil: no limits
-	Tally    *Tally       // likewise; nil: nothing is counted for Status
-	Queue    *queue.Watch // nil: no ceiling
+	Sessions *Sessions      // shared with the PolicyServer
+	Quotas   *quota.Desk    // likewise; nil: no limits
+	Tally    *Tally         // likewise; nil: nothing is counted for Status
+	Queue    *queue.Watch   // nil: no ceiling
+	Record   *record.Keeper // shared with the PolicyServer; nil: nothing is kept
 
 	policy  atomic.Pointer[policy.Rules]
 	classes atomic.Pointer[policy.Classes]
@@ -199,6 +201,7 @@ type transaction struct {
 	limit   string // which limit the message, or a recipient of it, is over, in words
 	refused int    // recipients, for a limit
 	over    *quota.Overrun
+	size    int64 // as the client declared it; 0: not
 }
 
 // Connect is not called where the macros tell who the client is.
@@ -216,11 +219,11 @@ func (t *transaction) Helo(name string, m protocol.Modifier) (*protocol.Response
 }
 
 // MailFrom begins a message. Where a limit can refuse it before its end, it does so here.
-func (t *transaction) MailFrom(from, _ string, m protocol.Modifier) (*protocol.Response, error) {
+func (t *transaction) MailFrom(from, args string, m protocol.Modifier) (*protocol.Response, error) {
 	t.finish()
 	t.policy, t.booking = t.s.policy.Load(), t.s.Quotas.Begin()
 	t.classes, t.waits = t.s.classes.Load(), ""
-	t.req.Sender = from
+	t.req.Sender, t.size = from, sizeOf(args)
 	if !t.early || t.policy.Observes() {
 		return protocol.RespContinue, nil
 	}
@@ -253,6 +256,7 @@ func (t *transaction) refuseSender(client string, over *quota.Overrun, now time.
 	t.s.Metrics.refused(client, over)
 	t.s.Tally.message(client, over.Action(), over.Reason, now)
 	t.s.Tally.refused(t.req.Peer, client, t.req.Sender, over.Action(), over.Reason, reply.Text, now)
+	t.recordRefusal(client, over, reply.Text, now)
 	return respond(reply)
 }
 
@@ -490,6 +494,7 @@ func (t *transaction) finish() {
 		if len(t.req.Rcpts) == 0 {
 			t.s.Metrics.refused(t.limited(), t.over)
 			t.s.Tally.message(t.limited(), t.over.Action(), t.over.Reason, time.Now())
+			t.recordRefusal(t.limited(), t.over, t.limit, time.Now())
 		}
 	}
 	t.end()
@@ -502,6 +507,7 @@ func (t *transaction) report(d *policy.Decision) {
 	t.s.Metrics.observe(client, d.Action, reason, time.Since(t.req.Now))
 	t.s.Tally.message(client, d.Action, reason, t.req.Now)
 	t.turnedAway(d, client, reason)
+	t.record(d, false)
 }
 
 // turnedAway remembers whom a decision turned away, or would.

@@ -34,6 +34,7 @@ func (t *transaction) observe(d *policy.Decision) {
 	t.s.Metrics.noted(client, d.Action, reason, time.Since(t.req.Now))
 	t.s.Tally.message(client, d.Action, reason, t.req.Now)
 	t.turnedAway(d, client, reason)
+	t.record(d, true)
 }
 
 // hostName is what DNS calls the client: the name that leads back to its address, else the one that

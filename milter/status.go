@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sendas/sendas/internal/record"
 	"github.com/sendas/sendas/milter/queue"
 	"github.com/sendas/sendas/milter/quota"
 	"github.com/sendas/sendas/policy"
@@ -121,6 +122,7 @@ type StatusInput struct {
 	Started time.Time // zero when not known
 	Clients []string  // names, in the order of the configuration
 	Queue   *queue.Status
+	Record  *record.Status
 }
 
 // Status is what the milter shows of itself. Its JSON keys are stable: later versions add to them
@@ -135,8 +137,9 @@ type Status struct {
 	Unknown    Counts           `json:"unknown"`    // of peers that are no client
 	Identities []IdentityStatus `json:"identities"` // those with limits of their own
 	Recent     Recent           `json:"recent"`
-	Refused    []Refusal        `json:"refused"` // in the last 24 hours, the last first
-	Queue      *queue.Status    `json:"queue"`   // Postfix's; null before it was first read
+	Refused    []Refusal        `json:"refused"`          // in the last 24 hours, the last first
+	Queue      *queue.Status    `json:"queue"`            // Postfix's; null before it was first read
+	Record     *record.Status   `json:"record,omitempty"` // of the milter's half; missing where there is no keeper
 }
 
 // Counts are what became of mail since the start.
@@ -194,7 +197,7 @@ type Recent struct {
 func (t *Tally) Status(in StatusInput, q *quota.Desk) *Status {
 	now := time.Now()
 	s := &Status{Version: in.Version, Time: *moment(now), Started: moment(in.Started), Mode: t.inForce(), Clients: make([]ClientStatus, 0, len(in.Clients)),
-		Identities: identitiesOf(q, now), Unknown: t.counts(""), Recent: t.recent(now), Refused: t.refusedLately(now), Queue: in.Queue}
+		Identities: identitiesOf(q, now), Unknown: t.counts(""), Recent: t.recent(now), Refused: t.refusedLately(now), Queue: in.Queue, Record: in.Record}
 	for _, name := range in.Clients {
 		c := ClientStatus{Client: name, Counts: t.counts(name), Limits: []LimitStatus{}}
 		if l, ok := q.Of(name); ok {

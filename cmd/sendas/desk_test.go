@@ -147,7 +147,7 @@ func TestPagesOfServices(t *testing.T) {
 	}
 	for name, h := range map[string]http.Handler{
 		"token service": serveAll(status.TokenPages(of("127.0.0.1:9726", "127.0.0.1:9725"), func(ctx context.Context) *lease.Status { return desk.Status(ctx, version, started) })),
-		"milter":        serveAll(status.MilterPages(of("127.0.0.1:9725", "127.0.0.1:9726"), func() *milter.Status { return milterStatus(new(milter.Tally), quotas, nil, c) })),
+		"milter":        serveAll(status.MilterPages(of("127.0.0.1:9725", "127.0.0.1:9726"), func() *milter.Status { return milterStatus(new(milter.Tally), quotas, nil, nil, c) })),
 	} {
 		page := askPage(t, h, "localhost:9", "/").Body.String()
 		if s := strings.Join(strings.Fields(markup.ReplaceAllString(page, "")), " "); !strings.Contains(s, "sendas "+name) || !strings.Contains(s, "the new configuration is wrong") || !strings.Contains(page, `href="http://localhost:972`) {

@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/sendas/sendas/cmd/internal/config"
 	"github.com/sendas/sendas/cmd/internal/service"
+	"github.com/sendas/sendas/internal/record"
 	"github.com/sendas/sendas/milter"
 	"github.com/sendas/sendas/milter/queue"
 	"github.com/sendas/sendas/milter/queue/queuetest"
@@ -105,6 +107,22 @@ func serviceSeries(t *testing.T, reg *prometheus.Registry) map[string]seriesDoc 
 	return list
 }
 
+// keptFigures registers the series of a half of the record in which something is.
+func keptFigures(t *testing.T, half record.Half, reg prometheus.Registerer) {
+	t.Helper()
+	path, set := filepath.Join(t.TempDir(), "record.db"), record.Settings{On: true, Days: 30, Size: 1 << 30}
+	for _, r := range []prometheus.Registerer{prometheus.NewRegistry(), reg} { // the second one finds what the first has written
+		k := record.NewKeeper(half, path, set, slog.New(slog.DiscardHandler), r)
+		go k.Run()
+		if half == record.MilterHalf {
+			k.Message(&record.Message{Time: time.Now()})
+		} else {
+			k.Attempt(&record.Attempt{Time: time.Now()})
+		}
+		k.Close()
+	}
+}
+
 // tokenFigures returns the registry of a token service that has one of everything.
 func tokenFigures(t *testing.T) *prometheus.Registry {
 	t.Helper()
@@ -128,6 +146,7 @@ func tokenFigures(t *testing.T) *prometheus.Registry {
 		},
 	}
 	reg.MustRegister(lease.NewCollector(leases, func(context.Context) *lease.Status { return state }))
+	keptFigures(t, record.TokenHalf, reg)
 	return reg
 }
 
@@ -190,6 +209,7 @@ func milterFigures(t *testing.T) *prometheus.Registry {
 	q := queue.New(log, reg)
 	q.Use(queue.Rules{Socket: queuetest.Start(t, queuetest.Deferred("deferred", "4cQXfigures", "scan@contoso.com", time.Now(), "connect to smtp.office365.com[52.97.1.2]:587: Connection refused")).Path, Policy: p})
 	q.Look(t.Context())
+	keptFigures(t, record.MilterHalf, reg)
 	milter.NewMetrics(reg).Clients([]string{"printers"})
 	limits := []milter.LimitStatus{{Kind: limit.KindMessages, Window: 60}, {Kind: limit.KindRecipients, Window: 86400}}
 	state := &milter.Status{Clients: []milter.ClientStatus{{Client: "printers", Limits: limits}},

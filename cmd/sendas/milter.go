@@ -17,6 +17,7 @@ import (
 	"github.com/sendas/sendas/cmd/internal/service"
 	"github.com/sendas/sendas/cmd/internal/status"
 	"github.com/sendas/sendas/internal/exit"
+	"github.com/sendas/sendas/internal/record"
 	"github.com/sendas/sendas/internal/serve"
 	"github.com/sendas/sendas/milter"
 	"github.com/sendas/sendas/milter/queue"
@@ -60,9 +61,13 @@ func runMilter(ctx context.Context, o *options) error {
 	}
 	defer counts.close() // after the last message has ended
 	quotas, queue := quota.NewDesk(counts.counts), queue.New(log, reg)
+	kept := record.NewKeeper(record.MilterHalf, cfg.Record.MilterFile, cfg.RecordSettings(), log, reg)
+	go kept.Run()
+	defer kept.Close() // likewise
+	notes := kept.Queue()
 	tally := new(milter.Tally)
-	srv := &milter.Server{Log: log, Metrics: metrics, Sessions: sessions, Quotas: quotas, Tally: tally, Queue: queue}
-	early := &milter.PolicyServer{Log: log, Metrics: metrics, Sessions: sessions, Quotas: quotas, Tally: tally}
+	srv := &milter.Server{Log: log, Metrics: metrics, Sessions: sessions, Quotas: quotas, Tally: tally, Queue: queue, Record: kept}
+	early := &milter.PolicyServer{Log: log, Metrics: metrics, Sessions: sessions, Quotas: quotas, Tally: tally, Record: kept}
 	peers := new(service.Peers)
 	var inForce atomic.Pointer[config.Site]
 	use := func(c *config.Site) error {
@@ -70,7 +75,8 @@ func runMilter(ctx context.Context, o *options) error {
 			return err
 		}
 		quotas.Use(c.ClientQuotas(), c.IdentityQuotas()...)
-		queue.Use(queueRules(c))
+		queue.Use(queueRules(c, notes))
+		kept.Use(c.RecordSettings())
 		metrics.Clients(c.Policy.ClientNames())
 		srv.Use(c.Policy)
 		early.Use(c.Policy)
@@ -95,7 +101,7 @@ func runMilter(ctx context.Context, o *options) error {
 	r := &service.Reloader{Path: o.config, Load: loadForMilter, Ok: ok, At: at, Log: log, Use: use, Unit: "sendas-milter",
 		Restart: func(c *config.Site) []string { return c.MilterRestart(atStart) }}
 	r.Loaded()
-	describe := func() *milter.Status { return milterStatus(tally, quotas, queue, inForce.Load()) }
+	describe := func() *milter.Status { return milterStatus(tally, quotas, queue, kept, inForce.Load()) }
 	reg.MustRegister(milter.NewCollector(describe))
 	pages := status.MilterPages(&status.Site{Addr: cfg.Milter.HTTP, Version: version, State: r.Config, Other: func() string { return inForce.Load().Token.HTTP },
 		Tenant: func() string { return inForce.Load().Tenant.ID }, Client: service.NewLocalClient()}, describe)
@@ -170,6 +176,6 @@ func milterSockets(c *config.Site, peers *service.Peers, log *slog.Logger) (ln, 
 }
 
 // milterStatus describes the milter.
-func milterStatus(t *milter.Tally, q *quota.Desk, w *queue.Watch, c *config.Site) *milter.Status {
-	return t.Status(milter.StatusInput{Version: version, Started: started, Clients: c.Policy.ClientNames(), Queue: w.Status()}, q)
+func milterStatus(t *milter.Tally, q *quota.Desk, w *queue.Watch, k *record.Keeper, c *config.Site) *milter.Status {
+	return t.Status(milter.StatusInput{Version: version, Started: started, Clients: c.Policy.ClientNames(), Queue: w.Status(), Record: k.Status()}, q)
 }

@@ -16,8 +16,8 @@ import (
 )
 
 // queueRules returns what the milter needs to watch Postfix's queue, and the ceiling.
-func queueRules(c *config.Site) queue.Rules {
-	r := queue.Rules{Socket: c.Milter.QueueSocket, Every: c.Milter.QueueInterval, Wait: c.Milter.QueueCeiling, Policy: c.Policy, Explain: explainQueued}
+func queueRules(c *config.Site, notes queue.Notes) queue.Rules {
+	r := queue.Rules{Socket: c.Milter.QueueSocket, Every: c.Milter.QueueInterval, Wait: c.Milter.QueueCeiling, Policy: c.Policy, Explain: explainQueued, Notes: notes}
 	client, addr := service.NewLocalClient(), c.Token.HTTP
 	if addr != "" {
 		r.Proof = func(ctx context.Context) queue.Proof { return leavingNow(ctx, client, addr) }

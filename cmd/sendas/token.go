@@ -21,6 +21,7 @@ import (
 	"github.com/sendas/sendas/cmd/internal/service"
 	"github.com/sendas/sendas/cmd/internal/status"
 	"github.com/sendas/sendas/internal/exit"
+	"github.com/sendas/sendas/internal/record"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token"
 	"github.com/sendas/sendas/token/entra"
@@ -72,6 +73,10 @@ func runToken(ctx context.Context, o *options) error {
 		}
 	}()
 	leases := lease.NewLessor(store.Store, metrics, log)
+	kept := record.NewKeeper(record.TokenHalf, cfg.Record.TokenFile, cfg.RecordSettings(), log, reg)
+	go kept.Run()
+	defer kept.Close() // after the last delivery has ended
+	leases.Record(kept)
 	desk := token.NewDesk(ctx, leases, metrics, log)
 	srv := &lease.SocketmapServer{Maps: leases.Maps(), Admin: adminMaps(leases, desk), Log: log, Metrics: metrics}
 	var inForce atomic.Pointer[config.Site]
@@ -84,6 +89,7 @@ func runToken(ctx context.Context, o *options) error {
 			return err
 		}
 		srv.Allow(peers)
+		kept.Use(c.RecordSettings())
 		inForce.Store(c)
 		return nil
 	}
@@ -93,7 +99,11 @@ func runToken(ctx context.Context, o *options) error {
 	if err := takeOver(ctx, leases, cfg); err != nil {
 		return err
 	}
-	describe := func(ctx context.Context) *lease.Status { return desk.Status(ctx, version, started) }
+	describe := func(ctx context.Context) *lease.Status {
+		s := desk.Status(ctx, version, started)
+		s.Record = kept.Status()
+		return s
+	}
 	reg.MustRegister(lease.NewCollector(leases, describe))
 	ln, err := service.Listen("credentials", cfg.Token.Listen)
 	if err != nil {

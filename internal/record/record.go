@@ -52,7 +52,7 @@ type Message struct {
 	Observed bool   // nothing of it was done: it went on unchanged, and Action is what would have been
 	Instance string // what Postfix calls the message at RCPT; those refused there are one record
 
-	Recipients []string // as [Settings.Recipients] says
+	Recipients []string // as [Settings.Recipients] says, without angle brackets
 	Count      int      // of all recipients
 	Size       int64    // in bytes, as the client declared or the queue tells; 0: not known
 	MessageID  string   // with which it leaves, without angle brackets
@@ -188,10 +188,13 @@ func (m *Message) clean(r Recipients) {
 		*p = line(*p)
 	}
 	m.Count = max(m.Count, len(m.Recipients))
+	for i, a := range m.Recipients {
+		m.Recipients[i] = strings.Trim(line(a), "<>")
+	}
 	list := r.of(m.Recipients)
 	m.Recipients = make([]string, 0, min(len(list), maxRecipients))
 	for _, a := range list[:min(len(list), maxRecipients)] {
-		m.Recipients = append(m.Recipients, line(a))
+		m.Recipients = append(m.Recipients, a)
 	}
 }
 

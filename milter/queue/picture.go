@@ -78,12 +78,12 @@ type Status struct {
 	Hint     string        `json:"hint"` // what to do then
 	ReadAt   time.Time     `json:"read_at"`
 	Free     *int64        `json:"free_bytes"` // on the disk of the queue
-	Messages *int          `json:"messages"` // what leaves by itself: incoming, active and deferred
-	Oldest   *time.Time    `json:"oldest"`   // of these
-	Queues   []PlaceStatus `json:"queues"`   // each of Postfix's queues
-	Waiting  []PlaceStatus `json:"waiting"`  // by mailbox or route, most first; those with mail alone
-	Deferred []PlaceStatus `json:"deferred"` // by reason, most first; likewise
-	Stalls   []PlaceStatus `json:"stalls"`   // by mailbox or route and reason: where nothing leaves; see Stall
+	Messages *int          `json:"messages"`   // what leaves by itself: incoming, active and deferred
+	Oldest   *time.Time    `json:"oldest"`     // of these
+	Queues   []PlaceStatus `json:"queues"`     // each of Postfix's queues
+	Waiting  []PlaceStatus `json:"waiting"`    // by mailbox or route, most first; those with mail alone
+	Deferred []PlaceStatus `json:"deferred"`   // by reason, most first; likewise
+	Stalls   []PlaceStatus `json:"stalls"`     // by mailbox or route and reason: where nothing leaves; see Stall
 }
 
 // PlaceStatus is what waits in one place; the first names that are not "" say in which.

@@ -77,6 +77,9 @@ type Rules struct {
 	// Explain names the class of what another server answered, such as "451 4.3.2 try later". It has
 	// few answers, none of them a stranger's text. nil: all are of one class.
 	Explain func(reply string) string
+	// Notes is told of each message that a reading of the queue finds, in whichever of Postfix's queues;
+	// Begin comes before the first, End after the last where the reading was whole. nil: nobody is.
+	Notes Notes
 	// Left tells how many recipients mailboxes can still have in 24 h, by policy.Mailbox.Name; one
 	// that is missing is not known. It is asked when the queue is read, and must return when ctx
 	// ends. nil: nothing is known.
@@ -84,6 +87,14 @@ type Rules struct {
 	// Proof tells what is known of mail that leaves. It is asked when something was put off for a
 	// reason that is in the way of all mail, and must return when ctx ends. nil: nothing is known.
 	Proof func(ctx context.Context) Proof
+}
+
+// Notes take notes of readings of the queue. All calls come from one goroutine.
+type Notes interface {
+	Begin(now time.Time)
+	// Queued gets what showq(8) tells: the reason is "" where the message was not deferred yet.
+	Queued(id, reason string, size int64)
+	End()
 }
 
 // New makes a Watch, and registers its series. It reads nothing before Use.
@@ -335,14 +346,23 @@ func (r *Rules) read(ctx context.Context, before *stalls) (*reading, error) {
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.Close() })()
+	if r.Notes != nil {
+		r.Notes.Begin(time.Now())
+	}
 	if err := read(bufio.NewReaderSize(c, maxQueueName), func(m queued) { r.note(v, m) }); err != nil {
 		return nil, err
+	}
+	if r.Notes != nil {
+		r.Notes.End()
 	}
 	return v, nil
 }
 
 // note counts a message.
 func (r *Rules) note(v *reading, m queued) {
+	if r.Notes != nil {
+		r.Notes.Queued(m.id, m.reason, m.size)
+	}
 	if !leaving[m.queue] {
 		v.picture.Queues.add(m.queue, &m)
 		return

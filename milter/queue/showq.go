@@ -18,6 +18,7 @@ type queued struct {
 	queue, id, sender string
 	arrived           time.Time // zero where it is not told
 	rcpts             int
+	size              int64  // in bytes; 0 where it is not told
 	reason            string // why it was deferred: that of its first recipient with one; "" for none
 }
 
@@ -50,6 +51,8 @@ func read(r *bufio.Reader, fn func(queued)) error {
 				m.sender = value
 			case "recipient":
 				m.rcpts++
+			case "size":
+				m.size, _ = strconv.ParseInt(value, 10, 64)
 			case "time":
 				if sec, err := strconv.ParseInt(value, 10, 64); err == nil && sec > 0 {
 					m.arrived = time.Unix(sec, 0)

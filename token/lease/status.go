@@ -7,6 +7,7 @@ import (
 	"maps"
 	"time"
 
+	"github.com/sendas/sendas/internal/record"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token/entra"
 	"github.com/sendas/sendas/token/lease/replies"
@@ -105,7 +106,8 @@ type Status struct {
 	// a sign-in has succeeded since.
 	Unsigned *Verdict `json:"last_refusal_before_sign_in,omitempty"`
 	// RepliesUnseen tells of leases of which no reply was shown; missing where there were none.
-	RepliesUnseen *UnseenStatus `json:"replies_unseen,omitempty"`
+	RepliesUnseen *UnseenStatus  `json:"replies_unseen,omitempty"`
+	Record        *record.Status `json:"record,omitempty"` // of the token service's half; missing where there is no keeper
 }
 
 // CredentialStatus is the state of one credential.

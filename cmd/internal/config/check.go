@@ -100,6 +100,7 @@ func (k *checker) check() []Problem {
 	k.policy()
 	k.identities()
 	k.queue()
+	k.record()
 	return k.problems
 }
 

@@ -19,6 +19,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/sendas/sendas/internal/record"
 	"github.com/sendas/sendas/internal/serve"
 	"github.com/sendas/sendas/milter/quota"
 	"github.com/sendas/sendas/policy"
@@ -55,6 +56,7 @@ type Site struct {
 	Identities  []Identity            `yaml:"identities"`
 	Milter      Milter                `yaml:"milter"`
 	Token       Token                 `yaml:"token"`
+	Record      Record                `yaml:"record"`
 
 	// Warnings are what is no mistake now and will be, or does not do what it seems to. Load fills
 	// it with CheckAll.
@@ -342,6 +344,7 @@ func Default() *Site {
 			Listen: "unix:/var/spool/postfix/sendas/credentials", HTTP: "127.0.0.1:9726", Peers: []string{"postfix"},
 			StateDir: "/var/lib/sendas-token", Hosts: 1, RecipientsUnseen: ledger.MaxDelivery,
 		},
+		Record: Record{Recipients: string(record.FullRecipients), Days: 30, Size: 200 << 20},
 	}
 }
 
@@ -535,6 +538,7 @@ func (c *Site) Complete(dir string) {
 	c.Milter.QueueSocket, c.Milter.ClassesFile = under(dir, c.Milter.QueueSocket), under(dir, c.Milter.ClassesFile)
 	completeStore(&c.Milter.Store, dir, "/var/lib/sendas", "milter.db")
 	completeStore(&c.Token.Store, dir, c.Token.StateDir, "token.db")
+	c.completeRecord(dir)
 	m, t := &c.Milter, &c.Token
 	for _, p := range []*string{&m.StorePasswordFile, &m.StoreSentinelPasswordFile, &m.StoreCAFile, &m.StoreCertificateFile, &m.StoreKeyFile,
 		&t.StorePasswordFile, &t.StoreSentinelPasswordFile, &t.StoreCAFile, &t.StoreCertificateFile, &t.StoreKeyFile} {

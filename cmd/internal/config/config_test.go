@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sendas/sendas/internal/record"
 	"github.com/sendas/sendas/internal/serve"
 	"github.com/sendas/sendas/policy/limit"
 )
@@ -96,6 +97,8 @@ func TestFullConfig(t *testing.T) {
 			StateDir: dir + "/state", TokenFiles: dir + "/tokens", Store: "rediss+sentinel://sendas@redis-1.contoso.com,redis-2.contoso.com:26380,[2001:db8::7]/mymaster/2",
 			StorePasswordFile: "credential:redis", StoreSentinelPasswordFile: dir + "/sentinel.secret", StoreCAFile: "/etc/ssl/redis.pem",
 			StoreCertificateFile: dir + "/relay-1.pem", StoreKeyFile: dir + "/relay-1.key", Hosts: 2, Host: "relay-1"}},
+		{"record", c.Record, Record{Recipients: "domain", Days: 7, Size: 1 << 30, Page: true, MilterFile: dir + "/record/milter.db", TokenFile: dir + "/state/record.db"}},
+		{"record's settings", c.RecordSettings(), record.Settings{On: true, Recipients: record.DomainsOnly, Days: 7, Size: 1 << 30}},
 		{"a client's limits", c.Clients[0].Limits, ClientLimits{Messages: []limit.Rate{{N: 20, Per: time.Minute}, {N: 500, Per: time.Hour}},
 			Recipients: []limit.Rate{{N: 2000, Per: 24 * time.Hour}}}},
 		{"on_limit", c.Clients[0].OnLimit + " " + c.Clients[1].OnLimit, "hold defer"},
@@ -125,6 +128,14 @@ func TestDefaults(t *testing.T) {
 	milter.ClassesFile = filepath.Join(dir, milter.ClassesFile) // beside the file
 	if got := c.Milter; got != milter {
 		t.Errorf("milter = %v, want %v", got, milter)
+	}
+	kept := Default().Record
+	kept.MilterFile, kept.TokenFile = "/var/lib/sendas/record.db", "/var/lib/sendas-token/record.db"
+	if got := c.Record; got != kept || kept.Off {
+		t.Errorf("record = %v, want %v", got, kept)
+	}
+	if load(t, "testdata/good/record-off.yaml").RecordSettings().On {
+		t.Error("record: off keeps a record")
 	}
 	want := Default().Token
 	want.Store = "bolt:/var/lib/sendas-token/token.db"

@@ -17,6 +17,7 @@ func (c *Site) TokenRestart(started *Site) []string {
 		{"token.store_key_file", now.StoreKeyFile != was.StoreKeyFile},
 		{"token.hosts", now.Hosts != was.Hosts},
 		{"token.host", now.Host != was.Host},
+		{"record.token_file", c.Record.TokenFile != started.Record.TokenFile},
 		{"tenant.id", c.Tenant.ID != started.Tenant.ID && sharesStore(now.StoreOf())},
 	})
 }
@@ -35,6 +36,7 @@ func (c *Site) MilterRestart(started *Site) []string {
 		{"milter.store_certificate_file", now.StoreCertificateFile != was.StoreCertificateFile},
 		{"milter.store_key_file", now.StoreKeyFile != was.StoreKeyFile},
 		{"milter.hosts", now.Hosts != was.Hosts},
+		{"record.milter_file", c.Record.MilterFile != started.Record.MilterFile},
 		{"tenant.id", c.Tenant.ID != started.Tenant.ID && sharesStore(now.StoreOf())},
 	})
 }

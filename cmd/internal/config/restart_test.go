@@ -44,6 +44,16 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// TestRestartOfRecord: its files are opened once, and all else about it is taken up.
+func TestRestartOfRecord(t *testing.T) {
+	was := Default()
+	now := *was
+	now.Record = Record{Off: true, Recipients: "off", Days: 1, Size: 1, Page: true, MilterFile: "/x", TokenFile: "/y"}
+	if got := slices.Concat(now.MilterRestart(was), now.TokenRestart(was)); !slices.Equal(got, []string{"record.milter_file", "record.token_file"}) {
+		t.Errorf("%v need a restart", got)
+	}
+}
+
 // TestRestartOfTenant: the tenant's name is part of where a shared store keeps what it counts.
 func TestRestartOfTenant(t *testing.T) {
 	for _, tc := range []struct {

@@ -137,6 +137,12 @@ func (d *decoder) value(path string, n ast.Node, v reflect.Value) {
 		d.duration(path, n, p)
 	case *map[string]Credential:
 		d.credentials(path, n, p)
+	case *Bytes:
+		d.bytes(path, n, p)
+	case *Record:
+		if !d.recorded(path, n, p) {
+			d.fields(path, n, v)
+		}
 	default:
 		d.fields(path, n, v)
 	}
