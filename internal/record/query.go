@@ -136,6 +136,15 @@ func (r *Reader) ByNumber(ctx context.Context, n int64) (*Message, error) {
 	return list[0], err
 }
 
+// Oldest returns the first message that there is, or nil.
+func (r *Reader) Oldest(ctx context.Context) (*Message, error) {
+	list, err := r.some(ctx, "id = (SELECT min(id) FROM message)")
+	if len(list) == 0 {
+		return nil, err
+	}
+	return list[0], err
+}
+
 func (r *Reader) some(ctx context.Context, condition string, args ...any) ([]*Message, error) {
 	var list []*Message
 	return list, r.each(ctx, "SELECT id, "+messageColumns+" FROM message WHERE "+condition+" ORDER BY id DESC LIMIT 1000", args, func(s scanner) error {

@@ -17,6 +17,7 @@
 package record
 
 import (
+	"encoding/json"
 	"net/netip"
 	"strings"
 	"time"
@@ -26,42 +27,43 @@ import (
 
 // A Message is the milter's half: one message, as it was asked for and decided on. One that was
 // refused at RCPT, before there was a queue id, is one as well. Texts are as strangers wrote them, on
-// one line and cut to [MaxText]; "" is "none" or "not known".
+// one line and cut to [MaxText]; "" is "none" or "not known". Its JSON keys are stable, as are those of
+// the others.
 type Message struct {
-	Number int64     // in the order of keeping, from 1; 0 before it is kept
-	Time   time.Time // of the decision, to the millisecond
+	Number int64     `json:"number"` // in the order of keeping, from 1; 0 before it is kept
+	Time   time.Time `json:"time"`   // of the decision, to the millisecond
 
-	Addr    netip.Addr // of the client, as Postfix sees it; the zero value where it tells none
-	PTR     string     // its name, as Postfix looked it up; "" or "unknown" without one
-	HELO    string
-	Login   string // of SASL
-	Subject string // of its certificate
-	Client  string // that matched, by the configuration's name; "" for a stranger
+	Addr    netip.Addr `json:"client_address"` // of the client, as Postfix sees it; the zero value where it tells none
+	PTR     string     `json:"client_ptr"`     // its name, as Postfix looked it up; "" or "unknown" without one
+	HELO    string     `json:"helo"`
+	Login   string     `json:"login"`       // of SASL
+	Subject string     `json:"certificate"` // of its certificate
+	Client  string     `json:"client"`      // that matched, by the configuration's name; "" for a stranger
 
-	Sender string // envelope sender as it was asked for, without angle brackets; "" is the null sender
-	From   string // address of the From field, else of the envelope
+	Sender string `json:"envelope_sender"` // envelope sender as it was asked for, without angle brackets; "" is the null sender
+	From   string `json:"from"`            // address of the From field, else of the envelope
 
-	Identity string // as whom it leaves; "" unless accepted or held
-	Leaves   string // the envelope sender with which it leaves: the sender of its attempts
-	Mailbox  string // that it leaves through, first of a pool; "" where it needs none
-	Pool     int    // how many mailboxes may send as Identity; 0 where none has to
-	Route    string // by the configuration's name
-	Action   string // what became of it: accept, reject, defer, hold, pass (see policy.Action), or [Discarded]
-	Reason   string // a policy.ReasonCode
-	Detail   string // the same in words: the reply, the limit; "" where the reason says all
-	Observed bool   // nothing of it was done: it went on unchanged, and Action is what would have been
-	Instance string // what Postfix calls the message at RCPT; those refused there are one record
+	Identity string `json:"identity"`  // as whom it leaves; "" unless accepted or held
+	Leaves   string `json:"leaves_as"` // the envelope sender with which it leaves: the sender of its attempts
+	Mailbox  string `json:"mailbox"`   // that it leaves through, first of a pool; "" where it needs none
+	Pool     int    `json:"pool"`      // how many mailboxes may send as Identity; 0 where none has to
+	Route    string `json:"route"`     // by the configuration's name
+	Action   string `json:"action"`    // what became of it: accept, reject, defer, hold, pass (see policy.Action), or [Discarded]
+	Reason   string `json:"reason"`    // a policy.ReasonCode
+	Detail   string `json:"detail"`    // the same in words: the reply, the limit; "" where the reason says all
+	Observed bool   `json:"observed"`  // nothing of it was done: it went on unchanged, and Action is what would have been
+	Instance string `json:"-"`         // what Postfix calls the message at RCPT; those refused there are one record
 
-	Recipients []string // as [Settings.Recipients] says, without angle brackets
-	Count      int      // of all recipients
-	Size       int64    // in bytes, as the client declared or the queue tells; 0: not known
-	MessageID  string   // with which it leaves, without angle brackets
-	Queue      string   // Postfix's queue id
+	Recipients []string `json:"recipients"`      // as [Settings.Recipients] says, without angle brackets
+	Count      int      `json:"recipient_count"` // of all recipients
+	Size       int64    `json:"size"`            // in bytes, as the client declared or the queue tells; 0: not known
+	MessageID  string   `json:"message_id"`      // with which it leaves, without angle brackets
+	Queue      string   `json:"queue_id"`        // Postfix's queue id
 
 	// Waits reports whether Postfix has it, for all that is known: it was accepted, and no reading of
 	// the queue found it gone. Left is when one did; zero where none has.
-	Waits bool
-	Left  time.Time
+	Waits bool      `json:"waits"`
+	Left  time.Time `json:"left_queue_at,omitzero"`
 }
 
 // Discarded is the action of a message that ends here: the bounce of a bounce.
@@ -69,38 +71,48 @@ const Discarded = "discard"
 
 // A Deferral is what Postfix's queue said of a message that it could not deliver yet.
 type Deferral struct {
-	Message int64     // its number
-	Time    time.Time // when it was read
-	Text    string    // Postfix's own, which repeats what the server said
+	Message int64     `json:"-"`    // its number
+	Time    time.Time `json:"time"` // when it was read
+	Text    string    `json:"text"` // Postfix's own, which repeats what the server said
 }
 
 // An Attempt is the token service's half: a look-up of smtp(8) for the right to send one message, and
 // what Microsoft answered to it. It does not know which message it was, but for the Message-ID that
 // Microsoft names when it accepts one.
 type Attempt struct {
-	Number  int64
-	Time    time.Time // of the look-up
-	PID     int32     // of smtp(8), for the line of its log; negative where the system tells none
-	Sender  string    // envelope sender
-	Mailbox string    // that it was for; "" where none may send as the sender
+	Number  int64     `json:"number"`
+	Time    time.Time `json:"time"`    // of the look-up
+	PID     int32     `json:"pid"`     // of smtp(8), for the line of its log; negative where the system tells none
+	Sender  string    `json:"sender"`  // envelope sender
+	Mailbox string    `json:"mailbox"` // that it was for; "" where none may send as the sender
 
-	Waited time.Duration // for the lease
-	For    string        // what it waited for: a ledger.Cause; "" for nothing, or a token
-	Took   time.Duration // from the look-up to the end
+	Waited time.Duration `json:"-"`          // for the lease
+	For    string        `json:"waited_for"` // what it waited for: a ledger.Cause; "" for nothing, or a token
+	Took   time.Duration `json:"-"`          // from the look-up to the end
 
 	// Class is a replies.Class, or one of NotNow, NoMailbox and Unseen.
-	Class     string
-	Stage     string // a lease.Stage, of what was refused
-	Reply     string // the server's line that decided; "" without one
-	Meaning   string // the same in words, or why there was no lease
-	MessageID string // that the server accepted, without angle brackets
-	Accepted  int    // recipients
-	Refused   int    // recipients
-	Final     bool   // Postfix returns the message: it will not be tried again
+	Class     string `json:"class"`
+	Stage     string `json:"stage"`               // a lease.Stage, of what was refused
+	Reply     string `json:"reply"`               // the server's line that decided; "" without one
+	Meaning   string `json:"meaning"`             // the same in words, or why there was no lease
+	MessageID string `json:"message_id"`          // that the server accepted, without angle brackets
+	Accepted  int    `json:"recipients_accepted"` // recipients
+	Refused   int    `json:"recipients_refused"`  // recipients
+	Final     bool   `json:"final"`               // Postfix returns the message: it will not be tried again
 
 	// Opens is, of a look-up that got no lease, when the mailbox can send next for all that was known;
 	// zero otherwise.
-	Opens time.Time
+	Opens time.Time `json:"opens_at,omitzero"`
+}
+
+// MarshalJSON writes times in seconds.
+func (a *Attempt) MarshalJSON() ([]byte, error) {
+	type plain Attempt
+	return json.Marshal(struct {
+		*plain
+		Waited float64 `json:"waited_seconds"`
+		Took   float64 `json:"took_seconds"`
+	}{(*plain)(a), a.Waited.Seconds(), a.Took.Seconds()})
 }
 
 // The classes of attempts that no reply decided.
