@@ -346,11 +346,13 @@ func (w *walk) other(a address.Spec) Place {
 	switch {
 	case h.Mailer == "" && doubt != "":
 		return Place{Verdict: Doubtful, By: doubt}
-	case h.Mailer == "", w.defaults[h.Mailer], h.Mailer == "error", h.Mailer == "retry":
+	case h.Mailer == "", w.defaults[h.Mailer]:
 		return w.outside(a)
-	case w.doubts[DoubtDefault] != "" && !w.isClassWay(h, a.Domain):
+	case w.isClassWay(h, a.Domain): // be it "error", so that nobody has mail but by an alias
+	case w.doubts[DoubtDefault] != "", h.Mailer == "error", h.Mailer == "retry":
 		return w.outside(a)
-	case h.Mailer == "local":
+	}
+	if h.Mailer == "local" {
 		return w.local(a)
 	}
 	return Place{Verdict: Elsewhere, By: h.Mailer}

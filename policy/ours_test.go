@@ -145,6 +145,25 @@ func TestPlaceByHint(t *testing.T) {
 	}
 }
 
+// TestPlaceOfUnlistedClass: where virtual_transport is "error", and transport_maps leads to the mailboxes
+// of domains that nobody can list, an alias there has no other way than "error".
+func TestPlaceOfUnlistedClass(t *testing.T) {
+	data := shop()
+	data.MailboxWay = "error"
+	data.Opaque = []OpaqueTable{{DoubtClass, "virtual_mailbox_domains", "ldap:/x.cf"}, {DoubtWay, "transport_maps", "ldap:/x.cf"}, {DoubtAlias, "virtual_alias_maps", "ldap:/x.cf"}}
+	c := NewClasses(data)
+	hint := Hint{Mailer: "error", Host: "unknown.example"}
+	for received, want := range map[Received]string{PassReceived: "doubtful virtual_alias_maps", TrustReceived: "elsewhere error"} {
+		if got := oursRules(t, received).Place(c, "info@unknown.example", hint).text(); got != want {
+			t.Errorf("%s: %s, want %s", received, got, want)
+		}
+	}
+	hint.Host = "5.1.1 no such user"
+	if got := oursRules(t, TrustReceived).Place(c, "info@unknown.example", hint).text(); got != "ours" {
+		t.Errorf("refused by an entry of transport_maps: %s, want ours", got)
+	}
+}
+
 // TestPlaceInDoubt: a table that cannot be listed leaves a doubt where it could matter, and nowhere
 // else.
 func TestPlaceInDoubt(t *testing.T) {
@@ -177,6 +196,7 @@ func TestPlaceInDoubt(t *testing.T) {
 		{DoubtDefault, "x@unknown.example", Hint{Mailer: "lmtp", Host: "inet:elsewhere:24"}, "ours", ""},
 		{DoubtDefault, "x@unknown.example", Hint{Mailer: "local", Host: "Relay.contoso.com"}, "elsewhere local", ""},
 		{DoubtDefault, "x@unknown.example", Hint{Mailer: "local", Host: "fabrikam.com"}, "ours", ""},
+		{DoubtClass, "x@unknown.example", Hint{Mailer: "error", Host: "unknown.example"}, "ours", ""},
 	} {
 		data := shop()
 		data.Opaque = []OpaqueTable{{tc.doubt, "some_maps", "mysql:/etc/x.cf"}}

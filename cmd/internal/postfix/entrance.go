@@ -1,11 +1,13 @@
 package postfix
 
 import (
+	"cmp"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
 
+	"github.com/sendas/sendas/cmd/internal/config"
 	"github.com/sendas/sendas/cmd/internal/finding"
 	"github.com/sendas/sendas/cmd/internal/postfix/cf"
 	"github.com/sendas/sendas/cmd/internal/postfix/senders"
@@ -26,7 +28,58 @@ func (p *Setup) checkEntrance(s finding.Section) {
 	p.checkNetworks(s)
 	if len(outside) > 0 {
 		p.checkEarly(s)
+		p.checkProxies(s)
 	}
+}
+
+// checkProxies finds ports whose mail a filter sees before the queue (SMTPD_PROXY_README): Postfix shows
+// the milter what a client sends nowhere but where the filter gives it back, as mail of this host. Only
+// a filter that says XCLIENT there leaves the client what it is.
+func (p *Setup) checkProxies(s finding.Section) {
+	const name = "smtpd_proxy_filter"
+	var list, open, back []*entry
+	handsOn := false
+	for _, v := range p.running("smtpd") {
+		switch {
+		case v.loopback():
+			handsOn = handsOn || v.overrides["smtpd_authorized_xclient_hosts"] != ""
+			back = append(back, v)
+		case p.Value(v, name) != "":
+			list = append(list, v)
+		case p.meetsSendas(v):
+			open = append(open, v)
+		}
+	}
+	for _, v := range list {
+		id, what, value := v.name+"."+name, name+" of "+v.Key(), p.Value(v, name)
+		after := []cf.Setting{{Name: name}, {Name: "content_filter", Value: "smtp:" + bracketed(value)}}
+		set := p.setAll(v, after)
+		if len(back) == 1 {
+			set = p.edit(v, after) + " && " + p.setAll(back[0], append([]cf.Setting{{Name: "content_filter"}}, pastSendas...))
+		}
+		a := Advices["before-queue"].With("set", set)
+		switch {
+		case handsOn:
+			s.Ok(id, what, "%s, which says XCLIENT", cf.Shown(value))
+		case len(open) > 0:
+			s.Warn(id, what, cf.Shown(value)+"; the port "+open[0].name+" has none", a)
+		default:
+			s.Fail(id, what, cf.Shown(value), a)
+		}
+	}
+}
+
+// bracketed writes the host of a filter as a transport wants it: [host]:port.
+func bracketed(value string) string {
+	value = strings.TrimPrefix(value, "inet:")
+	host, port, named := cutLast(value, ":")
+	switch {
+	case strings.HasPrefix(value, "["):
+		return value
+	case !named:
+		return "[127.0.0.1]:" + value
+	}
+	return "[" + cmp.Or(host, "127.0.0.1") + "]:" + port
 }
 
 // parsePrefix reads a network, or an address alone.
@@ -229,20 +282,31 @@ func (p *Setup) expand(item string) string {
 // judgeCanonical asks a table of canonical addresses for the senders of mailboxes: what it changes,
 // cleanup(8) changes in the envelope after the milter has decided.
 func judgeCanonical(value string, p *Setup) finding.Status {
+	list, all := senders.Addresses(p.Config), !hasPatterns(p)
+	if len(list) > maxAsked {
+		list, all = list[:maxAsked], false
+	}
 	for _, table := range cf.Split(value) {
-		for i, sender := range senders.Addresses(p.Config) {
-			if i == maxAsked {
-				break
+		for _, sender := range list {
+			local, domain, _ := strings.Cut(sender, "@")
+			keys := []string{sender, "@" + domain}
+			if strings.EqualFold(domain, p.Main["myorigin"]) { // canonical(5)
+				keys = append(keys, local)
 			}
-			_, domain, _ := strings.Cut(sender, "@")
-			for _, key := range []string{sender, "@" + domain} {
-				if to, found, err := p.ask(table, key); err == nil && found && !strings.EqualFold(to, sender) {
+			for _, key := range keys {
+				to, found, err := p.ask(table, key)
+				if all = all && err == nil; found && err == nil && !strings.EqualFold(to, sender) {
 					return finding.Fail
 				}
 			}
 		}
 	}
-	return okIf(value == "")
+	return okIf(value == "" || all)
+}
+
+// hasPatterns reports whether some mailbox stands for addresses that nobody lists.
+func hasPatterns(p *Setup) bool {
+	return slices.ContainsFunc(p.Config.Mailboxes, func(m config.Mailbox) bool { return m.Pattern() })
 }
 
 // maxAsked bounds how many addresses a table is asked for: each is a process.
@@ -250,14 +314,18 @@ const maxAsked = 20
 
 // judgeMasquerade finds senders whose domain Postfix shortens.
 func judgeMasquerade(value string, p *Setup) finding.Status {
+	list := senders.Addresses(p.Config)
+	for _, m := range p.Config.Mailboxes {
+		list = append(list, m.Address) // a pattern, too
+	}
 	for _, domain := range cf.Split(value) {
-		if slices.ContainsFunc(senders.Addresses(p.Config), func(sender string) bool {
+		if slices.ContainsFunc(list, func(sender string) bool {
 			return strings.HasSuffix(strings.ToLower(sender), "."+strings.ToLower(domain))
 		}) {
 			return finding.Fail
 		}
 	}
-	return okIf(value == "")
+	return finding.OK
 }
 
 // judgeProtocol accepts an older protocol where both lists say another one for sendas.

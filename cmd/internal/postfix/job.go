@@ -144,7 +144,9 @@ func (j *Job) planned(ctx context.Context, s *cf.Stage, c *config.Site, had *pre
 		return nil, err
 	}
 	p.led = slices.ContainsFunc(had.taken, func(c *cf.Change) bool { return c.Name == "default_transport" })
-	return p.makePlan(v), nil
+	plan := p.makePlan(v)
+	plan.reason = strings.ReplaceAll(plan.reason, s.Dir, j.inst.Dir) // of $config_directory
+	return plan, nil
 }
 
 // Show prints the plan.

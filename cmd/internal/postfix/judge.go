@@ -27,6 +27,7 @@ var Advices = map[string]finding.Advice{
 	"nobody":        {Means: "Postfix listens to this host alone, so no client of {networks} can connect", Do: "{set} && {restart}"},
 	"relays-not":    {Means: "Postfix answers clients of {networks} with 454 4.7.1 Relay access denied, unless they log in", Do: "{set}"},
 	"early-refusal": {Means: "Postfix refuses devices by {item} before sendas can mend what they write", Do: "{set}"},
+	"before-queue":  {Means: "the milter sees what a client sends only where the filter gives it back, as mail of this host: it leaves as what programs here may send as, or is refused, whoever sent it", Do: "give the devices a port of their own without it, or make it a filter after the queue, which sees mail after sendas: {set}"},
 	"here":          {Means: "mail to {domain} is delivered on this host and never reaches Microsoft; who has mailboxes here for some of its people types enable --force", Do: "{do}"},
 	"mark":          {Means: "Postfix takes the mark for a part of the first name, so that the first setting is not in force", Do: "sed -i '1s/^\\xEF\\xBB\\xBF//' {file} && {reload}"},
 	"misspelt":      {Means: "Postfix has no parameter of that name and reads over it", Do: "correct its name in main.cf or master.cf"},
@@ -89,9 +90,18 @@ func (p *Setup) checkBuild(s finding.Section) {
 		s.Warn("bom", "main.cf", "begins with a byte order mark", Advices["mark"].With("file", filepath.Join(p.inst.Dir, cf.Main), "reload", p.inst.Command("postfix")+" reload"))
 	}
 	for _, name := range p.unused {
+		if leftover.MatchString(name) {
+			continue
+		}
 		s.Warn("unused."+name, "parameter "+name, "has no meaning", Advices["misspelt"])
 	}
 }
+
+// leftover is a parameter that is named after a transport or service, which is not in master.cf any
+// more, or not yet: it does nothing, and is no mistake.
+var leftover = regexp.MustCompile(`^\w+_(time_limit|recipient_limit|extra_recipient_limit|recipient_refill_(limit|delay)|minimum_delivery_slots|transport_rate_delay|` +
+	`initial_destination_concurrency|delivery_slot_(cost|discount|loan)|` +
+	`destination_(concurrency_limit|concurrency_failed_cohort_limit|concurrency_(positive|negative)_feedback|recipient_limit|rate_delay))$`)
 
 // versionNumbers reads 3.7.11 and 3.12-20260801.
 func versionNumbers(version string) []int {
@@ -230,6 +240,9 @@ func (p *Setup) meetsSendas(v *entry) bool {
 	return place >= 0 && !p.withoutMilters(v) || asked >= 0
 }
 
+// pastSendas is what leads mail at a port past the milter and the policy service.
+var pastSendas = []cf.Setting{{Name: "smtpd_milters"}, {Name: "smtpd_recipient_restrictions", Value: "permit_mynetworks,reject"}}
+
 // checkWaysBack looks at the ports at which filters give mail back: it was decided upon already, and
 // comes from this host now, which may be nobody's client.
 func (p *Setup) checkWaysBack(s finding.Section) {
@@ -237,8 +250,7 @@ func (p *Setup) checkWaysBack(s finding.Section) {
 		switch id, what := "back."+v.name, "port "+v.name; {
 		case !p.isWayBack(v):
 		case p.meetsSendas(v):
-			s.Warn(id, what, "meets sendas again", Advices["twice"].With("set", p.setAll(v, []cf.Setting{
-				{Name: "smtpd_milters"}, {Name: "smtpd_recipient_restrictions", Value: "permit_mynetworks,reject"}})))
+			s.Warn(id, what, "meets sendas again", Advices["twice"].With("set", p.setAll(v, pastSendas)))
 		default:
 			s.Ok(id, what, "takes mail back from a filter, past sendas")
 		}

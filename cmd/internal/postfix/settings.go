@@ -151,7 +151,7 @@ var settings = []settingRow{
 		do:    "put \"check_policy_service { {policy}, default_action=DEFER_IF_PERMIT }\" into smtpd_recipient_restrictions, before everything that permits",
 		why:   "strangers are turned away at RCPT, and a client's way out is chosen there; it never permits anything", offer: offersPolicy, merge: mergePolicy},
 	{name: "smtpd_recipient_restrictions", place: inSMTPD, want: "check_policy_service { {policy}, default_action=DEFER_IF_PERMIT }", level: finding.Warn,
-		when: func(p *Setup) bool { return !wantsPolicy(p) && asksPolicy(p) }, judge: judgePolicy,
+		when: func(p *Setup) bool { return !wantsPolicy(p) && asksPolicy(p) }, judge: judgeLate,
 		means: "the policy service is asked only after a permission has ended the list, which is never",
 		do:    "put it before everything that permits"},
 	{name: "smtpd_relay_restrictions", place: inSMTPD, want: "permit_mynetworks, permit_sasl_authenticated, defer_unauth_destination", judge: judgeRelay, level: finding.Fail,
@@ -162,6 +162,9 @@ var settings = []settingRow{
 	{name: "transport_maps", id: "transport_maps.bare", place: inMain, want: "", level: finding.Fail, when: (*Setup).submits, judge: judgeBare,
 		means: "an entry names a host without a transport: mail of mailboxes' senders for it leaves by the transport of sendas, with their credential, and waits because that host is not Microsoft's",
 		do:    "write the transport before the host, smtp:[host] for :[host]; then, for a table in a file: postmap, and postfix reload"},
+	{name: "transport_maps", id: "transport_maps.all", place: inMain, want: "", level: finding.Fail, when: (*Setup).submits, judge: judgeAll,
+		means: "an entry for every recipient (*) leads all mail elsewhere, before Postfix looks at the sender: nothing leaves by Microsoft",
+		do:    "take that entry out of the table, and write its transport and host into default_transport; then, for a table in a file: postmap, and type: {enable}"},
 	{name: "smtpd_tls_ask_ccert", place: inSMTPD, want: "yes", level: finding.Fail, when: wantsCertificates,
 		means: "clients are known by certificates, and Postfix asks for none",
 		why:   "clients are known by their certificates"},
@@ -654,6 +657,15 @@ func asksPolicy(p *Setup) bool {
 func judgePolicy(value string, p *Setup) finding.Status {
 	asked, ended := p.policyPlace(value)
 	return okIf(asked >= 0 && (ended < 0 || asked < ended))
+}
+
+// judgeLate is for sites that can do without the policy service: a port with a list of its own need not
+// ask it.
+func judgeLate(value string, p *Setup) finding.Status {
+	if asked, _ := p.policyPlace(value); asked < 0 {
+		return finding.OK
+	}
+	return judgePolicy(value, p)
 }
 
 // judgeRelay accepts what Postfix itself accepts as a guard (smtpd_relay_restrictions of

@@ -180,6 +180,26 @@ func judgeBare(value string, p *Setup) finding.Status {
 	return okIf(true)
 }
 
+// stranger is a recipient that no table means.
+const stranger = "someone@recipient.invalid"
+
+// judgeAll finds an entry of transport_maps, "*" or a pattern, that leads every recipient by another
+// transport than that of submission (transport(5)).
+func judgeAll(value string, p *Setup) finding.Status {
+	for _, table := range cf.Split(value) {
+		if p.asksFor(table, "route") {
+			continue
+		}
+		for _, key := range []string{stranger, "*"} {
+			way, found, err := p.ask(table, key)
+			if transport, _, _ := strings.Cut(way, ":"); err == nil && found && transport != "" && transport != p.submission() {
+				return ""
+			}
+		}
+	}
+	return finding.OK
+}
+
 // judgeRelayhosts accepts tables of relayhosts that all lead to Microsoft: submission does the same.
 func judgeRelayhosts(value string, p *Setup) finding.Status {
 	for _, table := range cf.Split(value) {
