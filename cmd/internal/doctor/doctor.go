@@ -88,15 +88,15 @@ type Walk struct {
 
 	postfix *postfix.Setup          // nil where Postfix was not found
 	tokens  map[string]*entra.Token // by credential
-	reached bool                    // the way to the submission server was walked once
-	blocked bool                    // it cannot be walked
+	reached map[string]bool         // the way to a server, by host:port, was walked once
+	blocked map[string]bool         // it cannot be walked
 	down    bool                    // Postfix does not run
 	sending string                  // as whom to send a message; "" sends none
 	screen  *finding.Screen
 }
 
 func New(q *Options, w *world) *Walk {
-	d := &Walk{Options: q, world: w, tokens: make(map[string]*entra.Token), screen: finding.NewScreen(q.Stdout)}
+	d := &Walk{Options: q, world: w, tokens: make(map[string]*entra.Token), reached: make(map[string]bool), blocked: make(map[string]bool), screen: finding.NewScreen(q.Stdout)}
 	if !q.Json {
 		d.Show = func(c *finding.Check) {
 			if d.shown(c) {
@@ -294,7 +294,7 @@ func (d *Walk) checkConfig() {
 	c, err := config.Load(d.File, config.CheckAll)
 	if err == nil {
 		d.config = c
-		s.Ok("file", d.File, "%d mailboxes, %d clients, %d routes", len(c.Mailboxes), len(c.Clients), len(c.Policy.Routes()))
+		s.Ok("file", d.File, "%d mailboxes, %d clients, %d routes", len(c.Mailboxes)+len(c.Accounts()), len(c.Clients), len(c.Policy.Routes()))
 		for i, p := range c.Warnings {
 			s.Warn(fmt.Sprintf("warning.%d", i+1), placeOf(d.File, &p), p.Text, configAdvice.later)
 		}
@@ -362,6 +362,8 @@ type patient struct {
 	label      string // as in the configuration
 	credential string
 	identities []string // envelope senders to try
+	server     string   // host:port; "" is that of submission
+	route      string   // of an account of High Volume Email
 }
 
 // patients returns the mailboxes to look at. The error is one of usage.
@@ -393,7 +395,7 @@ func (d *Walk) patients() ([]patient, error) {
 		return d.onePatient(d.As)
 	}
 	var list []patient
-	for _, m := range d.config.Mailboxes {
+	for _, m := range slices.Concat(d.config.Mailboxes, d.config.Accounts()) {
 		list = append(list, d.newPatients(m)...)
 	}
 	return list, nil
@@ -413,8 +415,9 @@ func (d *Walk) onePatient(name string) ([]patient, error) {
 	if m == nil {
 		return nil, exit.Errorf(exit.Usage, "sendas.yaml lists them under mailboxes:", "no mailbox may send as %s", a)
 	}
-	i := slices.IndexFunc(d.config.Mailboxes, func(c config.Mailbox) bool { return c.Address == m.Name })
-	p := newPatient(d.config.Mailboxes[i])
+	all := slices.Concat(d.config.Mailboxes, d.config.Accounts())
+	i := slices.IndexFunc(all, func(c config.Mailbox) bool { return c.Address == m.Name })
+	p := d.newPatient(all[i])
 	if p.user == "" {
 		p.user, p.identities = user.String(), []string{user.String()}
 	}
@@ -431,7 +434,7 @@ const maxOfPattern = 3
 // sendas.yaml has their names: notices, and what clients send as.
 func (d *Walk) newPatients(m config.Mailbox) []patient {
 	if !m.Pattern() {
-		return []patient{newPatient(m)}
+		return []patient{d.newPatient(m)}
 	}
 	names := []string{d.config.Notices}
 	for _, c := range d.config.Clients {
@@ -450,13 +453,16 @@ func (d *Walk) newPatients(m config.Mailbox) []patient {
 		}
 	}
 	if len(list) == 0 {
-		return []patient{newPatient(m)}
+		return []patient{d.newPatient(m)}
 	}
 	return list
 }
 
-func newPatient(m config.Mailbox) patient {
-	p := patient{user: m.Address, label: m.Address, credential: m.Credential}
+func (d *Walk) newPatient(m config.Mailbox) patient {
+	p := patient{user: m.Address, label: m.Address, credential: m.Credential, server: d.config.SubmissionOf(m.Address)}
+	if r := d.config.AccountRoute(m.Credential); r != nil {
+		p.route = d.config.Policy.RouteFrom(m.Address).Name
+	}
 	if m.Pattern() {
 		p.user = ""
 		return p

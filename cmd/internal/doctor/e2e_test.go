@@ -67,7 +67,7 @@ func openClinic(t *testing.T, change func(*exosim.Config)) *clinic {
 	c.writeFiles(t)
 	c.serve(t)
 	c.world = RealWorld()
-	c.world.resolver = dnstest.Fake{Records: map[string][]string{"IP smtp.office365.com": {"127.0.0.1"}}, Asked: map[string]int{}}
+	c.world.resolver = dnstest.Fake{Records: map[string][]string{"IP smtp.office365.com": {"127.0.0.1"}, "IP smtp.hve.mx.microsoft": {"127.0.0.1"}}, Asked: map[string]int{}}
 	c.world.dial, c.world.run = c.dial, c.run
 	smtpd := postfixSmtpd()
 	c.world.dialFrom = func(ctx context.Context, _ netip.Addr, addr string) (net.Conn, error) {
@@ -88,8 +88,11 @@ func (c *clinic) run(ctx context.Context, name string, args ...string) (stdout, 
 
 // dial leads Microsoft's name to the simulator.
 func (c *clinic) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	if addr == "smtp.office365.com:587" {
+	switch addr {
+	case "smtp.office365.com:587":
 		addr = c.sim.SubmissionAddr()
+	case "smtp.hve.mx.microsoft:587":
+		addr = c.sim.HVEAddr()
 	}
 	return (&net.Dialer{}).DialContext(ctx, network, addr)
 }
@@ -176,6 +179,52 @@ func TestDoctorWholeWay(t *testing.T) {
 	}
 	if n := len(c.sim.Messages()); n > 0 {
 		t.Errorf("the doctor sent %d messages that nobody asked for", n)
+	}
+}
+
+// TestDoctorHighVolume: an account of High Volume Email is walked to by its own way, with its own
+// token and advice.
+func TestDoctorHighVolume(t *testing.T) {
+	const app, account = "5f2c0d3e-0000-4000-8000-000000000009", "notices@contoso.com"
+	const objectID = "0b1ec700-0000-4000-8000-000000000009"
+	for _, tc := range []struct {
+		name   string
+		roles  []string
+		apps   []string
+		scope  string
+		id     string
+		status finding.Status
+		words  []string
+	}{
+		{"good", []string{"Mail.Send"}, []string{objectID}, "https://outlook.office.com/.default", "mailbox." + account + ".mail_from", finding.OK, nil},
+		{"the permission of submission", []string{"SMTP.SendAsApp"}, []string{objectID}, "https://outlook.office.com/.default", "credential.hve-app.claim.permission", finding.Fail, []string{"its roles: SMTP.SendAsApp", "Grant admin consent"}},
+		{"refused for it", []string{"SMTP.SendAsApp"}, []string{objectID}, "https://outlook.office.com/.default", "mailbox." + account + ".auth", finding.Skip, []string{"comes of the token's permission", "535 5.7.144"}},
+		{"the scope of submission", []string{"Mail.Send"}, []string{objectID}, "https://outlook.office365.com/.default", "mailbox." + account + ".auth", finding.Fail, []string{"535 5.7.144", "https://outlook.office.com/.default"}},
+		{"not on the list", []string{"Mail.Send"}, nil, "https://outlook.office.com/.default", "mailbox." + account + ".mail_from.1", finding.Fail, []string{"550 5.7.240", "Add-HVEAppAccess -Identity " + account}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := openClinic(t, func(cfg *exosim.Config) {
+				cfg.HVE, cfg.Accounts = "127.0.0.1:0", []directory.Account{{Address: account, Apps: tc.apps}}
+				cfg.Apps = append(cfg.Apps, directory.App{ClientID: app, ObjectID: objectID, Secret: labSecret, Roles: tc.roles})
+			})
+			text, err := os.ReadFile(c.config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			yaml := strings.Replace(string(text), "credentials:\n", "credentials:\n  hve-app: {client_id: "+app+", client_secret_file: relay-app.secret}\n", 1) +
+				"routes: [{name: bulk, type: hve, account: " + account + ", credential: hve-app, scope: '" + tc.scope + "'}]\n"
+			configtest.WriteFile(t, c.config, yaml, 0o644)
+			d, out, _ := c.visit(t, Options{Mailbox: account})
+			d.wantCheck(t, tc.id, tc.status, tc.words...)
+			if tc.status == finding.OK {
+				d.wantCheck(t, "credential.hve-app.claim.permission", finding.OK, "Mail.Send")
+				d.wantCheck(t, "credential.hve-app.claim.object_id", finding.OK, "Add-HVEAppAccess -Identity ACCOUNT -AppIds "+objectID)
+				d.wantCheck(t, "route.bulk.tls", finding.OK)
+			}
+			if strings.Contains(out, "submission.tls") || strings.Contains(out, "New-ServicePrincipal -AppId") && tc.status == finding.OK {
+				t.Errorf("the account of another service is walked to by submission's way:\n%s", out)
+			}
+		})
 	}
 }
 

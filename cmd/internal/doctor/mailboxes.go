@@ -3,6 +3,7 @@ package doctor
 import (
 	"context"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -93,7 +94,7 @@ func (w *ward) work(ctx context.Context, n int) {
 // fork returns a walk for another goroutine, with a report of its own.
 func (d *Walk) fork() *Walk {
 	f := *d
-	f.Report = d.Fork()
+	f.Report, f.reached, f.blocked = d.Fork(), maps.Clone(d.reached), maps.Clone(d.blocked)
 	return &f
 }
 

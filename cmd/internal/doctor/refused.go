@@ -46,10 +46,13 @@ func (d *Walk) explainRefusal(s finding.Section, p patient, t *entra.Token, err 
 	if err != nil {
 		return false // opaque: it says nothing
 	}
-	judged := claims.Judge(d.expected(d.config.Credentials[p.credential]))
+	judged := claims.Judge(d.expected(p.credential, d.config.Credentials[p.credential]))
 	if i := slices.IndexFunc(judged, func(j inspect.Finding) bool { return !j.OK }); i >= 0 {
 		s.Skip(id, what, "is refused, which comes of the token's %s, as said above: %s", judged[i].What, f.found)
 		return true
+	}
+	if d.config.IsHighVolume(p.credential) {
+		return false // what is said of mailboxes does not hold for an account
 	}
 	key := "other"
 	switch {

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -47,16 +48,16 @@ const (
 // smtpAdvice is about the way to the submission server. What the server itself says is explained by
 // token.Explain.
 var smtpAdvice = map[string]finding.Advice{
-	"no-name":     {Means: "DNS does not know the server", Do: "getent hosts {host}; compare tenant.endpoints.submission and tenant.cloud"},
+	"no-name":     {Means: "DNS does not know the server", Do: "getent hosts {host}; compare {setting} and tenant.cloud"},
 	"dns-silent":  {Means: "DNS did not answer", Do: "getent hosts {host}; /etc/resolv.conf says who is asked"},
 	"timeout":     {Means: "nothing comes back: a firewall drops port {port}, most likely", Do: "let this host reach {host} on port {port}; to see where it ends: nc -vz {host} {port}"},
 	"refused":     {Means: "somebody refuses the connection: a firewall, or not Microsoft's server", Do: "let this host reach {host} on port {port}; to see who answers: nc -vz {host} {port}"},
 	"no-route":    {Means: "there is no route to the server", Do: "ip route get to the address of {host}; with broken IPv6: postconf -e 'smtp_address_preference = ipv4'"},
 	"closed":      {Means: "the server ended the connection", Do: "try again in a few minutes; if it stays: look for a firewall that inspects SMTP"},
 	"silent":      {Means: "the server, or what stands before it, does not answer", Do: "try again in a few minutes; if it stays: look for a firewall that inspects SMTP"},
-	"not-smtp":    {Means: "what answers does not speak SMTP", Do: "compare tenant.endpoints.submission; look for a proxy on port {port}"},
+	"not-smtp":    {Means: "what answers does not speak SMTP", Do: "compare {setting}; look for a proxy on port {port}"},
 	"no-starttls": {Means: "a firewall between this host and Microsoft removes STARTTLS, since Microsoft always offers it", Do: "switch its SMTP inspection off (Cisco: no fixup, no inspect esmtp)"},
-	"no-xoauth2":  {Means: "Microsoft offers XOAUTH2 always, so this is another server, or somebody between changes SMTP", Do: "compare tenant.endpoints.submission with tenant.cloud"},
+	"no-xoauth2":  {Means: "Microsoft offers XOAUTH2 always, so this is another server, or somebody between changes SMTP", Do: "compare {setting} with tenant.cloud"},
 	"no-trust":    {Means: "Postfix does not trust the server's certificate, though this program does", Do: "postconf -e 'smtp_tls_CAfile = {bundle}' && postfix reload; with tenant.endpoints.ca_file, put that certificate into Postfix's file too"},
 	"malformed":   {Means: "the line of AUTH would be longer than a server takes (RFC 4954, section 4)", Do: "this is no access token: see what the token's checks say"},
 }
@@ -68,7 +69,7 @@ var tlsFaults = []struct {
 }{
 	{causedBy[x509.UnknownAuthorityError], finding.Advice{Means: "nobody whom this machine trusts has signed the server's certificate: a firewall inspects TLS, or CA certificates are missing",
 		Do: "apt-get install ca-certificates; where a firewall inspects TLS, exempt {host}, or put its CA certificate into tenant.endpoints.ca_file and into Postfix's smtp_tls_CAfile"}},
-	{causedBy[x509.HostnameError], finding.Advice{Means: "somebody else than {host} answers", Do: "compare tenant.endpoints.submission; look for a proxy or a wrong entry in /etc/hosts: getent hosts {host}"}},
+	{causedBy[x509.HostnameError], finding.Advice{Means: "somebody else than {host} answers", Do: "compare {setting}; look for a proxy or a wrong entry in /etc/hosts: getent hosts {host}"}},
 	{causedBy[x509.CertificateInvalidError], finding.Advice{Means: "the server's certificate is not valid now", Do: "compare this machine's clock: timedatectl"}},
 	{causedBy[tls.RecordHeaderError], finding.Advice{Means: "what answers after STARTTLS does not speak TLS", Do: "look for a firewall that inspects SMTP"}},
 	{func(err error) bool { return strings.Contains(err.Error(), "protocol version") }, finding.Advice{Means: "the server speaks no TLS 1.2 or newer, which Microsoft does: a firewall stands between", Do: "exempt {host} from TLS inspection"}},
@@ -94,6 +95,8 @@ func (f *smtpFault) Error() string { return f.found }
 type smtpTalk struct {
 	d          *Walk
 	host, port string
+	setting    string   // that names the server
+	transport  string   // of Postfix, of a route; "" is that of submission
 	conn       net.Conn // nil before TCP
 	forget     func() bool
 	text       *textproto.Conn
@@ -106,7 +109,7 @@ type smtpTalk struct {
 
 // fault explains by smtpAdvice.
 func (k *smtpTalk) fault(key, found string, passes bool) error {
-	return &smtpFault{found: found, advice: smtpAdvice[key].With("host", k.host, "port", k.port, "bundle", postfix.TrustBundle()), passes: passes}
+	return &smtpFault{found: found, advice: smtpAdvice[key].With("host", k.host, "port", k.port, "setting", k.setting, "bundle", postfix.TrustBundle()), passes: passes}
 }
 
 // ioFault explains what the network did.
@@ -151,7 +154,7 @@ type smtpReply struct {
 func (d *Walk) replyFault(r smtpReply, mailbox string) error {
 	e := replies.Explain(r.text)
 	if e.Meaning == "" {
-		return &smtpFault{found: r.text, advice: smtpAdvice["not-smtp"].With("port", "587")}
+		return &smtpFault{found: r.text, advice: smtpAdvice["not-smtp"].With("port", "587", "setting", "tenant.endpoints.submission")}
 	}
 	act := e.For(mailbox, "").Act
 	return &smtpFault{found: r.text, advice: finding.Advice{Means: e.Meaning, Do: act}, passes: e.Passes}
@@ -314,7 +317,7 @@ func (k *smtpTalk) startTLS(ctx context.Context) (string, error) {
 func (k *smtpTalk) tlsFault(err error) error {
 	for _, f := range tlsFaults {
 		if f.is(err) {
-			return &smtpFault{found: err.Error(), advice: f.With("host", k.host, "port", k.port), passes: errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded)}
+			return &smtpFault{found: err.Error(), advice: f.With("host", k.host, "port", k.port, "setting", k.setting), passes: errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded)}
 		}
 	}
 	return err // the last row matches all
@@ -361,7 +364,7 @@ func (d *Walk) excuse(p patient) string {
 	case p.user == "":
 		domain, _ := address.CutPattern(p.label)
 		return "it stands for many mailboxes, and sendas.yaml names none of them; name one: sendas doctor user@" + domain
-	case d.blocked:
+	case d.blocked[p.server]:
 		return "the way to the server is blocked, as said above"
 	case d.tokens[p.credential] == nil:
 		return "there is no token of credential " + p.credential + " to show"
@@ -372,10 +375,11 @@ func (d *Walk) excuse(p patient) string {
 // examine is the whole session of one mailbox. The way there is walked once even if there is
 // nothing to show.
 func (d *Walk) examine(ctx context.Context, s finding.Section, p patient) {
+	p.server = cmp.Or(p.server, d.config.Tenant.Endpoints.Submission)
 	var k *smtpTalk
-	if why := d.excuse(p); why == "" || !d.reached && !d.blocked {
+	if why := d.excuse(p); why == "" || !d.reached[p.server] && !d.blocked[p.server] {
 		var ok bool
-		if k, ok = d.walk(ctx, s); ok {
+		if k, ok = d.walk(ctx, s, p); ok {
 			defer k.end()
 		}
 	}
@@ -411,26 +415,31 @@ func (k *smtpTalk) report(s finding.Section, id, what string, err error) bool {
 
 // walk goes to the server up to AUTH. What is found is noted the first time; what goes wrong,
 // always.
-func (d *Walk) walk(ctx context.Context, own finding.Section) (*smtpTalk, bool) {
-	host, port, _ := net.SplitHostPort(d.config.Tenant.Endpoints.Submission)
-	k := &smtpTalk{d: d, host: host, port: port}
+func (d *Walk) walk(ctx context.Context, own finding.Section, p patient) (*smtpTalk, bool) {
+	host, port, _ := net.SplitHostPort(p.server)
+	k := &smtpTalk{d: d, host: host, port: port, setting: "tenant.endpoints.submission"}
 	s := d.Section("submission", "submission")
-	if d.reached {
+	if p.route != "" {
+		k.setting, k.transport = "endpoint: of the route "+p.route, d.config.Policy.Route(p.route).Transport
+		s = d.Section("route", "High Volume Email").Of(p.route)
+	}
+	reached := d.reached[p.server]
+	if reached {
 		s = own
 	}
 	for _, step := range waySteps {
 		found, err := step.run(k, ctx)
 		if !k.report(s, step.id, step.what, err) {
-			d.blocked = !d.reached
+			d.blocked[p.server] = !reached
 			k.end()
 			return nil, false
 		}
-		if !d.reached {
+		if !reached {
 			s.Ok(step.id, step.what, "%s", found)
 		}
 	}
-	if !d.reached {
-		d.reached = true
+	if !reached {
+		d.reached[p.server] = true
 		k.checkPostfixTrust(s)
 	}
 	return k, true
@@ -439,11 +448,15 @@ func (d *Walk) walk(ctx context.Context, own finding.Section) (*smtpTalk, bool) 
 // checkPostfixTrust verifies the server's certificate once more, with what Postfix trusts.
 func (k *smtpTalk) checkPostfixTrust(s finding.Section) {
 	p := k.d.postfix
-	if p == nil || p.Submission() == nil {
+	if p == nil {
 		return
 	}
-	file := p.Value(p.Submission(), "smtp_tls_CAfile")
-	if file == "" || p.Value(p.Submission(), "smtp_tls_CApath") != "" {
+	way := p.Way(k.transport)
+	if way == nil {
+		return
+	}
+	file := p.Value(way, "smtp_tls_CAfile")
+	if file == "" || p.Value(way, "smtp_tls_CApath") != "" {
 		return // a folder of hashes is openssl's to read
 	}
 	pem, err := os.ReadFile(file)

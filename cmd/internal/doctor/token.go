@@ -297,7 +297,7 @@ func (d *Walk) fetch(ctx context.Context, s finding.Section, name string, cc con
 		problem, act := fileFault(u.Unsaved())
 		s.Warn("unsaved", "refresh token", problem, tokenAdvice["unsaved"].With("act", act))
 	}
-	d.checkClaims(s, t, cc)
+	d.checkClaims(s, t, name, cc)
 	return nil
 }
 
@@ -319,13 +319,13 @@ func explainTokenError(err error) (found string, a finding.Advice, passes bool) 
 
 // checkClaims decodes a token and judges what it says. It is nobody's business but Exchange
 // Online's to verify it.
-func (d *Walk) checkClaims(s finding.Section, t *entra.Token, cc config.Credential) {
+func (d *Walk) checkClaims(s finding.Section, t *entra.Token, name string, cc config.Credential) {
 	claims, err := inspect.Parse(string(t.Access))
 	if err != nil {
 		s.Skip("claims", "token", "is opaque, so nothing can be read in it")
 		return
 	}
-	for _, f := range claims.Judge(d.expected(cc)) {
+	for _, f := range claims.Judge(d.expected(name, cc)) {
 		id, what := "claim."+strings.ReplaceAll(f.What, " ", "_"), "token's "+f.What
 		switch {
 		case !f.OK:
@@ -339,10 +339,10 @@ func (d *Walk) checkClaims(s finding.Section, t *entra.Token, cc config.Credenti
 }
 
 // expected is what a token of the credential should say.
-func (d *Walk) expected(cc config.Credential) inspect.Expected {
-	e := d.config.Tenant.Endpoints
-	want := inspect.Expected{ClientID: cc.ClientID, ObjectID: cc.ObjectID, AppOnly: !cc.Delegated(), User: cc.User, Now: d.now(),
-		Audiences: []string{strings.TrimSuffix(e.Scope, "/.default"), strings.TrimSuffix(e.DelegatedScope, "/SMTP.Send")}}
+func (d *Walk) expected(name string, cc config.Credential) inspect.Expected {
+	app, user := d.config.Scopes(name)
+	want := inspect.Expected{ClientID: cc.ClientID, ObjectID: cc.ObjectID, AppOnly: !cc.Delegated(), User: cc.User, Now: d.now(), HighVolume: d.config.IsHighVolume(name),
+		Audiences: []string{strings.TrimSuffix(app, "/.default"), strings.TrimSuffix(strings.TrimSuffix(user, "/.default"), "/SMTP.Send")}}
 	if config.GuidForm.MatchString(d.config.Tenant.ID) {
 		want.TenantID = d.config.Tenant.ID
 	}

@@ -42,6 +42,18 @@ func (p *Setup) accountRoute(transport string) *policy.Route {
 	return nil
 }
 
+// Way returns a transport that asks for a credential, "" being that of submission; nil where it does
+// not.
+func (p *Setup) Way(transport string) *entry {
+	if transport == "" {
+		return p.Submission()
+	}
+	if i := slices.IndexFunc(p.Transports, func(v *entry) bool { return v.name == transport }); i >= 0 {
+		return p.Transports[i]
+	}
+	return nil
+}
+
 // isAccountWay reports whether a value of a table of senders leads to a route of High Volume Email, be
 // it one that the configuration has no longer.
 func (p *Setup) isAccountWay(value string) bool {

@@ -171,6 +171,8 @@ type Expected struct {
 	User      string    // who has to sign in
 	Audiences []string  // any of them; none means Exchange Online in the global cloud
 	Now       time.Time // by this machine's clock; zero means time.Now
+	// HighVolume is for High Volume Email, which has a permission of its own and no service principals.
+	HighVolume bool
 }
 
 // Finding is what one claim tells. Meaning and Act are in lower case, without a full
@@ -238,6 +240,7 @@ const (
 	graphAppID     = "00000003-0000-0000-c000-000000000000"
 	sendAsAppRole  = "SMTP.SendAsApp"
 	smtpSendScope  = "SMTP.Send"
+	mailSend       = "Mail.Send" // of High Volume Email, as a role and as a scope
 	thenMendScopes = "in sendas.yaml, tenant.endpoints.scope is https://outlook.office365.com/.default (an app) and delegated_scope https://outlook.office.com/SMTP.Send (a user) in the global cloud"
 )
 
@@ -255,6 +258,7 @@ var judgements = []struct {
 }{
 	{"audience", forGraph, false, "the token is for Microsoft Graph ({aud}), and Exchange Online refuses it with 535 5.7.3", thenMendScopes + "; that the permission is registered under Microsoft Graph does no harm"},
 	{"audience", forExchange, true, "the token is for {aud}", ""},
+	{"audience", func(_ *Claims, e *Expected) bool { return e.HighVolume }, false, "the token is for {aud}, not for {want_aud}, so High Volume Email refuses it with 535 5.7.144", "in sendas.yaml, scope: of the route is https://outlook.office.com/.default in the global cloud"},
 	{"audience", always, false, "the token is for {aud}, not for {want_aud}", thenMendScopes},
 
 	{"tenant", func(c *Claims, e *Expected) bool { return e.TenantID == "" }, true, "the token comes from tenant {tid}", ""},
@@ -266,15 +270,20 @@ var judgements = []struct {
 	{"kind", func(c *Claims, e *Expected) bool { return len(c.Scopes) == 0 && c.User == "" }, false, "the token is the app's own, not a signed-in user's", "the flow is device_code or authorization_code for a user: " + mendYAML},
 	{"kind", always, true, "the token is a signed-in user's", ""},
 
+	{"app", func(c *Claims, e *Expected) bool { return e.ClientID == "" && e.HighVolume }, true, "the token is that of app {appid}", ""},
 	{"app", func(c *Claims, e *Expected) bool { return e.ClientID == "" }, true, "the token is that of app {appid}", `"New-ServicePrincipal -AppId" in Exchange Online must have named this app`},
 	{"app", func(c *Claims, e *Expected) bool { return strings.EqualFold(c.AppID, e.ClientID) }, true, "the token is that of app {appid}", ""},
 	{"app", always, false, "the token is that of app {appid}, not of {want_appid}", "compare client_id with the app registration (Overview): " + mendYAML},
 
 	{"object id", func(c *Claims, e *Expected) bool { return !e.AppOnly || c.ObjectID == "" }, true, "", ""},
+	{"object id", func(_ *Claims, e *Expected) bool { return e.HighVolume }, true, "the token's object id is {oid}", `"Get-HVEAccountSettings" in Exchange Online must list it, or the app {appid}, else the account refuses it with 550 5.7.240; to add it: "Add-HVEAppAccess -Identity ACCOUNT -AppIds {oid}"`},
 	{"object id", func(c *Claims, e *Expected) bool { return e.ObjectID == "" }, true, "the token's object id is {oid}", `"Get-ServicePrincipal | fl AppId,ObjectId" in Exchange Online must show the same, else every sign-in fails`},
 	{"object id", func(c *Claims, e *Expected) bool { return strings.EqualFold(c.ObjectID, e.ObjectID) }, true, "the token's object id is {oid}, as in Exchange Online", ""},
 	{"object id", always, false, "the token's object id is {oid}, but Exchange Online has {want_oid} for the app, so every sign-in fails", `in Exchange Online type "Remove-ServicePrincipal -Identity {want_oid}" and "New-ServicePrincipal -AppId {appid} -ObjectId {oid} -DisplayName sendas": the object ID on the page Enterprise applications counts, not the one on App registrations; then grant its permissions again`},
 
+	{"permission", func(c *Claims, e *Expected) bool { return e.HighVolume && (has(c.Roles, mailSend) || has(c.Scopes, mailSend)) }, true, "the token has the permission Mail.Send", ""},
+	{"permission", func(c *Claims, e *Expected) bool { return e.HighVolume && e.AppOnly }, false, "the token lacks the permission Mail.Send (its roles: {roles}), so High Volume Email refuses it with 535 5.7.144", `add the application permission Mail.Send of Office 365 Exchange Online to the app registration and press "Grant admin consent"`},
+	{"permission", func(_ *Claims, e *Expected) bool { return e.HighVolume }, false, "the token lacks the permission Mail.Send (it has: {scopes}), so High Volume Email refuses it with 535 5.7.144", `add the delegated permission Mail.Send of Office 365 Exchange Online to the app registration, and sign in again with "sendas login"`},
 	{"permission", func(c *Claims, e *Expected) bool { return e.AppOnly && has(c.Roles, sendAsAppRole) }, true, "the app has the role SMTP.SendAsApp: the classic model, in which it also needs FullAccess to each mailbox", "with App RBAC remove that permission from the app registration: it makes Exchange Online ask for FullAccess as well"},
 	{"permission", func(c *Claims, e *Expected) bool { return e.AppOnly }, true, "the token has no role SMTP.SendAsApp (its roles: {roles}): that is right with App RBAC, and a fault in the classic model", `if sign-ins fail: with App RBAC type "Test-ServicePrincipalAuthorization -Identity {appid}" in Exchange Online; in the classic model add the application permission SMTP.SendAsApp of Office 365 Exchange Online to the app registration and press "Grant admin consent"`},
 	{"permission", func(c *Claims, e *Expected) bool { return has(c.Scopes, smtpSendScope) }, true, "the app may send for the user (SMTP.Send)", ""},

@@ -31,6 +31,9 @@ const (
 		`"appid":"` + testClientID + `","appidacr":"0","oid":"` + testObjectID + `","scp":"SMTP.Send User.Read","tid":"` + testTenant + `","unique_name":"scan@contoso.com","upn":"scan@contoso.com","ver":"1.0"}`
 )
 
+// hveClaims are an app's for High Volume Email.
+var hveClaims = strings.NewReplacer("office365.com", "office.com", "SMTP.SendAsApp", "Mail.Send").Replace(appClaims)
+
 func TestParse(t *testing.T) {
 	at := func(s int64) time.Time { return time.Unix(s, 0).UTC() }
 	for _, tc := range []struct {
@@ -142,6 +145,8 @@ func TestJudgeGood(t *testing.T) {
 func TestJudge(t *testing.T) {
 	app := Expected{TenantID: testTenant, ClientID: testClientID, ObjectID: testObjectID, AppOnly: true}
 	user := Expected{TenantID: testTenant, ClientID: testClientID, User: "scan@contoso.com"}
+	hve := Expected{TenantID: testTenant, ClientID: testClientID, AppOnly: true, HighVolume: true, Audiences: []string{"https://outlook.office.com"}}
+	hveUser := Expected{TenantID: testTenant, ClientID: testClientID, User: "scan@contoso.com", HighVolume: true, Audiences: []string{"https://outlook.office.com"}}
 	for _, tc := range []struct {
 		name         string
 		claims       string
@@ -167,6 +172,13 @@ func TestJudge(t *testing.T) {
 		{"App RBAC", appClaims, `"roles":["SMTP.SendAsApp"],`, "", app, "permission", true, "no role SMTP.SendAsApp (its roles: nothing): that is right with App RBAC, and a fault in the classic model", "Test-ServicePrincipalAuthorization -Identity " + testClientID},
 		{"other roles", appClaims, `SMTP.SendAsApp`, "IMAP.AccessAsApp", app, "permission", true, "its roles: IMAP.AccessAsApp", "Grant admin consent"},
 		{"role, other case", appClaims, `SMTP.SendAsApp`, "smtp.sendasapp", app, "permission", true, "classic model", "with App RBAC remove"},
+		{"High Volume Email", hveClaims, "", "", hve, "permission", true, "has the permission Mail.Send", ""},
+		{"High Volume Email, the list", hveClaims, "", "", hve, "object id", true, "object id is " + testObjectID, "Add-HVEAppAccess -Identity ACCOUNT -AppIds " + testObjectID},
+		{"High Volume Email, consent missing", hveClaims, `"roles":["Mail.Send"],`, "", hve, "permission", false, "lacks the permission Mail.Send (its roles: nothing)", "Grant admin consent"},
+		{"High Volume Email, submission's role", hveClaims, `Mail.Send`, "SMTP.SendAsApp", hve, "permission", false, "535 5.7.144", "Grant admin consent"},
+		{"High Volume Email, submission's audience", hveClaims, `office.com`, "office365.com", hve, "audience", false, "for https://outlook.office365.com, not for https://outlook.office.com", "scope: of the route"},
+		{"High Volume Email, a user", userClaims, `SMTP.Send`, "Mail.Send", hveUser, "permission", true, "Mail.Send", ""},
+		{"High Volume Email, a user without", userClaims, "", "", hveUser, "permission", false, "it has: SMTP.Send User.Read", "sendas login"},
 		{"no SMTP.Send", userClaims, `SMTP.Send User.Read`, "User.Read", user, "permission", false, "lacks the permission SMTP.Send (it has: User.Read)", "sendas login"},
 		{"similar scope", userClaims, `SMTP.Send User.Read`, "SMTP.SendX", user, "permission", false, "lacks the permission SMTP.Send", "delegated permission"},
 		{"other user", userClaims, `"upn":"scan`, `"upn":"admin`, user, "user", false, "the user is admin@contoso.com, not scan@contoso.com", "sign in as scan@contoso.com"},

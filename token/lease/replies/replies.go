@@ -34,28 +34,29 @@ const (
 
 // What several rows say.
 const (
-	retries      = "nothing to do: Postfix tries again by itself"
-	returned     = "Postfix returns the message to its sender"
-	waits        = "its mail waits in the queue"
-	grantIsSlow  = "a fresh grant takes up to two hours, so wait before changing anything else"
-	unblock      = `take it off the list under "Restricted entities" at https://security.microsoft.com, and find out who sent spam as it; ` + waits
-	askSupport   = "open a request with Microsoft's support in the Microsoft 365 admin centre; " + waits
-	needsOAuth   = `let Postfix authenticate with XOAUTH2 alone (smtp_sasl_mechanism_filter = xoauth2): sendas postfix enable`
-	switchOnOne  = `type "Set-CASMailbox MAILBOX -SmtpClientAuthenticationDisabled $false" in Exchange Online PowerShell`
-	switchOn     = switchOnOne + ", and wait an hour"
-	mendRequest  = `somebody between this host and Microsoft changes SMTP, or this is a fault of sendas: look for a firewall that inspects SMTP`
-	emptyIt      = "empty its Sent Items or set up an archive policy; " + waits
-	tooManyDay   = waits + "; share the work among more mailboxes if this comes often"
-	connector    = "compare the connector's address or certificate with this relay's in the Exchange admin centre (Mail flow > Connectors)"
-	delist       = "ask for removal at https://sender.office.com"
-	authPolicy   = "it is the tenant's authentication or Conditional Access policy: let its administrator exempt this relay"
-	rights       = "is the app in the role's scope, or does it have FullAccess on MAILBOX, and was New-ServicePrincipal given the object id of the enterprise application? " + grantIsSlow
+	retries     = "nothing to do: Postfix tries again by itself"
+	returned    = "Postfix returns the message to its sender"
+	waits       = "its mail waits in the queue"
+	grantIsSlow = "a fresh grant takes up to two hours, so wait before changing anything else"
+	unblock     = `take it off the list under "Restricted entities" at https://security.microsoft.com, and find out who sent spam as it; ` + waits
+	askSupport  = "open a request with Microsoft's support in the Microsoft 365 admin centre; " + waits
+	needsOAuth  = `let Postfix authenticate with XOAUTH2 alone (smtp_sasl_mechanism_filter = xoauth2): sendas postfix enable`
+	switchOnOne = `type "Set-CASMailbox MAILBOX -SmtpClientAuthenticationDisabled $false" in Exchange Online PowerShell`
+	switchOn    = switchOnOne + ", and wait an hour"
+	mendRequest = `somebody between this host and Microsoft changes SMTP, or this is a fault of sendas: look for a firewall that inspects SMTP`
+	emptyIt     = "empty its Sent Items or set up an archive policy; " + waits
+	tooManyDay  = waits + "; share the work among more mailboxes if this comes often"
+	connector   = "compare the connector's address or certificate with this relay's in the Exchange admin centre (Mail flow > Connectors)"
+	delist      = "ask for removal at https://sender.office.com"
+	authPolicy  = "it is the tenant's authentication or Conditional Access policy: let its administrator exempt this relay"
+	rights      = "is the app in the role's scope, or does it have FullAccess on MAILBOX, and was New-ServicePrincipal given the object id of the enterprise application? " + grantIsSlow +
+		". An account of High Volume Email needs none of that, but the app's consent to Mail.Send"
 	newToken     = "sendas gets a new one at once: is this machine's clock right (timedatectl)?"
 	badAnswer    = "the answer to AUTH XOAUTH2 cannot be read"
 	mendAnswer   = "is sendas' SASL plugin the one that Postfix loads (sendas doctor), and has the mailbox's credential a token (sendas status)?"
 	shorten      = "have the device or the program shorten To, Cc or References, or send the message in parts; " + returned
 	fitsNot      = `make it smaller (attachments grow by a third on the way), or type "Set-Mailbox MAILBOX -MaxSendSize 150MB" in Exchange Online PowerShell; ` + returned
-	ownAddress   = "let it send as its own address alone: High Volume Email has no Send As, so take the address out of send_as:"
+	ownAddress   = "High Volume Email has no Send As: is account: of the route the account's primary address, and does nothing change senders behind the milter? " + returned
 	askOwner     = "have its owner allow the sender; " + returned
 	checkRcpt    = "have the sender correct the address; " + returned
 	milterPassed = "did it pass the milter? compare smtpd_milters and non_smtpd_milters; " + returned
@@ -135,7 +136,7 @@ var rows = []row{
 	{"535", "5.7.142", "", Auth, Now, OfConnection, true, "the token has less than 10 minutes left", newToken},
 	{"535", "5.7.143", "", Auth, Now, OfConnection, true, "the token has ended", newToken},
 	{"535", "5.7.144", "", Auth, Later, OfMailbox, false, "the token lacks the permission Mail.Send of Office 365 Exchange Online, or was asked for by a scope of SMTP",
-		"give the app Mail.Send with an administrator's consent, and set tenant.endpoints.scope to https://outlook.office.com/.default"},
+		"give the app Mail.Send of Office 365 Exchange Online with an administrator's consent; the scope is https://outlook.office.com/.default, as a route of type hve has it"},
 	{"535", "", "", Auth, Later, OfMailbox, false, "Exchange Online does not accept the token for this mailbox", rights},
 	{"550", "5.7.30", "", Auth, Later, OfConnection, false, "a password was sent, and Microsoft has ended Basic authentication", needsOAuth},
 	{"501", "5.5.127", "", Auth, Now, OfConnection, true, "the token has less than 10 minutes left", newToken},
@@ -151,10 +152,10 @@ var rows = []row{
 	// High Volume Email.
 	{"5", "5.7.240", "", Logon, Later, OfMailbox, true, "the app is not on the list of the High Volume Email account, or has been for less than 5 minutes",
 		`type "Add-HVEAppAccess -Identity MAILBOX -AppIds OBJECT_ID" in Exchange Online PowerShell; where that does not do, try it with the application id`},
-	{"5", "5.2.240", "", Logon, Later, OfMailbox, false, "the mailbox is no High Volume Email account", "send as one (New-MailUser -HighVolumeMail), or set tenant.endpoints.submission to smtp.office365.com:587"},
+	{"5", "5.2.240", "", Logon, Later, OfMailbox, false, "the mailbox is no High Volume Email account", "make one (New-MailUser -HighVolumeMail) and name it as account: of the route; a mailbox belongs under mailboxes:"},
 	{"5", "5.7.62", "", SendAs, Never, OfSender, false, "the envelope sender is not the High Volume Email account", ownAddress},
 	{"5", "5.6.241", "", SendAs, Never, OfSender, false, "From is not the High Volume Email account", ownAddress},
-	{"5", "5.5.105", "", Recipient, Never, OfMessage, false, "High Volume Email takes no recipients outside of the organisation", "let another mailbox send to outside, by smtp.office365.com; " + returned},
+	{"5", "5.5.105", "", Recipient, Never, OfMessage, false, "High Volume Email takes no recipients outside of the organisation", "list under tenant.domains what the organisation has and nothing else, and see where aliases lead: a route of type hve leaves all others to submission; " + returned},
 
 	// Blocks of the mailbox or its tenant: no fault of the message, which leaves when an
 	// administrator has had them lifted.
