@@ -281,7 +281,9 @@ var judgements = []struct {
 	{"object id", func(c *Claims, e *Expected) bool { return strings.EqualFold(c.ObjectID, e.ObjectID) }, true, "the token's object id is {oid}, as in Exchange Online", ""},
 	{"object id", always, false, "the token's object id is {oid}, but Exchange Online has {want_oid} for the app, so every sign-in fails", `in Exchange Online type "Remove-ServicePrincipal -Identity {want_oid}" and "New-ServicePrincipal -AppId {appid} -ObjectId {oid} -DisplayName sendas": the object ID on the page Enterprise applications counts, not the one on App registrations; then grant its permissions again`},
 
-	{"permission", func(c *Claims, e *Expected) bool { return e.HighVolume && (has(c.Roles, mailSend) || has(c.Scopes, mailSend)) }, true, "the token has the permission Mail.Send", ""},
+	{"permission", func(c *Claims, e *Expected) bool {
+		return e.HighVolume && (has(c.Roles, mailSend) || has(c.Scopes, mailSend))
+	}, true, "the token has the permission Mail.Send", ""},
 	{"permission", func(c *Claims, e *Expected) bool { return e.HighVolume && e.AppOnly }, false, "the token lacks the permission Mail.Send (its roles: {roles}), so High Volume Email refuses it with 535 5.7.144", `add the application permission Mail.Send of Office 365 Exchange Online to the app registration and press "Grant admin consent"`},
 	{"permission", func(_ *Claims, e *Expected) bool { return e.HighVolume }, false, "the token lacks the permission Mail.Send (it has: {scopes}), so High Volume Email refuses it with 535 5.7.144", `add the delegated permission Mail.Send of Office 365 Exchange Online to the app registration, and sign in again with "sendas login"`},
 	{"permission", func(c *Claims, e *Expected) bool { return e.AppOnly && has(c.Roles, sendAsAppRole) }, true, "the app has the role SMTP.SendAsApp: the classic model, in which it also needs FullAccess to each mailbox", "with App RBAC remove that permission from the app registration: it makes Exchange Online ask for FullAccess as well"},
