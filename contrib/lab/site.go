@@ -202,7 +202,7 @@ func (s *Site) startPostfix(ctx context.Context, c SiteConfig) (err error) {
 	}
 	master = append(master, ownTransport(main)...)
 	s.Postfix, err = StartPostfix(ctx, PostfixConfig{
-		Dir: filepath.Join(s.Dir, "p"), Main: main, Master: master, Hosts: map[string]string{"smtp.office365.com": "127.0.0.1", MXHost: "127.0.0.1"},
+		Dir: filepath.Join(s.Dir, "p"), Main: main, Master: master, Hosts: map[string]string{"smtp.office365.com": "127.0.0.1", "smtp.hve.mx.microsoft": "127.0.0.1", MXHost: "127.0.0.1"},
 		SASLPluginDir: c.PluginDir, SocketUID: milterUser, SocketGID: tokenUser,
 	})
 	if err != nil {
@@ -283,6 +283,7 @@ func (s *Site) writeConfig(c SiteConfig) error {
 	}
 	_, port, _ := net.SplitHostPort(s.Exosim.SubmissionAddr())
 	_, mxPort, _ := net.SplitHostPort(s.Exosim.MXAddr())
+	_, hvePort, _ := net.SplitHostPort(s.Exosim.HVEAddr())
 	s.Config = filepath.Join(s.Dir, "sendas.yaml")
 	yaml := siteYAML
 	if c.YAML != nil {
@@ -290,7 +291,7 @@ func (s *Site) writeConfig(c SiteConfig) error {
 	}
 	limits := "{messages: 30/" + c.Minute.String() + "}"
 	return os.WriteFile(s.Config, []byte(strings.NewReplacer(
-		"AUTHORITY", s.Exosim.Authority(), "MXPORT", mxPort, "PORT", port, "CLIENTID", clientID, "PROOF", proof, "LIMITS", limits,
+		"AUTHORITY", s.Exosim.Authority(), "MXPORT", mxPort, "HVEPORT", hvePort, "PORT", port, "CLIENTID", clientID, "PROOF", proof, "LIMITS", limits,
 		"SOCKETS", s.Postfix.SocketDir(), "SHOWQ", filepath.Join(s.Postfix.QueueDir(), "public", "showq"), "MILTERHTTP", s.milterHTTP, "TOKENHTTP", s.tokenHTTP,
 	).Replace(yaml)), 0o644)
 }
