@@ -124,9 +124,19 @@ func (s *Script) Run(ctx context.Context, c redis.UniversalClient, keys []string
 		err = c.Process(ctx, once{cmd})
 	}
 	if err != nil {
+		ReloadCluster(ctx, c, err)
 		return "", err
 	}
 	return cmd.Text()
+}
+
+// ReloadCluster has the client of a cluster look which node has which keys, after an error that is
+// no server's answer: it does so by itself where a node says MOVED, and a dead one says nothing.
+func ReloadCluster(ctx context.Context, c redis.UniversalClient, err error) {
+	var answer redis.Error
+	if cluster, ok := c.(*redis.ClusterClient); ok && err != nil && !errors.As(err, &answer) {
+		cluster.ReloadState(ctx)
+	}
 }
 
 func (s *Script) command(ctx context.Context, name, script string, keys []string, body []byte) *redis.Cmd {

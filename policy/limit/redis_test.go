@@ -235,7 +235,7 @@ func TestScriptIsNotRepeatedBlindly(t *testing.T) {
 // TestRedisOfSentinels: the database, the user and the master are those that the URL names.
 func TestRedisOfSentinels(t *testing.T) {
 	t.Parallel()
-	p := redistest.StartPair(t)
+	p := redistest.StartWatch(t, 1)
 	o := limit.Redis{URL: strings.TrimSuffix(p.URL(), "/0") + "/3", Tenant: "contoso.com"}
 	c := connect(t, o)
 	if n, err := run(t, c, o); n != 1 || err != nil {
@@ -247,7 +247,7 @@ func TestRedisOfSentinels(t *testing.T) {
 	}
 	redistest.WaitFor(t, "the replica", func() bool {
 		_, r := p.Master(t)
-		return r.Do(t, "-n", "3", "get", o.Keys()+"a") == "1"
+		return r[0].Do(t, "-n", "3", "get", o.Keys()+"a") == "1"
 	})
 	master.Kill()
 	p.WaitMaster(t, master)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -26,6 +27,9 @@ type diary interface {
 	// epoch names the store's data that all of it was told to; "" when there was none yet.
 	epoch() string
 	setEpoch(epoch string) error
+	// hosts is how many hosts there were, as the store has last been told; 0: not known.
+	hosts() int
+	setHosts(n int) error
 }
 
 var (
@@ -116,6 +120,8 @@ func (m *Memory) traces(now time.Time) ([]told, limit.Instant) {
 func (m *Memory) written(context.Context) error { return nil }
 func (m *Memory) epoch() string                 { return m.told }
 func (m *Memory) setEpoch(epoch string) error   { m.told = epoch; return nil }
+func (m *Memory) hosts() int                    { return 0 } // it goes with the process
+func (m *Memory) setHosts(int) error            { return nil }
 
 func (b *Bolt) noteLease(mailbox string, l limit.Allowance, ans Answer, now time.Time) {
 	l = apart(mailbox, l)
@@ -157,24 +163,33 @@ func (b *Bolt) written(ctx context.Context) error {
 	return b.unlockAndFlush(ctx)
 }
 
-// keyEpoch is in bucketMeta.
-var keyEpoch = []byte("epoch")
+// These are in bucketMeta.
+var keyEpoch, keyHosts = []byte("epoch"), []byte("hosts")
 
-func (b *Bolt) epoch() (epoch string) {
-	err := b.db.View(func(tx *bbolt.Tx) error { epoch = string(tx.Bucket(bucketMeta).Get(keyEpoch)); return nil })
+// meta reads what is there, "" where the file is closed.
+func (b *Bolt) meta(key []byte) (value string) {
+	err := b.db.View(func(tx *bbolt.Tx) error { value = string(tx.Bucket(bucketMeta).Get(key)); return nil })
 	if err != nil {
-		return "" // closed
+		return ""
 	}
-	return epoch
+	return value
 }
 
-func (b *Bolt) setEpoch(epoch string) error {
-	if b.epoch() == epoch {
+func (b *Bolt) setMeta(key []byte, value string) error {
+	if b.meta(key) == value {
 		return nil
 	}
-	err := b.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Put(keyEpoch, []byte(epoch)) })
+	err := b.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Put(key, []byte(value)) })
 	if err != nil {
 		return errors.Join(errors.New("the diary cannot be written"), err)
 	}
 	return nil
+}
+
+func (b *Bolt) epoch() string               { return b.meta(keyEpoch) }
+func (b *Bolt) setEpoch(epoch string) error { return b.setMeta(keyEpoch, epoch) }
+func (b *Bolt) setHosts(n int) error        { return b.setMeta(keyHosts, strconv.Itoa(n)) }
+func (b *Bolt) hosts() int {
+	n, _ := strconv.Atoi(b.meta(keyHosts))
+	return n
 }

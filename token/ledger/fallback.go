@@ -32,7 +32,7 @@ import (
 // would have 25.
 //
 // When the store has lost its data, each host books anew what it has sent, and the store gives
-// leases when all have done so.
+// leases when all have done so. When it has another master, each tells that one what it may lack.
 //
 // What can be passed is only the number of simultaneous connections: for as long as a session lasts
 // that another host began before the store went away, and by more hosts than there are connections.
@@ -56,6 +56,7 @@ type Shared struct {
 	leases map[uint64]lease
 	diary  diary     // of this host, all of the windows: to be booked anew when the store has lost its data
 	unkept bool      // the log has said that the diary cannot be written
+	more   bool      // the log has said that there are more hosts than configured
 	owed   *Memory   // by this host, without the store, as in the diary
 	owedAs string    // the name under which it is told
 	late   []verdict // of leases of the store, while it is away
@@ -119,7 +120,7 @@ func NewShared(primary *Redis, hosts int, local Store, o SharedOptions) (*Shared
 	if o.Diary == nil {
 		s.diary = NewMemory()
 	}
-	s.epoch = s.diary.epoch()
+	s.epoch, primary.known = s.diary.epoch(), s.diary.hosts()
 	primary.epoch = s.epoch // so that a server without data is known for one that has lost it
 	ctx, cancel := context.WithTimeout(context.Background(), o.Silence)
 	defer cancel()
@@ -188,12 +189,27 @@ func (s *Shared) tend(ctx context.Context) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.told && shared == (err == nil) {
+		s.countLocked()
 		return
 	}
 	if err == nil || errors.Is(err, errRejoin) {
 		s.rejoinLocked(ctx)
 	} else {
 		s.awayLocked(err)
+	}
+}
+
+// countLocked notes how many hosts there are, and says once when there are more than it was told.
+func (s *Shared) countLocked() {
+	n := s.primary.count()
+	if err := s.diary.setHosts(n); err != nil {
+		s.keptLocked(err)
+	}
+	if more := n > s.hosts; s.more != more {
+		if s.more = more; more {
+			s.o.Log.Warn("more hosts share the ledger than token.hosts says: each has less of the limits on its own, as if that said so", "hosts", n, "token.hosts", s.hosts,
+				"hint", "count this one too; a host that was renamed is counted for an hour")
+		}
 	}
 }
 
@@ -250,6 +266,14 @@ func (s *Shared) catchUpLocked(ctx context.Context) error {
 		return err
 	}
 	forgotten := s.epoch != "" && s.epoch != s.primary.dataEpoch()
+	again := forgotten
+	if !forgotten {
+		exact, err := s.tellLocked(ctx)
+		if err != nil {
+			return err
+		}
+		again = !exact || len(s.owed.book.accounts) > 0
+	}
 	if err := s.bookAllLocked(ctx, forgotten); err != nil {
 		return err
 	}
@@ -263,7 +287,38 @@ func (s *Shared) catchUpLocked(ctx context.Context) error {
 			return err
 		}
 	}
-	return s.primary.join(ctx, s.member || forgotten)
+	if err := s.primary.join(ctx, s.member || forgotten); err != nil {
+		return err
+	}
+	s.primary.begin(again)
+	return nil
+}
+
+// tellLocked tells a new master what this host has done since the moment up to which that one knows
+// all. A process that has not been there all that time tells what its diary has, which is rather
+// more, and reports that it was not exact.
+func (s *Shared) tellLocked(ctx context.Context) (exact bool, err error) {
+	list, exact, gap, term := s.primary.behind()
+	for _, d := range list {
+		if err := s.primary.tell(ctx, d); err != nil {
+			return false, err
+		}
+	}
+	if exact || s.epoch == "" {
+		return exact, nil
+	}
+	traces, now := s.diary.traces(time.Now())
+	for _, x := range traces {
+		x.lately(now, gap)
+		if x.nothing() {
+			continue
+		}
+		if err := s.primary.book(ctx, term, x.mailbox, x.trace, now); err != nil {
+			return false, err
+		}
+	}
+	s.owed, s.owedAs = NewMemory(), rand.Text() // the diary has it too
+	return false, nil
 }
 
 // bookAllLocked tells the store what it does not know: what it has forgotten, which includes the
@@ -340,13 +395,13 @@ func spare(l limit.Allowance, r limit.Rate, hosts, reserve int) int {
 
 // share returns what this host may do without the store.
 func (s *Shared) share(l limit.Allowance) (limit.Allowance, error) {
-	under := min(l.Connections, l.Messages.N)
+	under, hosts := min(l.Connections, l.Messages.N), s.primary.count()
 	out := l
-	out.Messages.N = (l.Messages.N - under) / s.hosts
-	out.Connections = max(1, l.Connections/s.hosts) // of more hosts than connections each has one: Microsoft defers the surplus
-	out.Recipients.N = spare(l, l.Recipients, s.hosts, s.o.Reserve)
+	out.Messages.N = (l.Messages.N - under) / hosts
+	out.Connections = max(1, l.Connections/hosts) // of more hosts than connections each has one: Microsoft defers the surplus
+	out.Recipients.N = spare(l, l.Recipients, hosts, s.o.Reserve)
 	if l.Grouped() {
-		out.GroupRecipients.N = spare(l, l.GroupRecipients, s.hosts, s.o.Reserve)
+		out.GroupRecipients.N = spare(l, l.GroupRecipients, hosts, s.o.Reserve)
 	}
 	for _, x := range []struct {
 		what string
@@ -358,7 +413,7 @@ func (s *Shared) share(l limit.Allowance) (limit.Allowance, error) {
 		{"recipients of the group", out.GroupRecipients.N, l.GroupRecipients.N},
 	} {
 		if x.n < 1 && x.of > 0 { // else it has no limit
-			return limit.Allowance{}, fmt.Errorf("the shared ledger is away, and %d %s are too few to be shared by %d hosts without it", x.of, x.what, s.hosts)
+			return limit.Allowance{}, fmt.Errorf("the shared ledger is away, and %d %s are too few to be shared by %d hosts without it", x.of, x.what, hosts)
 		}
 	}
 	return out, nil

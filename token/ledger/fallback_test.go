@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -76,8 +77,13 @@ func newPatientHost(t *testing.T, url, name string, hosts int, diary *Bolt) *hos
 
 func newHostWith(t *testing.T, url, name string, hosts int, o SharedOptions) *host {
 	t.Helper()
-	h := &host{log: &lineLog{}, store: openRedis(t, limit.Redis{URL: url, Tenant: "contoso.com", Timeout: time.Minute})} // an outage shows itself otherwise
-	o.Host, o.Probe, o.Log = name, 50*time.Millisecond, slog.New(slog.NewTextHandler(h.log, nil))
+	return newHostOf(t, limit.Redis{URL: url, Tenant: "contoso.com", Timeout: time.Minute}, name, hosts, o) // an outage shows itself otherwise
+}
+
+func newHostOf(t *testing.T, r limit.Redis, name string, hosts int, o SharedOptions) *host {
+	t.Helper()
+	h := &host{log: &lineLog{}, store: openRedis(t, r)}
+	o.Host, o.Probe, o.Log = name, cmp.Or(o.Probe, 50*time.Millisecond), slog.New(slog.NewTextHandler(h.log, nil))
 	o.OnChange = func(shared bool) { h.mu.Lock(); defer h.mu.Unlock(); h.changes = append(h.changes, shared) }
 	s, err := NewShared(h.store, hosts, NewMemory(), o)
 	if err != nil {
@@ -429,7 +435,7 @@ func TestShares(t *testing.T) {
 		{"a small group", limit.Allowance{Messages: limit.Rate{N: 30, Per: time.Minute}, Recipients: day(10_000), Connections: 3, Group: "moera", GroupRecipients: day(100)}, 2, limit.Allowance{}},
 		{"High Volume Email", limit.HighVolume(), 2, limit.Allowance{Messages: limit.Rate{Per: time.Minute}, Recipients: day(0), Connections: 10}},
 	} {
-		s := &Shared{hosts: tc.hosts, o: SharedOptions{}.withDefaults()}
+		s := &Shared{hosts: tc.hosts, primary: &Redis{hosts: tc.hosts}, o: SharedOptions{}.withDefaults()}
 		got, err := s.share(tc.in)
 		if got != tc.want || (err != nil) != (tc.want == limit.Allowance{}) {
 			t.Errorf("%s: %+v, %v, want %+v", tc.name, got, err, tc.want)

@@ -23,11 +23,14 @@ import (
 // about it. A server clock that is set, forward or back, moves nothing: see the head of redis.lua.
 //
 // The server must not evict keys (maxmemory-policy noeviction), and should write to disk
-// (appendonly yes). When it has lost its data nonetheless, all of it or the latest (it is back at
-// an older snapshot), the first host to ask that had used it before says so, and every mailbox
-// counts as having used up all its windows at that moment, unless all hosts have booked anew what
-// they had sent ([Shared] does that). Who knows better sets the field "lost" of the key that ends
-// in :clock to 0. A server that forgets while all hosts restart cannot be told from a new one.
+// (appendonly yes). When it has lost its data nonetheless, the first host to ask that had used it
+// before says so, and every mailbox counts as having used up all its windows at that moment, unless
+// all hosts have booked anew what they had sent ([Shared] does that). Who knows better sets the
+// field "lost" of the key that ends in :clock to 0. A server that forgets while all hosts restart
+// cannot be told from a new one.
+//
+// When another process becomes the master (a replica takes its place, or it is started again), or
+// it is back at an older state, what was done last may be missing: see reign.go.
 //
 // Keys start with the prefix and, as a hash tag, the tenant, so that they share a slot of a
 // cluster. Those of mailboxes expire; the one that keeps the clock stays.
@@ -46,6 +49,10 @@ type Redis struct {
 
 	mu     sync.Mutex    // guards what follows
 	epoch  string        // of the data, as last seen
+	at     station       // as last told
+	deeds  deeds         // of this process, as the server was told of them
+	peers  []string      // hosts that were there, as last told to a member
+	known  int           // how many hosts there are, as the server was told
 	seen   limit.Instant // ledger time of the last answer
 	seenAt time.Duration
 	groups map[uint64]string // of leases out: Settle is not told
@@ -87,9 +94,8 @@ func (r *Redis) Close() error { return r.client.Close() }
 // The requests and answers of redis.lua.
 type (
 	redisRate struct {
-		N     int           `json:"n"`
-		Per   limit.Instant `json:"per"`
-		Share int           `json:"share"` // what each host may use on its own
+		N   int           `json:"n"`
+		Per limit.Instant `json:"per"`
 	}
 	redisLimits struct {
 		Messages    redisRate  `json:"messages"`
@@ -117,7 +123,10 @@ type (
 		Fresh   string        `json:"fresh"`
 		Host    string        `json:"host,omitempty"`
 		Hosts   int           `json:"hosts,omitempty"`
+		Known   int           `json:"known,omitempty"` // how many there are, as far as this one knows
 		Silence limit.Instant `json:"silence,omitempty"`
+		Reserve int           `json:"reserve"`       // percent of the recipient limits that is kept for hosts on their own
+		Age     limit.Instant `json:"age,omitempty"` // of what is told again
 		ID      string        `json:"id,omitempty"`
 		Limits  *redisLimits  `json:"limits,omitempty"`
 		Grouped bool          `json:"grouped"`
@@ -130,6 +139,8 @@ type (
 		// was told before.
 		Name      string                      `json:"name,omitempty"`
 		Remembers bool                        `json:"remembers"`
+		Term      string                      `json:"term,omitempty"`  // of the reign in which all has been told
+		Peers     []string                    `json:"peers,omitempty"` // hosts that were there when this one last asked
 		Open      map[string][3]limit.Instant `json:"open,omitempty"`
 		Done      []limit.Instant             `json:"done,omitempty"`
 		Sent      [][2]limit.Instant          `json:"sent,omitempty"`
@@ -139,7 +150,7 @@ type (
 		Now        string        `json:"now"`
 		Epoch      string        `json:"epoch"`
 		Rejoin     bool          `json:"rejoin"`
-		Lost       bool          `json:"lost"` // the wait is for what the server has lost
+		Lost       string        `json:"lost"` // the wait is for what the server has lost: "data" or "master"
 		Lease      bool          `json:"lease"`
 		Begin      limit.Instant `json:"begin"`
 		Wait       limit.Instant `json:"wait"`
@@ -153,6 +164,20 @@ type (
 		Shrunk     int           `json:"shrunk"`
 		Next       limit.Instant `json:"next"`
 		Paused     limit.Instant `json:"paused"`
+		station
+
+		now  limit.Instant
+		sent time.Duration // when the question was, by the clock that nobody sets
+	}
+	// A station is what a host has to know of the master that serves now. A reign (Term) begins when
+	// another process becomes the master.
+	station struct {
+		Term    string        `json:"term"`
+		Told    bool          `json:"told"`    // this host has told it what it did
+		Was     string        `json:"was"`     // of the former reign all is known up to here,
+		Gap     limit.Instant `json:"gap"`     // so long ago
+		Hosts   int           `json:"hosts"`   // how many there are, by their number or by their names
+		Members []string      `json:"members"` // those that are there
 	}
 )
 
@@ -182,7 +207,11 @@ func (r *Redis) run(ctx context.Context, mailbox, group string, q redisRequest) 
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.epoch, r.seen, r.seenAt = a.Epoch, max(r.seen, limit.Instant(now)), sent
+	a.now, a.sent = limit.Instant(now), sent
+	r.epoch, r.seen, r.seenAt = a.Epoch, max(r.seen, a.now), sent
+	if a.Term != "" {
+		r.at = a.station
+	}
 	if a.Rejoin {
 		return a, errRejoin
 	}
@@ -195,7 +224,12 @@ func (r *Redis) prepare(q *redisRequest) time.Duration {
 	defer r.mu.Unlock()
 	sent := r.mono()
 	q.Session, q.Epoch, q.Fresh = r.session, r.epoch, rand.Text()
-	q.Host, q.Hosts, q.Silence = r.host, r.hosts, limit.Micros(r.silence)
+	q.Known = max(r.hosts, r.at.Hosts)
+	if q.Op != "beat" { // which alone may say fewer than before
+		q.Known = max(q.Known, r.known)
+	}
+	r.known = max(r.known, q.Known)
+	q.Host, q.Hosts, q.Silence, q.Reserve = r.host, r.hosts, limit.Micros(r.silence), r.reserve
 	if r.server != nil {
 		q.Now = r.server()
 	}
@@ -208,7 +242,7 @@ func (r *Redis) prepare(q *redisRequest) time.Duration {
 // limits words limits for the script.
 func (r *Redis) limits(l limit.Allowance) *redisLimits {
 	rate := func(x limit.Rate) redisRate {
-		return redisRate{N: x.N, Per: limit.Micros(x.Per), Share: spare(l, x, r.hosts, r.reserve)}
+		return redisRate{N: x.N, Per: limit.Micros(x.Per)}
 	}
 	out := &redisLimits{Messages: rate(l.Messages), Recipients: rate(l.Recipients), Connections: l.Connections, Unseen: l.Unseen, Ahead: limit.Micros(min(l.Ahead, MaxAhead))}
 	if l.Grouped() {
@@ -243,12 +277,16 @@ func (r *Redis) Take(ctx context.Context, mailbox string, l limit.Allowance, _ t
 		return Answer{}, err
 	}
 	if !a.Lease {
-		if a.Lost {
+		switch a.Lost {
+		case "data":
 			a.Reason = "the shared ledger has lost its data, and not all hosts have told it anew what they had sent"
+		case "master":
+			a.Reason = "the shared ledger has another master, and not all hosts have told it what they had sent last"
 		}
 		return Answer{Wait: a.Wait.Duration(), Cause: a.Cause, Reason: a.Reason}, nil
 	}
 	r.remember(id, group)
+	r.note(deed{at: a.now, mono: a.sent, mailbox: mailbox, group: group, id: id, limits: &l, begin: a.Begin})
 	return Answer{Lease: id, Begin: a.Begin.Duration()}, nil
 }
 
@@ -297,9 +335,11 @@ func (r *Redis) Settle(ctx context.Context, mailbox string, lease uint64, o Outc
 	r.mu.Lock()
 	group := r.groups[lease]
 	r.mu.Unlock()
-	if _, err := r.run(ctx, mailbox, group, settleRequest(lease, group, o)); err != nil {
+	a, err := r.run(ctx, mailbox, group, settleRequest(lease, group, o))
+	if err != nil {
 		return err
 	}
+	r.note(deed{at: a.now, mono: a.sent, mailbox: mailbox, group: group, id: lease, outcome: o})
 	if o.Open {
 		return nil
 	}
@@ -321,7 +361,10 @@ func (r *Redis) Pause(ctx context.Context, mailbox string, p Pause, now time.Tim
 	if !p.Until.IsZero() {
 		q.Pause = max(0, limit.Micros(p.Until.Sub(now)))
 	}
-	_, err := r.run(ctx, mailbox, "", q)
+	a, err := r.run(ctx, mailbox, "", q)
+	if err == nil {
+		r.note(deed{at: a.now, mono: a.sent, mailbox: mailbox, pause: &p})
+	}
 	return err
 }
 
@@ -343,20 +386,48 @@ func (r *Redis) Usage(ctx context.Context, mailbox string, l limit.Allowance, no
 
 // ping reports whether the server is there that has our keys, and changes nothing.
 func (r *Redis) ping(ctx context.Context) error {
-	return r.client.Exists(ctx, r.prefix+"clock").Err()
+	err := r.client.Exists(ctx, r.prefix+"clock").Err()
+	limit.ReloadCluster(ctx, r.client, err)
+	return err
 }
 
 // beat tells the server that this host is there. It returns errRejoin when the host is no member.
 func (r *Redis) beat(ctx context.Context) error {
-	_, err := r.run(ctx, "", "", redisRequest{Op: "beat"})
-	return err
+	r.mu.Lock()
+	known := max(r.hosts, r.at.Hosts)
+	r.mu.Unlock()
+	a, err := r.run(ctx, "", "", redisRequest{Op: "beat"})
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.peers, r.known = a.Members, known
+	return nil
 }
 
-// join makes this host a member. A host that remembers has booked all that it did since it was last
-// seen.
+// join makes this host a member of the reign that it has told what it did. A host that remembers
+// has booked all that it did since it was last seen.
 func (r *Redis) join(ctx context.Context, remembers bool) error {
-	_, err := r.run(ctx, "", "", redisRequest{Op: "join", Remembers: remembers})
-	return err
+	r.mu.Lock()
+	q := redisRequest{Op: "join", Remembers: remembers, Term: r.at.Term, Peers: r.peers}
+	r.mu.Unlock()
+	a, err := r.run(ctx, "", "", q)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.peers = a.Members
+	return nil
+}
+
+// count returns how many hosts share the server, as this one has told it last. What a host may do on
+// its own follows from that, and what the server keeps back for it.
+func (r *Redis) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return max(r.hosts, r.known)
 }
 
 // dataEpoch names the data that the server had when it last answered.

@@ -7,11 +7,25 @@ local POLL, SESSION, JITTER = 1000000, req.session, 1000000
 local BUCKETS = 96
 local DELIVERY = math.max(50, req.limits and req.limits.unseen or 0)
 local STALE = 7 * 24 * 3600 * 1000000 -- when an absent host is forgotten
+local HOUR = 3600 * 1000000
+
+-- The head is a hash: the clock, the data's name, whose master it is, and for each host h: when it was seen, j: when it joined without
+-- remembering, s: the last answer to it, k: how many hosts it believes there are, n: and b: for which master and which data it has told
+-- what it remembers, p: of which data another host says that it has used it.
+local head, all, changed = {}, redis.call('HGETALL', KEYS[1]), {}
+for i = 1, #all, 2 do head[all[i]] = all[i + 1] end
+local function put(field, value)
+  if head[field] == value then return end
+  head[field] = value
+  changed[#changed + 1] = field
+  changed[#changed + 1] = value
+end
+local function number(field) return tonumber(head[field] or '') end
+local function whole(n) return string.format('%.0f', n) end
 
 -- The clock never goes back, and no further than the asking host's monotonic clock allows (req.bound).
-local saved = redis.call('HMGET', KEYS[1], 'off', 'last', 'epoch', 'lost')
-local off, last = tonumber(saved[1]) or 0, tonumber(saved[2]) or 0
-local epoch, lost = saved[3], tonumber(saved[4]) or 0
+local off, last = number('off') or 0, number('last') or 0
+local epoch, lost = head.epoch, number('lost') or 0
 local raw = req.now
 if not raw then
   local now = redis.call('TIME')
@@ -25,48 +39,99 @@ elseif t < last - JITTER then
 end
 t = math.max(last, raw + off)
 
-local function whole(n) return string.format('%.0f', n) end
-
--- Each host's last answer; the server may be back at an older state, which others may have led on since.
-local mine = req.host and tonumber(redis.call('HGET', KEYS[1], 's:' .. req.host) or '') or not req.host and last or 0
+-- A reign is the time in which one process is the master. Its successor has all that was done up to some moment, and nothing of what
+-- was done after it: replicas and the disk lag behind. So at the first request of a reign what there is, is known to be whole up to
+-- was, and each host tells once (n:) what it has done since. A master that is back at an older state without anybody's noticing (a
+-- machine's snapshot) is found by a host that has had a later answer (s:).
+local reign = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)') or ''
+local told = req.host and head['n:' .. req.host] ~= nil and head['n:' .. req.host] == head.term
+local mine = number('s:' .. (req.host or ''))
+if not req.host then mine = last end
+local older = req.seen and epoch and head.reign == reign and req.epoch == epoch and (told or not req.host) and mine and mine < req.seen
 if not epoch then
   epoch = req.fresh
   if req.epoch ~= '' then lost = t + SESSION end -- the store was not empty when this host last saw it
-elseif req.seen and req.epoch == epoch and mine < req.seen then
-  -- All that there is may lack the latest, so the hosts tell it anew.
-  epoch, lost = req.fresh, t + SESSION
-  for _, k in ipairs(redis.call('HKEYS', KEYS[1])) do
-    if string.match(k, '^[hjbs]:') then redis.call('HDEL', KEYS[1], k) end
-  end
+  put('term', req.fresh)
+  put('was', whole(t))
+  put('since', whole(t))
+  put('whole', req.fresh) -- what is lost is told on account of lost
+elseif head.reign ~= reign or older then
+  put('term', req.fresh)
+  put('was', whole(older and math.min(mine, last) or last))
+  put('since', whole(t))
+  told = false
 end
-redis.call('HSET', KEYS[1], 'off', whole(off), 'last', whole(t), 'epoch', epoch, 'lost', whole(lost))
-if req.host then redis.call('HSET', KEYS[1], 's:' .. req.host, whole(t)) end
-
--- answer ends every request.
-local function answer(a)
-  a.now, a.epoch = whole(t), epoch
-  return cjson.encode(a)
-end
+put('reign', reign)
+put('off', whole(off))
+put('last', whole(t))
+put('epoch', epoch)
+put('lost', whole(lost))
+if req.host then put('s:' .. req.host, whole(t)) end
+local was, since = number('was') or t, number('since') or t
 
 -- Members: a host that has not been seen for req.silence may be using its share on its own. So may one have done that
 -- joins without remembering, within the last period.
 local hosts = req.hosts or 1
-local function missing(per)
-  local seen, all = 0, redis.call('HGETALL', KEYS[1])
-  local fields = {}
-  for i = 1, #all, 2 do fields[all[i]] = all[i + 1] end
-  for k, v in pairs(fields) do
-    if string.sub(k, 1, 2) == 'h:' then
-      local joined = tonumber(fields['j:' .. string.sub(k, 3)]) or 0
-      if t - tonumber(v) <= req.silence and (joined == 0 or t - joined >= per) then seen = seen + 1 end
+local names = {}
+for k, v in pairs(head) do
+  local name = string.match(k, '^h:(.*)')
+  if name then names[name] = tonumber(v) end
+end
+local function present(seen) return t - seen <= req.silence end
+local function member() return told and names[req.host] and present(names[req.host]) end
+
+-- known is how many hosts there are: as many as each believes, or more, where more have been seen of late.
+local known = 0
+for _, seen in pairs(names) do
+  if t - seen <= HOUR then known = known + 1 end
+end
+known = math.max(hosts, known)
+
+-- absent sums up, over the hosts that may be on their own, what share(n) says of one that believes to be one of n.
+local function absent(per, share)
+  local sum, counted = 0, 0
+  for name, seen in pairs(names) do
+    local joined = number('j:' .. name) or 0
+    if t - seen <= HOUR then
+      counted = counted + 1
+      if not present(seen) or joined ~= 0 and t - joined < per then sum = sum + share(number('k:' .. name) or hosts) end
     end
   end
-  return math.max(0, hosts - seen)
+  return sum + math.max(0, hosts - counted) * share(hosts)
 end
 
-local function member()
-  local v = tonumber(redis.call('HGET', KEYS[1], 'h:' .. req.host) or '')
-  return v and t - v <= req.silence
+-- pending reports whether the new master may lack what a host has done that has not told it yet. A host that was away already when the
+-- former one was last heard of has nothing to tell.
+local function pending()
+  if not req.host or head.whole == head.term then return false end
+  local n = 0
+  for name, seen in pairs(names) do
+    if head['n:' .. name] == head.term or seen < was - req.silence then
+      n = n + 1
+    else
+      return true
+    end
+  end
+  if n < hosts then return true end
+  put('whole', head.term)
+  return false
+end
+
+-- answer ends every request.
+local function answer(a)
+  if #changed > 0 then redis.call('HSET', KEYS[1], unpack(changed)) end
+  a.now, a.epoch = whole(t), epoch
+  return cjson.encode(a)
+end
+
+-- station is what a host has to know that is to join: whether, and since when, it has to tell what it did.
+local function station(a)
+  a.term, a.told, a.was, a.gap, a.hosts, a.members = head.term, told or false, whole(was), t - was, known, {}
+  for name, seen in pairs(names) do
+    if present(seen) then a.members[#a.members + 1] = name end
+  end
+  if #a.members == 0 then a.members = nil end
+  return a
 end
 
 -- load leaves aside what comes from before the data was lost.
@@ -106,7 +171,7 @@ local function begun(a)
   return n
 end
 
-local function room(r) return math.min(DELIVERY, r.n) end
+local function room(r) return math.min(DELIVERY, r.all or r.n) end
 
 local function booked(y)
   local n = 0
@@ -173,9 +238,16 @@ local function gap(a, r, used)
   return math.max(0, math.floor(((a.done[1] or a.last) + r.per - a.last) / (r.n - used + math.floor(r.n / 7))))
 end
 
+-- soon is a wait for what is lost. Within the first minute the hosts will most likely have told it.
+local function soon(wait)
+  if req.host and t < lost - SESSION + 60000000 then return POLL, true end
+  return wait
+end
+
 local function messages(a, r)
   if r.n == 0 then return 0 end -- no limit
-  if lost ~= 0 and t < lost + r.per then return lost + r.per - t end
+  if lost ~= 0 and t < lost + r.per then return soon(lost + r.per - t) end
+  if pending() and t < since + r.per then return POLL, true end
   local used = #a.done + count(a.open)
   local over = used - r.n
   if over >= #a.done then return POLL, true end
@@ -185,7 +257,7 @@ end
 
 local function recipients(y, r)
   if r.n == 0 then return 0 end
-  if lost ~= 0 and t < lost + r.per then return lost + r.per - t end
+  if lost ~= 0 and t < lost + r.per then return soon(lost + r.per - t) end
   local used, need = booked(y), room(r)
   for _, h in pairs(y.open) do used = used + h[2] end
   if used + need <= r.n then return 0 end
@@ -196,17 +268,47 @@ local function recipients(y, r)
   return POLL, true
 end
 
+-- unknown returns how much less there is for the sake of hosts that have not told a new master what they did, though the window is over:
+-- the messages that they may have under way, and the recipients that all may have had since the former one was last heard of.
+local function unknown(l)
+  local messages, recipients = 0, 0
+  if pending() then
+    local m = l.messages
+    if t < since + m.per + SESSION then messages = math.min(l.connections, m.n) end
+    recipients = m.n * math.max(1, math.ceil((since - was) / m.per)) * DELIVERY
+  end
+  -- How many mailboxes of a group were at work nobody knows: as much as its busiest 96th of the window had.
+  return messages, function(r, y)
+    local most = recipients
+    for _, b in ipairs(y and recipients > 0 and y.sent or {}) do most = math.max(most, b[2]) end
+    return t < since + r.per + SESSION and most or 0
+  end
+end
+
 -- reduced returns the limits less what absent hosts may be using: see Shared.
-local function reduced(l)
+local function reduced(l, g)
   if not req.host then return l end
   local m = l.messages
-  local absent = missing(m.per)
-  local share = math.floor(math.max(0, m.n - math.min(l.connections, m.n)) / hosts)
-  local function reserve(r) return {n = r.n - hosts * r.share, per = r.per} end
+  local gone, less = unknown(l)
+  local rest = math.max(0, m.n - math.min(l.connections, m.n))
+  local function reserve(r, y)
+    local kept = math.floor(r.n * req.reserve / 100)
+    local function spare(n)
+      local x = math.floor(kept / n)
+      return x < room(r) and 0 or x
+    end
+    local sum, counted = 0, 0
+    for name, seen in pairs(names) do
+      if t - seen <= HOUR then
+        counted, sum = counted + 1, sum + spare(number('k:' .. name) or hosts)
+      end
+    end
+    return {n = r.n - sum - math.max(0, hosts - counted) * spare(hosts) - less(r, y), per = r.per, all = r.n}
+  end
   return {
-    messages = {n = m.n - absent * share, per = m.per}, recipients = reserve(l.recipients),
-    connections = math.max(1, l.connections - absent * math.floor(l.connections / hosts)),
-    group = l.group and reserve(l.group),
+    messages = {n = m.n - gone - absent(m.per, function(n) return math.floor(rest / n) end), per = m.per}, recipients = reserve(l.recipients),
+    connections = math.max(1, l.connections - absent(m.per, function(n) return math.floor(l.connections / n) end)),
+    group = l.group and reserve(l.group, g),
   }
 end
 
@@ -289,20 +391,22 @@ local ops = {}
 
 function ops.take()
   if req.host then
-    if not member() then return {rejoin = true} end
-    redis.call('HSET', KEYS[1], 'h:' .. req.host, whole(t))
+    if not member() then return station{rejoin = true} end
+    put('h:' .. req.host, whole(t))
+    put('k:' .. req.host, whole(req.known))
   end
-  local a, l = account(), reduced(limits)
-  local g = group(limits)
+  local a, g = account(), group(limits)
+  local l = reduced(limits, g)
   local per = {messages = l.messages.per, recipients = l.recipients.per, group = l.group and l.group.per}
   local begin = 0
   for _, o in ipairs(obstacles(a, g, l)) do
-    local gone = lost ~= 0 and per[o[2]] ~= nil and t < lost + per[o[2]]
+    local gone = lost ~= 0 and per[o[2]] ~= nil and t < lost + per[o[2]] and 'data' or per[o[2]] and pending() and 'master' or nil
     local wait = o[1] - (o[4] and limits.ahead or 0)
     if wait > 0 then return {wait = wait, cause = o[2], reason = a.why, lost = gone} end
     begin = begin + math.max(0, o[1])
   end
   confirm(a)
+  if head.whole == head.term then a.again = nil end
   a.open[req.id] = {t + begin, room(l.recipients)}
   a.last = math.max(a.last, t + begin)
   if g then g.open[req.id] = {t + begin, room(l.group)} end
@@ -310,7 +414,25 @@ function ops.take()
   return {lease = true, begin = begin}
 end
 
+-- again enters a lease that a former master gave, once in a reign. Its place has begun so long ago.
+function ops.again()
+  local a, g = account(), group(limits)
+  if not a.again or a.again.term ~= head.term then a.again = {term = head.term, ids = {}} end
+  if not a.again.ids[req.id] then
+    a.again.ids[req.id] = 1
+    if not a.open[req.id] then
+      a.open[req.id] = {t - req.age, room(limits.recipients)}
+      if g then g.open[req.id] = {t - req.age, room(limits.group)} end
+    end
+    a.last = math.max(a.last, t - req.age)
+  end
+  store(a, g)
+  return {}
+end
+
+-- settle ends a lease: now, or so long ago where a former master was told.
 function ops.settle()
+  local now = math.min(t, t - (req.age or 0))
   local a = account()
   if not a.limits or not a.open[req.id] then return {} end
   local g, o = req.grouped and group(a.limits), req.outcome
@@ -327,9 +449,9 @@ function ops.settle()
     a.shrunkAt = t
   end
   if o.submitted then
-    verdict(a, t)
-    if a.limits.recipients.n > 0 then book(a, o.recipients, a.limits.recipients.per, t) end
-    if g then book(g, o.group, a.limits.group.per, t) end
+    verdict(a, now)
+    if a.limits.recipients.n > 0 then book(a, o.recipients, a.limits.recipients.per, now) end
+    if g then book(g, o.group, a.limits.group.per, now) end
   elseif given > t then -- it has ended before its place began, and gives its turn back
     a.last = t
     for _, h in pairs(a.open) do a.last = math.max(a.last, h[1]) end
@@ -349,11 +471,13 @@ function ops.pause()
 end
 
 function ops.usage()
-  local a, l = account(), reduced(limits)
-  local g, next = group(limits), 0
+  local a, g = account(), group(limits)
+  local l, next = reduced(limits, g), 0
   for _, o in ipairs(obstacles(a, g, l)) do
     if not o[3] then next = math.max(next, o[1]) end
   end
+  if lost ~= 0 then next = math.max(next, lost + l.messages.per - t) end
+  if pending() then next = math.max(next, since + l.messages.per - t) end
   return {
     messages = #a.done + begun(a), recipients = booked(a), leases = connections(a), group = g and booked(g) or 0,
     shrunk = math.min(withheld(a, l.messages.per), math.max(0, l.connections - 1)),
@@ -398,32 +522,41 @@ function ops.book()
   return {}
 end
 
--- join makes the host a member. One that remembers what it did since it was last seen has booked it before.
+-- join makes the host a member, once it has told what it remembers of this data and of the former reign. It says whom it knew.
 function ops.join()
-  local seen = tonumber(redis.call('HGET', KEYS[1], 'h:' .. req.host) or '')
+  if req.term ~= head.term then return station{rejoin = true} end
   local joined = 0
-  if not req.remembers and not (seen and t - seen <= req.silence) then joined = t end
-  redis.call('HSET', KEYS[1], 'h:' .. req.host, whole(t), 'j:' .. req.host, whole(joined))
-  local all = redis.call('HGETALL', KEYS[1])
-  for i = 1, #all, 2 do -- hosts that were renamed or taken away
-    local name = string.match(all[i], '^h:(.*)')
-    if name and t - tonumber(all[i + 1]) > STALE then redis.call('HDEL', KEYS[1], 'h:' .. name, 'j:' .. name, 'b:' .. name, 's:' .. name) end
+  if not req.remembers and not (names[req.host] and present(names[req.host])) then joined = t end
+  put('h:' .. req.host, whole(t))
+  put('j:' .. req.host, whole(joined))
+  put('n:' .. req.host, head.term)
+  put('k:' .. req.host, whole(req.known))
+  for _, name in ipairs(req.seen and req.seen >= was - req.silence and req.peers or {}) do
+    if (names[name] or 0) < was then put('h:' .. name, whole(was)) end
   end
-  if lost == 0 then return {} end
-  if req.remembers then redis.call('HSET', KEYS[1], 'b:' .. req.host, epoch) end
-  local back = 0
-  for k, v in pairs(redis.call('HGETALL', KEYS[1])) do
-    if type(v) == 'string' and string.sub(v, 1, 2) == 'b:' then back = back + 1 end
+  for _, name in ipairs(lost ~= 0 and req.peers or {}) do put('p:' .. name, epoch) end
+  for name, seen in pairs(names) do -- hosts that were renamed or taken away
+    if t - seen > STALE and name ~= req.host then redis.call('HDEL', KEYS[1], 'h:' .. name, 'j:' .. name, 'b:' .. name, 's:' .. name, 'k:' .. name, 'n:' .. name, 'p:' .. name) end
   end
-  if back >= hosts then redis.call('HSET', KEYS[1], 'lost', '0') end
-  return {}
+  told = true
+  if lost == 0 then return station{} end
+  if req.remembers then put('b:' .. req.host, epoch) end
+  local back, all = 0, true
+  for field, v in pairs(head) do
+    local kind, name = string.match(field, '^([bp]):(.*)')
+    if kind == 'b' and v == epoch then back = back + 1 end
+    if kind == 'p' and v == epoch and head['b:' .. name] ~= epoch then all = false end
+  end
+  if back >= hosts and all then put('lost', '0') end
+  return station{}
 end
 
 -- beat tells that the host is there.
 function ops.beat()
-  if not member() then return {rejoin = true} end
-  redis.call('HSET', KEYS[1], 'h:' .. req.host, whole(t))
-  return {}
+  if not member() then return station{rejoin = true} end
+  put('h:' .. req.host, whole(t))
+  put('k:' .. req.host, whole(req.known))
+  return station{}
 end
 
 return answer(ops[req.op]())

@@ -36,22 +36,29 @@ func (b *brittle) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proc
 
 func (b *brittle) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
-		b.mu.Lock()
-		defer b.mu.Unlock()
 		script := cmd.Name() == "evalsha" || cmd.Name() == "eval"
-		if !b.down && script && b.left == 0 {
-			if b.heard {
+		b.mu.Lock()
+		breaks := !b.down && script && b.left == 0
+		if breaks {
+			b.down, b.left = true, -1
+		}
+		down, heard := b.down, b.heard
+		if !down && script && b.left > 0 {
+			b.left--
+		}
+		b.mu.Unlock() // what greets the server comes here as well
+		if breaks {
+			if heard {
 				_ = next(ctx, cmd)
 			}
-			b.down, b.left, b.cuts = true, -1, b.cuts+1
+			b.mu.Lock()
+			b.cuts++
+			b.mu.Unlock()
 		}
-		if b.down {
+		if down {
 			err := errors.New("the cable is cut")
 			cmd.SetErr(err)
 			return err
-		}
-		if script && b.left > 0 {
-			b.left--
 		}
 		return next(ctx, cmd)
 	}

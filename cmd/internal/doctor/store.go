@@ -24,7 +24,7 @@ var storeAdvice = map[string]finding.Advice{
 	"evicts":   {Means: "when its memory is full, the server throws away what was counted, and Microsoft's limits are crossed", Do: "redis-cli config set maxmemory-policy noeviction, and the same in redis.conf"},
 	"volatile": {Means: "when the server restarts, what was sent in the last day is gone: each host books its own part anew, and mail waits until all have", Do: "redis-cli config set appendonly yes, and the same in redis.conf"},
 	"replicas": {Means: "a master that is cut off goes on giving leases beside the one that takes its place, and Microsoft's limits are crossed",
-		Do: "redis-cli config set min-replicas-to-write 1, and the same in redis.conf, on every server; it takes nothing then while no replica follows it"},
+		Do: "redis-cli config set min-replicas-to-write 1, and the same in redis.conf, on every server; a server takes nothing then while no replica follows it, so let there be two"},
 	"follows": {Means: "there is nobody to take the place of this server when it fails: mail then leaves by each host's share of the limits", Do: "look at the replicas: redis-cli info replication"},
 	"slow":    {Means: "each message costs two questions to the store", Do: "put the server nearer to this host"},
 	"plain":   {Means: "addresses of mailboxes, and the password, cross the network in the clear", Do: "write rediss:// in token.store, and give the server a certificate (tls-port in redis.conf)"},

@@ -42,7 +42,7 @@ func TestDoctorStore(t *testing.T) {
 	good := startRedis(t, "--appendonly", "yes")
 	poor := startRedis(t, "--maxmemory", "50mb", "--maxmemory-policy", "allkeys-lru")
 	locked := startRedis(t, "--requirepass", "s3cret")
-	pair := redistest.StartPair(t)
+	pair := redistest.StartWatch(t, 1)
 	lonely := redistest.StartNode(t, "--min-replicas-to-write", "1")
 	master, _ := pair.Master(t)
 	_, lonelyPort, _ := net.SplitHostPort(lonely.Addr)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -24,7 +25,11 @@ type Node struct {
 	name string // of the server's program
 	args []string
 	cmd  *exec.Cmd
+	ice  bool // frozen
 }
+
+// runs reports whether it answers.
+func (n *Node) runs() bool { return n.cmd != nil && !n.ice }
 
 // base is where the next free port is looked for: below those that the kernel gives out, and so
 // that a cluster's second port (10,000 above) is one, too.
@@ -88,15 +93,15 @@ func (n *Node) Kill() {
 	if n.cmd != nil {
 		_ = n.cmd.Process.Kill()
 		_ = n.cmd.Wait()
-		n.cmd = nil
+		n.cmd, n.ice = nil, false
 	}
 }
 
 // Freeze stops it where it is, as a machine that hangs; Thaw lets it go on.
-func (n *Node) Freeze() { _ = n.cmd.Process.Signal(syscall.SIGSTOP) }
+func (n *Node) Freeze() { n.ice = true; _ = n.cmd.Process.Signal(syscall.SIGSTOP) }
 
 // Thaw is described with [Node.Freeze].
-func (n *Node) Thaw() { _ = n.cmd.Process.Signal(syscall.SIGCONT) }
+func (n *Node) Thaw() { n.ice = false; _ = n.cmd.Process.Signal(syscall.SIGCONT) }
 
 // Wipe removes all that it has written; it does not run.
 func (n *Node) Wipe() {
@@ -128,22 +133,25 @@ func (n *Node) Do(t testing.TB, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// A Pair is a master and its replica, watched by three sentinels, as "mymaster".
-type Pair struct {
-	Nodes     [2]*Node
+// A Watch is a master and its replicas, watched by three sentinels, as "mymaster".
+type Watch struct {
+	Nodes     []*Node
 	Sentinels []*Node
 }
 
-// StartPair starts it. The sentinels take a master that is silent for a second for one that is gone.
-// args are for the servers.
-func StartPair(t testing.TB, args ...string) *Pair {
+// StartWatch starts it. The sentinels take a master that is silent for a second for one that is
+// gone. args are for the servers.
+func StartWatch(t testing.TB, replicas int, args ...string) *Watch {
 	t.Helper()
-	p := &Pair{}
+	p := &Watch{}
 	args = append([]string{"--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1"}, args...)
-	p.Nodes[0] = StartNode(t, args...)
+	p.Nodes = []*Node{StartNode(t, args...)}
 	_, port, _ := net.SplitHostPort(p.Nodes[0].Addr)
-	p.Nodes[1] = StartNode(t, append(args, "--replicaof", "127.0.0.1 "+port)...)
-	WaitFor(t, "the replica follows", func() bool { return strings.Contains(p.Nodes[1].Do(t, "info", "replication"), "master_link_status:up") })
+	for range replicas {
+		n := StartNode(t, append(args, "--replicaof", "127.0.0.1 "+port)...)
+		p.Nodes = append(p.Nodes, n)
+		WaitFor(t, "a replica follows", func() bool { return strings.Contains(n.Do(t, "info", "replication"), "master_link_status:up") })
+	}
 	for range 3 {
 		s := &Node{Dir: t.TempDir()}
 		sentinelPort := FreePort(t)
@@ -159,10 +167,10 @@ func StartPair(t testing.TB, args ...string) *Pair {
 		s.Start(t)
 		p.Sentinels = append(p.Sentinels, s)
 	}
-	WaitFor(t, "the sentinels know each other and the replica", func() bool {
+	WaitFor(t, "the sentinels know each other and the replicas", func() bool {
 		for _, s := range p.Sentinels {
 			all := strings.Split(s.Do(t, "sentinel", "master", "mymaster"), "\n")
-			if value(all, "num-other-sentinels") != "2" || value(all, "num-slaves") != "1" {
+			if value(all, "num-other-sentinels") != "2" || value(all, "num-slaves") != strconv.Itoa(replicas) {
 				return false
 			}
 		}
@@ -181,7 +189,7 @@ func value(lines []string, key string) string {
 }
 
 // URL is the store's.
-func (p *Pair) URL() string {
+func (p *Watch) URL() string {
 	var hosts []string
 	for _, s := range p.Sentinels {
 		hosts = append(hosts, s.Addr)
@@ -189,30 +197,39 @@ func (p *Pair) URL() string {
 	return "redis+sentinel://" + strings.Join(hosts, ",") + "/mymaster/0"
 }
 
-// Master returns the server that the sentinels name, and the other one.
-func (p *Pair) Master(t testing.TB) (master, other *Node) {
+// Master returns the server that the sentinels name, and the others.
+func (p *Watch) Master(t testing.TB) (master *Node, others []*Node) {
 	t.Helper()
 	lines := strings.Fields(p.Sentinels[0].Do(t, "sentinel", "get-master-addr-by-name", "mymaster"))
-	if len(lines) == 2 && net.JoinHostPort(lines[0], lines[1]) == p.Nodes[1].Addr {
-		return p.Nodes[1], p.Nodes[0]
+	for _, n := range p.Nodes {
+		if len(lines) == 2 && net.JoinHostPort(lines[0], lines[1]) == n.Addr {
+			master = n
+		} else {
+			others = append(others, n)
+		}
 	}
-	return p.Nodes[0], p.Nodes[1]
+	return master, others
 }
 
 // WaitMaster waits until the sentinels name another master than that one.
-func (p *Pair) WaitMaster(t testing.TB, not *Node) {
+func (p *Watch) WaitMaster(t testing.TB, not *Node) {
 	t.Helper()
 	WaitFor(t, "another master", func() bool { m, _ := p.Master(t); return m != not })
 }
 
-// WaitReplica waits until the other server follows the master.
-func (p *Pair) WaitReplica(t testing.TB) {
+// WaitReplicas waits until all other servers follow the master.
+func (p *Watch) WaitReplicas(t testing.TB) {
 	t.Helper()
-	WaitFor(t, "the replica follows", func() bool {
-		m, r := p.Master(t)
-		text := r.Do(t, "info", "replication")
+	WaitFor(t, "the replicas to follow", func() bool {
+		m, others := p.Master(t)
 		_, port, _ := net.SplitHostPort(m.Addr)
-		return strings.Contains(text, "master_link_status:up") && strings.Contains(text, "master_port:"+port)
+		for _, r := range others {
+			text := r.Do(t, "info", "replication")
+			if !strings.Contains(text, "master_link_status:up") || !strings.Contains(text, "master_port:"+port) {
+				return false
+			}
+		}
+		return true
 	})
 }
 
@@ -254,7 +271,7 @@ func (c *Cluster) URL() string {
 func (c *Cluster) MasterOf(t testing.TB, key string) *Node {
 	t.Helper()
 	for _, n := range c.Nodes {
-		if n.cmd == nil {
+		if !n.runs() {
 			continue
 		}
 		if text := n.Do(t, "info", "replication"); !strings.Contains(text, "role:master") {
@@ -282,3 +299,89 @@ func WaitFor(t testing.TB, what string, done func() bool) {
 // ACL is what a user of the server's access list has to be allowed, besides its keys: the documents
 // say the same.
 const ACL = "-@all +evalsha +eval +get +set +pexpire +exists +hget +hmget +hgetall +hset +hdel +hkeys +time +info +ping +hello +auth +select +client|setname +cluster|slots +cluster|shards +command +asking"
+
+// A Switch is an address that leads to one server or another, as a name that is changed does.
+type Switch struct {
+	Addr string
+
+	mu    sync.Mutex // guards what follows
+	to    string
+	conns []net.Conn
+}
+
+// NewSwitch leads to a server; "" to none.
+func NewSwitch(t testing.TB, to string) *Switch {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Switch{Addr: l.Addr().String(), to: to}
+	t.Cleanup(func() { l.Close(); s.To("") })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go s.carry(c)
+		}
+	}()
+	return s
+}
+
+// URL is the store's.
+func (s *Switch) URL() string { return "redis://" + s.Addr + "/0" }
+
+// To leads to another server from now on; connections end.
+func (s *Switch) To(addr string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.to = addr
+	for _, c := range s.conns {
+		c.Close()
+	}
+	s.conns = nil
+}
+
+func (s *Switch) carry(c net.Conn) {
+	s.mu.Lock()
+	to := s.to
+	s.mu.Unlock()
+	out, err := net.Dial("tcp", to)
+	s.mu.Lock()
+	if err != nil || to == "" || s.to != to {
+		s.mu.Unlock()
+		c.Close()
+		if err == nil {
+			out.Close()
+		}
+		return
+	}
+	s.conns = append(s.conns, c, out)
+	s.mu.Unlock()
+	go func() { _, _ = io.Copy(out, c); out.Close() }()
+	_, _ = io.Copy(c, out)
+	c.Close()
+}
+
+// WaitReplicas waits until every replica of the cluster follows its master, and all slots are
+// served.
+func (c *Cluster) WaitReplicas(t testing.TB) {
+	t.Helper()
+	WaitFor(t, "the replicas of the cluster", func() bool {
+		for _, n := range c.Nodes {
+			if !n.runs() {
+				continue
+			}
+			text := n.Do(t, "info", "replication")
+			if strings.Contains(text, "role:slave") && !strings.Contains(text, "master_link_status:up") {
+				return false
+			}
+			if !strings.Contains(n.Do(t, "cluster", "info"), "cluster_state:ok") {
+				return false
+			}
+		}
+		return true
+	})
+}
