@@ -97,6 +97,8 @@ type SharedOptions struct {
 	// OnChange is told, one call at a time, whether the shared store is in use: for a gauge. It is
 	// called at the start, too.
 	OnChange func(shared bool)
+
+	now func() time.Time // instead of time.Now, in tests
 }
 
 // beatsPerSilence is how often a host tells that it is there, so that one lost packet does no harm.
@@ -106,6 +108,20 @@ const beatsPerSilence = 4
 // It tries to join; when the store is away it goes on trying until Close. The caller closes primary
 // and local, after it.
 func NewShared(primary *Redis, hosts int, local Store, o SharedOptions) (*Shared, error) {
+	s, err := newShared(primary, hosts, local, o)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), s.o.Silence)
+	defer cancel()
+	s.o.OnChange(false)
+	s.tend(ctx)
+	go s.run()
+	return s, nil
+}
+
+// newShared is NewShared without anybody who looks after it.
+func newShared(primary *Redis, hosts int, local Store, o SharedOptions) (*Shared, error) {
 	if hosts < 1 {
 		return nil, fmt.Errorf("%d hosts cannot share a ledger; count this one too", hosts)
 	}
@@ -115,18 +131,13 @@ func NewShared(primary *Redis, hosts int, local Store, o SharedOptions) (*Shared
 	}
 	primary.host, primary.hosts, primary.silence, primary.reserve = o.Host, hosts, o.Silence, o.Reserve
 	s := &Shared{primary: primary, hosts: hosts, local: local, o: o, stop: make(chan struct{}), gone: make(chan struct{}),
-		lost: time.Now(), leases: make(map[uint64]lease), diary: o.Diary, owed: NewMemory(), owedAs: rand.Text(),
+		lost: o.now(), leases: make(map[uint64]lease), diary: o.Diary, owed: NewMemory(), owedAs: rand.Text(),
 		pauses: make(map[string]Pause), prune: minPrune}
 	if o.Diary == nil {
 		s.diary = NewMemory()
 	}
 	s.epoch, primary.known = s.diary.epoch(), s.diary.hosts()
 	primary.epoch = s.epoch // so that a server without data is known for one that has lost it
-	ctx, cancel := context.WithTimeout(context.Background(), o.Silence)
-	defer cancel()
-	s.o.OnChange(false)
-	s.tend(ctx)
-	go s.run()
 	return s, nil
 }
 
@@ -142,6 +153,9 @@ func (o SharedOptions) withDefaults() SharedOptions {
 	}
 	if o.Probe <= 0 {
 		o.Probe = time.Second
+	}
+	if o.now == nil {
+		o.now = time.Now
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -216,7 +230,7 @@ func (s *Shared) countLocked() {
 // awayLocked notes that the store does not answer. It may have heard the last request, so silence
 // begins now.
 func (s *Shared) awayLocked(err error) {
-	s.lost = time.Now()
+	s.lost = s.o.now()
 	if !s.shared && s.told {
 		return
 	}
@@ -278,12 +292,12 @@ func (s *Shared) catchUpLocked(ctx context.Context) error {
 		return err
 	}
 	for _, v := range s.late {
-		if err := s.primary.Settle(ctx, v.mailbox, v.lease, v.outcome, time.Now()); err != nil {
+		if err := s.primary.Settle(ctx, v.mailbox, v.lease, v.outcome, s.o.now()); err != nil {
 			return err
 		}
 	}
 	for mailbox, p := range s.pauses {
-		if err := s.primary.Pause(ctx, mailbox, p, time.Now()); err != nil {
+		if err := s.primary.Pause(ctx, mailbox, p, s.o.now()); err != nil {
 			return err
 		}
 	}
@@ -307,7 +321,7 @@ func (s *Shared) tellLocked(ctx context.Context) (exact bool, err error) {
 	if exact || s.epoch == "" {
 		return exact, nil
 	}
-	traces, now := s.diary.traces(time.Now())
+	traces, now := s.diary.traces(s.o.now())
 	for _, x := range traces {
 		x.lately(now, gap)
 		if x.nothing() {
@@ -329,7 +343,7 @@ func (s *Shared) bookAllLocked(ctx context.Context, forgotten bool) error {
 	if forgotten {
 		from, name = s.diary, toldDiary
 	}
-	list, now := from.traces(time.Now())
+	list, now := from.traces(s.o.now())
 	for _, x := range list {
 		if err := s.primary.book(ctx, name, x.mailbox, x.trace, now); err != nil {
 			return err
@@ -473,7 +487,7 @@ func (s *Shared) alone(ctx context.Context, mailbox string, l limit.Allowance, n
 	if s.shared { // it has come back
 		return Answer{Wait: time.Millisecond, Cause: CauseMessages, Reason: "the shared ledger has just come back"}, nil
 	}
-	if w := s.o.Silence + l.Messages.Per + limit.Jitter - time.Since(s.lost); w > 0 && !l.Messages.Unlimited() {
+	if w := s.o.Silence + l.Messages.Per + limit.Jitter - s.o.now().Sub(s.lost); w > 0 && !l.Messages.Unlimited() {
 		return Answer{Wait: w, Cause: CauseMessages, Reason: "the shared ledger is away, and what the other hosts have just sent is not known"}, nil
 	}
 	ans, err := s.local.Take(ctx, mailbox, part, now)
@@ -580,7 +594,7 @@ func (s *Shared) Outstanding() []Outstanding { return nil }
 // the store knows nothing, and keeps back more for it.
 func (s *Shared) Adopt(mailbox string, id uint64, l limit.Allowance) {
 	s.primary.Adopt(mailbox, id, l)
-	s.granted(mailbox, l, Answer{Lease: id}, lease{mailbox: mailbox}, time.Now())
+	s.granted(mailbox, l, Answer{Lease: id}, lease{mailbox: mailbox}, s.o.now())
 }
 
 // Pause implements [Store]. It holds here whether the store is away or not, and for all hosts when

@@ -318,13 +318,23 @@ local function account()
   a.limits = limits or a.limits
   return a
 end
-local function group(l) return l and l.group and load(KEYS[3], {open = {}, sent = {}}) end
+local function group(l)
+  local g = l and l.group and load(KEYS[3], {open = {}, sent = {}})
+  if g then g.per = l.group.per end
+  return g
+end
+
+-- groupOf is the group of a lease that is out: the mailbox may have had its last one without, or another host may have told of it.
+local function groupOf(a)
+  local g = group(a.limits) or load(KEYS[3], nil)
+  return g and g.per and g or nil
+end
 
 local function store(a, g)
   local l = a.limits
   if not l then return end
   save(KEYS[2], a, math.max(l.messages.per, l.recipients.per, a.till - t))
-  if g then save(KEYS[3], g, l.group.per) end
+  if g then save(KEYS[3], g, g.per) end
 end
 
 -- obstacles lists {wait, cause, poll, ahead} in the order in which they are told.
@@ -435,7 +445,7 @@ function ops.settle()
   local now = math.min(t, t - (req.age or 0))
   local a = account()
   if not a.limits or not a.open[req.id] then return {} end
-  local g, o = req.grouped and group(a.limits), req.outcome
+  local g, o = req.grouped and groupOf(a), req.outcome
   if o.open then
     a.open[req.id][3] = 1
     store(a, g)
@@ -451,7 +461,7 @@ function ops.settle()
   if o.submitted then
     verdict(a, now)
     if a.limits.recipients.n > 0 then book(a, o.recipients, a.limits.recipients.per, now) end
-    if g then book(g, o.group, a.limits.group.per, now) end
+    if g then book(g, o.group, g.per, now) end
   elseif given > t then -- it has ended before its place began, and gives its turn back
     a.last = t
     for _, h in pairs(a.open) do a.last = math.max(a.last, h[1]) end
