@@ -384,7 +384,7 @@ func (b *builder) conditions(path string, s ClientSettings, c *Client) {
 		}
 	}
 	for i, t := range s.Subjects {
-		if why := subjectFault(t); why != "" {
+		if why := SubjectFault(t); why != "" {
 			b.fail(fmt.Sprintf("%s.cert_subjects[%d]", path, i), "%s", why)
 		}
 		c.Subjects = append(c.Subjects, strings.ToLower(t))
@@ -406,9 +406,9 @@ var (
 	commonName    = regexp.MustCompile(`(?i)(?:^|[,/+=:]\s*)(?:CN|commonName)\s*=\s*([^,/+=]+)`)
 )
 
-// subjectFault says why no client can have such a common name, as Postfix tells it ({cert_subject},
+// SubjectFault says why no client can have such a common name, as Postfix tells it ({cert_subject},
 // ccert_subject): by the attribute's value alone.
-func subjectFault(s string) string {
+func SubjectFault(s string) string {
 	const write = "write the common name (CN) of the certificate's subject alone"
 	switch {
 	case s == "":

@@ -80,6 +80,6 @@ message now, with an access token from Microsoft Entra.`,
 	root.PersistentFlags().StringVarP(&o.config, "config", "c", "/etc/sendas/sendas.yaml", "the configuration `file`")
 	root.MarkPersistentFlagFilename("config", "yaml", "yml") // fails for unknown flags alone
 	root.SetFlagErrorFunc(nearestFlag)
-	root.AddCommand(cmdCheck(o), cmdDoctor(o), cmdExplain(o), cmdFind(o), cmdLogin(o), cmdMan(o), cmdMilter(o), cmdPostfix(o), cmdReport(o), cmdRetry(o), cmdRenew(o), cmdStatus(o), cmdToken(o), cmdVersion(o))
+	root.AddCommand(cmdCheck(o), cmdDoctor(o), cmdExplain(o), cmdFind(o), cmdLogin(o), cmdMan(o), cmdMilter(o), cmdPostfix(o), cmdReport(o), cmdRetry(o), cmdRenew(o), cmdStatus(o), cmdSuggest(o), cmdToken(o), cmdVersion(o))
 	return root
 }

@@ -26,7 +26,7 @@ func BenchmarkLoadConfig(b *testing.B) {
 	data := bigConfig(10_000)
 	b.SetBytes(int64(len(data)))
 	for b.Loop() {
-		if _, err := parse("sendas.yaml", data, SkipFiles); err != nil {
+		if _, err := Parse("sendas.yaml", data, SkipFiles); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -64,7 +64,7 @@ func BenchmarkDecideRatio(b *testing.B) {
 // decider returns a function that decides on a message of the i-th client, of n.
 func decider(b *testing.B, n int) func(i int) {
 	b.Helper()
-	c, err := parse("sendas.yaml", bigConfig(n), SkipFiles)
+	c, err := Parse("sendas.yaml", bigConfig(n), SkipFiles)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -380,11 +380,11 @@ func Load(path string, check Check) (*Site, error) {
 	if err != nil {
 		return nil, &Error{File: path, Problems: []Problem{{Text: err.Error()}}}
 	}
-	return parse(path, data, check)
+	return Parse(path, data, check)
 }
 
-// parse is Load for what has been read.
-func parse(path string, data []byte, check Check) (*Site, error) {
+// Parse is Load for what has been read, or would be in the file.
+func Parse(path string, data []byte, check Check) (*Site, error) {
 	return parseInPieces(path, data, check, pieceSize)
 }
 

@@ -148,7 +148,7 @@ func TestEachCloud(t *testing.T) {
 	minimal := read(t, "testdata/good/minimal.yaml")
 	for cloud, want := range Clouds {
 		text := strings.Replace(minimal, "tenant:\n", "tenant:\n  cloud: "+cloud+"\n", 1)
-		c, err := parse("sendas.yaml", []byte(text), SkipFiles)
+		c, err := Parse("sendas.yaml", []byte(text), SkipFiles)
 		if err != nil {
 			t.Errorf("%s: %v", cloud, err)
 			continue
@@ -339,7 +339,7 @@ func TestSampleConfig(t *testing.T) {
 	t.Chdir(t.TempDir()) // file names are relative to the configuration's folder
 	write(t, "permissions.csv", "Kind,Mailbox,Address\nDomain,,contoso.com\n")
 	full := regexp.MustCompile(`(?m)^( *)#(\S)`).ReplaceAllString(sample, "$1$2")
-	c, err := parse("sendas.yaml", []byte(full), SkipFiles)
+	c, err := Parse("sendas.yaml", []byte(full), SkipFiles)
 	if err != nil {
 		t.Fatalf("uncommented: %v", err)
 	}
@@ -348,7 +348,7 @@ func TestSampleConfig(t *testing.T) {
 			t.Errorf("the sample does not show %s:", key)
 		}
 	}
-	if _, err := parse("sendas.yaml", []byte(sample), SkipFiles); err == nil {
+	if _, err := Parse("sendas.yaml", []byte(sample), SkipFiles); err == nil {
 		t.Error("the sample loads as it is; it must not, before the administrator has filled it in")
 	}
 }
@@ -382,7 +382,7 @@ func TestObserve(t *testing.T) {
 		{"minimal", nil},
 	} {
 		data := read(t, "testdata/good/"+tc.file+".yaml")
-		c, err := parse("sendas.yaml", []byte(data), SkipFiles)
+		c, err := Parse("sendas.yaml", []byte(data), SkipFiles)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -392,7 +392,7 @@ func TestObserve(t *testing.T) {
 		if tc.awaits == nil {
 			continue
 		}
-		if c, err = parse("sendas.yaml", []byte(data), CheckAll); err != nil {
+		if c, err = Parse("sendas.yaml", []byte(data), CheckAll); err != nil {
 			t.Fatal(err)
 		}
 		var got []string
@@ -419,7 +419,7 @@ func TestObserve(t *testing.T) {
 func TestForToken(t *testing.T) {
 	begun := strings.Replace(read(t, "testdata/good/observe-begun.yaml"), "mailboxes:\n  - address: scan@contoso.com\n",
 		"credentials: {desk: {flow: device_code, client_id: 5f2c0d3e-1a2b-4c3d-8e4f-0123456789ab, user: scan@contoso.com}}\nmailboxes:\n  - {address: scan@contoso.com, credential: desk}\n", 1)
-	c, err := parse("sendas.yaml", []byte(begun), SkipFiles)
+	c, err := Parse("sendas.yaml", []byte(begun), SkipFiles)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -434,7 +434,7 @@ func TestForToken(t *testing.T) {
 }
 
 func TestBigConfig(t *testing.T) {
-	c, err := parse("sendas.yaml", bigConfig(10_000), SkipFiles)
+	c, err := Parse("sendas.yaml", bigConfig(10_000), SkipFiles)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -469,7 +469,7 @@ func FuzzLoadConfig(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		c, err := parse("sendas.yaml", data, SkipFiles)
+		c, err := Parse("sendas.yaml", data, SkipFiles)
 		if err == nil {
 			if c.Policy == nil || (len(c.Mailboxes) == 0 || len(c.Clients) == 0) && !c.Observes() {
 				t.Error("a Config without an error is not complete")
