@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os/exec"
@@ -15,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sendas/sendas/contrib/exosim"
+	"github.com/sendas/sendas/contrib/exosim/directory"
 	"github.com/sendas/sendas/policy/corpus"
 )
 
@@ -241,5 +244,165 @@ func (s *Site) withoutWatcher(ctx context.Context, t *testing.T, sink *upstream)
 	}
 	if log := s.Milter.Log(); strings.Count(log, " asked=mfp3@floor.local ") == 0 || strings.Count(log, "helo=client.lab.example name=mfp3.local") != 1 {
 		t.Errorf("the log of the new milter says\n%s", last(log))
+	}
+}
+
+// pageCommand is a line of a page that is typed: the program, and its arguments; a comment behind it
+// is none of it.
+var pageCommand = regexp.MustCompile(`(?m)^(sendas|systemctl|cp|sed|postconf) ([^#\n]*)`)
+
+// typePage types the commands of a block of a page, with the site's own files for those below /etc. It
+// returns what sendas said.
+func (s *Site) typePage(ctx context.Context, t *testing.T, block string) (said string) {
+	t.Helper()
+	dir, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := strings.NewReplacer("/etc/sendas/sendas.yaml", s.Config, "/etc/sendas/", s.Dir+"/")
+	for _, m := range pageCommand.FindAllStringSubmatch(block, -1) {
+		line := own.Replace(strings.TrimSpace(m[2]))
+		words := strings.Fields(line)
+		switch m[1] {
+		case "systemctl":
+			s.typeSystemctl(ctx, t, words)
+			continue
+		case "postconf":
+			line = "postconf -c " + s.Postfix.ConfigDir() + " " + line
+		case "sendas":
+			line = filepath.Join(dir, "sendas") + " " + line
+			if words[0] != "check" || !strings.Contains(line, " -c ") {
+				line = strings.Replace(line, " "+words[0], " "+words[0]+" --config "+s.Config, 1)
+			}
+			if words[0] == "postfix" {
+				line += " --postfix-config " + s.Postfix.ConfigDir() + " --state " + filepath.Join(s.Dir, "postfix-state", "x.json")
+			} else if words[0] == "doctor" {
+				line += " --postfix-config " + s.Postfix.ConfigDir()
+			}
+		default:
+			line = m[1] + " " + line
+		}
+		cmd := exec.CommandContext(ctx, "sh", "-c", line)
+		cmd.Env = append(cmd.Environ(), "PATH="+commandPath)
+		out, err := cmd.CombinedOutput()
+		said += string(out)
+		if err != nil && words[0] != "doctor" { // which finds that the site has users of its own, and no way to Microsoft
+			t.Fatalf("%s: %v\n%s", line, err, out)
+		}
+	}
+	return said
+}
+
+// typeSystemctl restarts or reloads services.
+func (s *Site) typeSystemctl(ctx context.Context, t *testing.T, words []string) {
+	t.Helper()
+	for _, unit := range words[1:] {
+		service := map[string]*Service{"sendas-milter": s.Milter, "sendas-token": s.Token}[unit]
+		if service == nil {
+			t.Fatalf("no unit %s", unit)
+		}
+		if words[0] == "reload" {
+			if said, err := service.Reload(ctx); err != nil {
+				t.Fatalf("reloading %s: %v\n%s", unit, err, said)
+			}
+			continue
+		}
+		if err := errors.Join(service.Stop(), service.Start(ctx)); err != nil {
+			t.Fatalf("restarting %s: %v", unit, err)
+		}
+	}
+}
+
+// TestRecipeBeforeYouSwitch is docs/recipes/before-you-switch.md, as it is typed: a relay that sends to
+// another server is looked at, sendas writes the configuration that fits, and after the switch each
+// device's mail leaves by Exchange Online as it says.
+func TestRecipeBeforeYouSwitch(t *testing.T) {
+	const page = "before-you-switch.md"
+	sink := plainSink(t)
+	s, ctx := startSite(t, SiteConfig{
+		Minute: 6 * time.Second,
+		Exosim: func(c *exosim.Config) {
+			c.Apps[0].Mailboxes = append(c.Apps[0].Mailboxes, "relay@contoso.com")
+			c.Mailboxes = append(c.Mailboxes, directory.Mailbox{Address: "relay@contoso.com"})
+		},
+		YAML: func(y string) string { // the page's, and what it says to write meanwhile
+			before, _, _ := strings.Cut(y, "mailboxes:\n")
+			_, sockets, _ := strings.Cut(y, "milter:\n")
+			return before + recipeBlocks(t, page, "yaml")[0] + sockets
+		},
+		Postfix: func(s *Site, main map[string]string) []string {
+			ordinary(s, main)
+			for line := range strings.Lines(recipeBlocks(t, page, "main.cf")[0]) {
+				if name, value, ok := strings.Cut(strings.TrimSpace(line), " ="); ok && !strings.HasPrefix(name, "#") && name != "mynetworks" {
+					main[name] = strings.TrimSpace(value)
+				}
+			}
+			main["relayhost"] = "[127.0.0.1]:" + sink.port // in the place of the page's
+			return nil
+		},
+	})
+	blocks := recipeBlocks(t, page, "sh")
+	if len(blocks) != 4 {
+		t.Fatalf("the page has %d blocks of commands, want 4", len(blocks))
+	}
+	if said := s.typePage(ctx, t, blocks[0]); !strings.Contains(said, "mail leaves as before") || strings.Count(said, "\nFAIL ")+strings.Count(said, "\nWARN ") > strings.Count(said, "relay-app.secret: ") || !strings.Contains(said, "before mode: enforce") {
+		t.Errorf("looking on: it said\n%s", said)
+	}
+	devices := []struct {
+		addr, name, from string
+		n                int
+		identity         string // after the switch
+	}{
+		{"10.2.0.9", "mfp3.contoso.com", "scan@contoso.com", 3, "scan@contoso.com"}, {"10.2.0.10", "mfp4.contoso.com", "scanner4@floor", 2, "scan@contoso.com"},
+		{"10.1.0.5", "sap01.contoso.com", "erp@contoso.com", 3, "erp@contoso.com"}, {"10.1.0.5", "sap01.contoso.com", "billing@contoso.com", 2, "billing@contoso.com"},
+		{"10.3.0.17", "[UNAVAILABLE]", "noreply@nas.local", 1, "relay@contoso.com"},
+	}
+	id := 0
+	send := func(i int) {
+		d := devices[i]
+		id++
+		m := Mail{XClient: XClient{Addr: d.addr, Name: d.name}, Helo: fmt.Sprintf("h%d", i), From: d.from, To: []string{"someone@fabrikam.com"},
+			Data: message("From: <"+d.from+">", fmt.Sprintf(storyID, fmt.Sprintf("watch-%d", id)), storyDate)}
+		if res, err := Send(ctx, s.Postfix.SMTPAddr(), m); err != nil || !res.Accepted() {
+			t.Fatalf("%s as %s: %v, %v", d.name, d.from, res.Verdict(), err)
+		}
+	}
+	for i, d := range devices {
+		for range d.n {
+			send(i)
+		}
+	}
+	dir, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := poll(ctx, func() (bool, error) { // the record is written when there is time
+		out, _ := exec.CommandContext(ctx, filepath.Join(dir, "sendas"), "suggest", "--config", s.Config).CombinedOutput()
+		return strings.Contains(string(out), "of 11 messages by "), nil
+	}); err != nil {
+		t.Fatalf("suggest does not know of all messages: %v", err)
+	}
+	s.typePage(ctx, t, blocks[1])
+	if said := s.typePage(ctx, t, blocks[2]); !strings.Contains(said, "nobody is refused") {
+		t.Errorf("looking on with it: it said\n%s", said)
+	}
+	send(1)
+	if _, mails := sink.seen(); len(mails) < 11 || s.Accepted() != 0 {
+		t.Errorf("%d messages went to the old server, and %d to Exchange Online", len(mails), s.Accepted())
+	}
+	if !strings.Contains(s.Milter.Log(), "asked=scanner4@floor identity=scan@contoso.com mailbox=scan@contoso.com route=submission recipients=1 would=accept") {
+		t.Errorf("the log does not say what would become of a message:\n%s", last(s.Milter.Log()))
+	}
+	if said := s.typePage(ctx, t, blocks[3]); !strings.Contains(said, "all mail leaves by Microsoft") {
+		t.Errorf("the switch said\n%s", said)
+	}
+	for i, d := range devices {
+		send(i)
+		if err := s.WaitMessages(ctx, i+1); err != nil {
+			t.Fatal(err)
+		}
+		if m := s.Exosim.Messages()[i]; m.Sender != d.identity {
+			t.Errorf("%s as %s left as %s, want %s", d.name, d.from, m.Sender, d.identity)
+		}
 	}
 }
