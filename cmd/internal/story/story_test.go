@@ -209,7 +209,9 @@ func TestStoryText(t *testing.T) {
 	if out.String() != want {
 		t.Errorf("got:\n%s\nwant:\n%s", out.String(), want)
 	}
-	live := func(context.Context, string) (time.Time, string, bool) { return at(3600), "it rests, the mailbox is full", true }
+	live := func(context.Context, string) (time.Time, string, bool) {
+		return at(3600), "it rests, the mailbox is full", true
+	}
 	list, err := b.Story(t.Context(), "m1", live, at(100))
 	if err != nil || list[0].Pending == nil || !list[0].Pending.NotBefore.Equal(at(3600)) || list[0].Pending.Why != "it rests, the mailbox is full" {
 		t.Errorf("%+v, %v", list, err)
