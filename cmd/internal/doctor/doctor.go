@@ -22,6 +22,7 @@ import (
 	"github.com/sendas/sendas/cmd/internal/classes"
 	"github.com/sendas/sendas/cmd/internal/config"
 	"github.com/sendas/sendas/cmd/internal/dns"
+	"github.com/sendas/sendas/cmd/internal/doctor/stops"
 	"github.com/sendas/sendas/cmd/internal/finding"
 	"github.com/sendas/sendas/cmd/internal/postfix"
 	"github.com/sendas/sendas/cmd/internal/service"
@@ -271,13 +272,18 @@ func (d *Walk) checkPostfix(ctx context.Context) {
 		s.Ok("present", "version", "%s", p.Main["mail_version"])
 		return
 	}
+	f := d.fork()
+	s = f.Section("postfix", "Postfix")
 	p.Check(s)
-	if d.observes() {
-		return
+	if !d.observes() {
+		f.checkPipelining(ctx, s)
+		stops.Check(s, p)
+		classes.Check(ctx, f.Section("classes", "recipients"), d.world.run, p)
 	}
-	d.checkPipelining(ctx, s)
-	checkSizes(s, p)
-	classes.Check(ctx, d.Section("classes", "recipients"), d.world.run, p)
+	spareConsequences(f.Checks)
+	for _, c := range f.Checks {
+		d.Join(c)
+	}
 }
 
 // configAdvice is about the configuration itself.
@@ -296,7 +302,12 @@ func (d *Walk) checkConfig() {
 		d.config = c
 		s.Ok("file", d.File, "%d mailboxes, %d clients, %d routes", len(c.Mailboxes)+len(c.Accounts()), len(c.Clients), len(c.Policy.Routes()))
 		for i, p := range c.Warnings {
-			s.Warn(fmt.Sprintf("warning.%d", i+1), placeOf(d.File, &p), p.Text, configAdvice.later)
+			id, where := fmt.Sprintf("warning.%d", i+1), placeOf(d.File, &p)
+			if d.toldBelow(&p) {
+				s.Skip(id, where, "is looked at below, with its credential")
+				continue
+			}
+			s.Warn(id, where, p.Text, configAdvice.later)
 		}
 		return
 	}
@@ -316,11 +327,38 @@ func (d *Walk) checkConfig() {
 			s.Warn(id, where, p.Text, configAdvice.other.With("mailbox", d.Mailbox))
 			continue
 		}
+		if d.toldBelow(&p) {
+			s.Skip(id, where, "is looked at below, with its credential")
+			continue
+		}
 		s.Fail(id, where, p.Text, configAdvice.wrong)
 	}
 	if d.config == nil {
 		s.Skip("usable", d.File, "cannot be used, so nothing is judged by it: Postfix's settings, sockets, ledger, credentials and mailboxes")
 	}
+}
+
+// toldBelow reports whether a problem is about a credential that is looked at itself: one cause is one
+// finding.
+func (d *Walk) toldBelow(p *config.Problem) bool {
+	if d.config == nil {
+		return false
+	}
+	own := d.ownCredential()
+	for name := range d.config.Credentials {
+		used := slices.ContainsFunc(d.config.Mailboxes, func(m config.Mailbox) bool { return m.Credential == name })
+		if used && (own == "" || own == name) && (p.CredentialFile() == name || p.Path == "credentials."+name+".secret_expires") {
+			return true
+		}
+	}
+	return false
+}
+
+// failed reports whether something whose id begins so has failed.
+func (d *Walk) failed(ids ...string) bool {
+	return slices.ContainsFunc(d.Checks, func(c finding.Check) bool {
+		return c.Status == finding.Fail && slices.ContainsFunc(ids, func(id string) bool { return strings.HasPrefix(c.ID, id) })
+	})
 }
 
 // placeOf writes where in a file a problem is.

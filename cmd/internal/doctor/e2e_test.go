@@ -20,6 +20,7 @@ import (
 	"github.com/sendas/sendas/cmd/internal/config"
 	"github.com/sendas/sendas/cmd/internal/config/configtest"
 	"github.com/sendas/sendas/cmd/internal/dns/dnstest"
+	"github.com/sendas/sendas/cmd/internal/doctor/plugin"
 	"github.com/sendas/sendas/cmd/internal/finding"
 	"github.com/sendas/sendas/cmd/internal/finding/findingtest"
 	"github.com/sendas/sendas/cmd/internal/postfix"
@@ -105,7 +106,7 @@ func (c *clinic) writeFiles(t *testing.T) {
 	}
 	configtest.WriteFile(t, filepath.Join(c.dir, "queue", "etc", "resolv.conf"), "nameserver 127.0.0.53\n", 0o644)
 	plugins := filepath.Join(c.dir, "sasl2")
-	configtest.WriteFile(t, filepath.Join(plugins, ourPlugin), string(buildPlugin(t)), 0o644)
+	configtest.WriteFile(t, filepath.Join(plugins, plugin.Name), string(buildPlugin(t)), 0o644)
 	configtest.WriteFile(t, filepath.Join(c.dir, "relay-app.secret"), labSecret+"\n", 0o600)
 	health := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") }))
 	t.Cleanup(health.Close)

@@ -402,8 +402,12 @@ func (d *Walk) checkEntrance(ctx context.Context, patients []patient) {
 			taken++
 		case f.key == noXclient:
 			s.Skip(fmt.Sprintf("as.%d", i+1), "MAIL FROM:<"+identity+">", "only %s may ask for it, and this host may not speak for others (XCLIENT)", &v)
-		case !told[f.found]: // one cause, one finding
-			told[f.found] = true
+		case f.key == "no-milter" && d.failed("sockets.milter", "sockets.policy", "eyes.socket.milter", "eyes.socket.policy", "eyes.peers", "postfix.chroot.", "postfix.folder"):
+			s.Skip(fmt.Sprintf("as.%d", i+1), ports[0].Addr, "%s, which comes of what is said above", f.found)
+		case strings.HasPrefix(f.found, "550 5.1.1") && d.failed("postfix.here."), strings.HasPrefix(f.found, "451 4.3.0") && d.failed("postfix.table."):
+			s.Skip(fmt.Sprintf("as.%d", i+1), ports[0].Addr, "%s, which comes of what is said above", f.found)
+		case !told[strings.ReplaceAll(f.found, identity, "")]: // one cause, one finding
+			told[strings.ReplaceAll(f.found, identity, "")] = true
 			s.Trouble(f.passes, fmt.Sprintf("as.%d", i+1), fmt.Sprintf("%s, MAIL FROM:<%s> as %s", ports[0].Addr, identity, &v), f.found, f.advice)
 		}
 	}

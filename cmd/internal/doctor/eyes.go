@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"github.com/sendas/sendas/cmd/internal/config"
 	"github.com/sendas/sendas/cmd/internal/finding"
 	"github.com/sendas/sendas/cmd/internal/service"
+	"github.com/sendas/sendas/milter/queue"
 )
 
 // eyesAdvice is about what root does not see: root may do everything, sees the whole file system,
@@ -108,10 +110,11 @@ func (d *Walk) checkEyes(ctx context.Context) {
 	if d.config != nil {
 		token, milter = d.config.Token.HTTP, d.config.Milter.HTTP
 	}
-	d.checkRunning(ctx, s, "milter", "sendas-milter", milter)
+	inForce := []*running{d.askRunning(ctx, s, "milter", "sendas-milter", milter)}
 	if !d.observes() {
-		d.checkRunning(ctx, s, "token", "sendas-token", token)
+		inForce = append(inForce, d.askRunning(ctx, s, "token", "sendas-token", token))
 	}
+	d.checkRunning(s, slices.DeleteFunc(inForce, func(r *running) bool { return r == nil }))
 	if d.config == nil {
 		return // said already
 	}
@@ -160,6 +163,10 @@ func (d *Walk) checkOwner(s finding.Section) {
 		shut := owner.barred(queue, socket.path, service.MayConnect)
 		if shut == nil {
 			s.Ok("socket."+socket.id, what, "%s may connect", owner.name)
+			continue
+		}
+		if shut.info.IsDir() && d.failed("postfix.folder") {
+			s.Skip("socket."+socket.id, what, "%s, as said above", shut.mode())
 			continue
 		}
 		do := "chmod 0755 " + shut.path
@@ -242,52 +249,93 @@ func hostLines(b []byte, name string) string {
 	return strings.Join(list, " ")
 }
 
-// checkRunning asks a service which configuration is in force.
-func (d *Walk) checkRunning(ctx context.Context, s finding.Section, name, unit, addr string) {
+// running is what a service has in force.
+type running struct {
+	name, unit string
+	service.Config
+}
+
+// askRunning asks a service which configuration is in force; nil where that was said already, or it
+// does not tell.
+func (d *Walk) askRunning(ctx context.Context, s finding.Section, name, unit, addr string) *running {
 	if addr == "" {
-		return // said already
+		return nil // said already
 	}
 	client := &http.Client{Timeout: socketTime, Transport: &http.Transport{DialContext: d.dial, DisableKeepAlives: true}}
 	raw, err := service.Fetch(ctx, client, addr, "/status")
 	var status struct {
 		Config *service.Config `json:"config"`
+		Queue  *queue.Status   `json:"queue"` // of the milter
 	}
 	if err != nil || json.Unmarshal(raw, &status) != nil || status.Config == nil {
-		return // said already: it is down, or somebody else
+		return nil // said already: it is down, or somebody else
 	}
-	c := status.Config
-	loaded := c.LoadedAt.UTC().Format(time.RFC3339)
-	id, what := "config."+name, unit+", configuration in force"
-	fill := func(key string) finding.Advice { return eyesAdvice[key].With("unit", unit, "loaded", loaded) }
-	info, err := os.Stat(d.File)
-	switch {
-	case d.config == nil && err == nil: // the file is refused, as is said already, and so is what follows of it
-		s.Ok(id, what, "the service goes on with what was loaded at %s", loaded)
-	case !c.OK:
-		s.Fail(id, what, "the last reload was refused", fill("refused"))
-	case err == nil && info.ModTime().Truncate(time.Second).After(c.LoadedAt):
-		s.Warn(id, what, fmt.Sprintf("was loaded at %s, and the file is of %s", loaded, info.ModTime().UTC().Format(time.RFC3339)), fill("older"))
-	default:
-		s.Ok(id, what, "was loaded at %s", loaded)
+	if q := status.Queue; q != nil && !q.Readable && !d.down && d.config != nil && d.config.Milter.QueueSocket != "" {
+		s.Warn("queue", unit+", Postfix's queue", q.Error, waitingAdvice["blind"].With("act", cmp.Or(q.Hint, "journalctl -u "+unit)))
 	}
-	if len(c.NeedsRestart) > 0 {
-		s.Warn(id+".restart", unit, "needs a restart for "+strings.Join(c.NeedsRestart, ", "), fill("restart"))
+	return &running{name, unit, *status.Config}
+}
+
+// checkRunning compares what is in force with the file. What holds for both services is told once.
+func (d *Walk) checkRunning(s finding.Section, list []*running) {
+	info, fileErr := os.Stat(d.File)
+	state := func(r *running) string {
+		switch {
+		case d.config == nil && fileErr == nil: // the file is refused, as is said already, and so is what follows of it
+			return ""
+		case !r.OK:
+			return "refused"
+		case fileErr == nil && info.ModTime().Truncate(time.Second).After(r.LoadedAt):
+			return "older"
+		}
+		return ""
+	}
+	told := ""
+	for i, r := range list {
+		loaded := r.LoadedAt.UTC().Format(time.RFC3339)
+		id, what, units := "config."+r.name, r.unit+", configuration in force", r.unit
+		if i == 0 && len(list) > 1 && state(list[1]) == state(r) {
+			units += " " + list[1].unit
+		}
+		fill := func(key string) finding.Advice { return eyesAdvice[key].With("unit", units, "loaded", loaded) }
+		switch now := state(r); {
+		case now != "" && now == told:
+			s.Skip(id, what, "as that of %s", list[0].unit)
+		case now == "refused":
+			s.Fail(id, what, "the last reload was refused", fill(now))
+		case now == "older":
+			s.Warn(id, what, fmt.Sprintf("was loaded at %s, and the file is of %s", loaded, info.ModTime().UTC().Format(time.RFC3339)), fill(now))
+		case d.config == nil:
+			s.Ok(id, what, "the service goes on with what was loaded at %s", loaded)
+		default:
+			s.Ok(id, what, "was loaded at %s", loaded)
+		}
+		told = state(r)
+		if len(r.NeedsRestart) > 0 {
+			s.Warn(id+".restart", r.unit, "needs a restart for "+strings.Join(r.NeedsRestart, ", "), eyesAdvice["restart"].With("unit", r.unit))
+		}
 	}
 }
 
 // checkReaders looks whether the services' users may read sendas.yaml, and whether the milter's may
 // read what it should not.
 func (d *Walk) checkReaders(s finding.Section) {
+	told := ""
 	for _, name := range []string{service.MilterUser, service.TokenUser} {
 		a, ok := d.lookUp(name)
 		if !ok {
 			continue // the services run as somebody else here
 		}
 		shut := a.barred("", d.File, service.MayRead)
-		if shut == nil {
+		switch {
+		case shut == nil:
 			s.Ok("reads."+name, name+", "+d.File, "may read it")
 			continue
+		case shut.path == told:
+			s.Skip("reads."+name, name+", "+d.File, "%s, as said above", shut.mode())
+			continue
 		}
+		told = shut.path
 		do := fmt.Sprintf("chgrp %s %[2]s && chmod 0640 %[2]s", service.MilterUser, shut.path)
 		if shut.info.IsDir() {
 			do = "chmod 0755 " + shut.path
@@ -299,7 +347,11 @@ func (d *Walk) checkReaders(s finding.Section) {
 		return
 	}
 	for i, file := range secretFiles(d.config) {
-		if exists(file) && a.barred("", file, service.MayRead) == nil && a.uid != 0 {
+		info, err := os.Stat(file)
+		if err == nil && info.Mode().Perm()&0o004 != 0 {
+			continue // everybody may, which is said with its credential
+		}
+		if err == nil && a.barred("", file, service.MayRead) == nil && a.uid != 0 {
 			s.Warn("secret."+strconv.Itoa(i+1), a.name+", "+file, "may read it", eyesAdvice["milter"].With("user", service.TokenUser, "path", file))
 		}
 	}
@@ -330,6 +382,10 @@ func (d *Walk) checkWriters(s finding.Section) {
 		for _, p := range append(foldersOf("", path), path) {
 			info, err := os.Stat(p)
 			if err != nil || seen[p] || !othersWrite(info, d.writers()) {
+				continue
+			}
+			if what == "configuration" && p == path && d.failed("config.") { // the services refuse it for that, as is said above
+				good = false
 				continue
 			}
 			seen[p], good = true, false

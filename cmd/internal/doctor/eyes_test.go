@@ -1,7 +1,6 @@
 package doctor
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -79,6 +78,8 @@ func (b *bench) answer(_ context.Context, name string, args ...string) (string, 
 	switch {
 	case name == "postfix" && b.fails:
 		return "", "", errors.New("postfix: exit status 1")
+	case name == "postqueue" && b.waiting == "unreadable":
+		return "", "", errors.New("postqueue: fatal: Connect to the Postfix showq service: Permission denied")
 	case name == "postqueue":
 		return b.waiting, "", nil
 	case name != "postconf":
@@ -159,9 +160,14 @@ func TestEyes(t *testing.T) {
 		{"a restart is wanted", func(_ *testing.T, b *bench) {
 			b.status = `{"config": {"loaded_at": "2090-01-01T00:00:00Z", "ok": true, "needs_restart": ["milter.listen"]}}`
 		}, "config.milter.restart", finding.Warn, "milter.listen…systemctl restart sendas-milter"},
-		{"the token service may not read the file", func(t *testing.T, b *bench) { b.chmod(t, b.File, 0o640) }, "reads.sendas-token", finding.Fail, "chgrp sendas"},
+		{"the services may not read the file", func(t *testing.T, b *bench) { b.chmod(t, b.File, 0o640) }, "reads.sendas", finding.Fail, "chgrp sendas"},
 		{"the milter may not enter the folder", func(t *testing.T, b *bench) { b.chmod(t, b.dir, 0o700) }, "reads.sendas", finding.Fail, "chmod 0755"},
-		{"a secret that the milter may read", func(t *testing.T, b *bench) { b.chmod(t, b.dir+"/relay-app.secret", 0o644) }, "secret.1", finding.Warn, "relay-app.secret…chgrp sendas-token"},
+		{"a secret that the milter may read", func(t *testing.T, b *bench) {
+			if err := os.Chown(b.dir+"/relay-app.secret", 0, benchUser); err != nil {
+				t.Fatal(err)
+			}
+			b.chmod(t, b.dir+"/relay-app.secret", 0o640)
+		}, "secret.1", finding.Warn, "relay-app.secret…chgrp sendas-token"},
 		{"a folder that everybody may write", func(t *testing.T, b *bench) { b.chmod(t, b.dir, 0o777) }, "writes.1", finding.Fail, "configuration…chmod go-w"},
 		{"a secret that everybody may write", func(t *testing.T, b *bench) { b.chmod(t, b.dir+"/relay-app.secret", 0o622) }, "writes.1", finding.Fail, "another secret…relay-app.secret"},
 		{"a configuration of another user", func(t *testing.T, b *bench) {
@@ -174,6 +180,12 @@ func TestEyes(t *testing.T) {
 				`{"queue_name": "hold", "queue_id": "HELD", "arrival_time": 1, "sender": "a@b.c", "recipients": [{"address": "x@y.z"}]}` + "\n" +
 				`{"queue_name": "deferred", "queue_id": "4B1F2", "arrival_time": ` + old + `, "sender": "scan@contoso.com", "recipients": [{"address": "x@y.z", "delay_reason": "SASL authentication failed; server smtp.office365.com[52.97.1.2] said: 535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Mailbox."}]}` + "\n"
 		}, "queue.oldest", finding.Warn, "4B1F2…3h0m0s, of 2 messages…535 5.7.139…-SmtpClientAuthenticationDisabled $false"},
+		{"a queue that cannot be read", func(_ *testing.T, b *bench) { b.waiting = "unreadable" }, "queue.oldest", finding.Warn, "Permission denied…nobody knows…showq/unix='showq unix n - y - - showq'"},
+		{"a queue that cannot be read, and Postfix does not run", func(_ *testing.T, b *bench) { b.waiting, b.fails = "unreadable", true }, "queue.oldest", finding.Skip, "does not run"},
+		{"a queue that the milter cannot read", func(_ *testing.T, b *bench) {
+			b.config.Milter.QueueSocket = "/var/spool/postfix/public/showq"
+			b.status = `{"config": {"loaded_at": "2090-01-01T00:00:00Z", "ok": true, "needs_restart": []}, "queue": {"readable": false, "error": "permission denied", "hint": "usermod -aG postdrop sendas"}}`
+		}, "queue", finding.Warn, "permission denied…queue_ceiling…usermod -aG postdrop sendas"},
 		{"a message without a reason of Microsoft's", func(_ *testing.T, b *bench) {
 			b.waiting = `{"queue_name": "deferred", "queue_id": "4B1F2", "arrival_time": ` + old + `, "sender": "", "recipients": [{"address": "x@y.z", "delay_reason": "connect to 192.0.2.1[192.0.2.1]:25: Connection timed out"}]}`
 		}, "queue.oldest", finding.Warn, "Connection timed out…-i 4B1F2"},
@@ -183,12 +195,38 @@ func TestEyes(t *testing.T) {
 			tc.spoil(t, b)
 			b.look(t)
 			id := tc.id
-			if !strings.HasPrefix(id, "queue.") {
+			if !strings.HasPrefix(id, "queue.") { // of the group queue, and not of what others see
 				id = "eyes." + id
 			}
 			b.wantCheck(t, id, tc.status, strings.Split(tc.words, "…")...)
 		})
 	}
+}
+
+// TestRunningWithoutFile: with a file that is refused the services are asked all the same, and what
+// follows of the file is no finding.
+func TestRunningWithoutFile(t *testing.T) {
+	for _, status := range []string{
+		`{"config": {"loaded_at": "2020-01-01T00:00:00Z", "ok": true, "needs_restart": []}}`, `{"config": {"loaded_at": "2020-01-01T00:00:00Z", "ok": false, "needs_restart": []}}`,
+	} {
+		b := newBench(t)
+		b.status = status
+		configtest.WriteFile(t, b.File, "mailboxes: [\nmilter:\n  http: "+b.config.Milter.HTTP+"\n", 0o644)
+		b.config = nil
+		b.checkEyes(t.Context())
+		findingtest.WantGood(t, &b.Report)
+		b.wantCheck(t, "eyes.config.milter", finding.OK, "goes on with what was loaded at 2020-01-01")
+	}
+}
+
+// TestRunningTwice: what holds for both services is one finding, with one cure.
+func TestRunningTwice(t *testing.T) {
+	b := newBench(t)
+	b.status = `{"config": {"loaded_at": "2020-01-01T00:00:00Z", "ok": true, "needs_restart": []}}`
+	b.config.Token.HTTP = b.config.Milter.HTTP
+	b.look(t)
+	b.wantCheck(t, "eyes.config.milter", finding.Warn, "systemctl reload sendas-milter sendas-token")
+	b.wantCheck(t, "eyes.config.token", finding.Skip, "as that of sendas-milter")
 }
 
 // A host on which all is as it should be.
@@ -208,44 +246,5 @@ func TestEyesOfAHealthyHost(t *testing.T) {
 	for _, id := range []string{"eyes.master", "eyes.socket.milter", "eyes.socket.policy", "eyes.socket.credentials", "eyes.jail.resolv.conf", "eyes.config.milter", "eyes.reads.sendas",
 		"eyes.reads.sendas-token", "eyes.writes", "queue.oldest"} {
 		b.wantCheck(t, id, finding.OK)
-	}
-}
-
-func TestSizes(t *testing.T) {
-	for _, tc := range []struct {
-		main string
-		id   string
-		want finding.Status
-		do   string
-	}{
-		{"message_size_limit = 10240000", "message_size_limit.low", finding.Warn, `-e "message_size_limit = 36700160" && `},
-		{"message_size_limit = 36700159\nmailbox_size_limit = 36700159", "message_size_limit.low", finding.Warn, `"message_size_limit = 36700160" "mailbox_size_limit = 36700160" && `},
-		{"message_size_limit = 36700160\nmailbox_size_limit = 51200000", "message_size_limit.low", finding.OK, ""},
-		{"message_size_limit = 0", "message_size_limit.low", finding.OK, ""}, // too high is another finding
-		{"message_size_limit = 36700160\nmailbox_size_limit = 36700159", "mailbox_size_limit", finding.Warn, `-e "mailbox_size_limit = 0"`},
-		{"message_size_limit = 0\nvirtual_mailbox_limit = 51200000", "virtual_mailbox_limit", finding.Warn, "virtual(8)"},
-	} {
-		d := New(&Options{Stdout: &bytes.Buffer{}}, emptyWorld())
-		p, err := postfix.Read(t.Context(), func(_ context.Context, _ string, args ...string) (string, string, error) {
-			if len(args) > 0 && args[0] != "-x" {
-				return "", "", nil
-			}
-			return tc.main + "\n", "", nil
-		}, "", d.settings())
-		if err != nil {
-			t.Fatal(err)
-		}
-		checkSizes(d.Section("postfix", "Postfix"), p)
-		findingtest.WantWhole(t, &d.Report)
-		d.wantCheck(t, "postfix."+tc.id, tc.want, tc.do)
-		n := 0
-		for _, c := range d.Checks {
-			if c.Status == finding.Warn {
-				n++
-			}
-		}
-		if want := map[bool]int{true: 0, false: 1}[tc.want == finding.OK]; n != want {
-			t.Errorf("%q: %d warnings, want %d: %+v", tc.main, n, want, d.Checks)
-		}
 	}
 }

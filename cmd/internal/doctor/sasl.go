@@ -1,10 +1,8 @@
 package doctor
 
 import (
-	"bytes"
 	"context"
 	"debug/elf"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,23 +10,9 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/sendas/sendas/cmd/internal/doctor/plugin"
 	"github.com/sendas/sendas/cmd/internal/finding"
 )
-
-// ourPlugin is the file name of the Cyrus SASL plugin that brings XOAUTH2.
-const ourPlugin = "libsendas-xoauth2.so"
-
-// clientInit is what Cyrus SASL looks for in a plugin for clients (sasl/saslplug.h).
-const clientInit = "sasl_client_plug_init"
-
-// maxPlugin bounds what is read of a file that should be a plugin, in bytes.
-const maxPlugin = 16 << 20
-
-// A saslPlugin is a file of a plugin folder that brings XOAUTH2.
-type saslPlugin struct {
-	path    string
-	problem string // why it cannot be loaded, "" if it can
-}
 
 // saslAdvice is about the plugin.
 var saslAdvice = map[string]finding.Advice{
@@ -51,9 +35,9 @@ func (d *Walk) checkPlugin(context.Context) {
 		return
 	}
 	machine := d.machine()
-	var found []saslPlugin
+	var found []plugin.Found
 	for i, folder := range folders {
-		list, err := readPluginFolder(folder, machine)
+		list, err := plugin.In(folder, machine)
 		if err != nil {
 			s.Warn(fmt.Sprintf("folder.%d", i+1), folder, err.Error(), saslAdvice["unreadable"].With("folder", folder))
 		}
@@ -63,19 +47,19 @@ func (d *Walk) checkPlugin(context.Context) {
 }
 
 // judgePlugins says what the plugins found in the order of loading amount to.
-func (d *Walk) judgePlugins(s finding.Section, folder string, found []saslPlugin) {
+func (d *Walk) judgePlugins(s finding.Section, folder string, found []plugin.Found) {
 	a := func(key string, pairs ...string) finding.Advice {
-		return saslAdvice[key].With(append(pairs, "folder", folder, "plugin", ourPlugin)...)
+		return saslAdvice[key].With(append(pairs, "folder", folder, "plugin", plugin.Name)...)
 	}
 	var good, names []string
 	ours := false
 	for _, p := range found {
-		if p.problem != "" {
-			s.Fail("loadable."+filepath.Base(p.path), p.path, p.problem, a("unloadable"))
+		if p.Problem != "" {
+			s.Fail("loadable."+filepath.Base(p.Path), p.Path, p.Problem, a("unloadable"))
 			continue
 		}
-		good, names = append(good, p.path), append(names, filepath.Base(p.path))
-		ours = ours || filepath.Base(p.path) == ourPlugin
+		good, names = append(good, p.Path), append(names, filepath.Base(p.Path))
+		ours = ours || filepath.Base(p.Path) == plugin.Name
 	}
 	switch {
 	case len(good) == 0:
@@ -83,7 +67,7 @@ func (d *Walk) judgePlugins(s finding.Section, folder string, found []saslPlugin
 	case !ours:
 		s.Warn("present", "XOAUTH2", strings.Join(good, " "), a("foreign"))
 	case len(good) > 1:
-		others := slices.DeleteFunc(slices.Clone(good), func(p string) bool { return filepath.Base(p) == ourPlugin })
+		others := slices.DeleteFunc(slices.Clone(good), func(p string) bool { return filepath.Base(p) == plugin.Name })
 		s.Warn("present", "XOAUTH2", strings.Join(names, " "), a("twice", "first", names[0], "others", strings.Join(others, " ")))
 	default:
 		s.Ok("present", "XOAUTH2", "%s", good[0])
@@ -127,65 +111,5 @@ func (d *Walk) machine() *elf.FileHeader {
 	if self, err := os.Executable(); err == nil {
 		files = append(files, self)
 	}
-	for _, f := range files {
-		if e, err := elf.Open(f); err == nil {
-			defer e.Close()
-			h := e.FileHeader
-			return &h
-		}
-	}
-	return nil
-}
-
-// readPluginFolder returns the files that Cyrus SASL would take for plugins and that have to do
-// with XOAUTH2, in the order of the directory, in which libsasl2 loads them.
-func readPluginFolder(folder string, machine *elf.FileHeader) ([]saslPlugin, error) {
-	f, err := os.Open(folder)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	names, err := f.Readdirnames(-1)
-	var list []saslPlugin
-	for _, name := range names {
-		if !strings.HasSuffix(name, ".so") {
-			continue
-		}
-		path := filepath.Join(folder, name)
-		brings, problem := readPlugin(path, machine)
-		if brings || name == ourPlugin {
-			list = append(list, saslPlugin{path, problem})
-		}
-	}
-	return list, err
-}
-
-// readPlugin reports whether a file brings XOAUTH2, and why it cannot be loaded.
-func readPlugin(path string, machine *elf.FileHeader) (brings bool, problem string) {
-	info, err := os.Stat(path)
-	if err != nil || !info.Mode().IsRegular() || info.Size() > maxPlugin {
-		return false, "is no regular file"
-	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return false, "cannot be read"
-	}
-	brings = bytes.Contains(data, []byte("XOAUTH2\x00"))
-	e, err := elf.NewFile(bytes.NewReader(data))
-	if err != nil {
-		return brings, "is no shared library"
-	}
-	if machine != nil && (e.Machine != machine.Machine || e.Class != machine.Class || e.Data != machine.Data) {
-		return brings, fmt.Sprintf("is made for another machine (%s, %s)", e.Machine, e.Class)
-	}
-	symbols, err := e.DynamicSymbols()
-	if err != nil && !errors.Is(err, elf.ErrNoSymbols) {
-		return brings, "has damaged symbols"
-	}
-	exports := slices.ContainsFunc(symbols, func(s elf.Symbol) bool { return s.Name == clientInit && s.Section != elf.SHN_UNDEF })
-	if !exports {
-		// A plugin for servers alone is no fault, and is none of ours.
-		return brings && filepath.Base(path) == ourPlugin, "has no " + clientInit
-	}
-	return brings, ""
+	return plugin.MachineOf(files...)
 }

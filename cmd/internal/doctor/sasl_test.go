@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/sendas/sendas/cmd/internal/config/configtest"
+	"github.com/sendas/sendas/cmd/internal/doctor/plugin"
 	"github.com/sendas/sendas/cmd/internal/finding"
 	"github.com/sendas/sendas/cmd/internal/finding/findingtest"
 	"github.com/sendas/sendas/cmd/internal/postfix"
@@ -67,15 +68,15 @@ func TestDoctorPlugin(t *testing.T) {
 		status finding.Status
 		words  string
 	}{
-		{"good", map[string][]byte{ourPlugin: ours, "libplain.so": []byte("x"), ourPlugin + ".0": ours, "README": ours}, "present", finding.OK, ourPlugin},
+		{"good", map[string][]byte{plugin.Name: ours, "libplain.so": []byte("x"), plugin.Name + ".0": ours, "README": ours}, "present", finding.OK, plugin.Name},
 		{"empty folder", map[string][]byte{"libplain.so": []byte("x")}, "present", finding.Fail, "finds no mechanism"},
 		{"foreign alone", map[string][]byte{"libsasl-xoauth2.so": foreign}, "present", finding.Warn, "libsasl-xoauth2.so"},
-		{"two", map[string][]byte{ourPlugin: ours, "libkdexoauth2plugin.so": foreign}, "present", finding.Warn, "loads first"},
-		{"other machine", map[string][]byte{ourPlugin: forOtherMachine(ours)}, "loadable." + ourPlugin, finding.Fail, "EM_68K"},
-		{"no entry point", map[string][]byte{ourPlugin: changed(t, ours, clientInit, "sasl_client_plug_inix")}, "loadable." + ourPlugin, finding.Fail, "has no " + clientInit},
-		{"text", map[string][]byte{ourPlugin: []byte("<html>")}, "loadable." + ourPlugin, finding.Fail, "no shared library"},
-		{"cut off", map[string][]byte{ourPlugin: ours[:300]}, "loadable." + ourPlugin, finding.Fail, ""},
-		{"foreign for servers", map[string][]byte{ourPlugin: ours, "libserver.so": changed(t, foreign, clientInit, "sasl_client_plug_inix")}, "present", finding.OK, ourPlugin},
+		{"two", map[string][]byte{plugin.Name: ours, "libkdexoauth2plugin.so": foreign}, "present", finding.Warn, "loads first"},
+		{"other machine", map[string][]byte{plugin.Name: forOtherMachine(ours)}, "loadable." + plugin.Name, finding.Fail, "EM_68K"},
+		{"no entry point", map[string][]byte{plugin.Name: changed(t, ours, plugin.ClientInit, "sasl_client_plug_inix")}, "loadable." + plugin.Name, finding.Fail, "has no " + plugin.ClientInit},
+		{"text", map[string][]byte{plugin.Name: []byte("<html>")}, "loadable." + plugin.Name, finding.Fail, "no shared library"},
+		{"cut off", map[string][]byte{plugin.Name: ours[:300]}, "loadable." + plugin.Name, finding.Fail, ""},
+		{"foreign for servers", map[string][]byte{plugin.Name: ours, "libserver.so": changed(t, foreign, plugin.ClientInit, "sasl_client_plug_inix")}, "present", finding.OK, plugin.Name},
 	} {
 		dir := t.TempDir()
 		for name, content := range tc.files {
@@ -97,7 +98,7 @@ func TestDoctorPlugin(t *testing.T) {
 func TestDoctorPluginOrder(t *testing.T) {
 	ours := buildPlugin(t)
 	dir := t.TempDir()
-	for _, name := range []string{ourPlugin, "liba.so", "libz.so"} {
+	for _, name := range []string{plugin.Name, "liba.so", "libz.so"} {
 		configtest.WriteFile(t, filepath.Join(dir, name), string(ours), 0o644)
 	}
 	f, err := os.Open(dir)
@@ -114,7 +115,7 @@ func TestDoctorPluginOrder(t *testing.T) {
 	d := New(&Options{Stdout: &bytes.Buffer{}}, w)
 	d.checkPlugin(t.Context())
 	d.wantCheck(t, "sasl.present", finding.Warn, strings.Join(names, " "), "loads first: "+names[0], filepath.Join(dir, "liba.so"))
-	if strings.Contains(d.find(t, "sasl.present").Do, ourPlugin) {
+	if strings.Contains(d.find(t, "sasl.present").Do, plugin.Name) {
 		t.Errorf("the doctor would remove our plugin: %s", d.find(t, "sasl.present").Do)
 	}
 }

@@ -3,12 +3,14 @@ package doctor
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"maps"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -30,27 +32,37 @@ type realSite struct {
 	world *world
 }
 
-// buildSendas builds the program and the plugin into a folder that services' users may enter.
-func buildSendas(t *testing.T) string {
-	t.Helper()
-	dir, err := lab.MakeDir()
-	if err != nil {
-		t.Fatal(err)
+// built has the program and the plugin, in a folder that services' users may enter.
+var built = sync.OnceValues(func() (dir string, err error) {
+	if dir, err = lab.MakeDir(); err != nil {
+		return "", err
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
 	if out, err := exec.Command("go", "build", "-o", filepath.Join(dir, "sendas"), "../../sendas").CombinedOutput(); err != nil {
-		t.Fatalf("building sendas: %v\n%s", err, out)
+		return dir, fmt.Errorf("building sendas: %w\n%s", err, out)
 	}
-	if _, err := sasl.Build(t.Context(), dir); err != nil {
-		t.Fatal(err)
+	_, err = sasl.Build(context.Background(), dir)
+	return dir, err
+})
+
+// onceBuilt is the folder of built, where there is one.
+var onceBuilt string
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if onceBuilt != "" {
+		os.RemoveAll(onceBuilt)
 	}
-	return dir
+	os.Exit(code)
 }
 
 // openSite starts the site; yaml changes its configuration.
 func openSite(t *testing.T, yaml func(string) string, sim func(*exosim.Config)) *realSite {
 	t.Helper()
-	r := &realSite{bin: buildSendas(t)}
+	dir, err := built()
+	if onceBuilt = dir; err != nil {
+		t.Fatal(err)
+	}
+	r := &realSite{bin: dir}
 	c := lab.SiteConfig{
 		Sendas: filepath.Join(r.bin, "sendas"), PluginDir: r.bin, Minute: 6 * time.Second, YAML: yaml, Exosim: sim,
 		Postfix: func(_ *lab.Site, main map[string]string) []string {
@@ -60,7 +72,6 @@ func openSite(t *testing.T, yaml func(string) string, sim func(*exosim.Config)) 
 			return nil
 		},
 	}
-	var err error
 	if r.Site, err = lab.StartSite(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +119,7 @@ func (r *realSite) newWorld(t *testing.T) *world {
 		case service.MilterUser:
 			return 65534, []uint32{65534}, nil
 		case service.TokenUser:
-			return 1, []uint32{1}, nil
+			return 1, []uint32{1, 65534}, nil // the package puts it into the group of the milter
 		}
 		return service.AccountIDs(name)
 	}

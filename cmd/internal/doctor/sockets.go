@@ -59,6 +59,8 @@ func (d *Walk) checkSockets(ctx context.Context) {
 	}
 	if c.Milter.PolicyListen == "" {
 		s.Skip("policy", "policy", "is switched off (milter.policy_listen)")
+	} else if d.failed("sockets.milter") && !listening(ctx, d, c.Milter.PolicyListen) {
+		s.Skip("policy", c.Milter.PolicyListen.String(), "nobody listens either, as said above")
 	} else {
 		d.probe(ctx, s, "policy", "milter.policy_listen", "milter", c.Milter.PolicyListen, probePolicy)
 	}
@@ -66,6 +68,16 @@ func (d *Walk) checkSockets(ctx context.Context) {
 	d.checkHealth(ctx, s, "milter", c.Milter.HTTP)
 	d.checkHealth(ctx, s, "token", c.Token.HTTP)
 	d.checkReplies(ctx, s, c)
+}
+
+// listening reports whether somebody takes connections there.
+func listening(ctx context.Context, d *Walk, at serve.Address) bool {
+	network, addr := at.Network()
+	c, err := d.dial(ctx, network, addr)
+	if err == nil {
+		c.Close()
+	}
+	return err == nil
 }
 
 // CheckOthers looks at what "sendas postfix enable" depends on besides Postfix: the plugin, and the
@@ -316,6 +328,9 @@ func (d *Walk) checkHealth(ctx context.Context, s finding.Section, service, addr
 		id, what := "http."+service+"."+path[1:], "http://"+addr+path
 		status, body, err := get(ctx, client, what)
 		switch {
+		case err != nil && d.failed(map[string]string{"milter": "sockets.milter", "token": "sockets.credentials"}[service]):
+			s.Skip(id, what, "%s, as said above", rootCause(err))
+			return
 		case err != nil:
 			s.Fail(id, what, rootCause(err), fill("health"))
 			return // the other one would say the same

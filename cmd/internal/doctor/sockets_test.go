@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -279,11 +280,31 @@ func TestDoctorOfOneMailbox(t *testing.T) {
 	for _, tc := range []struct {
 		mailbox string
 		status  finding.Status
-	}{{"scan@contoso.com", finding.Warn}, {"spare@contoso.com", finding.Fail}, {"", finding.Fail}, {"nobody@contoso.com", finding.Fail}} {
+	}{{"scan@contoso.com", finding.Warn}, {"spare@contoso.com", finding.Skip}, {"", finding.Skip}} {
 		d := New(&Options{File: file, Mailbox: tc.mailbox, Stdout: io.Discard}, emptyWorld())
 		d.checkConfig()
 		t.Log(tc.mailbox)
-		d.wantCheck(t, "config.problem.1", tc.status, "missing.secret")
+		d.wantCheck(t, "config.problem.1", tc.status)
+		if tc.status == finding.Warn {
+			d.wantCheck(t, "config.problem.1", tc.status, "missing.secret")
+			continue
+		}
+		list, err := d.patients()
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = slices.DeleteFunc(list, func(p patient) bool { return p.credential != "spare.app" })
+		d.checkCredentials(t.Context(), list)
+		d.wantCheck(t, "credential.spare.app.secret", finding.Fail, "missing.secret", "does not exist")
+		told := 0
+		for _, c := range d.Checks {
+			if strings.Contains(c.Found+c.What, "missing.secret") && c.Status != finding.Skip {
+				told++
+			}
+		}
+		if told != 1 {
+			t.Errorf("the missing file is told %d times", told)
+		}
 	}
 }
 

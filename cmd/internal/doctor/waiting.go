@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
@@ -17,7 +18,10 @@ const waitsLong = time.Hour
 
 // waitingAdvice is about what lies in Postfix's queue.
 var waitingAdvice = map[string]finding.Advice{
-	"old": {Means: "it is not sent: {meaning}", Do: "{act}"},
+	"not-allowed": {Means: "this user may not see what waits (authorized_mailq_users), so nobody knows here whether mail does", Do: "type it as root"},
+	"unreadable":  {Means: "nobody knows what waits, and for what: showq(8) does not answer", Do: "{postconf} -M showq/unix='showq unix n - y - - showq' && {postfix} reload, and look into its log: {log}"},
+	"blind":       {Means: "what waits is not known: not in \"sendas status\", not on the page, not as a figure, and milter.queue_ceiling holds nobody back", Do: "{act}"},
+	"old":         {Means: "it is not sent: {meaning}", Do: "{act}"},
 }
 
 // A waiter is a message in Postfix's queue, as postqueue -j writes it (postqueue(1)).
@@ -51,8 +55,16 @@ func (d *Walk) checkQueue(ctx context.Context) {
 	const id, what = "oldest", "oldest message"
 	s := d.Section("queue", "queue")
 	list, err := d.readQueue(ctx)
-	if err != nil {
-		s.Skip(id, what, "the queue cannot be read: %v", err)
+	switch {
+	case err != nil && d.down:
+		s.Skip(id, what, "the queue cannot be read while Postfix does not run")
+		return
+	case err != nil:
+		key := "unreadable"
+		if os.Geteuid() != 0 {
+			key = "not-allowed"
+		}
+		s.Warn(id, what, "the queue cannot be read: "+err.Error(), waitingAdvice[key].With("postconf", d.postfix.Command("postconf"), "postfix", d.postfix.Command("postfix"), "log", d.logCommand("")))
 		return
 	}
 	oldest, n := oldestOf(list)

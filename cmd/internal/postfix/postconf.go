@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"path/filepath"
 	"regexp"
@@ -167,6 +168,9 @@ func (s *entry) loopback() bool {
 
 // Items returns the items of a list in main.cf; what stands in braces is one.
 func (p *Setup) Items(name string) []string { return cf.Split(p.Main[name]) }
+
+// Explicit returns the parameters that main.cf itself sets, sorted.
+func (p *Setup) Explicit() []string { return slices.Sorted(maps.Keys(p.explicit)) }
 
 func (p *Setup) service(name, kind string) *entry {
 	for i := range p.services {

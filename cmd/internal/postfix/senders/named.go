@@ -44,7 +44,8 @@ const MaxNamed = 500
 // service is down. So the queue absorbs that.
 func (t Tables) Named() string {
 	c := t.Config
-	if t.All && len(c.Mailboxes) < 2 && len(Addresses(c)) < 2 {
+	several := slices.ContainsFunc(c.Mailboxes, func(m config.Mailbox) bool { return m.Pattern() })
+	if t.All && !several && len(c.Mailboxes) < 2 && len(Addresses(c)) < 2 {
 		return Inline(t.Accounts())
 	}
 	d := token.NewQueues(c.Policy, members(c))

@@ -1,4 +1,4 @@
-package doctor
+package stops
 
 import (
 	"fmt"
@@ -12,28 +12,29 @@ import (
 // by default (MaxSendSize, 35 MB).
 const mailboxTakes = 36700160
 
-// sizeAdvice is about the sizes that Postfix takes.
-var sizeAdvice = map[string]finding.Advice{
+// SizeAdvices is about the sizes that Postfix takes.
+var SizeAdvices = map[string]finding.Advice{
 	"message": {Means: "larger scans are refused here with 552 5.3.4, though a mailbox takes 35 MB; a file grows by a third on its way into a message",
 		Do: "{postconf} -e \"message_size_limit = {size}\"{more} && {postfix} reload"},
 	"mailbox": {Means: "{program}(8) does not start while {name} is lower than message_size_limit, and all mail that Postfix delivers on this host waits",
 		Do: "{postconf} -e \"{name} = 0\" && {postfix} reload, or a number that is not lower"},
 }
 
-// mailboxLimits are the settings that must not be lower than message_size_limit, and whose they are
-// (src/local/local.c, src/virtual/virtual.c); 0 is no limit.
-var mailboxLimits = []struct{ name, program string }{{"mailbox_size_limit", "local"}, {"virtual_mailbox_limit", "virtual"}}
+// mailboxLimits are the settings that must not be lower than message_size_limit, whose they are
+// (src/local/local.c, src/virtual/virtual.c), and the list without which that one delivers nothing; 0
+// is no limit.
+var mailboxLimits = []struct{ name, program, domains string }{{"mailbox_size_limit", "local", "mydestination"}, {"virtual_mailbox_limit", "virtual", "virtual_mailbox_domains"}}
 
 // checkSizes compares Postfix's limits with what a mailbox takes, and with each other. That
 // message_size_limit is not too high either, Postfix's own checks say.
 func checkSizes(s finding.Section, p *postfix.Setup) {
 	const size = "message_size_limit"
 	fill := func(key string, more ...string) finding.Advice {
-		return sizeAdvice[key].With(append(more, "postconf", p.Command("postconf"), "postfix", p.Command("postfix"))...)
+		return SizeAdvices[key].With(append(more, "postconf", p.Command("postconf"), "postfix", p.Command("postfix"))...)
 	}
 	limit := bytesOf(p, size)
 	for _, m := range mailboxLimits {
-		if n := bytesOf(p, m.name); n > 0 && (limit == 0 || n < limit) {
+		if n := bytesOf(p, m.name); n > 0 && (limit == 0 || n < limit) && p.Main[m.domains] != "" {
 			s.Warn(m.name, m.name, fmt.Sprintf("%d, and %s is %d", n, size, limit), fill("mailbox", "name", m.name, "program", m.program))
 		}
 	}
