@@ -23,7 +23,7 @@ PACKAGE_DEBS = gcc libc6-dev libsasl2-dev gcc-aarch64-linux-gnu libc6-dev-arm64-
 # The baseline of the milter's benchmark.
 BENCH_DEBS = libmilter-dev
 
-.PHONY: all build demo test bench bench-pacing storm soak fuzz lint deps package package-test clean
+.PHONY: all build demo test bench bench-pacing shapes storm soak fuzz lint deps package package-test clean
 
 all: build
 
@@ -92,6 +92,10 @@ bench: deps
 # Seven minutes of real time: how much of Microsoft's 30 messages a minute sendas uses, and what Postfix can do alone.
 bench-pacing: deps build
 	$(GO) run ./contrib/lab/cmd/pacing
+
+# "make test" has a dozen of them.
+shapes: deps
+	$(GO) test -race -count 1 -timeout 20m -parallel 6 -run '^TestShapes' -v ./contrib/lab -shapes
 
 # "make test" has a small one.
 storm: deps
