@@ -86,7 +86,7 @@ type Attempt struct {
 	Sender  string    `json:"sender"`  // envelope sender
 	Mailbox string    `json:"mailbox"` // that it was for; "" where none may send as the sender
 
-	Waited time.Duration `json:"-"`          // for the lease
+	Waited time.Duration `json:"-"`          // for the lease, and at DATA for the message's place in the minute
 	For    string        `json:"waited_for"` // what it waited for: a ledger.Cause; "" for nothing, or a token
 	Took   time.Duration `json:"-"`          // from the look-up to the end
 

@@ -39,12 +39,20 @@ func (l *Lessor) recordDenied(c Caller, sender string, began time.Time, m *Mailb
 	l.records.Attempt(a)
 }
 
+// waitedFor is what the session waited for longest.
+func (s *session) waitedFor() ledger.Cause {
+	if s.kept > s.waited || s.kept > 0 && s.cause == "" {
+		return ledger.CauseMessages
+	}
+	return s.cause
+}
+
 // recordEnd keeps an attempt that a reply decided, or nothing (nil).
 func (l *Lessor) recordEnd(pid int32, s *session, r *refusal) {
 	if !l.records.On() {
 		return
 	}
-	a := &record.Attempt{Time: s.began, PID: pid, Sender: s.sender, Mailbox: s.mailbox, Waited: s.waited, For: string(s.cause), Took: time.Since(s.began),
+	a := &record.Attempt{Time: s.began, PID: pid, Sender: s.sender, Mailbox: s.mailbox, Waited: s.waited + s.kept, For: string(s.waitedFor()), Took: time.Since(s.began),
 		Class: record.Unseen, Accepted: s.accepted, Refused: s.refused.n}
 	if r != nil {
 		a.Class, a.Stage, a.Reply, a.Meaning = string(r.Class), string(r.stage), entra.OneLine(r.line, entra.MaxText), r.Hint()

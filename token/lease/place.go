@@ -43,10 +43,12 @@ func (l *Lessor) keepBack(ctx context.Context, c Caller, line string) bool {
 	if s.beginsBy(line) {
 		wait = min(time.Until(s.due), ahead)
 	}
-	l.mu.Unlock()
 	if wait <= 0 {
+		l.mu.Unlock()
 		return true
 	}
+	s.trail.kept(true)
+	l.mu.Unlock()
 	began := time.Now()
 	t := time.NewTimer(wait)
 	defer t.Stop()
@@ -58,6 +60,7 @@ func (l *Lessor) keepBack(ctx context.Context, c Caller, line string) bool {
 	l.metrics.kept.Observe(time.Since(began).Seconds())
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	s.trail.kept(false)
 	if l.sessions[c.PID] == s { // else its process has gone meanwhile
 		s.kept += time.Since(began)
 	}

@@ -24,6 +24,7 @@ type Trail struct {
 	SignedIn   *time.Time `json:"signed_in"`
 	Mail       *time.Time `json:"mail"` // when MAIL was accepted
 	Rcpt       *time.Time `json:"rcpt"` // when the last recipient so far was
+	Kept       *time.Time `json:"kept"` // since when the message waits at DATA for its place in the minute; nil while it does not
 	Data       *time.Time `json:"data"`
 	Ended      *time.Time `json:"ended"`      // with an answer or without
 	Recipients int        `json:"recipients"` // accepted
@@ -94,6 +95,16 @@ func (t *Trail) follow(before, s *session, r *refusal, e event) {
 	}
 	if e.verdict {
 		t.Accepted = e.what.Class == replies.Accepted
+	}
+}
+
+// kept notes that the message waits for its place, or no longer. The caller holds the lock.
+func (t *Trail) kept(waits bool) {
+	if t == nil {
+		return
+	}
+	if t.Kept = nil; waits {
+		t.Kept = now()
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/policy/limit"
+	"github.com/sendas/sendas/token/ledger"
 )
 
 // trails asks the map as "sendas doctor" does.
@@ -105,5 +106,51 @@ func TestManyTrails(t *testing.T) {
 	}
 	if list := d.askTrails(t, "erp@contoso.com"); len(list) != 0 {
 		t.Errorf("of another sender: %+v", list)
+	}
+}
+
+// TestTrailOfAMessageKeptBack: while a message waits at DATA its trail says so, and its attempt counts
+// that as time that it waited for its place.
+func TestTrailOfAMessageKeptBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDesk(limit.Rate{N: 1, Per: time.Minute})
+		d.full(t)
+		time.Sleep(45 * time.Second)
+		c := process(1)
+		d.play(t, c, greeting...)
+		d.Lease(t.Context(), c, "erp@contoso.com")
+		d.play(t, c, authOK, mailOK, rcptOK)
+		answered := make(chan Result)
+		go func() { answered <- d.Reply(t.Context(), c, dataOK) }()
+		time.Sleep(5 * time.Second)
+		if x := d.askTrails(t, "erp@contoso.com")[0]; x.Kept == nil || time.Since(*x.Kept) != 5*time.Second || x.Data != nil || x.Ended != nil {
+			t.Errorf("after five seconds at DATA: %+v", x)
+		}
+		<-answered
+		if x := d.askTrails(t, "erp@contoso.com")[0]; x.Kept != nil || x.Data == nil || time.Since(*x.Data) != 0 {
+			t.Errorf("when it may begin: %+v", x)
+		}
+	})
+}
+
+// TestWaitedFor: what an attempt waited for is what it waited for longest.
+func TestWaitedFor(t *testing.T) {
+	const s = time.Second
+	for _, tc := range []struct {
+		waited, kept time.Duration
+		cause, want  ledger.Cause
+	}{
+		{0, 0, "", ""},
+		{5 * s, 0, ledger.CauseConnections, ledger.CauseConnections},
+		{5 * s, 3 * s, ledger.CauseConnections, ledger.CauseConnections},
+		{5 * s, 7 * s, ledger.CauseConnections, ledger.CauseMessages},
+		{5 * s, 3 * s, ledger.CauseMessages, ledger.CauseMessages},
+		{0, 3 * s, "", ledger.CauseMessages},
+		{5 * s, 3 * s, "", ledger.CauseMessages}, // the former for a token
+	} {
+		x := &session{waited: tc.waited, kept: tc.kept, cause: tc.cause}
+		if got := x.waitedFor(); got != tc.want {
+			t.Errorf("%v in the look-up for %q and %v at DATA: %q, want %q", tc.waited, tc.cause, tc.kept, got, tc.want)
+		}
 	}
 }

@@ -162,6 +162,7 @@ func TestGivesUp(t *testing.T) {
 	}{
 		{"the lease", &lease.Trail{Sender: "scan@contoso.com"}, nil, true, "smtp(8) waits for the right to send"},
 		{"AUTH", &lease.Trail{Leased: at(1)}, nil, true, "Microsoft has not answered auth yet"},
+		{"the place", &lease.Trail{Leased: at(1), SignedIn: at(2), Mail: at(3), Rcpt: at(4), Kept: at(5)}, nil, true, "smtp(8) waits for the right to send"},
 		{"the verdict", &lease.Trail{Leased: at(1), SignedIn: at(2), Mail: at(3), Rcpt: at(4), Data: at(5)}, nil, true, "Microsoft has not answered end-of-data yet"},
 		{"untried", nil, &waiter{Queue: "active"}, true, "Postfix has not tried it yet"},
 		{"with a reason", nil, waiting("host smtp.office365.com[192.0.2.1] said: 451 4.7.0 Temporary server error. PRX2 (in reply to end of DATA command)"), true, "it still waits, because Microsoft's server has trouble"},

@@ -191,6 +191,8 @@ func (p *parcel) where() string {
 	switch {
 	case p.trail != nil && p.trail.Leased == nil && p.trail.Ended == nil:
 		return "waits for the right to send"
+	case p.trail != nil && p.trail.Kept != nil && p.trail.Ended == nil:
+		return "waits for its place in the minute"
 	case p.trail != nil && p.trail.Ended == nil:
 		return "is being sent, " + string(p.awaits())
 	case p.entry != nil:
@@ -431,7 +433,7 @@ func (p *parcel) giveUp(here bool) {
 	p.stations()
 	after := fmt.Sprintf("is not sent after %v", p.d.now().Sub(p.began).Round(time.Second))
 	switch t := p.trail; {
-	case t != nil && t.Leased == nil && t.Ended == nil:
+	case t != nil && (t.Leased == nil || t.Kept != nil) && t.Ended == nil:
 		p.fails(true, "lease", after)
 	case t != nil && t.Ended == nil:
 		p.fails(true, "reply", after)
