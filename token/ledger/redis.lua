@@ -244,8 +244,11 @@ local function soon(wait)
   return wait
 end
 
+-- unlimited looks at the rate itself (all): of what is kept back for others nothing may be left, which is not the same.
+local function unlimited(r) return (r.all or r.n) == 0 end
+
 local function messages(a, r)
-  if r.n == 0 then return 0 end -- no limit
+  if unlimited(r) then return 0 end
   if lost ~= 0 and t < lost + r.per then return soon(lost + r.per - t) end
   if pending() and t < since + r.per then return POLL, true end
   local used = #a.done + count(a.open)
@@ -256,7 +259,7 @@ local function messages(a, r)
 end
 
 local function recipients(y, r)
-  if r.n == 0 then return 0 end
+  if unlimited(r) then return 0 end
   if lost ~= 0 and t < lost + r.per then return soon(lost + r.per - t) end
   local used, need = booked(y), room(r)
   for _, h in pairs(y.open) do used = used + h[2] end
@@ -306,7 +309,7 @@ local function reduced(l, g)
     return {n = r.n - sum - math.max(0, hosts - counted) * spare(hosts) - less(r, y), per = r.per, all = r.n}
   end
   return {
-    messages = {n = m.n - gone - absent(m.per, function(n) return math.floor(rest / n) end), per = m.per}, recipients = reserve(l.recipients),
+    messages = {n = m.n - gone - absent(m.per, function(n) return math.floor(rest / n) end), per = m.per, all = m.n}, recipients = reserve(l.recipients),
     connections = math.max(1, l.connections - absent(m.per, function(n) return math.floor(l.connections / n) end)),
     group = l.group and reserve(l.group, g),
   }

@@ -361,3 +361,35 @@ func (p *tape) firstAfter(from time.Time) (first time.Time) {
 	}
 	return first
 }
+
+// TestNothingLeftIsNoLimitOfNone: what is kept back for others can be all that there is. That is a
+// limit of nothing, not none.
+func TestNothingLeftIsNoLimitOfNone(t *testing.T) {
+	t.Parallel()
+	x := newThrone(t)
+	other := redistest.NewSwitch(t, x.a.Addr)
+	a, b := newPatientHost(t, x.way.URL(), "a", 2, nil), newPatientHost(t, other.URL(), "b", 2, nil)
+	a.known(t)
+	b.known(t)
+	per := 500 * time.Millisecond
+	few := limit.Allowance{Messages: limit.Rate{N: 3, Per: per}, Recipients: limit.Rate{N: 5_000, Per: time.Hour}, Connections: 3}
+	// A whole window of messages with 50 recipients each: as many as there are.
+	all := limit.Allowance{Messages: limit.Rate{N: 30, Per: time.Hour}, Recipients: limit.Rate{N: 1_500, Per: time.Hour}, Connections: 3}
+	x.part(t)
+	if _, err := b.store.Usage(t.Context(), "erp@contoso.com", few, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	other.To("")
+	x.change()
+	redistest.WaitFor(t, "the window of the change to be over", func() bool {
+		u, err := a.store.Usage(t.Context(), "erp@contoso.com", few, time.Now())
+		return err == nil && a.InUse() && u.Next.Before(time.Now().Add(-time.Millisecond)) && x.b.Do(t, "hget", "sendas:{contoso.com}:clock", "n:a") != ""
+	})
+	time.Sleep(2 * per)
+	for name, l := range map[string]limit.Allowance{"messages": few, "recipients": all} {
+		ans, err := a.Take(t.Context(), name+"@contoso.com", l, time.Now())
+		if err != nil || ans.Lease != 0 {
+			t.Errorf("%s: %+v, %v, want no lease while b may have used all", name, ans, err)
+		}
+	}
+}

@@ -112,7 +112,10 @@ func (s *site) start(h *relay) {
 	}
 }
 
-func (s *site) scatter(d time.Duration) time.Duration { return time.Duration(s.rand.Int64N(int64(d))) }
+// scatter is some time below d, in whole microseconds, as the store's clock has them.
+func (s *site) scatter(d time.Duration) time.Duration {
+	return time.Duration(s.rand.Int64N(d.Microseconds())) * time.Microsecond
+}
 
 // die ends a host: what was under way ends unseen.
 func (h *relay) die() { h.up = false }
