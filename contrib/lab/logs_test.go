@@ -46,6 +46,7 @@ func TestLogsTellTheStory(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("the story is\n%s\nits shape\n%s\nthe shape of docs/logs.md\n%s", strings.Join(story, "\n"), strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
+	checkFound(t, ctx, s, regexp.MustCompile(`qid=(\w+) `).FindStringSubmatch(s.Milter.Log())[1])
 	for name, log := range map[string]string{"milter": s.Milter.Log(), "token service": s.Token.Log()} {
 		if strings.Contains(log, "level=ERROR") || strings.Contains(log, "level=WARN") {
 			t.Errorf("the %s complains of a message that went well: %s", name, log)

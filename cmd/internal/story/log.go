@@ -110,7 +110,7 @@ func withoutHost(rest string) string {
 }
 
 // delivered is a line of smtp(8) about a delivery.
-var delivered = regexp.MustCompile(`^postfix(?:/[a-z0-9_-]+)*/smtp\[([0-9]+)\]: [^:]+: to=<.*, status=(sent|deferred|bounced)`)
+var delivered = regexp.MustCompile(`^postfix[^/ ]*(?:/[a-z0-9_-]+)*/smtp\[([0-9]+)\]: [^:]+: to=<.*, status=(sent|deferred|bounced)`)
 
 // logged reports whether Postfix's log says that the attempt's process delivered this message then,
 // and no other attempt can be meant.
