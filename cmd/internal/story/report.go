@@ -19,6 +19,7 @@ import (
 type Report struct {
 	Since      time.Time `json:"since"`
 	Until      time.Time `json:"until"`
+	Observed   int       `json:"observed"`   // messages that the milter only observed: what is refused and deferred of them is what would have been
 	Clients    []*Sum    `json:"clients"`    // by what they submitted
 	Identities []*Sum    `json:"identities"` // by what was accepted as them
 	Mailboxes  []*Sum    `json:"mailboxes"`  // by what Microsoft was handed
@@ -82,11 +83,14 @@ func (w *window) add(at time.Time, n int, per time.Duration) {
 
 // Report sums up a time.
 func (b *Book) Report(ctx context.Context, since, until time.Time, limits Limits) (*Report, error) {
-	clients, identities, mailboxes := make(sums), make(sums), make(sums)
+	clients, identities, mailboxes, observed := make(sums), make(sums), make(sums), 0
 	_, err := of(b.milter, func(r *record.Reader) (any, error) {
 		return nil, r.Walk(ctx, since, func(m *record.Message) error {
 			if m.Time.Before(until) {
 				countMessage(clients, identities, m)
+				if m.Observed {
+					observed++
+				}
 			}
 			return nil
 		})
@@ -105,25 +109,47 @@ func (b *Book) Report(ctx context.Context, since, until time.Time, limits Limits
 	if err != nil {
 		return nil, err
 	}
-	return &Report{Since: since.UTC(), Until: until.UTC(), Clients: clients.list(), Identities: identities.list(), Mailboxes: mailboxes.list()}, nil
+	return &Report{Since: since.UTC(), Until: until.UTC(), Observed: observed, Clients: clients.list(), Identities: identities.list(), Mailboxes: mailboxes.list()}, nil
 }
 
 func countMessage(clients, identities sums, m *record.Message) {
-	list := []*Sum{clients.of(m.Client)}
+	list := []*Sum{clients.of(submitter(m))}
 	if m.Identity != "" {
 		list = append(list, identities.of(m.Identity))
 	}
 	for _, s := range list {
+		if m.Observed { // it went on, whatever would have become of it
+			s.Messages++
+			s.Recipients += m.Count
+		}
 		switch m.Action {
 		case "reject":
 			s.Refused++
 		case "defer":
 			s.Deferred++
 		default:
-			s.Messages++
-			s.Recipients += m.Count
+			if !m.Observed {
+				s.Messages++
+				s.Recipients += m.Count
+			}
 		}
 	}
+}
+
+// submitter is the client of a message, "" for strangers. While the milter only observes, that is what
+// is to be found out: a stranger is called by its login, or its address and name.
+func submitter(m *record.Message) string {
+	switch {
+	case m.Client != "" || !m.Observed:
+		return m.Client
+	case m.Login != "":
+		return "(login " + m.Login + ")"
+	case m.PTR != "" && m.Addr.IsValid():
+		return "(" + m.Addr.String() + " " + m.PTR + ")"
+	case m.Addr.IsValid():
+		return "(" + m.Addr.String() + ")"
+	}
+	return ""
 }
 
 func countAttempt(s *Sum, a *record.Attempt, limits Limits) {
@@ -174,6 +200,9 @@ func (s sums) list() []*Sum {
 func (r *Report) Write(w io.Writer) error {
 	const form = "2006-01-02 15:04"
 	fmt.Fprintf(w, "from %s to %s\n", r.Since.Local().Format(form), r.Until.Local().Format(form))
+	if r.Observed > 0 {
+		fmt.Fprintf(w, "%d messages were only observed: they went on, and refused and deferred is what would have been\n", r.Observed)
+	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	for _, part := range r.parts() {
 		if part.name == mailboxPart {

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -329,6 +330,39 @@ func TestReport(t *testing.T) {
 	}
 	if err := r.WriteCSV(&table); err != nil || !strings.Contains(table.String(), "mailbox,scan@contoso.com,40,40,1,1,780.000,39.000,30,1.000,40,0.004\n") || !strings.HasPrefix(table.String(), "kind,name,") {
 		t.Errorf("%v\n%s", err, table.String())
+	}
+}
+
+// TestReportObserved: while the milter only observes, who is no client yet has a line of its own, and
+// what would have been refused is counted as mail that went on.
+func TestReportObserved(t *testing.T) {
+	watched := func(at time.Time, action, client, addr, ptr, login string) *record.Message {
+		m := &record.Message{Time: at, Action: action, Client: client, PTR: ptr, Login: login, Observed: true, Count: 2}
+		m.Addr, _ = netip.ParseAddr(addr)
+		return m
+	}
+	b := bookOf(t, nil, watched(at(1), "reject", "", "10.2.0.9", "mfp3.contoso.com", ""), watched(at(2), "reject", "", "10.2.0.9", "mfp3.contoso.com", ""),
+		watched(at(3), "reject", "", "10.2.0.10", "", ""), watched(at(4), "reject", "", "192.0.2.20", "x", "nagios"), watched(at(5), "accept", "sap", "10.1.0.5", "", ""),
+		watched(at(6), "defer", "sap", "10.1.0.5", "", ""), &record.Message{Time: at(7), Action: "reject", Count: 1, Addr: netip.MustParseAddr("10.9.0.9")})
+	r, err := b.Report(t.Context(), at(0), at(3600), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, s := range r.Clients {
+		names = append(names, fmt.Sprintf("%s:%d/%d/%d/%d", s.Name, s.Messages, s.Recipients, s.Refused, s.Deferred))
+	}
+	want := "(10.2.0.9 mfp3.contoso.com):2/4/2/0|sap:2/4/0/1|(10.2.0.10):1/2/1/0|(login nagios):1/2/1/0|:0/0/1/0"
+	if got := strings.Join(names, "|"); got != want || r.Observed != 6 {
+		t.Errorf("%d observed, by %q, want %q", r.Observed, got, want)
+	}
+	var text bytes.Buffer
+	if err := r.Write(&text); err != nil || !strings.Contains(text.String(), "6 messages were only observed: they went on") {
+		t.Errorf("%v\n%s", err, text.String())
+	}
+	list, _, err := b.Find(t.Context(), Query{State: Watched})
+	if err != nil || len(list) != 6 || because(list[5]) != "would be refused: " {
+		t.Errorf("%d were watched, %v", len(list), err)
 	}
 }
 

@@ -76,7 +76,7 @@ func because(x *Item) string {
 	case Refused, Deferred, Held:
 		return cmp.Or(m.Detail, m.Reason)
 	case Watched:
-		return "would be " + did(m.Action) + ": " + m.Reason
+		return "would be " + did(m.Action) + prefixed(" as ", m.Identity) + ": " + m.Reason
 	case Gone:
 		return "by " + way(m) + ", left the queue " + m.Left.Local().Format("15:04:05")
 	}
