@@ -506,7 +506,7 @@ func (p *prometheus) checkRule(ctx context.Context, t *testing.T, r rule) {
 
 // late are the series that are there only where a site has such a thing, or while something is wrong:
 // TestMetricsDocs knows that their names are right.
-var late = []string{"sendas_ledger_shared", "sendas_sign_in_renewed", "sendas_certificate_renewed", "sendas_federated_token_expiry_timestamp_seconds", "sendas_queue_oldest_timestamp_seconds", "sendas_queue_waiting", "sendas_queue_waiting_oldest_timestamp_seconds", "sendas_queue_deferred_messages", "sendas_lease_long_waits_total", "sendas_lease_waiters", "sendas_sessions_lost_total",
+var late = []string{"sendas_ledger_shared", "sendas_sign_in_renewed", "sendas_certificate_renewed", "sendas_federated_token_expiry_timestamp_seconds", "sendas_queue_oldest_timestamp_seconds", "sendas_queue_waiting", "sendas_queue_waiting_oldest_timestamp_seconds", "sendas_queue_deferred_messages", "sendas_queue_stalled_messages", "sendas_lease_long_waits_total", "sendas_lease_waiters", "sendas_sessions_lost_total",
 	"sendas_mailbox_connections_in_force", "sendas_mailbox_next_lease_timestamp_seconds", "sendas_mailbox_paused_until_timestamp_seconds",
 	"sendas_mailbox_senders_held", "sendas_leases_unseen_total", "instance:sendas_leases_unseen:increase1h",
 	"mailbox:sendas_lease_long_waits:increase5m", "mailbox:sendas_sessions_lost:increase30m", "host:sendas_queue_mailbox_age_seconds:max"}

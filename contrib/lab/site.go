@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sendas/sendas/contrib/exosim"
 	"github.com/sendas/sendas/contrib/exosim/directory"
 )
@@ -36,6 +38,8 @@ type SiteConfig struct {
 	TokenEnv func(*exosim.Server) []string
 	// Postfix changes settings of main.cf and adds to master.cf.
 	Postfix func(s *Site, main map[string]string) (master []string)
+	// Disk puts the site on a disk of its own that has so many bytes.
+	Disk int
 	// Certificate uses a client certificate instead of a secret.
 	Certificate func(dir string) (certFile, keyFile string, err error)
 }
@@ -52,6 +56,7 @@ type Site struct {
 	Dir     string
 
 	milterHTTP, tokenHTTP string
+	disk                  bool // Dir is a disk of its own
 }
 
 // MXHost is the MX endpoint of the site's tenant.
@@ -103,6 +108,12 @@ func StartSite(ctx context.Context, c SiteConfig) (s *Site, err error) {
 			err = errors.Join(err, begun.Stop())
 		}
 	}()
+	if c.Disk > 0 {
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("mode=755,size=%d", c.Disk)); err != nil {
+			return nil, fmt.Errorf("making a disk: %w", err)
+		}
+		s.disk = true
+	}
 	if err := s.startExosim(c); err != nil {
 		return nil, err
 	}
@@ -161,7 +172,15 @@ func (s *Site) Stop() error {
 	if s.Exosim != nil {
 		s.Exosim.Close()
 	}
+	if s.disk {
+		errs = append(errs, unix.Unmount(s.Dir, unix.MNT_DETACH))
+	}
 	return errors.Join(append(errs, os.RemoveAll(s.Dir))...)
+}
+
+// ResizeDisk gives the site's own disk another size, in bytes.
+func (s *Site) ResizeDisk(size int64) error {
+	return unix.Mount("tmpfs", s.Dir, "tmpfs", unix.MS_REMOUNT, fmt.Sprintf("mode=755,size=%d", size))
 }
 
 func (s *Site) startExosim(c SiteConfig) (err error) {

@@ -276,6 +276,12 @@ func (j *judgement) credential(c *lease.CredentialStatus, now time.Time) {
 		if s != nil && (s.Since == nil || s.Refused != nil || s.IdleDays >= s.MaxDays) {
 			n.Type = []string{"sendas login " + c.Name}
 		}
+		if p != nil && p.Refused == nil && proofLevel(c, now) == hot { // that is why
+			if e := c.Refresh.Error; e != nil && e.Code == "" {
+				why = ""
+			}
+			n.What, n.Do, n.Type, p = "Credential "+c.Name+" has no token"+why+", and the mail of its mailboxes waits: "+p.Kind+" "+endWords(c, now), renewal[p.Kind], []string{"sendas check", "systemctl reload sendas-token"}, nil
+		}
 		j.add(n)
 	}
 	if p != nil && p.Refused == nil { // else it stands above
@@ -283,7 +289,7 @@ func (j *judgement) credential(c *lease.CredentialStatus, now time.Time) {
 			j.add(&need{state: levelStates[level], What: fmt.Sprintf("Credential %s: %s %s", c.Name, p.Kind, endWords(c, now)), Do: renewal[p.Kind], Type: []string{"sendas check", "systemctl reload sendas-token"}, about: about})
 		}
 	}
-	if p != nil && p.Renewal != nil && p.Renewal.Failing != nil {
+	if p := c.Proof; p != nil && p.Renewal != nil && p.Renewal.Failing != nil {
 		j.add(&need{state: stateWarning, What: "The certificate of credential " + c.Name + " does not renew itself: " + renewalWords(p.Renewal, now), Do: p.Renewal.Hint, Type: []string{"sendas renew " + c.Name}, about: about})
 	}
 	if s != nil && s.Refused == nil && s.Since != nil && signInLevel(s) == warm {

@@ -55,6 +55,9 @@ func TestPlugin(t *testing.T) {
 		{"a certificate has ended", func(_ *view, app *lease.CredentialStatus, _ *lease.MailboxStatus) {
 			app.Proof = &lease.ProofStatus{Kind: "certificate", Ends: at(-day)}
 		}, stateCritical, leaves + "Credential app: certificate ENDED on 2026-11-20", ""},
+		{"a certificate has ended, and with it the token", func(_ *view, app *lease.CredentialStatus, _ *lease.MailboxStatus) {
+			app.Token.Live, app.Refresh.Error, app.Proof = false, &lease.RefreshError{Code: "AADSTS700027", Hint: "x"}, &lease.ProofStatus{Kind: "certificate", Ends: at(-day)}
+		}, stateCritical, held + "Credential app has no token (AADSTS700027), and the mail of its mailboxes waits: certificate ENDED on 2026-11-20", "'token app'=0s"},
 		{"a secret that is newer than its date", func(_ *view, app *lease.CredentialStatus, _ *lease.MailboxStatus) {
 			app.Proof, app.Refresh.LastSuccess = &lease.ProofStatus{Kind: "secret", Ends: at(-day)}, at(-time.Minute)
 		}, stateWarning, leaves + "Credential app: secret ended on 2026-11-20, says secret_expires, but", ""},
