@@ -15,7 +15,7 @@ FUZZTIME ?= 3s
 
 # valgrind watches the plugin in its test; redis-server is the store that hosts share; the status pages are tested in chromium; prometheus
 # tries the figures, the rules and the dashboard.
-DEBS = postfix libsasl2-dev libsasl2-modules gcc libc6-dev ca-certificates valgrind redis-server chromium prometheus
+DEBS = postfix libsasl2-dev libsasl2-modules gcc libc6-dev ca-certificates valgrind redis-server chromium prometheus nginx-light
 # What looks at the packages in their tests.
 DEBS += lintian rpm shellcheck systemd
 # What builds them for both architectures, and the throw-away Debians in which they are tried.
