@@ -51,8 +51,7 @@ func certificates(c *config.Site) (list []cobra.Completion) {
 
 // senders are the addresses that mailboxes may send as, without patterns.
 func senders(c *config.Site) (list []cobra.Completion) {
-	for i := range c.Mailboxes {
-		m := &c.Mailboxes[i]
+	for _, m := range slices.Concat(c.Mailboxes, c.Accounts()) {
 		for _, address := range m.Senders() {
 			if !strings.HasPrefix(address, "*") {
 				list = append(list, cobra.CompletionWithDesc(address, "through "+m.Address))

@@ -142,9 +142,9 @@ func newLogin(o *options, name string) (*login, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := c.Tenant.Endpoints
+	_, scope := c.Scopes(name)
 	l.signIn = &entra.SignIn{
-		Credential: name, Authority: e.Authority, Tenant: c.Tenant.ID, ClientID: cc.ClientID, Scopes: []string{e.DelegatedScope}, User: cc.User,
+		Credential: name, Authority: c.Tenant.Endpoints.Authority, Tenant: c.Tenant.ID, ClientID: cc.ClientID, Scopes: []string{scope}, User: cc.User,
 		SecretFile: cc.ClientSecretFile, CertificateFile: cc.CertificateFile, KeyFile: cc.KeyFile, Pairs: c.Pairs(name), Client: client,
 	}
 	return l, nil
@@ -318,6 +318,9 @@ func (l *login) check(access entra.Secret) (string, error) {
 		return "", nil
 	}
 	permission := path.Base(l.signIn.Scopes[0])
+	if l.c.IsHighVolume(l.name) { // whose scope names none: /.default
+		permission = "Mail.Send"
+	}
 	again := fmt.Sprintf("type \"sendas login %s\" again", l.name)
 	switch id := l.c.Tenant.ID; {
 	case config.GuidForm.MatchString(id) && claims.Tenant != "" && !strings.EqualFold(claims.Tenant, id):
@@ -336,7 +339,7 @@ func (l *login) check(access entra.Secret) (string, error) {
 
 // sayNext says what remains to be done.
 func (l *login) sayNext() {
-	if !slices.ContainsFunc(l.c.Mailboxes, func(m config.Mailbox) bool { return m.Credential == l.name }) {
+	if l.c.AccountRoute(l.name) == nil && !slices.ContainsFunc(l.c.Mailboxes, func(m config.Mailbox) bool { return m.Credential == l.name }) {
 		l.say("next: no mailbox uses credential %q; write it below mailboxes: and type \"systemctl reload sendas-token\"", l.name)
 		return
 	}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -190,6 +191,24 @@ $`)
 
 // TestLoginRefusals holds the sentence for each way in which a sign-in fails, as the user
 // sees it. In none of them anything is stored.
+// TestLoginHighVolume: who signs in for an account of High Volume Email is asked for its scope, and
+// has to be allowed Mail.Send.
+func TestLoginHighVolume(t *testing.T) {
+	for scopes, want := range map[string]int{"Mail.Send": exit.OK, "SMTP.Send": exit.Config} {
+		l := newTestLogin(t, &loginEntra{claims: userClaims(map[string]any{"scp": scopes})}, "credential: scan}", "credential: relay-app}",
+			"clients:", "routes:\n  - {name: bulk, type: hve, account: notices@contoso.com, credential: scan}\nclients:", "user: scan@contoso.com", "user: notices@contoso.com")
+		l.entra.claims["upn"] = "notices@contoso.com"
+		code, _, stderr := l.login("scan")
+		if code != want || want == exit.Config && !strings.Contains(stderr, "add the delegated permission Mail.Send") || want == exit.OK && !strings.Contains(stderr, "next: nothing") {
+			t.Errorf("with %s: exit code %d, want %d:\n%s", scopes, code, want, stderr)
+		}
+		form, err := url.ParseQuery(l.entra.asked["devicecode"])
+		if err != nil || !slices.Contains(strings.Fields(form.Get("scope")), "https://outlook.office.com/.default") {
+			t.Errorf("asked for %q, %v", form.Get("scope"), err)
+		}
+	}
+}
+
 func TestLoginRefusals(t *testing.T) {
 	entra := func(oauth string, code int, text string) string {
 		return fmt.Sprintf(`400 {"error":%q,"error_description":"AADSTS%d: %s\r\nTrace ID: 0a1b\r\nCorrelation ID: 2c3d\r\nTimestamp: 2026-11-21 04:00:00Z","error_codes":[%d]}`, oauth, code, text, code)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,7 +27,7 @@ func queueRules(c *config.Site, notes queue.Notes) queue.Rules {
 		return r
 	}
 	r.Limits = make(map[string]limit.Allowance, len(c.Mailboxes))
-	for _, m := range c.Mailboxes {
+	for _, m := range slices.Concat(c.Mailboxes, c.Accounts()) {
 		r.Limits[m.Address] = m.Limits.Limits()
 	}
 	if addr != "" {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"net/http"
 	"time"
 
@@ -46,12 +47,15 @@ func (d *Walk) checkReplies(ctx context.Context, s finding.Section, c *config.Si
 // messagesLeft words how many messages a mailbox has of its recipients where each message counts as
 // so many; of several mailboxes, that which has least.
 func messagesLeft(c *config.Site, recipients int) string {
-	least, words := 0.0, "few messages"
+	least, words := math.Inf(1), "few messages"
 	for i := range c.Mailboxes {
 		m := &c.Mailboxes[i]
 		r := m.Limits.Recipients
+		if r.Unlimited() {
+			continue
+		}
 		n := r.N / max(1, min(recipients, r.N))
-		if each := float64(n) / r.Per.Hours(); i == 0 || each < least {
+		if each := float64(n) / r.Per.Hours(); each < least {
 			least, words = each, fmt.Sprintf("%s %d messages in any %v", m.Address, n, r.Per)
 			if r.Per == 24*time.Hour {
 				words = fmt.Sprintf("%s %d messages a day", m.Address, n)
