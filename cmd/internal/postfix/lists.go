@@ -174,7 +174,7 @@ func judgeSenderTable(value string, p *Setup) finding.Status {
 	if !p.accountsLed(value) {
 		return finding.Fail // their mail would be shown to the server of submission, which takes none of it
 	}
-	return okIf(!p.hasSenderTable() || p.asksFor(value, "transport") || hasEntries(value, p.senderTable()) && p.isSpread(value))
+	return okIf(p.senderTable() == "" || p.asksFor(value, "transport") || hasEntries(value, p.senderTable()) && p.isSpread(value))
 }
 
 // routeSettings are the -o of a transport for a connector or a direct route: Postfix's own smtp, which

@@ -267,6 +267,12 @@ func TestPostfixCures(t *testing.T) {
 		{"no line end in either", "relayhost = [mail.fabrikam.com]:587", "192.0.2.1:25 inet n - y - - smtpd -o receive_override_options=no_milters", "do: echo >>", map[string]string{"relayhost": "[mail.fabrikam.com]:587"}},
 		{"no line end, and nothing to say", "relayhost = [smtp.office365.com]:587", feed + "#", "", map[string]string{"default_transport": "sendas:[smtp.office365.com]:587"}},
 		{"what others wrote", "notify_classes = protocol, resource\ncanonical_maps = static:x\nmaximal_queue_lifetime = 4h\nmasquerade_domains = contoso.com\nalways_add_missing_headers = yes\n", "", "in the way: Postfix notify_classes", map[string]string{"smtpd_banner": "$myhostname ESMTP"}},
+		{"a table of senders of its own", "relayhost =\nsender_dependent_default_transport_maps = inline:{ {a@fabrikam.com = smtp:[mail.fabrikam.com]} }\n", "", "",
+			map[string]string{"sender_dependent_default_transport_maps": "inline:{ {scan@contoso.com = sendas:[smtp.office365.com]:587}, {erp@contoso.com = sendas:[smtp.office365.com]:0587}, " +
+				"{billing@contoso.com = sendas:[smtp.office365.com]:00587}, {@contoso.com = sendas:[smtp.office365.com]:587} }, inline:{ {a@fabrikam.com = smtp:[mail.fabrikam.com]} }"}},
+		{"an empty table of senders", "default_transport = smtp\nsender_dependent_default_transport_maps =\n", "", "",
+			map[string]string{"sender_dependent_default_transport_maps": "inline:{ {scan@contoso.com = sendas:[smtp.office365.com]:587}, {erp@contoso.com = sendas:[smtp.office365.com]:0587}, " +
+				"{billing@contoso.com = sendas:[smtp.office365.com]:00587}, {@contoso.com = sendas:[smtp.office365.com]:587} }"}},
 		{"relayhosts by sender", "relayhost = [smtp.office365.com]:587\nsender_dependent_relayhost_maps = inline:{ {a@fabrikam.com = [mail.fabrikam.com]} }\n", "", "in the way: Postfix sender_dependent_relayhost_maps", nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
