@@ -806,8 +806,8 @@ func (b *bed) try(ctx context.Context, t *testing.T, s *host) {
 	}
 	before := b.files(t)
 	b.enable(ctx, t, s)
-	must(t, b.Milter.Start(ctx))
 	must(t, b.start(ctx))
+	must(t, b.Milter.Start(ctx)) // after Postfix, whose queue it looks at first of all
 	b.flow(ctx, t, s)
 	b.doctor(ctx, t, s)
 	must(t, b.Postfix.Stop(), b.Milter.Kill())
