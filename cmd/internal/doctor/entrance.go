@@ -366,15 +366,11 @@ func (d *Walk) isOwn(addr netip.Addr) bool {
 	})
 }
 
-// awaitsVisitors reports whether there is a client that comes over the network, other than a null client
-// has.
+// awaitsVisitors reports whether a client comes over the network; those of a null client do not.
 func (d *Walk) awaitsVisitors() bool {
+	elsewhere := func(n string) bool { return !strings.HasPrefix(n, "127.") && !strings.HasPrefix(n, "::1") }
 	return slices.ContainsFunc(d.config.Clients, func(c config.Client) bool {
-		return len(c.Logins)+len(c.Subjects)+len(c.Fingerprints) > 0 || slices.ContainsFunc(c.Networks, func(n string) bool {
-			addr, _, _ := strings.Cut(n, "/")
-			a, err := netip.ParseAddr(addr)
-			return err != nil || !a.IsLoopback()
-		})
+		return len(c.Networks) == 0 || slices.ContainsFunc(c.Networks, elsewhere)
 	})
 }
 
