@@ -1,7 +1,6 @@
 package doctor
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -17,6 +16,7 @@ import (
 	"time"
 
 	"github.com/sendas/sendas/cmd/internal/config"
+	"github.com/sendas/sendas/cmd/internal/dns"
 	"github.com/sendas/sendas/cmd/internal/finding"
 	"github.com/sendas/sendas/cmd/internal/service"
 	"github.com/sendas/sendas/milter/queue"
@@ -195,7 +195,7 @@ func (d *Walk) checkJail(s finding.Section) {
 	for _, f := range []struct {
 		name string
 		read func([]byte) string // what counts in it
-	}{{"resolv.conf", nameservers}, {"hosts", func(b []byte) string { return hostLines(b, host) }}} {
+	}{{"resolv.conf", dns.Nameservers}, {"hosts", func(b []byte) string { return dns.HostAddresses(b, host) }}} {
 		own, copied := filepath.Join(d.etc, f.name), filepath.Join(jail, "etc", f.name)
 		want, err := os.ReadFile(own)
 		if err != nil || f.read(want) == "" && f.name == "hosts" && !exists(copied) {
@@ -226,29 +226,6 @@ func exists(file string) bool {
 	return err == nil
 }
 
-// nameservers returns the servers that a resolv.conf names.
-func nameservers(b []byte) string {
-	var list []string
-	for line := range bytes.Lines(b) {
-		if f := strings.Fields(string(line)); len(f) > 1 && f[0] == "nameserver" {
-			list = append(list, f[1])
-		}
-	}
-	return strings.Join(list, " ")
-}
-
-// hostLines returns the addresses that a file of hosts gives a name.
-func hostLines(b []byte, name string) string {
-	var list []string
-	for line := range bytes.Lines(b) {
-		text, _, _ := strings.Cut(string(line), "#")
-		if f := strings.Fields(text); len(f) > 1 && slices.ContainsFunc(f[1:], func(n string) bool { return strings.EqualFold(n, name) }) {
-			list = append(list, f[0])
-		}
-	}
-	return strings.Join(list, " ")
-}
-
 // running is what a service has in force.
 type running struct {
 	name, unit string
@@ -270,10 +247,20 @@ func (d *Walk) askRunning(ctx context.Context, s finding.Section, name, unit, ad
 	if err != nil || json.Unmarshal(raw, &status) != nil || status.Config == nil {
 		return nil // said already: it is down, or somebody else
 	}
-	if q := status.Queue; q != nil && !q.Readable && !d.down && d.config != nil && d.config.Milter.QueueSocket != "" {
+	if q := status.Queue; q != nil && !q.Readable && !d.down && d.config != nil && d.config.Milter.QueueSocket != "" && !d.startedAfter(q.ReadAt) {
 		s.Warn("queue", unit+", Postfix's queue", q.Error, waitingAdvice["blind"].With("act", cmp.Or(q.Hint, "journalctl -u "+unit)))
 	}
 	return &running{name, unit, *status.Config}
+}
+
+// startedAfter reports whether Postfix was started after a moment, by the file that master(8) writes
+// then: what was seen of it before is no longer so.
+func (d *Walk) startedAfter(at time.Time) bool {
+	if d.postfix == nil {
+		return false
+	}
+	info, err := os.Stat(filepath.Join(d.postfix.Main["queue_directory"], "pid", "master.pid"))
+	return err == nil && info.ModTime().After(at)
 }
 
 // checkRunning compares what is in force with the file. What holds for both services is told once.

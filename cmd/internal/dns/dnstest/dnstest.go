@@ -6,6 +6,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -17,8 +18,13 @@ type Fake struct {
 	Asked   map[string]int
 }
 
+// asking guards Asked while it is counted: several may ask one Fake at a time.
+var asking sync.Mutex
+
 func (f Fake) ask(key string) ([]string, error) {
+	asking.Lock()
 	f.Asked[key]++
+	asking.Unlock()
 	list := f.Records[strings.TrimSuffix(key, ".")]
 	switch {
 	case len(list) == 0:
