@@ -15,6 +15,12 @@
 // are counted in buckets, 96 to the window: each is forgotten at most Recipients.Per/96 (15 minutes
 // of a day) late, never early. A lease holds room for [MaxDelivery] recipients until it is settled.
 //
+// # A server that is not what it was
+//
+// What hosts share is lost, or taken over by a server that lacks the latest. Then each host says
+// what it has sent: all of it, from its diary, to a server without data (diary.go); what came last
+// to a new master (reign.go). No lease is given before all have.
+//
 // # Time
 //
 // Ledger time, a clock of package limit, never goes back, and within one process it goes on as the
