@@ -21,12 +21,13 @@ type Service struct {
 	args   []string
 	uid    uint32
 	gid    uint32
-	groups []uint32 // besides gid
-	log    string   // the file that stderr goes to
-	socket *os.File // a listening socket to hand over as systemd does; nil: the service makes its own
-	name   string   // of the socket
-	env    []string // besides PATH
-	ready  string   // the address whose /healthz answers when it listens
+	groups []uint32                 // besides gid
+	log    string                   // the file that stderr goes to
+	socket *os.File                 // a listening socket to hand over as systemd does; nil: the service makes its own
+	name   string                   // of the socket
+	env    []string                 // besides PATH
+	ready  string                   // the address whose /healthz answers when it listens
+	space  func(func() error) error // runs what starts the process, in a network of its own; nil: as we are
 
 	mu   sync.Mutex // guards cmd and done
 	cmd  *exec.Cmd
@@ -73,7 +74,11 @@ func (s *Service) Start(ctx context.Context) error {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: s.uid, Gid: s.gid, Groups: s.groups}}
-	if err := cmd.Start(); err != nil {
+	start := cmd.Start
+	if s.space != nil {
+		start = func() error { return s.space(cmd.Start) }
+	}
+	if err := start(); err != nil {
 		return fmt.Errorf("starting sendas %s: %w", s.args[0], err)
 	}
 	s.cmd, s.done = cmd, make(chan struct{})

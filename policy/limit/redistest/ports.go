@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,6 +32,13 @@ type Node struct {
 // runs reports whether it answers.
 func (n *Node) runs() bool { return n.cmd != nil && !n.ice }
 
+// Host is where servers listen, and Env is added to the environment of those that are no sentinels.
+// Both are set before the first one is started.
+var (
+	Host = "127.0.0.1"
+	Env  []string
+)
+
 // base is where the next free port is looked for: below those that the kernel gives out, and so
 // that a cluster's second port (10,000 above) is one, too.
 var base atomic.Int32
@@ -49,7 +57,7 @@ func FreePort(t testing.TB) string {
 }
 
 func free(port int) bool {
-	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	l, err := net.Listen("tcp", net.JoinHostPort(Host, strconv.Itoa(port)))
 	if err != nil {
 		return false
 	}
@@ -61,8 +69,8 @@ func free(port int) bool {
 func StartNode(t testing.TB, args ...string) *Node {
 	t.Helper()
 	port := FreePort(t)
-	n := &Node{Addr: "127.0.0.1:" + port, Dir: t.TempDir()}
-	n.args = append([]string{"--port", port, "--bind", "127.0.0.1", "--dir", n.Dir, "--save", "", "--appendonly", "yes"}, args...)
+	n := &Node{Addr: Host + ":" + port, Dir: t.TempDir()}
+	n.args = append([]string{"--port", port, "--bind", Host, "--protected-mode", "no", "--dir", n.Dir, "--save", "", "--appendonly", "yes"}, args...)
 	t.Cleanup(n.Kill)
 	n.Start(t)
 	return n
@@ -76,6 +84,9 @@ func (n *Node) Start(t testing.TB) {
 		t.Fatal("redis-server is needed for this test: apt-get install redis-server")
 	}
 	n.cmd = exec.Command(path, n.args...)
+	if n.cmd.Env = os.Environ(); !slices.Contains(n.args, "--sentinel") {
+		n.cmd.Env = append(n.cmd.Env, Env...)
+	}
 	if err := n.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -125,8 +136,8 @@ func (n *Node) ask(command string) string {
 // Do runs redis-cli with a command and returns what it says.
 func (n *Node) Do(t testing.TB, args ...string) string {
 	t.Helper()
-	_, port, _ := net.SplitHostPort(n.Addr)
-	out, err := exec.Command("redis-cli", append([]string{"-e", "-h", "127.0.0.1", "-p", port}, args...)...).CombinedOutput()
+	host, port, _ := net.SplitHostPort(n.Addr)
+	out, err := exec.Command("redis-cli", append([]string{"-e", "-h", host, "-p", port}, args...)...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("redis-cli %q: %v, %s", args, err, out)
 	}
@@ -148,17 +159,17 @@ func StartWatch(t testing.TB, replicas int, args ...string) *Watch {
 	p.Nodes = []*Node{StartNode(t, args...)}
 	_, port, _ := net.SplitHostPort(p.Nodes[0].Addr)
 	for range replicas {
-		n := StartNode(t, append(args, "--replicaof", "127.0.0.1 "+port)...)
+		n := StartNode(t, append(args, "--replicaof", Host+" "+port)...)
 		p.Nodes = append(p.Nodes, n)
 		WaitFor(t, "a replica follows", func() bool { return strings.Contains(n.Do(t, "info", "replication"), "master_link_status:up") })
 	}
 	for range 3 {
 		s := &Node{Dir: t.TempDir()}
 		sentinelPort := FreePort(t)
-		s.Addr = "127.0.0.1:" + sentinelPort
+		s.Addr = Host + ":" + sentinelPort
 		file := filepath.Join(s.Dir, "sentinel.conf")
-		text := fmt.Sprintf("port %s\nbind 127.0.0.1\ndir %s\nsentinel monitor mymaster 127.0.0.1 %s 2\nsentinel down-after-milliseconds mymaster 1000\n"+
-			"sentinel failover-timeout mymaster 4000\n", sentinelPort, s.Dir, port)
+		text := fmt.Sprintf("port %[1]s\nbind %[4]s\nprotected-mode no\ndir %[2]s\nsentinel monitor mymaster %[4]s %[3]s 2\nsentinel down-after-milliseconds mymaster 1000\n"+
+			"sentinel failover-timeout mymaster 4000\n", sentinelPort, s.Dir, port, Host)
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
