@@ -378,3 +378,45 @@ func BenchmarkSharedCommit(b *testing.B) {
 		}
 	}
 }
+
+// TestSharedWhereARedisIsNotAlone: hosts have one limit by sentinels and in a cluster too, as a user
+// of the server's access list with few rights, and for keys of several clients at once.
+func TestSharedWhereARedisIsNotAlone(t *testing.T) {
+	t.Parallel()
+	few := func(t *testing.T, nodes []*redistest.Node) {
+		for _, n := range nodes {
+			n.Do(t, append([]string{"acl", "setuser", "sendas", "on", ">s3cret", "resetkeys", "~sendas:*"}, strings.Fields(redistest.ACL)...)...)
+		}
+	}
+	as := func(url string) string { return strings.Replace(url, "://", "://sendas:s3cret@", 1) }
+	for name, start := range map[string]func(*testing.T) string{
+		"sentinels": func(t *testing.T) string {
+			w := redistest.StartWatch(t, 1)
+			few(t, w.Nodes)
+			return as(w.URL())
+		},
+		"a cluster": func(t *testing.T) string {
+			c := redistest.StartCluster(t)
+			few(t, c.Nodes)
+			return as(c.URL())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := start(t)
+			a, _ := openShared(t, url, 2)
+			b, r := openShared(t, url, 2)
+			now := time.Now()
+			q := Rates{Messages: []limit.Rate{{N: 5, Per: time.Hour}}}
+			taken := 0
+			for i := range 10 {
+				if takeOne([]*Counts{a, b}[i%2], now, 1, q, "sap", "printers") == nil {
+					taken++
+				}
+			}
+			if taken != 5 || r.String() != "u" {
+				t.Errorf("%d messages of two hosts, the store is %q, want 5 and u", taken, r)
+			}
+		})
+	}
+}
