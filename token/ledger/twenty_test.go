@@ -104,7 +104,7 @@ func (s *site) start(h *relay) {
 			return
 		}
 		h.tend(context.Background())
-		s.in(2*time.Second, beat)
+		s.in(2500*time.Millisecond, beat)
 	}
 	beat()
 	for _, box := range h.boxes {
