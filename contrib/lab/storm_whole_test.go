@@ -640,6 +640,9 @@ func (w *whole) judge(n int) {
 	}
 	for i := range wholeBoxes {
 		x := WorstWindows(of[wholeBox(i)], wholeMinute)
+		if x.Anyhow > wholeLimit {
+			w.show(of[wholeBox(i)])
+		}
 		worst, together = max(worst, x.Anyhow), max(together, w.relays[0].Exosim.Usage(wholeBox(i)).MaxInData)
 	}
 	t.Logf("worst window of any mailbox: %d of %d messages; at most %d at one time", worst, wholeLimit, together)
@@ -656,4 +659,23 @@ func (w *whole) judge(n int) {
 		}
 	}
 	w.struck.Range(func(k, v any) bool { t.Logf("%s: %d times", k, v.(*atomic.Int64).Load()); return true })
+}
+
+// show logs the messages around a window that had too many.
+func (w *whole) show(list []*smtp.Message) {
+	for _, first := range list {
+		var in []*smtp.Message
+		for _, m := range list {
+			if !m.Verdict.Before(first.Verdict) && m.Dot.Before(first.Verdict.Add(wholeMinute)) {
+				in = append(in, m)
+			}
+		}
+		if len(in) <= wholeLimit {
+			continue
+		}
+		for _, m := range in {
+			w.t.Logf("%s: dot %s, verdict %s, dropped %v, session %s: %.40q", m.Mailbox, m.Dot.Format("15:04:05.000"), m.Verdict.Format("15:04:05.000"), m.Dropped, m.Session, m.Reply)
+		}
+		return
+	}
 }
