@@ -23,16 +23,23 @@ type filter struct {
 	mtas   []*mta
 }
 
-// startSendas starts "sendas milter" as a site with so many clients does, logging to a file.
+// startSendas starts "sendas milter" as a site with so many clients does, logging to a file, and with
+// a record on the disk.
 func startSendas(b *testing.B, socket string, clients int) *filter {
+	b.Helper()
+	return startSendasWith(b, "sendas", socket, clients, "record: {milter_file: record.db}\n")
+}
+
+// startSendasWith starts it with more lines of configuration, and under another name in the figures.
+func startSendasWith(b *testing.B, name, socket string, clients int, more string) *filter {
 	b.Helper()
 	dir := b.TempDir()
 	program := build(b, filepath.Join(dir, "sendas"), "../cmd/sendas")
 	config := filepath.Join(dir, "sendas.yaml")
-	if err := os.WriteFile(config, benchConfig(socket, clients), 0o644); err != nil {
+	if err := os.WriteFile(config, append(benchConfig(socket, clients), more...), 0o644); err != nil {
 		b.Fatal(err)
 	}
-	return start(b, "sendas", socket, program, "milter", "--config", config)
+	return start(b, name, socket, program, "milter", "--config", config)
 }
 
 // startC compiles and starts testdata/bench/filter.c.

@@ -27,7 +27,7 @@ const (
 	// rest is how many times longer than a transaction nothing is written after it, so that a burst of
 	// mail has the processor: a record is written when there is time for it. Where more than half of
 	// the room is taken, there is no rest.
-	rest = 7
+	rest = 15
 	// retryAfter is how long nothing is tried after the disk has failed.
 	retryAfter = 10 * time.Second
 	// hangs is how long a transaction may take until the disk is said to hang.

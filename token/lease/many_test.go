@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
+	"github.com/sendas/sendas/internal/record"
 	"github.com/sendas/sendas/policy/limit"
 	"github.com/sendas/sendas/token/ledger"
 )
@@ -97,8 +98,8 @@ func TestManyMailboxes(t *testing.T) {
 	})
 }
 
-// BenchmarkLease1000 measures a look-up for which there is room, with 1,000 mailboxes and the
-// ledger in a file, and what each mailbox takes of the memory. A look-up has to be on the disk before
+// BenchmarkLease1000 measures a look-up for which there is room, with 1,000 mailboxes, the
+// ledger in a file and a record, and what each mailbox takes of the memory. A look-up has to be on the disk before
 // it is answered, so it is also held against that alone: two writes of a page, each with its sync, as
 // a commit of the ledger has.
 func BenchmarkLease1000(b *testing.B) {
@@ -110,6 +111,10 @@ func BenchmarkLease1000(b *testing.B) {
 	}
 	defer ledger.Close()
 	l := manyLeases(ledger, mailboxes)
+	k := record.NewKeeper(record.TokenHalf, filepath.Join(b.TempDir(), "record.db"), record.Settings{On: true, Days: 30, Size: 1 << 30}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	go k.Run()
+	defer k.Close()
+	l.Record(k)
 	for _, list := range (*l.dir.Load()).(poolDirectory) {
 		list[0].Limits.Messages.Per = 100 * time.Millisecond // so that there is room in each round
 	}
