@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"sync/atomic"
 	"time"
@@ -105,6 +106,7 @@ func runMilter(ctx context.Context, o *options) error {
 	reg.MustRegister(milter.NewCollector(describe))
 	pages := status.MilterPages(&status.Site{Addr: cfg.Milter.HTTP, Version: version, State: r.Config, Other: func() string { return inForce.Load().Token.HTTP },
 		Tenant: func() string { return inForce.Load().Tenant.ID }, Client: service.NewLocalClient()}, describe)
+	maps.Copy(pages, status.RecordPages(&status.RecordSource{Half: record.MilterHalf, File: cfg.Record.MilterFile, On: func() bool { return inForce.Load().Record.Page }}))
 	serving, end := context.WithCancel(context.WithoutCancel(ctx)) // as long as sessions end, or it would be down for monitoring
 	defer end()
 	if err := service.ServeHTTP(serving, cfg.Milter.HTTP, reg, func() error { return nil }, pages, log); err != nil {

@@ -69,7 +69,7 @@ It is for root, as "sendas find" is.`,
 func (r *reporting) begins(now time.Time) (time.Time, error) {
 	switch {
 	case r.since != "":
-		return parseSince(r.since, now)
+		return story.ParseSince(r.since, now)
 	case r.week:
 		return now.AddDate(0, 0, -7), nil
 	}

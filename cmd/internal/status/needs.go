@@ -72,6 +72,7 @@ func (v *view) judged() *judgement {
 		j.token(v.token.Status)
 	}
 	j.queue(v)
+	j.record(v)
 	if v.milter != nil && !j.looks {
 		j.refused(v.milter.Status)
 	}

@@ -82,10 +82,12 @@ func openHalf(ctx context.Context, path string, which record.Half) (*half, error
 	return h, nil
 }
 
-// serve reads the half until work is closed. Its thread ends with it, since it is not unlocked.
+// serve reads the half until work is closed. A thread of root ends with it, since it is not unlocked.
 func (h *half) serve(ctx context.Context, path string, which record.Half, opened chan<- error) {
 	defer close(h.done)
-	runtime.LockOSThread()
+	if os.Geteuid() == 0 {
+		runtime.LockOSThread()
+	}
 	if err := becomeOwner(path); err != nil {
 		opened <- err
 		return
