@@ -339,6 +339,20 @@ func (s *sandboxed) get(path string) string {
 	return string(b)
 }
 
+// keepsRecord: the unit lets the service keep its database.
+func (s *sandboxed) keepsRecord() {
+	s.t.Helper()
+	figures := ""
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		figures = s.get("/metrics")
+		if strings.Contains(figures, "\nsendas_record_working 1\n") && !strings.Contains(figures, "\nsendas_record_bytes 0\n") {
+			return
+		}
+	}
+	log, _ := os.ReadFile(s.log)
+	s.t.Errorf("the record is not kept:\n%s\n%s", figures, log)
+}
+
 // The users are any but root.
 const (
 	milterUser = 65534
@@ -361,6 +375,7 @@ func TestMilterInItsSandbox(t *testing.T) {
 	if got := s.get("/metrics"); !strings.Contains(got, "sendas_build_info") {
 		t.Errorf("the figures are %q", got)
 	}
+	s.keepsRecord()
 	s.reload("milter", milterUser)
 	s.end()
 }
@@ -381,6 +396,7 @@ func TestTokenInItsSandbox(t *testing.T) {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
+	s.keepsRecord()
 	s.reload("token", tokenUser)
 	s.end()
 }
