@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/sendas/sendas/cmd/internal/config"
 	"github.com/sendas/sendas/cmd/internal/suggest"
 	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/internal/record"
@@ -19,9 +17,10 @@ import (
 
 // suggestOptions are the flags of the command.
 type suggestOptions struct {
-	domains     []string
-	since, wait string
-	refused     bool
+	domains []string
+	since   string
+	wait    time.Duration
+	refused bool
 }
 
 func cmdSuggest(o *options) *cobra.Command {
@@ -47,25 +46,28 @@ With --refused it prints who is refused by the configuration as it is now, and f
 	}
 	f := c.Flags()
 	f.StringSliceVar(&q.domains, "domain", nil, "a verified `domain` of the tenant, where tenant.domains does not say; may be given several times")
-	f.StringVar(&q.since, "since", "", "look back so `long`: 14d, 36h; default: as far as the record goes")
-	f.StringVar(&q.wait, "wait", "10m", "how `long` the last message of a peak may wait, before another mailbox is suggested")
+	f.StringVar(&q.since, "since", "", "not before: a `time` such as 14d, 36h or 2026-12-01; default: as far as the record goes")
+	f.DurationVar(&q.wait, "wait", 10*time.Minute, "how `long` the last message of a peak may wait, before another mailbox is suggested")
 	f.BoolVar(&q.refused, "refused", false, "print who is refused, and the line that would let each in")
 	return c
 }
 
 func makeSuggestion(ctx context.Context, o *options, q *suggestOptions) error {
-	since, err := spanFlag("since", q.since)
+	if q.wait < 0 {
+		return exit.Errorf(exit.Usage, "for example: --wait 10m", "--wait: %s is no time to wait", q.wait)
+	}
+	from := time.Time{}
+	if q.since != "" {
+		var err error
+		if from, err = parseSince(q.since, time.Now()); err != nil {
+			return err
+		}
+	}
+	c, b, err := openBook(ctx, o)
 	if err != nil {
 		return err
 	}
-	wait, err := spanFlag("wait", q.wait)
-	if err != nil {
-		return err
-	}
-	c, err := config.Load(o.config, config.SkipFiles)
-	if err != nil {
-		return err
-	}
+	defer b.Close()
 	if len(q.domains) > 0 && len(c.Tenant.Domains) > 0 {
 		return exit.Errorf(exit.Usage, "change them there, or leave --domain out", "--domain: %s has tenant.domains already", o.config)
 	}
@@ -73,47 +75,12 @@ func makeSuggestion(ctx context.Context, o *options, q *suggestOptions) error {
 	if err != nil {
 		return err
 	}
-	r, err := openRecord(ctx, c.Record.MilterFile)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	from := time.Time{}
-	if since > 0 {
-		from = time.Now().Add(-since)
-	}
-	walk := func(f func(*record.Message) error) error { return r.Walk(ctx, from, f) }
-	options := suggest.Options{File: o.config, Present: present, Domains: q.domains, Wait: wait}
+	walk := func(f func(*record.Message) error) error { return b.Walk(ctx, from, f) }
+	options := suggest.Options{File: o.config, Present: present, Domains: q.domains, Wait: q.wait}
 	if q.refused {
 		return printRefused(o, walk, options)
 	}
 	return printSuggestion(o, walk, options)
-}
-
-// spanFlag reads a flag that is a length of time.
-func spanFlag(name, text string) (time.Duration, error) {
-	if text == "" {
-		return 0, nil
-	}
-	t, err := config.ParseSpan(text)
-	if err != nil {
-		return 0, exit.Errorf(exit.Usage, "for example: --"+name+" 14d", "--%s: %w", name, err)
-	}
-	return t, nil
-}
-
-// openRecord opens the milter's half of the record.
-func openRecord(ctx context.Context, file string) (*record.Reader, error) {
-	r, err := record.OpenReader(ctx, file, record.MilterHalf)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, exit.Errorf(exit.Failed, "the milter writes it: systemctl status sendas-milter; \"sendas postfix enable --observe\" makes Postfix show it mail", "nothing was recorded yet: %w", err)
-	case errors.Is(err, fs.ErrPermission):
-		return nil, exit.Errorf(exit.Failed, "type it with sudo", "only root and the milter may read the record: %w", err)
-	case err != nil:
-		return nil, exit.Errorf(exit.Failed, "", "the record: %w", err)
-	}
-	return r, nil
 }
 
 func printSuggestion(o *options, walk suggest.Walk, q suggest.Options) error {

@@ -231,31 +231,21 @@ func (d *decoder) duration(path string, n ast.Node, p *time.Duration) {
 	if !ok {
 		return
 	}
-	t, err := ParseSpan(s)
-	if err != nil {
-		d.fail(path, n, "%v", err)
-		return
-	}
-	*p = t
-}
-
-// ParseSpan reads a length of time: what time.ParseDuration takes, or days such as 14d; at most a
-// year. The error says what to write.
-func ParseSpan(s string) (time.Duration, error) {
 	var t time.Duration
 	var err error
 	if days, found := strings.CutSuffix(s, "d"); found {
 		var number int
 		number, err = strconv.Atoi(days)
-		t = time.Duration(min(max(number, -1), 1000)) * 24 * time.Hour
+		t = time.Duration(number) * 24 * time.Hour
 	} else {
 		t, err = time.ParseDuration(s)
 	}
 	const most = 366 * 24 * time.Hour
 	if err != nil || t < 0 || t > most {
-		return 0, fmt.Errorf("%q is not a time; write 12h, 1d or 0", Clip(s))
+		d.fail(path, n, "%q is not a time; write 12h, 1d or 0", Clip(s))
+		return
 	}
-	return t, nil
+	*p = t
 }
 
 // list replaces the default by what the file has. No value is an empty list, so that all

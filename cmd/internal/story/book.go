@@ -17,6 +17,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -118,6 +119,12 @@ func becomeOwner(path string) error {
 		return fmt.Errorf("reading %s as its owner: %w", path, err)
 	}
 	return nil
+}
+
+// Walk calls f with each message from since on, oldest first; see [record.Reader.Walk].
+func (b *Book) Walk(ctx context.Context, since time.Time, f func(*record.Message) error) error {
+	_, err := of(b.milter, func(r *record.Reader) (any, error) { return nil, r.Walk(ctx, since, f) })
+	return err
 }
 
 // of asks a half; a nil one has nothing.
