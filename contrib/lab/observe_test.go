@@ -185,7 +185,7 @@ func (s *Site) saysMode(ctx context.Context, t *testing.T) {
 	}
 	for _, tc := range []struct{ args, want string }{
 		{"status", "mode           observes: nothing is changed or refused"},
-		{"status --check", "SENDAS OK - observes: nothing is changed or refused"},
+		{"status --check", "SENDAS OK - Sendas only looks, and nothing is changed or refused."},
 		{"doctor --postfix-config " + s.Postfix.ConfigDir(), "verdict: all is good"},
 	} {
 		args := append(strings.Fields(tc.args), "--config", s.Config)
