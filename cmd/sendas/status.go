@@ -17,7 +17,8 @@ func cmdStatus(o *options) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "status",
 		Short: "Show the services: tokens, limits used and left, last errors",
-		Long: `status asks the running services and prints, for each credential, the age and the end of its token, what
+		Long: `status asks the running services and says first, in one sentence, whether all mail leaves, and what needs somebody,
+each with what to do. Then it prints, for each credential, the age and the end of its token, what
 the last refresh brought, the end of its certificate and who has signed in; for each mailbox, the leases out,
 the look-ups that wait, what is used and left of its limits, and the last verdict of Exchange Online; for each
 client, what became of its mail since the milter started, and what is used and left of its limits.
@@ -29,8 +30,8 @@ It needs token.http and milter.http of the configuration, and exits with 75 when
 is wrong is told, and keeps nobody from asking the services, which go on with what they have. The same is
 shown in a browser, at http://127.0.0.1:9726/ and http://127.0.0.1:9725/.
 
-With --check it prints one line for a monitoring system and exits with 0 (all is well), 1 (somebody should look), 2
-(mail does not leave, or a service is down) or 3 (nothing is known).`,
+With --check it prints one line for a monitoring system, which begins with the same sentence, and exits with 0 (all is
+well), 1 (somebody should look), 2 (mail does not leave) or 3 (nothing is known to be wrong, and not all is known).`,
 		Example: "  sendas status\n  sendas status --check\n  sendas status --watch\n  sendas status --json | jq .mailboxes",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -77,13 +78,14 @@ func TestStalls(t *testing.T) {
 		}, ""},
 		{"more comes in than may leave", []string{"", message("1", "scan@contoso.com", noLookup)}, accepted(func() time.Time { return now().Add(-time.Minute) }), ""},
 	} {
-		var list string
-		q, reg := watch(t, queuetest.Serve(t, func(w io.Writer) { io.WriteString(w, list) }))
+		var list atomic.Value
+		q, reg := watch(t, queuetest.Serve(t, func(w io.Writer) { io.WriteString(w, list.Load().(string)) }))
 		if r := *q.rules.Load(); tc.proof != nil {
 			r.Proof = func(context.Context) Proof { return tc.proof() }
 			q.Use(r)
 		}
-		for _, list = range tc.lists {
+		for _, text := range tc.lists {
+			list.Store(text)
 			q.Look(t.Context())
 		}
 		if got := stallsOf(q); got != tc.want {
@@ -111,9 +113,10 @@ func TestStallEnds(t *testing.T) {
 		{"one more is put off", []string{"", message("1", time.Hour) + message("2", time.Hour), message("1", time.Hour), message("1", time.Hour) + message("3", time.Second)}, "site connect 2"},
 		{"it was five days old", []string{"", message("1", 5*24*time.Hour) + message("2", time.Hour), message("2", time.Hour)}, "site connect 1"},
 	} {
-		var list string
-		q, _ := watch(t, queuetest.Serve(t, func(w io.Writer) { io.WriteString(w, list) }))
-		for _, list = range tc.lists {
+		var list atomic.Value
+		q, _ := watch(t, queuetest.Serve(t, func(w io.Writer) { io.WriteString(w, list.Load().(string)) }))
+		for _, text := range tc.lists {
+			list.Store(text)
 			q.Look(t.Context())
 		}
 		if got := stallsOf(q); got != tc.want {
