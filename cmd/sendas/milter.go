@@ -105,7 +105,7 @@ func runMilter(ctx context.Context, o *options) error {
 	describe := func() *milter.Status { return milterStatus(tally, quotas, queue, kept, inForce.Load()) }
 	reg.MustRegister(milter.NewCollector(describe))
 	pages := status.MilterPages(&status.Site{Addr: cfg.Milter.HTTP, Version: version, State: r.Config, Other: func() string { return inForce.Load().Token.HTTP },
-		Tenant: func() string { return inForce.Load().Tenant.ID }, Client: service.NewLocalClient()}, describe)
+		Tenant: func() string { return inForce.Load().Tenant.ID }, Client: service.NewLocalClient(), Search: func() bool { return inForce.Load().Record.Page }}, describe)
 	maps.Copy(pages, status.RecordPages(&status.RecordSource{Half: record.MilterHalf, File: cfg.Record.MilterFile, On: func() bool { return inForce.Load().Record.Page }}))
 	serving, end := context.WithCancel(context.WithoutCancel(ctx)) // as long as sessions end, or it would be down for monitoring
 	defer end()

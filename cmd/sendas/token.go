@@ -115,7 +115,7 @@ func runToken(ctx context.Context, o *options) error {
 		Restart: func(c *config.Site) []string { return c.TokenRestart(atStart) }}
 	r.Loaded()
 	pages := status.TokenPages(&status.Site{Addr: cfg.Token.HTTP, Version: version, State: r.Config, Other: func() string { return inForce.Load().Milter.HTTP },
-		Tenant: func() string { return inForce.Load().Tenant.ID }, Client: service.NewLocalClient()}, describe)
+		Tenant: func() string { return inForce.Load().Tenant.ID }, Client: service.NewLocalClient(), Search: func() bool { return inForce.Load().Record.Page }}, describe)
 	maps.Copy(pages, status.RecordPages(&status.RecordSource{Half: record.TokenHalf, File: cfg.Record.TokenFile, On: func() bool { return inForce.Load().Record.Page }}))
 	if err := service.ServeHTTP(ctx, cfg.Token.HTTP, reg, desk.Ready, pages, log); err != nil {
 		return err

@@ -37,13 +37,23 @@ func Fetch(ctx context.Context, client *http.Client, addr, path string) ([]byte,
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("answers %s with HTTP status %d", path, res.StatusCode)
+		return nil, &StatusError{path, res.StatusCode}
 	}
 	body, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
 	if err != nil {
 		return nil, fmt.Errorf("its answer broke off: %w", err)
 	}
 	return body, nil
+}
+
+// A StatusError is an answer that is none.
+type StatusError struct {
+	Path string // that was asked for
+	Code int    // HTTP's status
+}
+
+func (e *StatusError) Error() string {
+	return fmt.Sprintf("answers %s with HTTP status %d", e.Path, e.Code)
 }
 
 // Dialable makes of an address to listen on one to connect to: where a service listens on all

@@ -46,7 +46,7 @@ var (
 )
 
 // pagePolicy lets the browser run and show what is compiled in, ask this service, and nothing else.
-var pagePolicy = fmt.Sprintf("default-src 'none'; script-src %s; style-src %s; img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+var pagePolicy = fmt.Sprintf("default-src 'none'; script-src %s; style-src %s; img-src data:; connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
 	sourceHash(string(pageJS)), sourceHash(string(pageCSS)))
 
 // sourceHash allows one inline text in a Content-Security-Policy.
@@ -80,6 +80,8 @@ type pageView struct {
 	Recent      []pageFact
 	Unsigned    string     // what was refused before any sign-in, and needs nobody
 	Other       []pageLink // of the other service
+	Searches    bool       // there is a search
+	Search      *searchView
 
 	CSS           template.CSS
 	JS            template.JS
@@ -217,8 +219,12 @@ type Site struct {
 	State   func() service.Config // of the configuration in force
 	Other   func() string         // where the other service listens now; "" for nowhere
 	Tenant  func() string         // whose mail it is
-	Client  *http.Client          // asks the other service
+	Client  *http.Client          // asks the other service, and for records
+	Search  func() bool           // whether the record may be searched here; nil: no
 }
+
+// searches reports whether the record may be searched.
+func (at *Site) searches() bool { return at.Search != nil && at.Search() }
 
 // fallback returns the sender that a device would have for which nothing is written yet: the first
 // mailbox that is one. It is "" where there is none, or nobody knows.
@@ -247,6 +253,10 @@ func pages(at *Site, status func(context.Context) any, look func(context.Context
 		"GET /{$}": pageHandler(at.Version, func(ctx context.Context, r *http.Request) *pageView {
 			v := look(ctx)
 			p := v.pageOf(wantsAll(r))
+			p.Searches = at.searches()
+			if p.Searches && wantsSearch(r) {
+				p.Search = at.searchOf(ctx, v, r.URL.Query())
+			}
 			name, addr := other(v)
 			if base := otherURL(at.Addr, addr, r); base != "" {
 				p.Other = []pageLink{{name + " as JSON", base + "status"}, {"for Prometheus", base + "metrics"}}
@@ -311,7 +321,9 @@ func pageHandler(version string, page func(context.Context, *http.Request) *page
 		defer cancel()
 		v := page(ctx, r)
 		v.Version, v.CSS, v.JS, v.Build = version, pageCSS, pageJS, version+sourceHash(string(pageJS)+string(pageCSS))
-		v.Every, v.NoScriptEvery = int(pageEvery.Seconds()), 2*int(pageEvery.Seconds())
+		if v.Search == nil {
+			v.Every, v.NoScriptEvery = int(pageEvery.Seconds()), 2*int(pageEvery.Seconds())
+		}
 		var b bytes.Buffer // whole or not at all
 		if err := pageTemplate.Execute(&b, v); err != nil {
 			http.Error(w, "the page cannot be made; /status has the same: "+err.Error(), http.StatusInternalServerError)

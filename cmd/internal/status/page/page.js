@@ -3,6 +3,7 @@
 // decided in one place only.
 (() => {
   const every = 1000 * document.body.dataset.every;
+  if (!every) return; // the search is not asked again
   const away = document.getElementById("away");
   let last = new Date(), timer;
 
