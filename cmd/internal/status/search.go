@@ -19,7 +19,7 @@ import (
 // /record, but for the id.
 var searchFields = []struct{ name, label, example string }{
 	{"to", "Recipient", "anna@example.org or @example.org"},
-	{"from", "Sender", "as it was asked for, or as it left"},
+	{"from", "Sender", "asked for, or as it left"},
 	{"client", "Client", "name, address or login"},
 	{"id", "Id", "queue id or Message-ID"},
 	{"since", "Since", "2h, 3d or 14:30"},
