@@ -23,7 +23,7 @@ PACKAGE_DEBS = gcc libc6-dev libsasl2-dev gcc-aarch64-linux-gnu libc6-dev-arm64-
 # The baseline of the milter's benchmark.
 BENCH_DEBS = libmilter-dev
 
-.PHONY: all build demo test bench bench-pacing shapes storm soak fuzz lint deps package package-test clean
+.PHONY: all build demo test bench bench-pacing shapes storm soak fuzz lint deps package package-test mta-test clean
 
 all: build
 
@@ -59,6 +59,10 @@ package:
 package-test:
 	@./packaging/deps $(PACKAGE_DEBS)
 	$(GO) test -count=1 -v -tags packagetest -timeout 40m ./packaging/proof
+
+# Other mail servers, Exim and Sendmail, unpacked from Debian's packages: root, a mirror.
+mta-test: deps
+	$(GO) test -count=1 -v -tags mta -timeout 20m -run '^(TestExim|TestSendmail)$$' ./contrib/lab
 
 demo: deps build
 	$(GO) run ./contrib/lab/cmd/demo

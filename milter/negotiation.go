@@ -105,7 +105,7 @@ func (o offer) options(w wishes) []protocol.Option {
 	return append(list,
 		protocol.WithMacroRequest(protocol.StageConnect, []string{protocol.MacroClientAddr}),
 		protocol.WithMacroRequest(protocol.StageMail, []string{protocol.MacroClientAddr, protocol.MacroClientPort,
-			protocol.MacroClientName, protocol.MacroClientPTR, protocol.MacroAuthAuthen, protocol.MacroTlsVersion, protocol.MacroCertSubject}),
+			protocol.MacroClientName, protocol.MacroClientPTR, protocol.MacroAuthAuthen, protocol.MacroTlsVersion, protocol.MacroCertSubject, protocol.MacroQueueId}),
 		protocol.WithMacroRequest(protocol.StageRcpt, []string{protocol.MacroRcptMailer, protocol.MacroRcptHost, protocol.MacroRcptAddr}),
 		protocol.WithMacroRequest(protocol.StageEOM, []string{protocol.MacroQueueId}),
 	)

@@ -21,6 +21,7 @@ import (
 // Mail is one message as a client says it on the wire, mistakes included:
 // nothing is checked, encoded or completed.
 type Mail struct {
+	Source  string      // the address of this machine that it comes from; "" is the system's choice
 	XClient XClient     // who the client pretends to be
 	TLS     *tls.Config // STARTTLS with this; nil is without
 	Auth    sasl.Client // AUTH with this, after STARTTLS; nil is without, and it is good for one session
@@ -137,6 +138,9 @@ const (
 // with it. Only ctx limits the time.
 func Send(ctx context.Context, addr string, m Mail) (Result, error) {
 	var d net.Dialer
+	if m.Source != "" {
+		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(m.Source)}
+	}
 	conn, err := d.DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return Result{}, err
