@@ -448,9 +448,6 @@ func (d *Walk) walk(ctx context.Context, own finding.Section, p patient) (*smtpT
 // checkPostfixTrust verifies the server's certificate once more, with what Postfix trusts.
 func (k *smtpTalk) checkPostfixTrust(s finding.Section) {
 	p := k.d.postfix
-	if p == nil {
-		return
-	}
 	way := p.Way(k.transport)
 	if way == nil {
 		return

@@ -49,8 +49,7 @@ func (d *Walk) checkReplies(ctx context.Context, s finding.Section, c *config.Si
 func messagesLeft(c *config.Site, recipients int) string {
 	least, words := math.Inf(1), "few messages"
 	for i := range c.Mailboxes {
-		m := &c.Mailboxes[i]
-		r := m.Limits.Recipients
+		m, r := &c.Mailboxes[i], c.Mailboxes[i].Limits.Recipients
 		if r.Unlimited() {
 			continue
 		}

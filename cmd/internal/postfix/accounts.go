@@ -43,9 +43,12 @@ func (p *Setup) accountRoute(transport string) *policy.Route {
 }
 
 // Way returns a transport that asks for a credential, "" being that of submission; nil where it does
-// not.
+// not, and where there is no Postfix.
 func (p *Setup) Way(transport string) *entry {
-	if transport == "" {
+	switch {
+	case p == nil:
+		return nil
+	case transport == "":
 		return p.Submission()
 	}
 	if i := slices.IndexFunc(p.Transports, func(v *entry) bool { return v.name == transport }); i >= 0 {
