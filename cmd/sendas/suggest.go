@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sendas/sendas/cmd/internal/story"
 	"github.com/sendas/sendas/cmd/internal/suggest"
 	"github.com/sendas/sendas/internal/exit"
 	"github.com/sendas/sendas/internal/record"
@@ -59,7 +60,7 @@ func makeSuggestion(ctx context.Context, o *options, q *suggestOptions) error {
 	from := time.Time{}
 	if q.since != "" {
 		var err error
-		if from, err = parseSince(q.since, time.Now()); err != nil {
+		if from, err = story.ParseSince(q.since, time.Now()); err != nil {
 			return err
 		}
 	}

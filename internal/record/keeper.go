@@ -72,13 +72,12 @@ type Keeper struct {
 
 // state is what Status tells.
 type state struct {
-	err     error // why nothing can be written; nil: it can, or nobody has tried
-	since   time.Time
-	lost    uint64 // when err came up
-	rows    int64
-	oldest  time.Time
-	bytes   int64
-	damaged bool // the file had to begin anew
+	err    error // why nothing can be written; nil: it can, or nobody has tried
+	since  time.Time
+	lost   uint64 // when err came up
+	rows   int64
+	oldest time.Time
+	bytes  int64
 }
 
 // NewKeeper makes the keeper of a half, with its file, and registers its series. It opens nothing

@@ -19,6 +19,7 @@ package record
 import (
 	"encoding/json"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -204,10 +205,7 @@ func (m *Message) clean(r Recipients) {
 		m.Recipients[i] = strings.Trim(line(a), "<>")
 	}
 	list := r.of(m.Recipients)
-	m.Recipients = make([]string, 0, min(len(list), maxRecipients))
-	for _, a := range list[:min(len(list), maxRecipients)] {
-		m.Recipients = append(m.Recipients, a)
-	}
+	m.Recipients = slices.Clone(list[:min(len(list), maxRecipients)])
 }
 
 // clean cuts all texts of an attempt.

@@ -193,7 +193,6 @@ func TestSearchesReadIndexesInOrder(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "record.db")
 	keepAll(t, MilterHalf, path, settings(), sample(1))
 	r := open(t, path, MilterHalf)
-	const at = "2026"
 	fields := []func(*Query){
 		func(q *Query) { q.From = "a@x" }, func(q *Query) { q.To = "a@x" }, func(q *Query) { q.Client = "c" }, func(q *Query) { q.Mailbox = "m" },
 		func(q *Query) { q.Action = "reject" }, func(q *Query) { q.Waits = true }, func(q *Query) { q.Since = epoch }, func(q *Query) { q.Until = epoch.Add(time.Hour) },

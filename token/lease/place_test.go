@@ -280,7 +280,7 @@ func TestPoolAhead(t *testing.T) {
 		p := newPool(3, limits)
 		began := time.Now()
 		for i, after := range []time.Duration{0, 5 * time.Second, 10 * time.Second} { // the third was served last, and opens last
-			time.Sleep(began.Add(after).Sub(time.Now()))
+			time.Sleep(time.Until(began.Add(after)))
 			if got, why := p.ask(t, 10+i, boxName(2-i)); got != 2-i {
 				t.Fatalf("mailbox %d: %s", 2-i, why)
 			}
@@ -288,7 +288,7 @@ func TestPoolAhead(t *testing.T) {
 		}
 		var got []string
 		for i, at := range []time.Duration{30 * time.Second, 50 * time.Second, 70 * time.Second} {
-			time.Sleep(began.Add(at).Sub(time.Now()))
+			time.Sleep(time.Until(began.Add(at)))
 			c := process(int32(20 + i))
 			for _, line := range greeting {
 				p.Reply(t.Context(), c, line)

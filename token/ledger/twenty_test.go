@@ -34,12 +34,11 @@ type site struct {
 // A relay is one host.
 type relay struct {
 	*Shared
-	name   string
-	cable  *brittle
-	up     bool
-	life   int      // how often it has been started
-	boxes  []string // for which it has a backlog without end
-	queued map[string]bool
+	name  string
+	cable *brittle
+	up    bool
+	life  int      // how often it has been started
+	boxes []string // for which it has a backlog without end
 }
 
 // A shipment is a message: counted at some moment between the two, nobody knows when.

@@ -380,7 +380,7 @@ func (k *Keeper) begin(b *book) error {
 // the certificate proves itself.
 func (k *Keeper) add(ctx context.Context, b *book) error {
 	next := b.Next
-	if time.Now().Sub(next.Made) > proofEvery {
+	if time.Since(next.Made) > proofEvery {
 		if _, err := k.token(ctx, k.pair(next), k.Scope); err == nil {
 			next.Added = time.Now()
 			return k.save(b)
@@ -422,7 +422,7 @@ func (k *Keeper) prove(ctx context.Context, b *book) (again time.Duration, err e
 	next := b.Next
 	_, err = k.token(ctx, k.pair(next), k.Scope)
 	if refusesProof(err) {
-		if time.Now().Sub(next.Added) < proofMost {
+		if time.Since(next.Added) < proofMost {
 			return proofEvery, nil // not known everywhere yet
 		}
 		k.drop(b, next)
@@ -458,7 +458,7 @@ func (k *Keeper) retire(ctx context.Context, b *book) (time.Duration, error) {
 		wait = max(min(wait, time.Until(id.Certificate.NotAfter.Add(-k.Before))), time.Second)
 	}
 	for _, e := range slices.Clone(b.Former) {
-		if left := e.Remove.Sub(time.Now()); left > 0 {
+		if left := time.Until(e.Remove); left > 0 {
 			wait = min(wait, max(left, time.Second))
 			continue
 		}

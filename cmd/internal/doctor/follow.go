@@ -27,8 +27,6 @@ const (
 	FollowTime = 90 * time.Second
 	// followEvery is how often queue, log and token service are asked.
 	followEvery = 200 * time.Millisecond
-	// lateLog is how long the log may need for what has left the queue.
-	lateLog = 5 * time.Second
 	// maxHandings bounds how often a message is followed into a filter and back.
 	maxHandings = 5
 )

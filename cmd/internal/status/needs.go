@@ -197,14 +197,12 @@ func (j *judgement) services(v *view) {
 // is so for both services.
 func (j *judgement) configuration(v *view) {
 	old := ""
-	var units []string
 	if v.token != nil && v.token.Config != nil {
 		c := v.token.Config
 		if !c.OK {
 			old = whenWords(&c.LoadedAt, v.token.Time)
 		}
 		if len(c.NeedsRestart) > 0 {
-			units = append(units, "sendas-token")
 			j.restart("token service", "sendas-token", c.NeedsRestart)
 		}
 	}

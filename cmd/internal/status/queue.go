@@ -80,15 +80,6 @@ func placeName(p *queue.PlaceStatus) string {
 	return "(no mailbox)"
 }
 
-// placeWords words what waits in one place.
-func placeWords(p *queue.PlaceStatus, now time.Time) string {
-	words := countOf(p.Messages, "message", "messages") + " to " + countOf(p.Recipients, "recipient", "recipients")
-	if p.Oldest != nil {
-		words += ", the oldest came in " + whenWords(p.Oldest, now)
-	}
-	return words
-}
-
 // writeQueue prints the table of what waits, by mailbox or route.
 func writeQueue(w io.Writer, s *queue.Status, now time.Time) {
 	if s == nil || len(s.Waiting) == 0 {

@@ -23,7 +23,6 @@ type Node struct {
 	Addr string
 	Dir  string
 
-	name string // of the server's program
 	args []string
 	cmd  *exec.Cmd
 	ice  bool // frozen
