@@ -189,6 +189,11 @@ func (l *Lessor) Adopt(ctx context.Context, j *Journal) error {
 			goOn++
 			continue
 		}
+		if s.stage == atData { // perhaps it is not decided yet, see sweep
+			s.left = time.Now()
+			l.enter(Caller{PID: pid, UID: e.UID}, s)
+			continue
+		}
 		o := lostOf(s.limits.Unseen)
 		if !s.seen {
 			o = s.lostOutcome(false)

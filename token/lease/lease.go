@@ -555,8 +555,13 @@ func (l *Lessor) sweep(ctx context.Context, now time.Time) {
 	var list, silent []lost
 	l.mu.Lock()
 	for pid, s := range l.sessions {
-		x := lost{Caller{PID: pid, UID: s.uid}, s, !gone(pid)}
+		x := lost{Caller{PID: pid, UID: s.uid}, s, s.left.IsZero() && !gone(pid)}
+		if !x.goesOn && s.left.IsZero() {
+			s.left = now
+		}
 		switch {
+		case !x.goesOn && s.stage == atData && now.Sub(s.left) < s.late():
+			// Exchange Online has perhaps not decided yet, and counts the message when it does.
 		case !x.goesOn, now.Sub(s.began) > maxSession:
 			list = append(list, x)
 		case s.lease != 0 && !s.seen && !s.released && s.age(now) > unseenSession:

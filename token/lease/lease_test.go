@@ -383,6 +383,36 @@ func TestSweepOfDeadProcess(t *testing.T) {
 	}
 }
 
+// TestProcessGoneBeforeTheVerdict: smtp(8) is killed after the end of a message. Exchange Online counts
+// it when it decides, which may be seconds later, so its place in the minute begins no earlier.
+func TestProcessGoneBeforeTheVerdict(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDesk(limit.Rate{N: 1, Per: time.Minute})
+		dead := Caller{PID: 1<<31 - 1}
+		if r := d.Lease(t.Context(), dead, "erp@contoso.com"); r.Status != OK {
+			t.Fatalf("look-up: %+v", r)
+		}
+		d.play(t, dead, authOK, mailOK, rcptOK, dataOK)
+		began := time.Now()
+		for range 9 { // the service looks once a second
+			d.sweep(t.Context(), time.Now())
+			if u := d.usage(t); u.Leases != 1 {
+				t.Fatalf("after %v: %+v, want the lease out", time.Since(began), u)
+			}
+			time.Sleep(time.Second)
+		}
+		time.Sleep(time.Second)
+		d.sweep(t.Context(), time.Now())
+		if u := d.usage(t); u.Leases != 0 || u.Messages != 1 {
+			t.Errorf("usage %+v, want one message", u)
+		}
+		time.Sleep(59 * time.Second) // 69 s after the end of the message, and 59 s after it was booked
+		if u := d.usage(t); u.Messages != 1 {
+			t.Errorf("a minute after it was sent: %+v, want it to count still", u)
+		}
+	})
+}
+
 // TestBusyAtAuth: a temporary answer to AUTH says nothing of the token and of the mailbox.
 func TestBusyAtAuth(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -39,6 +39,7 @@ type session struct {
 	began    time.Time
 	waited   time.Duration
 	due      time.Time     // its message may not begin before
+	left     time.Time     // when its process was found gone; zero while it was not
 	kept     time.Duration // so long its message was kept back until then
 	cause    ledger.Cause  // of the wait, where the ledger had one
 	stage    stage
@@ -49,6 +50,10 @@ type session struct {
 	refused  refusals
 	trail    *Trail // nil in a session of an earlier process; Lessor.mu guards it
 }
+
+// late is how long Exchange Online may take to decide on a message whose client has gone: a sixth of
+// the period, ten seconds of Microsoft's minute, where verdicts take up to three.
+func (s *session) late() time.Duration { return s.limits.Messages.Per / 6 }
 
 // hide returns a line without the token that the session was given; s may be nil, where there is no
 // session that anybody knows of.
