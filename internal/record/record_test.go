@@ -567,7 +567,7 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("%d messages took %v", 2*maxEntries, took)
 	}
 	s := k.Status()
-	if s.Working || !strings.Contains(s.Error, "nearly full") || s.Lost < maxEntries-maxBatch {
+	if s.Working || !s.DiskFull || !strings.Contains(s.Error, "nearly full") || s.Lost < maxEntries-maxBatch {
 		t.Errorf("%+v", s)
 	}
 	if held := k.held.Load(); held > maxHeld {

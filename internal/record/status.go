@@ -2,6 +2,7 @@ package record
 
 import (
 	"errors"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -14,6 +15,7 @@ type Status struct {
 	Working    bool       `json:"working"`    // what comes can be written
 	Error      string     `json:"error"`      // why it can not
 	Hint       string     `json:"hint"`       // what to do then
+	DiskFull   bool       `json:"disk_full"`  // that is for want of room
 	Since      *time.Time `json:"since"`      // when that began, or when it ended
 	Lost       uint64     `json:"lost"`       // what could not be kept since the start
 	Entries    int64      `json:"entries"`    // in the file, as of a minute ago
@@ -47,6 +49,7 @@ func (k *Keeper) Status() *Status {
 	s := &Status{On: set.On, Lost: k.lost.Load(), MaxBytes: set.Size, Days: set.Days, Recipients: set.Recipients}
 	if err := k.failing(time.Now()); err != nil {
 		s.Error, s.Hint = err.Error(), k.hint()
+		s.DiskFull = errors.Is(err, errSpare) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 	}
 	s.Working = s.On && s.Error == ""
 	k.mu.Lock()

@@ -29,6 +29,7 @@ import (
 
 	"github.com/sendas/sendas/contrib/exosim/directory"
 	simulated "github.com/sendas/sendas/contrib/exosim/entra"
+	"github.com/sendas/sendas/internal/logtest"
 	"github.com/sendas/sendas/token/entra"
 )
 
@@ -58,7 +59,7 @@ type site struct {
 	t      *testing.T
 	login  *simulated.Login
 	folder string
-	log    *strings.Builder
+	log    *logtest.Buffer
 	used   atomic.Int64 // keys
 
 	closed bool // Graph takes no connection
@@ -97,7 +98,7 @@ func (s *site) RoundTrip(r *http.Request) (resp *http.Response, err error) {
 // start makes a site whose app has a certificate of that life, which began to be valid just now.
 func start(t *testing.T, life time.Duration, graph simulated.GraphConfig) *site {
 	t.Helper()
-	s := &site{t: t, folder: t.TempDir(), log: new(strings.Builder)}
+	s := &site{t: t, folder: t.TempDir(), log: new(logtest.Buffer)}
 	s.writePair("relay-app.pem", life)
 	d := directory.Config{Tenant: "contoso.onmicrosoft.com", Apps: []directory.App{{
 		ClientID: client, ObjectID: service, ApplicationObjectID: object, CertificateFile: s.file("relay-app.pem"), Model: directory.ModelRBAC,
@@ -298,7 +299,8 @@ func TestRefused(t *testing.T) {
 				if tt.change != nil {
 					tt.change(k)
 				}
-				defer run(t, k)()
+				stop := run(t, k)
+				defer func() { stop() }()
 				time.Sleep(40*day + time.Hour)
 				st := k.State()
 				if st.Err == nil || st.Failing.IsZero() || !strings.Contains(s.log.String(), tt.err) || !strings.Contains(s.log.String(), tt.hint) {
@@ -310,11 +312,14 @@ func TestRefused(t *testing.T) {
 				if n := strings.Count(s.log.String(), "level=ERROR"); n < 2 || n > 6 {
 					t.Errorf("%d attempts in an hour\n%s", n, s.log)
 				}
-				// The trouble ends, and so does the alarm.
+				// The trouble ends, and so does the alarm; what the configuration had wrong comes with a new keeper.
 				s.login.SetFaults(simulated.Faults{})
-				k.mu.Lock()
-				s.closed, k.ObjectID, k.Audience = false, object, "00000002-0000-0000-c000-000000000000"
-				k.mu.Unlock()
+				if tt.change != nil {
+					stop()
+					s.closed = false
+					k = s.keeper("a")
+					stop = run(t, k)
+				}
 				time.Sleep(7 * time.Hour)
 				s.mustWork(k)
 				if st := k.State(); tt.graph.MostLife == 0 && (st.Made == "" || st.Err != nil || !st.Failing.IsZero()) {

@@ -28,12 +28,17 @@ func (j *judgement) record(v *view) {
 		halves[1].s = v.token.Record
 	}
 	for _, h := range halves {
-		if h.s == nil || !h.s.On || h.s.Working {
+		if h.s == nil || !h.s.On || h.s.Working || h.s.DiskFull && v.diskFull() {
 			continue
 		}
 		j.add(&need{state: stateWarning, What: fmt.Sprintf("the %s cannot record what becomes of mail: %s", h.service, h.s.Error),
 			Do: "mail goes on; make room on the disk, or mend the file", Type: []string{"df -h", "journalctl -u " + h.unit + " -p warning"}})
 	}
+}
+
+// diskFull reports whether the disk of Postfix's queue is full, which is told as that.
+func (v *view) diskFull() bool {
+	return v.milter != nil && v.milter.Queue != nil && v.milter.Queue.Free != nil && *v.milter.Queue.Free < littleRoom
 }
 
 // A RecordSource is the half of the record that a service keeps.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/sendas/sendas/internal/record"
 	"github.com/sendas/sendas/milter"
+	"github.com/sendas/sendas/milter/queue"
 	"github.com/sendas/sendas/token/lease"
 )
 
@@ -65,6 +66,22 @@ func TestRecordPages(t *testing.T) {
 		code, body := get(tc.target)
 		if code != tc.code || !strings.Contains(body, tc.has) || strings.Contains(body, tc.hasNo) {
 			t.Errorf("%s answers %d %s", tc.target, code, body)
+		}
+	}
+}
+
+// TestRecordOnFullDisk: a disk that is full is one cause, and told once.
+func TestRecordOnFullDisk(t *testing.T) {
+	free, most := int64(4<<20), int64(1<<40)
+	for _, tc := range []struct {
+		full bool
+		free *int64
+		want int
+	}{{true, &free, 0}, {true, &most, 1}, {true, nil, 1}, {false, &free, 1}} {
+		v := &view{milter: &milterReport{Status: &milter.Status{Record: &record.Status{On: true, Error: "why", DiskFull: tc.full}, Queue: &queue.Status{Free: tc.free}}}}
+		j := &judgement{}
+		if j.record(v); len(j.needs) != tc.want {
+			t.Errorf("%+v: %d needs", tc, len(j.needs))
 		}
 	}
 }

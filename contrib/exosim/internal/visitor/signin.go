@@ -85,7 +85,7 @@ func Certificate(t testing.TB) (key *rsa.PrivateKey, file string, der []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "app"}, NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour)}
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "app"}, NotBefore: time.Now(), NotAfter: time.Now().Add(48 * time.Hour)}
 	if der, err = x509.CreateCertificate(rand.Reader, c, c, key.Public(), key); err != nil {
 		t.Fatal(err)
 	}
