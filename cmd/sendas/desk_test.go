@@ -85,7 +85,8 @@ func TestStatusOfDesk(t *testing.T) {
 		t.Fatal(err)
 	}
 	now := service.Config{OK: true}
-	server.Config.Handler = serveAll(status.TokenPages(&status.Site{Addr: addr, Version: version, State: func() service.Config { return now }}, func(ctx context.Context) *lease.Status {
+	server.Config.Handler = serveAll(status.TokenPages(&status.Site{Addr: addr, Version: version, State: func() service.Config { return now },
+		Other: func() string { return c.Milter.HTTP }, Tenant: func() string { return c.Tenant.ID }, Client: service.NewLocalClient()}, func(ctx context.Context) *lease.Status {
 		return desk.Status(ctx, version, started)
 	}))
 	server.Start()
@@ -143,14 +144,14 @@ func TestPagesOfServices(t *testing.T) {
 	quotas := quota.NewDesk(quota.New())
 	quotas.Use(c.ClientQuotas())
 	of := func(addr, other string) *status.Site {
-		return &status.Site{Addr: addr, Version: version, State: r.Config, Other: func() string { return other }}
+		return &status.Site{Addr: addr, Version: version, State: r.Config, Other: func() string { return other }, Tenant: func() string { return c.Tenant.ID }, Client: service.NewLocalClient()}
 	}
 	for name, h := range map[string]http.Handler{
 		"token service": serveAll(status.TokenPages(of("127.0.0.1:9726", "127.0.0.1:9725"), func(ctx context.Context) *lease.Status { return desk.Status(ctx, version, started) })),
 		"milter":        serveAll(status.MilterPages(of("127.0.0.1:9725", "127.0.0.1:9726"), func() *milter.Status { return milterStatus(new(milter.Tally), quotas, nil, nil, c) })),
 	} {
 		page := askPage(t, h, "localhost:9", "/").Body.String()
-		if s := strings.Join(strings.Fields(markup.ReplaceAllString(page, "")), " "); !strings.Contains(s, "sendas "+name) || !strings.Contains(s, "the new configuration is wrong") || !strings.Contains(page, `href="http://localhost:972`) {
+		if s := strings.Join(strings.Fields(markup.ReplaceAllString(page, "")), " "); !strings.Contains(s, c.Tenant.ID) || !strings.Contains(s, "The new configuration is wrong") || !strings.Contains(page, `href="http://localhost:972`) {
 			t.Errorf("%s: %s", name, page)
 		}
 		w := askPage(t, h, "localhost:9", "/status")

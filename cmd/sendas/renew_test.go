@@ -121,7 +121,8 @@ func startRenew(t *testing.T) *renewSite {
 	srv := &lease.SocketmapServer{Maps: leases.Maps(), Admin: adminMaps(leases, desk), Log: log, Metrics: metrics}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ctx, ln) }()
-	page.Config.Handler = serveAll(status.TokenPages(&status.Site{Addr: addr, Version: version, State: func() service.Config { return service.Config{OK: true} }}, func(ctx context.Context) *lease.Status {
+	page.Config.Handler = serveAll(status.TokenPages(&status.Site{Addr: addr, Version: version, State: func() service.Config { return service.Config{OK: true} },
+		Other: func() string { return "" }, Tenant: func() string { return loaded.Tenant.ID }, Client: service.NewLocalClient()}, func(ctx context.Context) *lease.Status {
 		return desk.Status(ctx, version, started)
 	}))
 	page.Start()

@@ -241,10 +241,7 @@ func (v *view) fallback() string {
 
 // view begins a view of this host.
 func (at *Site) view() *view {
-	v := &view{time: time.Now()}
-	if at.Tenant != nil {
-		v.tenant = at.Tenant()
-	}
+	v := &view{time: time.Now(), tenant: at.Tenant()}
 	v.host, _ = os.Hostname() // without one it is not named
 	return v
 }
