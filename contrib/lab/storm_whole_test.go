@@ -77,7 +77,6 @@ func (w *whole) strikes(trouble string) {
 // space is a network namespace with a cable to this one.
 type space struct {
 	name, cable string
-	file        *os.File
 }
 
 func ip(t *testing.T, args ...string) {
@@ -103,11 +102,6 @@ func newSpace(t *testing.T, i int) *space {
 		ip(t, "-n", s.name, "link", "set", dev, "up")
 	}
 	ip(t, "-n", s.name, "route", "add", "default", "via", here)
-	var err error
-	if s.file, err = os.Open("/var/run/netns/" + s.name); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { s.file.Close() })
 	return s
 }
 
@@ -115,8 +109,13 @@ func newSpace(t *testing.T, i int) *space {
 func (s *space) within(do func() error) error {
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // for good: the thread ends with the goroutine
-		if err := unix.Setns(int(s.file.Fd()), unix.CLONE_NEWNET); err != nil {
+		runtime.LockOSThread()                        // for good: the thread ends with the goroutine
+		f, err := os.Open("/var/run/netns/" + s.name) // each its own: connections are made until the very end
+		if err == nil {
+			err = unix.Setns(int(f.Fd()), unix.CLONE_NEWNET)
+			f.Close()
+		}
+		if err != nil {
 			done <- err
 			return
 		}
