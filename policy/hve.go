@@ -2,8 +2,6 @@ package policy
 
 import (
 	"fmt"
-	"net"
-	"net/netip"
 	"strconv"
 
 	"github.com/sendas/sendas/policy/address"
@@ -155,20 +153,15 @@ func (b *builder) account(path, text string, r *Route) {
 // accountHost reads the submission host of High Volume Email, and returns it as a next-hop.
 func (b *builder) accountHost(path, s string) string {
 	const example = "smtp.hve.mx.microsoft:587"
-	host, port := s, "587"
-	if h, p, err := net.SplitHostPort(s); err == nil {
-		host, port = h, p
-	}
-	n, err := strconv.ParseUint(port, 10, 16)
-	_, notIP := netip.ParseAddr(host)
+	host, port, n, isIP := hostPort(s, "587")
 	switch {
 	case s == "":
 		b.fail(path, "Microsoft names no host of High Volume Email for this cloud; write it, in the form of %s", example)
-	case notIP == nil:
+	case isIP:
 		b.fail(path, "Microsoft wants a name, never an address; write %s", example)
 	case n == 465:
 		b.fail(path, "Microsoft has no implicit TLS (port 465); write %s", example)
-	case !address.ValidDomain(address.ASCIIDomain(host)) || err != nil || n == 0:
+	case !address.ValidDomain(address.ASCIIDomain(host)) || n == 0:
 		b.fail(path, "%q is not a host with its port; write %s", address.Clip(s), example)
 	}
 	return "[" + host + "]:" + port

@@ -160,21 +160,30 @@ func (b *builder) transport(path, s string) {
 	}
 }
 
-// endpoint reads the MX endpoint of a tenant, and returns it as a next-hop without MX look-up.
-func (b *builder) endpoint(path, s string) string {
-	const example = "contoso-com.mail.protection.outlook.com"
-	host, port := s, "25"
+// hostPort divides a host and its port, which is usual where none is written. n is 0 for what is no port.
+func hostPort(s, usual string) (host, port string, n uint64, isIP bool) {
+	host, port = s, usual
 	if h, p, err := net.SplitHostPort(s); err == nil {
 		host, port = h, p
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
-	_, notIP := netip.ParseAddr(host)
+	if err != nil {
+		n = 0
+	}
+	_, err = netip.ParseAddr(host)
+	return host, port, n, err == nil
+}
+
+// endpoint reads the MX endpoint of a tenant, and returns it as a next-hop without MX look-up.
+func (b *builder) endpoint(path, s string) string {
+	const example = "contoso-com.mail.protection.outlook.com"
+	host, port, n, isIP := hostPort(s, "25")
 	switch {
 	case s == "":
 		b.fail(path, "the endpoint is missing; write the tenant's MX host, such as %s", example)
-	case notIP == nil:
+	case isIP:
 		b.fail(path, "Microsoft's addresses change; write the tenant's MX host, such as %s", example)
-	case !address.ValidDomain(address.ASCIIDomain(host)) || err != nil || n == 0:
+	case !address.ValidDomain(address.ASCIIDomain(host)) || n == 0:
 		b.fail(path, "%q is not a host; write the tenant's MX host, such as %s", address.Clip(s), example)
 	case n == 587 || n == 465:
 		b.fail(path, "the MX endpoint listens on port 25; port %d is for submission, which is always there", n)

@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"net/textproto"
@@ -226,11 +225,7 @@ func (d *Walk) enter(ctx context.Context, port postfix.Port, v visitor) (*inTalk
 
 func (k *inTalk) use(c net.Conn) {
 	k.conn = c
-	k.text = textproto.NewConn(struct {
-		io.Reader
-		io.Writer
-		io.Closer
-	}{io.LimitReader(c, maxSession), c, c})
+	k.text = dialogue(c)
 }
 
 func (k *inTalk) end() {

@@ -230,7 +230,12 @@ func (k *smtpTalk) connect(ctx context.Context) (string, error) {
 // nothing that came before TLS counts (RFC 3207, section 4.2).
 func (k *smtpTalk) use(c net.Conn) {
 	k.conn = c
-	k.text = textproto.NewConn(struct {
+	k.text = dialogue(c)
+}
+
+// dialogue speaks over a connection, and reads at most maxSession of it.
+func dialogue(c net.Conn) *textproto.Conn {
+	return textproto.NewConn(struct {
 		io.Reader
 		io.Writer
 		io.Closer
